@@ -1,0 +1,30 @@
+"""Errors that the user can mend, and how the command lines show them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class OvsegError(Exception):
+    """Something the user gave cannot work.
+
+    The message is one clear sentence or two: what is wrong, which file or key, and what to do.
+    """
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn :class:`OvsegError` into ``error: ...`` on stderr and exit status 2, Ctrl-C into status 130.
+
+    Any other exception is a defect of ours and keeps its traceback.
+    """
+    try:
+        yield
+    except OvsegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
