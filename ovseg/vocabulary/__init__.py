@@ -1,0 +1,7 @@
+"""Words: what a user asks for, the label sets of the known data sets, and the prompts around a word. Knows no tensors."""
+
+from ovseg.vocabulary.labels import LabelSet, label_set, label_set_names
+from ovseg.vocabulary.templates import get_templates
+from ovseg.vocabulary.words import Vocabulary
+
+__all__ = ["LabelSet", "Vocabulary", "get_templates", "label_set", "label_set_names"]

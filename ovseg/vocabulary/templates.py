@@ -1,0 +1,49 @@
+"""Prompt templates: the sentences that a word is put into before CLIP reads it (spec section 4)."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from importlib import resources
+
+from ovseg.errors import OvsegError
+
+TEMPLATE_SETS = ("vild", "imagenet", "predefined")
+DEFAULT_PREDEFINED = ("a photo of a {}.",)
+
+
+@functools.cache
+def _published() -> dict[str, tuple[str, ...]]:
+    text = resources.files(__package__).joinpath("templates.json").read_text(encoding="utf-8")
+    return {name: tuple(templates) for name, templates in json.loads(text).items()}
+
+
+def get_templates(name: str, predefined: Sequence[str] = DEFAULT_PREDEFINED) -> tuple[str, ...]:
+    """The templates of one set, in the published order; each holds one ``{}`` where the word goes.
+
+    Args:
+        name: ``"vild"`` (14 templates), ``"imagenet"`` (80) or ``"predefined"``.
+        predefined: what ``"predefined"`` means; the key ``MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES``.
+
+    Raises:
+        OvsegError: unknown set; or ``predefined`` is chosen and is empty or has a template without exactly one ``{}``.
+    """
+    if name in _published():
+        return _published()[name]
+    if name != "predefined":
+        raise OvsegError(
+            f"MODEL.CLIP_ADAPTER.TEXT_TEMPLATES is {name!r}; choose one of {', '.join(map(repr, TEMPLATE_SETS))}"
+        )
+    if isinstance(predefined, str) or not predefined:
+        raise OvsegError(
+            "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES must be a list with at least one template, "
+            'for example ["a photo of a {}."]'
+        )
+    for template in predefined:
+        if template.count("{}") != 1:
+            raise OvsegError(
+                f"the template {template!r} in MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES must hold {{}} exactly "
+                "once: that is where the word goes"
+            )
+    return tuple(predefined)
