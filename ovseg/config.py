@@ -1,0 +1,198 @@
+"""Every configuration key that ovseg adds to Detectron2's, with its default and what it does.
+
+Names and defaults are those of the published systems (`specification`, section 8, of each); keys of our own say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode as Detectron2CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.projects.deeplab import add_deeplab_config
+
+from ovseg.config_errors import explain_config_errors
+from ovseg.errors import OvsegError
+
+DEFAULTS: dict[str, Any] = {
+    # --- Swin backbone -------------------------------------------------------------------------------------
+    "MODEL.SWIN.PRETRAIN_IMG_SIZE": 224,  # only sizes the absolute position embedding
+    "MODEL.SWIN.PATCH_SIZE": 4,
+    "MODEL.SWIN.EMBED_DIM": 96,  # channels of res2; each later stage doubles them
+    "MODEL.SWIN.DEPTHS": [2, 2, 6, 2],  # blocks per stage
+    "MODEL.SWIN.NUM_HEADS": [3, 6, 12, 24],  # attention heads per stage
+    "MODEL.SWIN.WINDOW_SIZE": 7,
+    "MODEL.SWIN.MLP_RATIO": 4.0,
+    "MODEL.SWIN.QKV_BIAS": True,
+    "MODEL.SWIN.QK_SCALE": None,  # None = head_dim ** -0.5
+    "MODEL.SWIN.NORM_INDICES": None,  # stages whose output is normalised; None = all
+    "MODEL.SWIN.PROJECTION": False,  # adds the feature "fc": LayerNorm + linear on the last stage
+    "MODEL.SWIN.PROJECT_DIM": 256,
+    "MODEL.SWIN.DROP_RATE": 0.0,
+    "MODEL.SWIN.ATTN_DROP_RATE": 0.0,
+    "MODEL.SWIN.DROP_PATH_RATE": 0.3,  # of the last block; rises linearly from 0
+    "MODEL.SWIN.APE": False,  # absolute position embedding
+    "MODEL.SWIN.PATCH_NORM": True,
+    "MODEL.SWIN.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    # --- head ----------------------------------------------------------------------------------------------
+    "MODEL.SEM_SEG_HEAD.EMBEDDING_DIM": 512,  # must equal CLIP's embedding dimension
+    "MODEL.SEM_SEG_HEAD.EMBED_HIDDEN_DIM": 1024,
+    "MODEL.SEM_SEG_HEAD.EMBED_LAYERS": 2,  # linear layers of the class embedding
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": 256,  # channels of the per-pixel mask features
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "BasePixelDecoder",  # or TransformerEncoderPixelDecoder
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 0,  # of TransformerEncoderPixelDecoder
+    # --- proposals: transformer, losses, painting ----------------------------------------------------------
+    "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,  # losses after every decoder layer
+    "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,  # class weight of "no object" in the cross entropy
+    "MODEL.MASK_FORMER.DICE_WEIGHT": 1.0,
+    "MODEL.MASK_FORMER.MASK_WEIGHT": 20.0,
+    "MODEL.MASK_FORMER.NHEADS": 8,
+    "MODEL.MASK_FORMER.DROPOUT": 0.1,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 2048,
+    "MODEL.MASK_FORMER.ENC_LAYERS": 0,
+    "MODEL.MASK_FORMER.DEC_LAYERS": 6,
+    "MODEL.MASK_FORMER.PRE_NORM": False,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 256,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 100,
+    "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "res5",  # or "transformer_encoder" with that pixel decoder
+    "MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ": False,
+    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": 32,  # inputs are padded to a multiple; negative = the backbone's own
+    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,
+    # ours: "mask_sum" (OVSeg) adds up class probability x mask probability over all queries; "class_winner"
+    # (OVSegDEMO) shows each class's best mask only
+    "MODEL.MASK_FORMER.TEST.PAINTING": "mask_sum",
+    "MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE": 64,  # ours: classes painted at a time; bounds memory
+    # --- CLIP as the classifier of regions -----------------------------------------------------------------
+    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "vild",  # vild (14), imagenet (80) or predefined
+    "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES": ["a photo of a {}."],
+    "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "",
+    # OpenAI's name, open_clip's name, path of an open_clip JSON file, hf-hub:..., local-dir:...
+    "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": "ViT-B/16",
+    # ours: "openai" or another open_clip tag, a file, or "none"; read when first needed and not overwritten
+    "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": "openai",
+    "MODEL.CLIP_ADAPTER.MASK_FILL": "mean",  # background of a crop: CLIP's mean colour, or "zero"
+    "MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO": 1.0,
+    "MODEL.CLIP_ADAPTER.MASK_THR": 0.4,  # probability above which a pixel belongs to the mask
+    "MODEL.CLIP_ADAPTER.MASK_MATTING": False,  # cut crops with the soft mask
+    "MODEL.CLIP_ADAPTER.REGION_RESIZED": True,
+    "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE": True,  # False: MaskFormer's classifier only
+    "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT": 0.7,  # geometric weight of CLIP; <= 0 means CLIP only
+    "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH": 3,
+    "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD": False,  # replace fully masked patches by the learnt prompts
+    "MODEL.CLIP_ADAPTER.PRECISION": "fp32",  # ours: fp32, bf16 or fp16 (autocast of both CLIP towers)
+    "MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE": 32,  # ours: crops that CLIP sees at a time; bounds memory
+    "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR": "",  # ours: "" = the user's cache folder, "none" = memory only
+    "MODEL.CLIP_ADAPTER.TRUNCATE_PROMPTS": False,  # ours: cut prompts of more than 77 tokens instead of refusing
+    # ours: True drops MaskFormer's no-object column before its softmax, as the CLIP branch does; the original
+    # drops it after (specification 16.3), and its published numbers depend on that
+    "MODEL.CLIP_ADAPTER.DROP_NO_OBJECT_BEFORE_SOFTMAX": False,
+    # --- data ----------------------------------------------------------------------------------------------
+    "DATASETS.SAMPLE_PER_CLASS": -1,
+    "DATASETS.SAMPLE_SEED": 0,
+    "INPUT.COLOR_AUG_SSD": False,
+    "INPUT.SIZE_DIVISIBILITY": -1,  # side that the mapper pads training crops to; <= 0 = no padding
+    "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",
+    # --- solver --------------------------------------------------------------------------------------------
+    "SOLVER.OPTIMIZER": "ADAMW",  # or SGD
+    "SOLVER.TEST_IMS_PER_BATCH": 1,
+    "SOLVER.WEIGHT_DECAY_EMBED": 0.0,
+    "SOLVER.BACKBONE_MULTIPLIER": 0.1,  # learning rate of the backbone relative to BASE_LR
+    # --- test ----------------------------------------------------------------------------------------------
+    "TEST.SLIDING_WINDOW": False,
+    "TEST.SLIDING_TILE_SIZE": 224,  # pixels
+    "TEST.SLIDING_OVERLAP": 2 / 3,
+    "TEST.DENSE_CRF": False,  # needs pydensecrf
+    "TEST.MIOU_CONVENTION": "union",  # ours: which one is called mIoU; "union" as the original, or "ground_truth"
+    "TEST.PROPOSAL_RECALL": False,  # ours: also recall@IoU0.5 of the proposals
+    "TEST.SAVE_PREDICTIONS": False,  # ours: predictions as COCO RLE JSON
+    # --- logging -------------------------------------------------------------------------------------------
+    "WANDB.ENABLED": False,  # ours
+    "WANDB.PROJECT": "open_vocab_seg",
+    "WANDB.NAME": None,
+}
+
+# Keys that the originals define and never act on: any other value than the default would be ignored in
+# silence, so it is refused.
+WITHOUT_EFFECT = {
+    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": "the stride of the mask features is always 4",
+    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": "set MODEL.MASK_FORMER.DICE_WEIGHT and MASK_WEIGHT",
+    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": "this system has no panoptic output",
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": "this system has no panoptic output",
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": "this system has no panoptic output",
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": "scores are always fused before resizing",
+    "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "put the prompts into the checkpoint as clip_model.visual.mask_embedding",
+    "MODEL.CLIP_ADAPTER.REGION_RESIZED": "CLIP accepts crops of its own input size only",
+    "DATASETS.SAMPLE_PER_CLASS": "register a smaller data set",
+    "DATASETS.SAMPLE_SEED": "register a smaller data set",
+    "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic is the only mapper",
+}
+
+
+class CfgNode(Detectron2CfgNode):
+    """Detectron2's configuration node, reading safe YAML only and explaining mistakes in one sentence."""
+
+    def merge_from_file(self, cfg_filename: str | Path, allow_unsafe: bool = False) -> None:
+        """Merge a YAML file and its ``_BASE_`` files; tags that run code are refused whatever ``allow_unsafe`` says.
+
+        Raises:
+            OvsegError: missing file, bad YAML, executable tag, unknown key or wrong type of value.
+        """
+        with explain_config_errors(self, str(cfg_filename)):
+            super().merge_from_file(str(cfg_filename), allow_unsafe=False)
+
+    def merge_from_list(self, cfg_list: Sequence[str]) -> None:
+        """Merge ``[KEY, VALUE, KEY, VALUE, ...]``.
+
+        Raises:
+            OvsegError: unknown key, missing value or wrong type of value.
+        """
+        with explain_config_errors(self, "the KEY VALUE options"):
+            super().merge_from_list(list(cfg_list))
+
+
+def get_cfg() -> CfgNode:
+    """Return Detectron2's default configuration with DeepLab's keys and all of ours."""
+    base = get_detectron2_cfg()
+    add_deeplab_config(base)
+    cfg = CfgNode(base)
+    for key, default in DEFAULTS.items():
+        *parents, name = key.split(".")
+        node = cfg
+        for parent in parents:
+            node = node.setdefault(parent, CfgNode())
+        node[name] = default
+    return cfg
+
+
+def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
+    """Read ``config_file`` over the defaults, then ``opts`` (alternating keys and values) over both.
+
+    Raises:
+        OvsegError: see :class:`CfgNode`.
+    """
+    cfg = get_cfg()
+    cfg.merge_from_file(config_file)
+    cfg.merge_from_list(opts)
+    return cfg
+
+
+def refuse_keys_without_effect(cfg: Detectron2CfgNode) -> None:
+    """Raise :class:`OvsegError` when a key of :data:`WITHOUT_EFFECT` was changed from its default."""
+    defaults = get_cfg()
+    for key, remedy in WITHOUT_EFFECT.items():
+        if _lookup(cfg, key) != _lookup(defaults, key):
+            raise OvsegError(
+                f"{key} = {_lookup(cfg, key)!r} has no effect in this system: remove it "
+                f"(the default is {_lookup(defaults, key)!r}); {remedy}"
+            )
+
+
+def _lookup(cfg: Detectron2CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
