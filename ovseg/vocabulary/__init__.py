@@ -1,4 +1,4 @@
-"""Words: what a user asks for, the label sets of the known data sets, and the prompts around a word. Knows no tensors."""
+"""Words: what a user asks for, the label sets of known data sets, the prompts around a word. Knows no tensors."""
 
 from ovseg.vocabulary.labels import LabelSet, label_set, label_set_names
 from ovseg.vocabulary.templates import get_templates

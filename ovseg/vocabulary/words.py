@@ -53,7 +53,7 @@ class Vocabulary:
 
     @property
     def class_names(self) -> list[str | tuple[str, ...]]:
-        """K entries for the model's ``class_names``: a str, or a tuple of str where a name has other texts; a new list."""
+        """K entries for the model's ``class_names``, a new list: str, or a tuple of str where there are synonyms."""
         pairs = zip(self.names, self.synonyms, strict=True)
         return [name if texts == (name,) else texts for name, texts in pairs]
 
@@ -141,7 +141,9 @@ def _check_text(text: str, position: int | None, origin: str) -> None:
     if not text.strip():
         raise OvsegError(f"{where} is blank: remove it, or give it a name")
     for character in text:
-        if unicodedata.category(character) in ("Cc", "Cs"):
+        if unicodedata.category(character) == "Cs":  # undecodable bytes of a command line arrive as surrogates
+            raise OvsegError(f"{where} ({text!r}) is not valid UTF-8 text: type it again or use a vocabulary file")
+        if unicodedata.category(character) == "Cc":
             raise OvsegError(f"{where} ({text!r}) holds the control character U+{ord(character):04X}: remove it")
 
 
@@ -163,7 +165,7 @@ def _read_lines(path: Path) -> list[str]:
             raise OvsegError(f"{path} is a folder: give a text file with one word per line")
         if path.stat().st_size > _LARGEST_FILE:
             raise OvsegError(f"{path} is larger than {_LARGEST_FILE >> 20} MB: is it really a list of words?")
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
         raise OvsegError(f"there is no vocabulary file {path}") from error
     except UnicodeDecodeError as error:
