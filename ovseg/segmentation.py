@@ -1,0 +1,223 @@
+"""The one result type: which pixel is which word, and how to get it out as masks, files or other libraries' types."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import supervision as sv
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ovseg import visualize
+from ovseg.errors import OvsegError
+from ovseg.files import atomic_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+UNLABELLED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """One image segmented into K words.
+
+    Attributes:
+        label_map: (H,W) int32; index of the word, or ``UNLABELLED`` (-1) where no word was found.
+        names: K words.
+        scores: (K,) float32; mean of the winning score over the word's pixels, 0 for a word that was not found. What
+            a score measures depends on the model (class score times mask probability): compare, do not calibrate.
+        image: (H,W,3) uint8 RGB, the picture as segmented.
+        source: the file it came from, or None.
+    """
+
+    label_map: np.ndarray
+    names: tuple[str, ...]
+    scores: np.ndarray
+    image: np.ndarray = field(repr=False)
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.label_map.shape != self.image.shape[:2]:
+            raise ValueError(f"label map {self.label_map.shape} and image {self.image.shape} differ in size")
+        if len(self.scores) != len(self.names):
+            raise ValueError(f"{len(self.names)} names but {len(self.scores)} scores")
+
+    @classmethod
+    def from_maps(
+        cls,
+        label_map: np.ndarray,
+        score_map: np.ndarray,
+        names: Sequence[str],
+        image: np.ndarray,
+        source: str | None = None,
+    ) -> Segmentation:
+        """From a model's output: unpainted pixels, and labels beyond ``names``, become unlabelled.
+
+        Args:
+            label_map: (H,W) integers >= 0.
+            score_map: (H,W) float, the winning score; exactly 0 where nothing was painted.
+            names: K words. Labels >= K are unlabelled: the model's own "others" when one word was asked.
+            image: (H,W,3) uint8 RGB.
+            source: file name.
+        """
+        labels = np.where((score_map == 0) | (label_map >= len(names)), UNLABELLED, label_map).astype(np.int32)
+        shown = labels >= 0
+        sums = np.bincount(labels[shown], weights=score_map[shown], minlength=len(names))
+        counts = np.bincount(labels[shown], minlength=len(names))
+        scores = (sums / np.maximum(counts, 1)).astype(np.float32)
+        return cls(labels, tuple(names), scores, image, source)
+
+    @cached_property
+    def areas(self) -> np.ndarray:
+        """(K,) int64: pixels of each word."""
+        return np.bincount(self.label_map[self.label_map >= 0], minlength=len(self.names))
+
+    @property
+    def fractions(self) -> np.ndarray:
+        """(K,) float64: share of the picture, 0..1."""
+        return self.areas / self.label_map.size
+
+    @property
+    def found(self) -> tuple[int, ...]:
+        """Indices of the words that have a pixel, the largest first."""
+        order = np.argsort(-self.areas, kind="stable")
+        return tuple(int(k) for k in order if self.areas[k] > 0)
+
+    def index(self, word: str) -> int:
+        """Index of a word; letter case does not count.
+
+        Raises:
+            OvsegError: the word was not asked for; the message names the nearest one.
+        """
+        folded = [name.casefold() for name in self.names]
+        if word.strip().casefold() in folded:
+            return folded.index(word.strip().casefold())
+        near = difflib.get_close_matches(word, self.names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(map(repr, self.names[:20]))}"
+        raise OvsegError(f"this segmentation was not asked for {word!r}: {hint}")
+
+    def mask(self, word: str) -> np.ndarray:
+        """(H,W) bool: pixels of one word, by name; all False if it was not found. Raises as :meth:`index`."""
+        return self.label_map == self.index(word)
+
+    @property
+    def masks(self) -> Mapping[str, np.ndarray]:
+        """Word -> (H,W) bool, for the words found, the largest first."""
+        return {self.names[k]: self.label_map == k for k in self.found}
+
+    def overlay(self, image: np.ndarray | None = None) -> np.ndarray:
+        """The picture with its regions coloured and named, at full size.
+
+        Args:
+            image: (H,W,3) uint8 RGB to draw on; None for the picture that was segmented.
+
+        Returns:
+            (H,W,3) uint8 RGB, new.
+        """
+        return visualize.draw_regions(self.image if image is None else image, self.label_map, self.names)
+
+    def to_detections(self) -> sv.Detections:
+        """One detection per word found, the largest first: mask, box, ``class_id``, score, ``class_name``."""
+        found = list(self.found)
+        if not found:
+            return sv.Detections.empty()
+        masks = np.stack([self.label_map == k for k in found])
+        return sv.Detections(
+            xyxy=sv.mask_to_xyxy(masks).astype(np.float32),
+            mask=masks,
+            confidence=self.scores[found],
+            class_id=np.array(found),
+            data={"class_name": np.array([self.names[k] for k in found])},
+        )
+
+    def to_coco_rle(self) -> list[dict]:
+        """COCO results, one per word found, the largest first.
+
+        Each has ``category_id`` (index of the word), ``category_name``, ``segmentation`` (``size`` [H,W] and
+        ``counts``, COCO's compressed run lengths as str), ``bbox`` [x,y,width,height] and ``area`` in pixels,
+        ``score``.
+        """
+        results = []
+        for k in self.found:
+            rle = coco_mask.encode(np.asfortranarray(self.label_map == k, dtype=np.uint8))
+            results.append(
+                {
+                    "category_id": k,
+                    "category_name": self.names[k],
+                    "segmentation": {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")},
+                    "bbox": [float(v) for v in coco_mask.toBbox(rle)],
+                    "area": int(self.areas[k]),
+                    "score": float(self.scores[k]),
+                }
+            )
+        return results
+
+    def to_json(self) -> dict:
+        """Everything but the pixels' colours, ready for ``json.dump``; ``segments`` is :meth:`to_coco_rle`."""
+        height, width = self.label_map.shape
+        return {
+            "image": self.source,
+            "height": height,
+            "width": width,
+            "names": list(self.names),
+            "segments": [s | {"fraction": s["area"] / self.label_map.size} for s in self.to_coco_rle()],
+            "unlabelled_fraction": float(1 - self.fractions.sum()),
+        }
+
+    def picture(self) -> np.ndarray:
+        """(h,w,3) uint8 RGB: the overlay with a legend below, scaled to a size for people to look at."""
+        return visualize.draw_picture(self.image, self.label_map, self.names)
+
+    def save(self, where: str | Path) -> tuple[Path, Path, Path]:
+        """Write three files, each whole or not at all; existing ones are replaced.
+
+        * ``PREFIX.png``: :meth:`picture`
+        * ``PREFIX_labels.png``: indices of the words as grey values; 8 bit, unlabelled 255; 16 bit, unlabelled 65535
+          when there are more than 255 words
+        * ``PREFIX.json``: :meth:`to_json`; written last, so where it is, the others are
+
+        Args:
+            where: PREFIX, with or without ``.png``; or a folder (existing, or with a slash at its end), in which the
+                files are named after the image.
+
+        Returns:
+            The three paths.
+
+        Raises:
+            OvsegError: the folder cannot be written, the disk is full, more than 65535 words.
+        """
+        picture_file, labels_file, json_file = output_files(self._prefix(where))
+        if len(self.names) > 65535:
+            raise OvsegError(f"a label map PNG holds at most 65535 words, and there are {len(self.names)}")
+        bits, blank = (np.uint8, 255) if len(self.names) <= 255 else (np.uint16, 65535)
+        labels = np.where(self.label_map < 0, blank, self.label_map).astype(bits)
+        _save_image(self.picture(), picture_file)
+        _save_image(labels, labels_file)
+        with atomic_path(json_file) as temporary:
+            temporary.write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        return picture_file, labels_file, json_file
+
+    def _prefix(self, where: str | Path) -> Path:
+        path = Path(where)
+        if path.is_dir() or str(where).endswith(("/", "\\")):
+            return path / (Path(self.source).stem if self.source else "segmentation")
+        return path.with_suffix("") if path.suffix.lower() == ".png" else path
+
+
+def output_files(prefix: str | Path) -> tuple[Path, Path, Path]:
+    """The files that :meth:`Segmentation.save` writes for a prefix: picture, label map, JSON."""
+    prefix = Path(prefix)
+    return tuple(prefix.with_name(prefix.name + end) for end in (".png", "_labels.png", ".json"))
+
+
+def _save_image(array: np.ndarray, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        Image.fromarray(array).save(temporary, compress_level=4)
