@@ -1,0 +1,263 @@
+#!/usr/bin/env python3
+"""Install Detectron2 into the environment of the running Python; do nothing where ``import detectron2`` works.
+
+    python tools/install_detectron2.py                   # Detectron2 0.6 in pure Python, no compiler needed
+    python tools/install_detectron2.py --sdist FILE      # the same from a file that was downloaded before
+    python tools/install_detectron2.py --source git      # the official repository, compiled here
+
+The pure-Python build takes the source distribution ``pb1-detectron2==0.6``: Detectron2 0.6's Python files without
+its C++. pip refuses it (an extra in its metadata is a URL), so ``unearth`` fetches it; its checksum is verified,
+what current libraries broke is mended (``detectron2_mends.py``), and a wheel named ``detectron2`` is built and
+installed. The few compiled operators (deformable convolution, rotated boxes) raise a clear error when they are used.
+
+This script stands alone: it needs torch, and for the pure-Python build ``unearth``, ``build`` and ``setuptools``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2_mends import MENDS, MOVED_FOLDERS, NEW_FILES, REPLACED_FILES, Mend
+
+SDIST = "pb1-detectron2==0.6"
+SDIST_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
+GIT_URL = "https://github.com/facebookresearch/detectron2.git"
+GIT_COMMIT = "e0ec4e189d438848521aee7926f9900e114229f5"
+
+
+class InstallError(Exception):
+    """Detectron2 cannot be installed; the message says why and what to do."""
+
+
+def installed_detectron2() -> tuple[str, str]:
+    """Ask a fresh interpreter about ``import detectron2``.
+
+    Returns:
+        (``"ok"``, where and which version), (``"missing"``, "") or (``"broken"``, the import's last error line).
+    """
+    code = "import detectron2; print(detectron2.__version__, 'in', *detectron2.__path__)"
+    with tempfile.TemporaryDirectory() as empty:  # a folder `detectron2` in the current one must not count
+        answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=empty)
+    if answer.returncode == 0:
+        return "ok", answer.stdout.strip()
+    error = (answer.stderr.strip().splitlines() or ["no error message"])[-1]
+    if error == "ModuleNotFoundError: No module named 'detectron2'":
+        return "missing", ""
+    return "broken", error
+
+
+def require_modules(names: Sequence[str], purpose: str) -> None:
+    """Raise :class:`InstallError` naming those of ``names`` that cannot be imported."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InstallError(f"{purpose} needs {', '.join(missing)}: run `pip install {' '.join(missing)}` first")
+
+
+def run(command: Sequence[str], failure: str, env: dict[str, str] | None = None) -> None:
+    """Run a command, showing its output only when it fails.
+
+    Raises:
+        InstallError: ``failure`` and the end of the command's output.
+    """
+    result = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
+    if result.returncode != 0:
+        tail = "\n".join(result.stdout.strip().splitlines()[-15:])
+        raise InstallError(f"{failure}\n  command: {' '.join(command)}\n{tail}")
+
+
+def download_sdist(folder: Path) -> Path:
+    """Fetch :data:`SDIST` into ``folder`` with unearth, from the index that pip or uv is configured to use."""
+    require_modules(["unearth"], "downloading Detectron2's source")
+    command = [sys.executable, "-m", "unearth", "--no-binary", "--download", str(folder)]
+    index = next(filter(None, map(os.environ.get, ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"))), None)
+    if index:
+        command += ["--index-url", index]
+    run(
+        [*command, SDIST],
+        f"cannot download {SDIST}: without a network, fetch that file elsewhere and give it with --sdist FILE",
+    )
+    archives = sorted(folder.glob("*.tar.gz"))
+    if len(archives) != 1:
+        raise InstallError(f"downloading {SDIST} gave {len(archives)} archives instead of one: try again")
+    return archives[0]
+
+
+def verify_checksum(archive: Path, sha256: str) -> None:
+    """Raise :class:`InstallError` unless ``archive`` is the very file that the mends were written for."""
+    if not archive.is_file():
+        raise InstallError(f"no such file: {archive}")
+    actual = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if actual != sha256:
+        raise InstallError(
+            f"{archive} is not the expected {SDIST} source (sha256 {actual}, expected {sha256}): download it again"
+        )
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Extract ``archive`` below ``folder`` and return its one top folder.
+
+    Raises:
+        InstallError: a member is a link or a device, or would be written outside ``folder``.
+    """
+    folder = folder.resolve()
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            inside = (folder / member.name).resolve().is_relative_to(folder)
+            if not inside or not (member.isfile() or member.isdir()):
+                raise InstallError(f"{archive} contains an unsafe entry, {member.name!r}: it was not extracted")
+        # the oldest patch releases of Python 3.10 and 3.11 have no filters; the check above stands alone there
+        tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    tops = [path for path in folder.iterdir() if path.is_dir()]
+    if len(tops) != 1:
+        raise InstallError(f"{archive} holds {len(tops)} top folders instead of one")
+    return tops[0]
+
+
+def apply_mends(tree: Path, mends: Sequence[Mend]) -> None:
+    """Apply ``mends`` to the files below ``tree``.
+
+    Raises:
+        InstallError: a file is missing, or a text does not occur exactly as often as its mend declares.
+    """
+    for mend in mends:
+        path = tree / mend.file
+        if not path.is_file():
+            raise InstallError(f"cannot mend {mend.file}: the file is not in the source")
+        text = path.read_text(encoding="utf-8")
+        found = text.count(mend.old)
+        if found != mend.count:
+            raise InstallError(
+                f"cannot mend {mend.file}: {mend.old!r} occurs {found} times, expected {mend.count} ({mend.why})"
+            )
+        path.write_text(text.replace(mend.old, mend.new), encoding="utf-8")
+
+
+def prepare_tree(tree: Path) -> None:
+    """Turn the unpacked source into one that builds a pure-Python ``detectron2`` wheel."""
+    apply_mends(tree, MENDS)
+    for name in REPLACED_FILES:
+        (tree / name).unlink()
+    for source, target in MOVED_FOLDERS.items():
+        shutil.move(tree / source, tree / target)
+    for name, text in NEW_FILES.items():
+        (tree / name).write_text(text, encoding="utf-8")
+
+
+def build_wheel(tree: Path, folder: Path) -> Path:
+    """Build the wheel of ``tree`` into ``folder`` with what is installed, without a network."""
+    require_modules(["build", "setuptools"], "building Detectron2's wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(tree)]
+    run(command, "building Detectron2's wheel failed")
+    return next(folder.glob("detectron2-*.whl"))
+
+
+def installer() -> list[str]:
+    """The start of an install command into the running environment: uv's where it is, else pip's.
+
+    Raises:
+        InstallError: neither is there.
+    """
+    if importlib.util.find_spec("uv") is not None:
+        return [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable]
+    if uv := shutil.which("uv"):
+        return [uv, "pip", "install", "--python", sys.executable]
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
+    raise InstallError("neither uv nor pip is here: put uv on the PATH or run `python -m ensurepip`, then this again")
+
+
+def install_pure_python(sdist: Path | None) -> None:
+    """Build the pure-Python wheel from ``sdist`` (None: download it) and install it."""
+    with tempfile.TemporaryDirectory(prefix="detectron2-") as name:
+        work = Path(name)
+        downloads, source, wheels = work / "download", work / "source", work / "wheel"
+        for folder in (downloads, source, wheels):
+            folder.mkdir()
+        archive = sdist or download_sdist(downloads)
+        verify_checksum(archive, SDIST_SHA256)
+        tree = unpack(archive, source)
+        prepare_tree(tree)
+        run([*installer(), str(build_wheel(tree, wheels))], "installing Detectron2's wheel failed")
+
+
+def install_official() -> None:
+    """Compile and install the official repository at :data:`GIT_COMMIT`."""
+    if shutil.which("git") is None:
+        raise InstallError("--source git needs git: install it, or use --source pypi")
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if shutil.which(compiler) is None:
+        raise InstallError(f"--source git compiles C++ and finds no {compiler}: install g++, or use --source pypi")
+    require_modules(["setuptools", "wheel"], "compiling Detectron2")
+    quiet_git = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    run(
+        ["git", "-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=20", "ls-remote", GIT_URL, "HEAD"],
+        f"cannot reach {GIT_URL}: check the network or proxy, or use --source pypi",
+        env=quiet_git,
+    )
+    print(f"compiling Detectron2 at {GIT_COMMIT[:12]} (a minute or two) ...", flush=True)
+    requirement = f"detectron2 @ git+{GIT_URL}@{GIT_COMMIT}"
+    run([*installer(), "--no-build-isolation", requirement], "compiling Detectron2 failed", env=quiet_git)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Install Detectron2 into this environment, if it is not there.")
+    parser.add_argument(
+        "--source",
+        choices=("pypi", "git"),
+        default="pypi",
+        help="pypi: 0.6 in pure Python, no compiler (default); git: the official repository, compiled here",
+    )
+    parser.add_argument("--sdist", type=Path, metavar="FILE", help="the downloaded pb1-detectron2-0.6.tar.gz")
+    args = parser.parse_args(argv)
+    if args.sdist and args.source == "git":
+        parser.error("--sdist goes with --source pypi")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Install Detectron2 as the command line says.
+
+    Raises:
+        InstallError: see the message.
+    """
+    args = parse_args(argv)
+    state, details = installed_detectron2()
+    if state == "ok":
+        print(f"Detectron2 is installed already: {details}")
+        return
+    if state == "broken":
+        raise InstallError(
+            f"a Detectron2 is installed but does not import ({details}): uninstall it "
+            "(`pip uninstall detectron2`) or install what it misses, then run this again"
+        )
+    require_modules(["torch"], "Detectron2")
+    if args.source == "git":
+        install_official()
+    else:
+        install_pure_python(args.sdist)
+    state, details = installed_detectron2()
+    if state != "ok":
+        raise InstallError(f"Detectron2 was installed but does not import: {details}")
+    print(f"installed Detectron2 {details}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InstallError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
