@@ -1,0 +1,181 @@
+"""Confusion matrices and the scores read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ovseg.errors import OvsegError
+
+MIOU_CONVENTIONS = ("union", "ground_truth")
+
+
+def confusion_matrix(
+    pred: np.ndarray,
+    gt: np.ndarray,
+    num_classes: int,
+    ignore_label: int | None,
+    *,
+    pred_source: str = "the prediction",
+    gt_source: str = "the ground truth",
+) -> np.ndarray:
+    """Count pixels by (predicted class, true class).
+
+    Args:
+        pred: (H,W) integers in [0, num_classes).
+        gt: (H,W) integers in [0, num_classes) or ``ignore_label``; any integer dtype, 16 bit included.
+        num_classes: K.
+        ignore_label: the value of pixels that do not count; None when there is none.
+        pred_source: what to call the prediction in an error, usually the image's file.
+        gt_source: what to call the labels in an error, usually their file.
+
+    Returns:
+        (K+1,K+1) int64, row = prediction, column = truth; the last column holds ignored pixels, the last row
+        is always 0 (spec section 10.1).
+
+    Raises:
+        OvsegError: the sizes differ, or a label is out of range; the message names the source and the value.
+    """
+    pred, gt = np.asarray(pred), np.asarray(gt)
+    if pred.shape != gt.shape:
+        raise OvsegError(
+            f"the prediction for {pred_source} has shape {pred.shape} but its labels in {gt_source} have shape "
+            f"{gt.shape}: image and label file must have the same height and width"
+        )
+    ignored = np.zeros(gt.shape, dtype=bool) if ignore_label is None else gt == ignore_label
+    truth = np.where(ignored, num_classes, gt.astype(np.int64))
+    wrong = ~ignored & ((truth < 0) | (truth >= num_classes))
+    if wrong.any():
+        allowed = f"0..{num_classes - 1}" + ("" if ignore_label is None else f" and {ignore_label} (ignored)")
+        raise OvsegError(
+            f"{gt_source} holds the label {truth[wrong][0]}, but the data set's labels are {allowed}: "
+            "prepare the labels again, or register the data set with its own classes and ignore label"
+        )
+    pred = pred.astype(np.int64)
+    if pred.size and (pred.min() < 0 or pred.max() >= num_classes):
+        value = pred.min() if pred.min() < 0 else pred.max()
+        raise OvsegError(
+            f"the model predicted label {value} for {pred_source}, but the data set has {num_classes} classes: "
+            "ask the model for the words of this data set"
+        )
+    side = num_classes + 1
+    return np.bincount((side * pred + truth).ravel(), minlength=side * side).reshape(side, side)
+
+
+def scores_from_confusion(
+    conf: np.ndarray,
+    class_names: Sequence[str],
+    evaluation_set: Mapping[str, Sequence[int]] | None = None,
+    convention: str = "union",
+) -> dict[str, float]:
+    """All scores of spec section 10.1, in percent.
+
+    A class without ground truth has IoU NaN and adds nothing to the sum of a mean IoU. The conventions differ in what the
+    sum is divided by: "union" counts every class with ground truth *or* prediction (a class that is predicted
+    but never true counts as 0: the published OVSeg numbers), "ground_truth" only classes with ground truth
+    (current Detectron2).
+
+    Args:
+        conf: (K+1,K+1) integers from :func:`confusion_matrix`, summed over images.
+        class_names: K names.
+        evaluation_set: class indices by name of a subset. For each it adds ``mIoU-<set>`` and ``pAcc-<set>`` over
+            the subset, ``mIoU-un<set>`` and ``pAcc-un<set>`` over all other classes, and ``hIoU-<set>``, the
+            harmonic mean of both mean IoUs.
+        convention: which one ``mIoU`` and the subsets' mean IoUs follow; ``mIoU-union`` and ``mIoU-gt`` are always there.
+
+    Returns:
+        scores by name; NaN where a score has no pixel to speak about.
+
+    Raises:
+        OvsegError: unknown convention, or a subset that names a class out of range or clashes with a score's name.
+    """
+    check_convention(convention)
+    num_classes = len(class_names)
+    counts = np.asarray(conf)[:num_classes, :num_classes].astype(np.float64)
+    tp, pos_gt, pos_pred = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)
+    iou = _ratio(tp, pos_gt + pos_pred - tp, where=pos_gt > 0)
+    acc = _ratio(tp, pos_gt, where=pos_gt > 0)
+
+    def mean_iou(classes: np.ndarray, how: str) -> float:
+        counted = pos_gt + pos_pred > 0 if how == "union" else pos_gt > 0
+        return _divide(np.nansum(iou[classes]), np.count_nonzero(counted[classes]))
+
+    def pixel_accuracy(classes: np.ndarray) -> float:
+        return _divide(tp[classes].sum(), pos_gt[classes].sum())
+
+    every = np.arange(num_classes)
+    names = [str(name).strip() for name in class_names]
+    scores = {
+        "mIoU": mean_iou(every, convention),
+        "mIoU-union": mean_iou(every, "union"),
+        "mIoU-gt": mean_iou(every, "ground_truth"),
+        "fwIoU": _divide(np.nansum(iou * pos_gt), pos_gt.sum()),
+        **{f"IoU-{name}": value for name, value in zip(names, iou, strict=True)},
+        "mACC": _divide(np.nansum(acc), np.count_nonzero(pos_gt)),
+        "pACC": pixel_accuracy(every),
+        **{f"ACC-{name}": value for name, value in zip(names, acc, strict=True)},
+    }
+    for name, members in (evaluation_set or {}).items():
+        inside = check_subset(name, members, num_classes)
+        outside = np.setdiff1d(every, inside)
+        subset_scores = {
+            f"mIoU-{name}": mean_iou(inside, convention),
+            f"pAcc-{name}": pixel_accuracy(inside),
+            f"mIoU-un{name}": mean_iou(outside, convention),
+            f"pAcc-un{name}": pixel_accuracy(outside),
+        }
+        seen, unseen = subset_scores[f"mIoU-{name}"], subset_scores[f"mIoU-un{name}"]
+        subset_scores[f"hIoU-{name}"] = 0.0 if seen + unseen == 0 else 2 * seen * unseen / (seen + unseen)
+        scores.update(subset_scores)
+    return {name: 100 * float(value) for name, value in scores.items()}
+
+
+def per_class_rows(
+    conf: np.ndarray, class_names: Sequence[str], evaluation_set: Mapping[str, Sequence[int]] | None = None
+) -> list[dict[str, object]]:
+    """One row per class: index, name, subsets it belongs to, IoU and accuracy (percent, "" without ground truth), pixels."""
+    scores = scores_from_confusion(conf, class_names)
+    counts = np.asarray(conf)[: len(class_names), : len(class_names)]
+    rows = []
+    for index, name in enumerate(str(name).strip() for name in class_names):
+        sets = [subset for subset, members in (evaluation_set or {}).items() if index in set(members)]
+        values = {"IoU": scores[f"IoU-{name}"], "ACC": scores[f"ACC-{name}"]}
+        rows.append(
+            {
+                "index": index,
+                "name": name,
+                "set": " ".join(sets),
+                **{key: "" if np.isnan(value) else round(value, 4) for key, value in values.items()},
+                "gt_pixels": int(counts[:, index].sum()),
+                "predicted_pixels": int(counts[index].sum()),
+            }
+        )
+    return rows
+
+
+def check_convention(convention: str) -> None:
+    """Raise OvsegError unless ``convention`` is one of :data:`MIOU_CONVENTIONS`."""
+    if convention not in MIOU_CONVENTIONS:
+        raise OvsegError(f"TEST.MIOU_CONVENTION is {convention!r}: use one of {', '.join(MIOU_CONVENTIONS)}")
+
+
+def check_subset(name: str, members: Sequence[int], num_classes: int) -> np.ndarray:
+    """(n,) int64 sorted, unique class indices of a subset."""
+    if name in ("union", "gt"):
+        raise OvsegError(f"evaluation_set {name!r} would hide the score mIoU-{name}: choose another name for it")
+    inside = np.unique(np.asarray(list(members), dtype=np.int64))
+    if inside.size and (inside[0] < 0 or inside[-1] >= num_classes):
+        raise OvsegError(
+            f"evaluation_set {name!r} names class {inside[0] if inside[0] < 0 else inside[-1]}, "
+            f"but the data set has classes 0..{num_classes - 1}"
+        )
+    return inside
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray, where: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=where)
+
+
+def _divide(numerator: float, denominator: float) -> float:
+    return float(numerator) / float(denominator) if denominator else float("nan")

@@ -1,0 +1,64 @@
+"""Sharpening scores along the edges of the image with a dense CRF (spec section 10.3); needs ``pydensecrf``."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovseg.errors import OvsegError
+
+ITERATIONS = 5
+GAUSSIAN_SXY, GAUSSIAN_WEIGHT = 3, 3
+BILATERAL_SXY, BILATERAL_SRGB, BILATERAL_WEIGHT = 80, 13, 10
+
+
+class DenseCRF:
+    """Mean-field inference in a fully connected CRF (Kraehenbuehl and Koltun, 2011).
+
+    Raises:
+        OvsegError: ``pydensecrf`` is not installed; says how to install it.
+    """
+
+    def __init__(self) -> None:
+        self._densecrf, self._utils = _import("pydensecrf.densecrf"), _import("pydensecrf.utils")
+
+    def __call__(self, image: np.ndarray, scores: Tensor) -> Tensor:
+        """Refine scores.
+
+        Args:
+            image: (H,W,3) uint8 RGB.
+            scores: (K,H,W) float, any scale; their softmax over K is the unary term.
+
+        Returns:
+            (K,H,W) float32 probabilities, on the device of ``scores``.
+
+        Raises:
+            OvsegError: image and scores differ in size.
+        """
+        num_classes, height, width = scores.shape
+        if image.shape != (height, width, 3):
+            raise OvsegError(f"the CRF needs image and scores of one size, got {image.shape[:2]} and {(height, width)}")
+        probabilities = scores.float().softmax(dim=0).cpu().numpy()
+        crf = self._densecrf.DenseCRF2D(width, height, num_classes)
+        crf.setUnaryEnergy(np.ascontiguousarray(self._utils.unary_from_softmax(probabilities)))
+        crf.addPairwiseGaussian(sxy=GAUSSIAN_SXY, compat=GAUSSIAN_WEIGHT)
+        crf.addPairwiseBilateral(
+            sxy=BILATERAL_SXY, srgb=BILATERAL_SRGB, rgbim=np.ascontiguousarray(image), compat=BILATERAL_WEIGHT
+        )
+        refined = np.asarray(crf.inference(ITERATIONS), dtype=np.float32).reshape(num_classes, height, width)
+        return torch.from_numpy(refined.copy()).to(scores.device)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise OvsegError(
+            "TEST.DENSE_CRF needs the package pydensecrf, which is not installed: run `pip install 'ovseg[crf]'`, or, where "
+            "that fails to compile, unpack its source, delete pydensecrf/*.cpp except eigen_impl.cpp and install it from "
+            "there with `cython<3`; or set TEST.DENSE_CRF to False"
+        ) from error

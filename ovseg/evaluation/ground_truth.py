@@ -1,0 +1,80 @@
+"""Reading the true labels of a registered data set."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from PIL import Image, UnidentifiedImageError
+
+from ovseg.errors import OvsegError
+
+
+class GroundTruth:
+    """Class names, subsets and label maps of a data set.
+
+    Attributes:
+        class_names: K names, blanks at the ends removed.
+        ignore_label: value of pixels that do not count, or None.
+        evaluation_set: class indices by name of a subset; empty when the metadata has none.
+
+    Raises:
+        OvsegError: the data set is unknown or has no class names.
+    """
+
+    def __init__(self, dataset_name: str) -> None:
+        metadata = MetadataCatalog.get(dataset_name)
+        names = metadata.get("stuff_classes")
+        if names is None:
+            raise OvsegError(
+                f"data set {dataset_name!r} has no stuff_classes in its metadata: is its name right, and is it "
+                "registered for semantic segmentation?"
+            )
+        self.dataset_name = dataset_name
+        self.class_names: list[str] = [str(name).strip() for name in names]
+        self.ignore_label: int | None = metadata.get("ignore_label")
+        self.evaluation_set: dict[str, list[int]] = dict(metadata.get("evaluation_set") or {})
+        to_contiguous = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
+        self.dataset_ids: dict[int, int] = {contiguous: original for original, contiguous in to_contiguous.items()}
+
+    @cached_property
+    def _label_files(self) -> dict[str, str]:
+        return {record["file_name"]: record["sem_seg_file_name"] for record in DatasetCatalog.get(self.dataset_name)}
+
+    def label_file(self, sample: dict) -> str:
+        """The label file of a model input: its own ``sem_seg_file_name``, else the catalog's by ``file_name``."""
+        if own := sample.get("sem_seg_file_name"):
+            return own
+        try:
+            return self._label_files[sample["file_name"]]
+        except KeyError as error:
+            raise OvsegError(
+                f"image {sample.get('file_name')} is not part of data set {self.dataset_name!r}, so it has no labels there"
+            ) from error
+
+    def labels(self, sample: dict) -> tuple[np.ndarray, str]:
+        """(H,W) integer labels of a model input as they are in the file (8 or 16 bit), and the file's name.
+
+        Raises:
+            OvsegError: the label file is missing, broken, or not a single-channel image.
+        """
+        file_name = self.label_file(sample)
+        try:
+            with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+                labels = np.array(image)
+        except FileNotFoundError as error:
+            raise OvsegError(
+                f"label file {file_name} is missing: prepare data set {self.dataset_name!r} again"
+            ) from error
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise OvsegError(
+                f"label file {file_name} cannot be read ({error}): prepare data set {self.dataset_name!r} again"
+            ) from error
+        if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+            raise OvsegError(
+                f"label file {file_name} has shape {labels.shape} and type {labels.dtype}: labels must be a "
+                "single-channel image of integers"
+            )
+        return labels, file_name

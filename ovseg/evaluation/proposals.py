@@ -1,0 +1,129 @@
+"""How well class-agnostic mask proposals cover the true segments."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from ovseg.errors import OvsegError
+from ovseg.evaluation.confusion import check_subset
+from ovseg.evaluation.ground_truth import GroundTruth
+
+_PIXELS_PER_CHUNK = 1 << 16
+# IoUs are summed as integers, so that the sum does not depend on how images are spread over processes.
+_FIXED_POINT = 1 << 32
+
+
+def segment_ious(proposals: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    """IoU of every proposal with every segment.
+
+    Args:
+        proposals: (Q,N) bool, N pixels.
+        segments: (N,) int64, the segment of each pixel in [0,S); each pixel is in exactly one.
+
+    Returns:
+        (Q,S) float64. Pixels are counted in chunks of at most 65,536, where float32 sums of ones are exact.
+    """
+    num_segments = int(segments.max()) + 1 if segments.numel() else 0
+    inter = torch.zeros(len(proposals), num_segments, dtype=torch.float64, device=proposals.device)
+    sizes = torch.bincount(segments, minlength=num_segments).to(torch.float64)
+    for start in range(0, len(segments), _PIXELS_PER_CHUNK):
+        chunk = slice(start, start + _PIXELS_PER_CHUNK)
+        one_hot = torch.nn.functional.one_hot(segments[chunk], num_segments).to(torch.float32)
+        inter += (proposals[:, chunk].to(torch.float32) @ one_hot).to(torch.float64)
+    area = inter.sum(dim=1, keepdim=True)  # segments cover all pixels, so this is each proposal's area
+    return inter / (area + sizes - inter).clamp(min=1)
+
+
+class ProposalRecallEvaluator(DatasetEvaluator):
+    """Recall of the true segments by the proposals, whatever name the model gives to them.
+
+    A true segment is all pixels of one class in one image. Ignored pixels count neither for a segment nor for a proposal.
+    Per segment the best IoU over the image's proposals is taken; the scores are the share of segments whose
+    best IoU is at least ``iou_threshold`` and the mean best IoU, in percent, over all segments and over the
+    segments of each subset of the metadata's ``evaluation_set``.
+
+    Args:
+        dataset_name: a registered data set with labels.
+        iou_threshold: from which IoU on a segment counts as found.
+    """
+
+    def __init__(self, dataset_name: str, iou_threshold: float = 0.5) -> None:
+        self.ground_truth = GroundTruth(dataset_name)
+        self.iou_threshold = iou_threshold
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        num_classes = len(self.ground_truth.class_names)
+        # rows: number of segments, of found ones, sum of best IoUs in fixed point; columns: classes
+        self._sums = np.zeros((3, num_classes), dtype=np.int64)
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Match a batch.
+
+        Args:
+            inputs: model inputs with ``file_name``.
+            outputs: for each input ``proposals`` (Q,H,W) bool at label size.
+
+        Raises:
+            OvsegError: unreadable labels, labels out of range, or sizes that differ; names the file.
+        """
+        for sample, output in zip(inputs, outputs, strict=True):
+            labels, label_file = self.ground_truth.labels(sample)
+            proposals = output["proposals"]
+            if tuple(proposals.shape[1:]) != labels.shape:
+                raise OvsegError(
+                    f"the proposals for {sample.get('file_name')} have size {tuple(proposals.shape[1:])} but its labels in "
+                    f"{label_file} have {labels.shape}: image and label file must have the same height and width"
+                )
+            counted = np.ones(labels.shape, dtype=bool)
+            if self.ground_truth.ignore_label is not None:
+                counted = labels != self.ground_truth.ignore_label
+            classes, segments = np.unique(labels[counted], return_inverse=True)
+            if not classes.size:
+                continue
+            if classes[-1] >= len(self.ground_truth.class_names) or classes[0] < 0:
+                wrong = classes[-1] if classes[0] >= 0 else classes[0]
+                raise OvsegError(
+                    f"{label_file} holds the label {wrong}, but the data set's labels are "
+                    f"0..{len(self.ground_truth.class_names) - 1} and {self.ground_truth.ignore_label} (ignored): "
+                    "prepare the labels again"
+                )
+            best = self._best_ious(proposals, counted, segments)
+            # each class occurs once in an image, so plain fancy indexing adds every segment
+            self._sums[0, classes] += 1
+            self._sums[1, classes] += best >= self.iou_threshold
+            self._sums[2, classes] += np.rint(best * _FIXED_POINT).astype(np.int64)
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
+        """``{"proposals": {name: percent}}`` over all processes; None outside the main process."""
+        gathered = comm.gather(self._sums, dst=0)
+        if not comm.is_main_process():
+            return None
+        self._sums = np.sum(gathered, axis=0)
+        num_classes = len(self.ground_truth.class_names)
+        subsets = {"": np.arange(num_classes)}
+        for name, members in self.ground_truth.evaluation_set.items():
+            subsets[f"-{name}"] = check_subset(name, members, num_classes)
+        scores: dict[str, float] = {}
+        for suffix, classes in subsets.items():
+            number, found, total = (int(value) for value in self._sums[:, classes].sum(axis=1))
+            scores[f"recall@{self.iou_threshold:g}{suffix}"] = 100 * found / number if number else float("nan")
+            scores[f"mean-best-IoU{suffix}"] = 100 * total / _FIXED_POINT / number if number else float("nan")
+            scores[f"segments{suffix}"] = number
+        return OrderedDict(proposals=scores)
+
+    @staticmethod
+    def _best_ious(proposals: torch.Tensor, counted: np.ndarray, segments: np.ndarray) -> np.ndarray:
+        """(S,) float64 best IoU of each segment; 0 when there is no proposal."""
+        if len(proposals) == 0:
+            return np.zeros(int(segments.max()) + 1)
+        device = proposals.device
+        inside = proposals.bool()[:, torch.from_numpy(counted).to(device)]
+        ious = segment_ious(inside, torch.from_numpy(segments.reshape(-1)).to(device))
+        return ious.amax(dim=0).cpu().numpy()
