@@ -1,0 +1,63 @@
+# ovseg: every target sets up what it needs, once, in .venv/.
+# Needs Python >= 3.10 with pip and venv; another one: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+UV_VERSION := 0.13.8
+
+VENV := .venv
+PY := $(VENV)/bin/python
+UV := $(PY) -m uv --no-progress
+STAMPS := $(VENV)/.stamps
+DEMO := output/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean requirements
+.DELETE_ON_ERROR:
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMPS)/package  ## Make .venv/ with pinned requirements, Detectron2 and ovseg
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "error: ovseg needs Python 3.10 or newer and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1);" \
+	       "name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "set-up 1/4: $(VENV)/ and uv"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/requirements: requirements.txt $(STAMPS)/venv
+	@echo "set-up 2/4: requirements (the first time, a few GB come over the network)"
+	@$(UV) pip install --quiet --python $(PY) -r requirements.txt
+	@touch $@
+
+$(STAMPS)/detectron2: tools/install_detectron2.py tools/detectron2_mends.py $(STAMPS)/requirements
+	@echo "set-up 3/4: Detectron2"
+	@$(PY) tools/install_detectron2.py
+	@touch $@
+
+$(STAMPS)/package: pyproject.toml $(STAMPS)/detectron2
+	@echo "set-up 4/4: ovseg, editable"
+	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup  ## Evaluate the shipped toy model, then segment a toy scene into words
+	$(PY) train_net.py --eval-only --config-file configs/toy/ovseg_toy.yaml --num-gpus 0 OUTPUT_DIR $(DEMO)/evaluation
+
+test: setup  ## Run the tests (PYTEST_ARGS="-k words" for some of them)
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## Check style with ruff
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+clean:  ## Remove .venv/, the demo's pictures, caches and build files (not your training runs in output/)
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+requirements: $(STAMPS)/venv  ## Compile requirements.txt anew from pyproject.toml (for maintainers)
+	@$(UV) pip compile --quiet --universal --python-version 3.10 --extra dev --upgrade --no-annotate --no-header \
+	  --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.txt
