@@ -71,10 +71,10 @@ def scores_from_confusion(
 ) -> dict[str, float]:
     """All scores of spec section 10.1, in percent.
 
-    A class without ground truth has IoU NaN and adds nothing to the sum of a mean IoU. The conventions differ in what the
-    sum is divided by: "union" counts every class with ground truth *or* prediction (a class that is predicted
-    but never true counts as 0: the published OVSeg numbers), "ground_truth" only classes with ground truth
-    (current Detectron2).
+    A class without ground truth has IoU NaN and adds nothing to the sum of a mean IoU. The conventions differ in what
+    the sum is divided by: "union" counts every class with ground truth *or* prediction (a class that is predicted but
+    never true counts as 0: the published OVSeg numbers), "ground_truth" only classes with ground truth (what
+    Detectron2's evaluator documents, and what most toolboxes do).
 
     Args:
         conf: (K+1,K+1) integers from :func:`confusion_matrix`, summed over images.
@@ -82,7 +82,8 @@ def scores_from_confusion(
         evaluation_set: class indices by name of a subset. For each it adds ``mIoU-<set>`` and ``pAcc-<set>`` over
             the subset, ``mIoU-un<set>`` and ``pAcc-un<set>`` over all other classes, and ``hIoU-<set>``, the
             harmonic mean of both mean IoUs.
-        convention: which one ``mIoU`` and the subsets' mean IoUs follow; ``mIoU-union`` and ``mIoU-gt`` are always there.
+        convention: which one ``mIoU`` and the subsets' mean IoUs follow; both are always there as ``mIoU-union`` and
+            ``mIoU-gt``.
 
     Returns:
         scores by name; NaN where a score has no pixel to speak about.
@@ -134,7 +135,7 @@ def scores_from_confusion(
 def per_class_rows(
     conf: np.ndarray, class_names: Sequence[str], evaluation_set: Mapping[str, Sequence[int]] | None = None
 ) -> list[dict[str, object]]:
-    """One row per class: index, name, subsets it belongs to, IoU and accuracy (percent, "" without ground truth), pixels."""
+    """One row per class: index, name, its subsets, IoU and accuracy (percent, "" without ground truth), pixels."""
     scores = scores_from_confusion(conf, class_names)
     counts = np.asarray(conf)[: len(class_names), : len(class_names)]
     rows = []

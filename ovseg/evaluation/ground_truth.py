@@ -51,7 +51,7 @@ class GroundTruth:
             return self._label_files[sample["file_name"]]
         except KeyError as error:
             raise OvsegError(
-                f"image {sample.get('file_name')} is not part of data set {self.dataset_name!r}, so it has no labels there"
+                f"image {sample.get('file_name')} is not part of data set {self.dataset_name!r}, so it has no labels"
             ) from error
 
     def labels(self, sample: dict) -> tuple[np.ndarray, str]:

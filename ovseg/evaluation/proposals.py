@@ -13,6 +13,8 @@ from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import check_subset
 from ovseg.evaluation.ground_truth import GroundTruth
 
+IOU_THRESHOLD = 0.5
+RECALL, MEAN_BEST_IOU = "recall@0.5", "mean-best-IoU"
 _PIXELS_PER_CHUNK = 1 << 16
 # IoUs are summed as integers, so that the sum does not depend on how images are spread over processes.
 _FIXED_POINT = 1 << 32
@@ -42,19 +44,17 @@ def segment_ious(proposals: torch.Tensor, segments: torch.Tensor) -> torch.Tenso
 class ProposalRecallEvaluator(DatasetEvaluator):
     """Recall of the true segments by the proposals, whatever name the model gives to them.
 
-    A true segment is all pixels of one class in one image. Ignored pixels count neither for a segment nor for a proposal.
+    A true segment is all pixels of one class in one image. Ignored pixels belong to no segment and no proposal.
     Per segment the best IoU over the image's proposals is taken; the scores are the share of segments whose
-    best IoU is at least ``iou_threshold`` and the mean best IoU, in percent, over all segments and over the
+    best IoU is at least 0.5 and the mean best IoU, in percent, over all segments and over the
     segments of each subset of the metadata's ``evaluation_set``.
 
     Args:
         dataset_name: a registered data set with labels.
-        iou_threshold: from which IoU on a segment counts as found.
     """
 
-    def __init__(self, dataset_name: str, iou_threshold: float = 0.5) -> None:
+    def __init__(self, dataset_name: str) -> None:
         self.ground_truth = GroundTruth(dataset_name)
-        self.iou_threshold = iou_threshold
         self.reset()
 
     def reset(self) -> None:
@@ -78,8 +78,8 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             proposals = output["proposals"]
             if tuple(proposals.shape[1:]) != labels.shape:
                 raise OvsegError(
-                    f"the proposals for {sample.get('file_name')} have size {tuple(proposals.shape[1:])} but its labels in "
-                    f"{label_file} have {labels.shape}: image and label file must have the same height and width"
+                    f"the proposals for {sample.get('file_name')} have size {tuple(proposals.shape[1:])} but its "
+                    f"labels in {label_file} have {labels.shape}: image and label file must have the same height and width"
                 )
             counted = np.ones(labels.shape, dtype=bool)
             if self.ground_truth.ignore_label is not None:
@@ -97,7 +97,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             best = self._best_ious(proposals, counted, segments)
             # each class occurs once in an image, so plain fancy indexing adds every segment
             self._sums[0, classes] += 1
-            self._sums[1, classes] += best >= self.iou_threshold
+            self._sums[1, classes] += best >= IOU_THRESHOLD
             self._sums[2, classes] += np.rint(best * _FIXED_POINT).astype(np.int64)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
@@ -113,8 +113,8 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         scores: dict[str, float] = {}
         for suffix, classes in subsets.items():
             number, found, total = (int(value) for value in self._sums[:, classes].sum(axis=1))
-            scores[f"recall@{self.iou_threshold:g}{suffix}"] = 100 * found / number if number else float("nan")
-            scores[f"mean-best-IoU{suffix}"] = 100 * total / _FIXED_POINT / number if number else float("nan")
+            scores[f"{RECALL}{suffix}"] = 100 * found / number if number else float("nan")
+            scores[f"{MEAN_BEST_IOU}{suffix}"] = 100 * total / _FIXED_POINT / number if number else float("nan")
             scores[f"segments{suffix}"] = number
         return OrderedDict(proposals=scores)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.modeling.postprocessing import sem_seg_postprocess
@@ -117,8 +116,8 @@ class SlidingWindow(_ManyViews):
         super().__init__(model)
         if tile_size <= 0:
             raise OvsegError(
-                f"TEST.SLIDING_TILE_SIZE is {tile_size}: give the side of a tile in pixels (the original's table of sizes "
-                "for values <= 0 is not published, so it is not offered here)"
+                f"TEST.SLIDING_TILE_SIZE is {tile_size}: give the side of a tile in pixels (the original has a "
+                "table of sizes for values <= 0, which is not documented and not offered here)"
             )
         if not 0 <= overlap < 1:
             raise OvsegError(f"TEST.SLIDING_OVERLAP is {overlap}: use a share of the tile from 0 to below 1")

@@ -1,0 +1,1 @@
+"""Scores of models on data sets: mean IoU in both conventions, recall of proposals, test-time augmentation."""
