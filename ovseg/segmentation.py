@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 UNLABELLED = -1
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,13 +180,13 @@ class Segmentation:
     def save(self, where: str | Path) -> tuple[Path, Path, Path]:
         """Write three files, each whole or not at all; existing ones are replaced.
 
-        * ``PREFIX.png``: :meth:`picture`
+        * ``PREFIX.png`` (or ``.jpg``, ``.webp``): :meth:`picture`
         * ``PREFIX_labels.png``: indices of the words as grey values; 8 bit, unlabelled 255; 16 bit, unlabelled 65535
           when there are more than 255 words
         * ``PREFIX.json``: :meth:`to_json`; written last, so where it is, the others are
 
         Args:
-            where: PREFIX, with or without ``.png``; or a folder (existing, or with a slash at its end), in which the
+            where: the picture's file; or PREFIX alone; or a folder (existing, or with a slash at its end), in which the
                 files are named after the image.
 
         Returns:
@@ -194,7 +195,7 @@ class Segmentation:
         Raises:
             OvsegError: the folder cannot be written, the disk is full, more than 65535 words.
         """
-        picture_file, labels_file, json_file = output_files(self._prefix(where))
+        picture_file, labels_file, json_file = output_files(self._picture_file(where))
         if len(self.names) > 65535:
             raise OvsegError(f"a label map PNG holds at most 65535 words, and there are {len(self.names)}")
         bits, blank = (np.uint8, 255) if len(self.names) <= 255 else (np.uint16, 65535)
@@ -205,19 +206,19 @@ class Segmentation:
             temporary.write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         return picture_file, labels_file, json_file
 
-    def _prefix(self, where: str | Path) -> Path:
+    def _picture_file(self, where: str | Path) -> Path:
         path = Path(where)
         if path.is_dir() or str(where).endswith(("/", "\\")):
-            return path / (Path(self.source).stem if self.source else "segmentation")
-        return path.with_suffix("") if path.suffix.lower() == ".png" else path
+            return path / f"{Path(self.source).stem if self.source else 'segmentation'}.png"
+        return path if path.suffix.lower() in PICTURE_SUFFIXES else path.with_name(path.name + ".png")
 
 
-def output_files(prefix: str | Path) -> tuple[Path, Path, Path]:
-    """The files that :meth:`Segmentation.save` writes for a prefix: picture, label map, JSON."""
-    prefix = Path(prefix)
-    return tuple(prefix.with_name(prefix.name + end) for end in (".png", "_labels.png", ".json"))
+def output_files(picture: Path) -> tuple[Path, Path, Path]:
+    """The files that :meth:`Segmentation.save` writes when the picture has this name: picture, label map, JSON."""
+    return picture, picture.with_name(f"{picture.stem}_labels.png"), picture.with_name(f"{picture.stem}.json")
 
 
 def _save_image(array: np.ndarray, path: Path) -> None:
+    options = {"compress_level": 4} if path.suffix.lower() == ".png" else {"quality": 92}
     with atomic_path(path) as temporary:
-        Image.fromarray(array).save(temporary, compress_level=4)
+        Image.fromarray(array).save(temporary, **options)

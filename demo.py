@@ -1,0 +1,198 @@
+#!/usr/bin/env python
+"""Segment pictures and films into the words you give.
+
+python demo.py --class-names grass "red star" --input scene.png
+python demo.py --config-file configs/ovseg_swinB_vitL_demo.yaml --class-names Oculus Ukulele \\
+    --input a.jpg b.jpg --output ./pred --opts MODEL.WEIGHTS ovseg_swinbase_vitL14_ft_mpt.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ovseg.errors import OvsegError, user_errors
+from ovseg.inputs import choose_outputs, find_inputs, is_video
+from ovseg.segmentation import Segmentation, output_files
+from ovseg.vocabulary import Vocabulary, label_set_names
+
+logger = logging.getLogger("ovseg.demo")
+
+TOY_CONFIG = Path(__file__).resolve().parent / "configs" / "toy" / "ovseg_toy.yaml"
+DEFAULT_OUTPUT = "predictions"
+WORDS_IN_A_LINE = 5
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; its first five options are the original's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config-file",
+        default=str(TOY_CONFIG),
+        help="the model (default: the toy model that comes with ovseg; it knows toy scenes only)",
+    )
+    words = parser.add_mutually_exclusive_group(required=True)
+    words.add_argument("--class-names", nargs="+", metavar="WORD", help="words to look for; quote those with blanks")
+    words.add_argument("--vocabulary", metavar="FILE", help="words, one per line: name, or name: synonym, synonym")
+    words.add_argument("--label-set", metavar="NAME", help=f"words of a data set: {', '.join(label_set_names())}")
+    parser.add_argument(
+        "--input", nargs="+", required=True, help="pictures, films, folders, or patterns such as 'photos/**/*.jpg'"
+    )
+    parser.add_argument(
+        "--output",
+        default=DEFAULT_OUTPUT,
+        help="folder, or for one input a file; existing results are replaced (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--skip-existing", action="store_true", help="leave out inputs that have results for the same words"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: MODEL.DEVICE, or cpu where there is no GPU)")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="override configuration keys; last"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0, or 1 when an input failed. What the user must mend before anything can run exits with status 2.
+    """
+    args = build_parser().parse_args(argv)
+    console, errors = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
+    handler = RichHandler(console=errors, show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    with user_errors():
+        return _run(args, console, errors)
+
+
+def _run(args: argparse.Namespace, console: Console, errors: Console) -> int:
+    vocabulary = _read_words(args)
+    files, failures = find_inputs(args.input)
+    jobs = list(zip(files, choose_outputs(files, args.output, args.input), strict=True))
+    if args.skip_existing:
+        waiting = [job for job in jobs if not _is_done(*job, vocabulary)]
+        if len(waiting) < len(jobs):
+            console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} inputs have results already", markup=False)
+        jobs = waiting
+    done = 0
+    if jobs:
+        segmenter = _load(args)
+        done = _segment_all(jobs, segmenter, vocabulary, failures, console, errors)
+        console.print(f"{done} of {len(jobs)} done; results in {args.output}", markup=False)
+    if failures:
+        errors.print(f"{len(failures)} could not be segmented:", markup=False)
+        for name, reason in failures:
+            errors.print(f"  {name}: {reason}", markup=False)
+    return 1 if failures else 0
+
+
+def _read_words(args: argparse.Namespace) -> Vocabulary:
+    if args.vocabulary:
+        return Vocabulary.from_file(args.vocabulary)
+    if args.label_set:
+        return Vocabulary.from_label_set(args.label_set)
+    vocabulary = Vocabulary.from_words(args.class_names, origin="--class-names")
+    for name in vocabulary.names:
+        if "," in name:
+            logger.warning("%r is looked for as one word; give several words separated by blanks", name)
+    return vocabulary
+
+
+def _load(args: argparse.Namespace):
+    from ovseg.segmenter import Segmenter  # takes seconds: only once words and inputs are known to be good
+
+    if args.config_file == str(TOY_CONFIG):
+        logger.warning("this is the toy model, which knows toy scenes only; for photographs give --config-file")
+    return Segmenter.from_config(args.config_file, opts=args.opts, device=args.device)
+
+
+def _segment_all(
+    jobs: Sequence[tuple[Path, Path]],
+    segmenter,
+    vocabulary: Vocabulary,
+    failures: list[tuple[str, str]],
+    console: Console,
+    errors: Console,
+) -> int:
+    """Segment every input; add what fails to ``failures``; return how many went well."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    done = 0
+    single = len(jobs) == 1 and not is_video(jobs[0][0])
+    with Progress(*columns, console=errors, disable=single, transient=True) as progress:
+        overall = progress.add_task("inputs", total=len(jobs))
+        for source, target in jobs:
+            try:
+                if is_video(source):
+                    _segment_video(segmenter, source, vocabulary, target, progress)
+                    console.print(f"{source} -> {target}", markup=False)
+                else:
+                    result = segmenter(source, vocabulary)
+                    result.save(target)
+                    _show(result, target, console, as_table=single)
+                done += 1
+            except OvsegError as error:
+                failures.append((str(source), str(error)))
+            except Exception as error:  # a defect of ours, but hours of other inputs must not be lost by it
+                logger.exception("unexpected error with %s", source)
+                failures.append((str(source), f"unexpected {type(error).__name__} (see above): please report it"))
+            progress.advance(overall)
+    return done
+
+
+def _segment_video(segmenter, source: Path, vocabulary: Vocabulary, target: Path, progress: Progress) -> None:
+    from ovseg.video import segment_video
+
+    task = progress.add_task(f"frames of {source.name}", total=None)
+    try:
+        segment_video(
+            segmenter,
+            source,
+            vocabulary,
+            target,
+            on_frame=lambda count, total: progress.update(task, completed=count, total=total),
+        )
+    finally:
+        progress.remove_task(task)
+
+
+def _show(result: Segmentation, target: Path, console: Console, as_table: bool) -> None:
+    if not as_table:
+        shares = [f"{result.names[k]} {result.fractions[k]:.0%}" for k in result.found[:WORDS_IN_A_LINE]]
+        more = len(result.found) - len(shares)
+        words = ", ".join(shares) + (f" and {more} more" if more else "") or "nothing found"
+        console.print(f"{result.source} -> {target}: {words}", markup=False)
+        return
+    table = Table("word", "share", "score")
+    for k in result.found:
+        table.add_row(result.names[k], f"{result.fractions[k]:.1%}", f"{result.scores[k]:.3f}")
+    unlabelled = 1 - result.fractions.sum()
+    if unlabelled > 0:
+        table.add_row("(unlabelled)", f"{unlabelled:.1%}", "", style="dim")
+    console.print(table)
+    console.print(f"{result.source} -> {', '.join(map(str, output_files(target)))}", markup=False)
+
+
+def _is_done(source: Path, target: Path, vocabulary: Vocabulary) -> bool:
+    """The JSON is written last, so it tells whether the results of this input and these words are complete."""
+    json_file = output_files(target)[2]
+    try:
+        written = json.loads(json_file.read_text(encoding="utf-8"))
+        image = written.get("image") or written.get("video")
+        return Path(image).resolve() == source.resolve() and written["names"] == list(vocabulary.names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Which pictures and films a command line means, and where their results go."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ovseg.errors import OvsegError
+from ovseg.segmentation import PICTURE_SUFFIXES, output_files
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .tga".split()  # noqa: SIM905
+)
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"})
+
+
+def is_video(path: Path) -> bool:
+    """A film, judged by its suffix."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def find_inputs(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Files, folders (their pictures and films, not their subfolders) and glob patterns (``**`` too) -> files.
+
+    Returns:
+        The files in order, each once, and what could not be found as (argument, reason).
+
+    Raises:
+        OvsegError: an argument is a URL.
+    """
+    files: dict[Path, Path] = {}
+    missing: list[tuple[str, str]] = []
+    for argument in arguments:
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", argument):
+            raise OvsegError(
+                f"{argument} is a web address, and nothing is downloaded: save the file, then give its path"
+            )
+        path = Path(argument)
+        if path.is_dir():
+            found = [file for file in sorted(path.iterdir()) if _is_wanted(file)]
+            reason = "the folder holds no pictures (subfolders are not searched: use 'folder/**/*.jpg')"
+        elif path.exists() or not glob.has_magic(argument):
+            found, reason = ([path] if path.exists() else []), "there is no such file or folder"
+        else:
+            found = [file for file in map(Path, sorted(glob.glob(argument, recursive=True))) if _is_wanted(file)]
+            reason = "no picture matches this pattern"
+        if not found:
+            missing.append((argument, reason))
+        for file in found:
+            files.setdefault(file.resolve(), file)
+    return list(files.values()), missing
+
+
+def _is_wanted(file: Path) -> bool:
+    known = file.suffix.lower() in IMAGE_SUFFIXES or is_video(file)
+    return known and not file.name.startswith(".") and file.is_file()
+
+
+def choose_outputs(files: Sequence[Path], output: str, arguments: Sequence[str]) -> list[Path]:
+    """The picture (or film) to write for each input; no two write the same file, and none writes over an input.
+
+    Args:
+        files: inputs.
+        output: a folder; or, for a single input, a file ``.png``, ``.jpg``, ``.webp`` (``.mp4`` for a film).
+        arguments: what the user gave as inputs.
+
+    Raises:
+        OvsegError: a file given for several inputs, a file of the wrong kind, an input folder as output folder.
+    """
+    target = Path(output)
+    suffix = target.suffix.lower()
+    if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not target.is_dir():
+        return [_single_output(files, target, suffix)] if files else []
+    if target.exists() and not target.is_dir():
+        raise OvsegError(f"--output {output} exists and is not a folder: choose another name")
+    for argument in arguments:
+        if Path(argument).is_dir() and Path(argument).resolve() == target.resolve():
+            raise OvsegError(
+                f"--output {output} is also an input folder, and the results would be taken for inputs the next time: "
+                "choose another folder"
+            )
+    taken = {_key(file) for file in files}
+    outputs = []
+    for file in files:
+        number = 1
+        while True:
+            stem = file.stem if number == 1 else f"{file.stem}-{number}"
+            candidate = target / (f"{stem}.mp4" if is_video(file) else f"{stem}.png")
+            written = {_key(path) for path in output_files(candidate)}
+            if not written & taken:
+                break
+            number += 1
+        taken |= written
+        outputs.append(candidate)
+    return outputs
+
+
+def _single_output(files: Sequence[Path], target: Path, suffix: str) -> Path:
+    if len(files) > 1:
+        raise OvsegError(f"--output {target} is one file, but there are {len(files)} inputs: give a folder")
+    allowed = (".mp4",) if is_video(files[0]) else PICTURE_SUFFIXES
+    if suffix not in allowed:
+        kind = "film" if is_video(files[0]) else "picture"
+        raise OvsegError(f"--output {target}: the result of a {kind} can be written as {', '.join(allowed)}")
+    if {_key(path) for path in output_files(target)} & {_key(file) for file in files}:
+        raise OvsegError(f"--output {target} would overwrite the input {files[0]}: choose another name")
+    return target
+
+
+def _key(path: Path) -> str:
+    return str(path.resolve()).casefold()  # on some systems a.PNG and a.png are one file

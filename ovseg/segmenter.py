@@ -1,0 +1,186 @@
+"""The Python face: ``Segmenter.from_config(config, weights)("photo.jpg", ["cat", "sofa"]) -> Segmentation``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from PIL import Image
+from torch import nn
+
+from ovseg.checkpoint import LoadReport, load_weights
+from ovseg.config import load_cfg
+from ovseg.errors import OvsegError
+from ovseg.images import read_image, to_rgb
+from ovseg.segmentation import Segmentation
+from ovseg.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+# The model is asked for maps of at most this size; beyond it, labels are enlarged by nearest neighbour. Masks have a
+# quarter of the resolution that the model sees (INPUT.MAX_SIZE_TEST, 2560 in the published files), so nothing is lost.
+LARGEST_MAP = 4096 * 4096  # pixels
+
+
+class Segmenter:
+    """A loaded model that segments any image into any words. Calls do not change it; words differ from call to call.
+
+    Args:
+        model: Detectron2 model that answers ``outputs=("label_map",)``, in evaluation mode, with its weights.
+        min_size: the shortest side of an image is resized to this many pixels; 0 leaves images as they are.
+        max_size: unless the longest side would be more than this many pixels.
+    """
+
+    def __init__(self, model: nn.Module, *, min_size: int, max_size: int):
+        self.model = model
+        self.min_size = min_size
+        self.max_size = max_size
+
+    @classmethod
+    def from_config(
+        cls,
+        config_file: str | Path,
+        weights: str | Path | None = None,
+        opts: Sequence[str] = (),
+        device: str | None = None,
+    ) -> Segmenter:
+        """Build the model of a configuration file and load its weights, once.
+
+        Args:
+            config_file: YAML file.
+            weights: checkpoint; None for the configuration's ``MODEL.WEIGHTS``.
+            opts: ``KEY, VALUE`` pairs that override the file.
+            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; None for ``MODEL.DEVICE``, or the CPU where that is CUDA
+                and there is none.
+
+        Raises:
+            OvsegError: no weights named (a model with random weights would give nonsense), or unreadable, or of another
+                model; bad configuration; unknown or missing device.
+        """
+        cfg = load_cfg(str(config_file), opts)
+        weights = str(weights or cfg.MODEL.WEIGHTS)
+        if not weights:
+            raise OvsegError(
+                f"{config_file} names no weights, and without trained weights every answer would be random: give a "
+                "checkpoint (MODEL.WEIGHTS, or weights=... in Python)"
+            )
+        cfg.MODEL.WEIGHTS = weights
+        cfg.MODEL.DEVICE = _choose_device(device, cfg.MODEL.DEVICE)
+        cfg.freeze()
+        model = build_model(cfg).eval()
+        _refuse_partial(model, load_weights(model, weights), weights)
+        model.clip_adapter.ensure_weights()
+        return cls(model, min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        image: str | Path | np.ndarray | Image.Image,
+        words: Sequence[str | Sequence[str]] | Vocabulary,
+    ) -> Segmentation:
+        """Segment one image.
+
+        Where nothing was painted the result is unlabelled. When one word is asked and the model adds its own
+        "others", what is "others" is unlabelled too; ask for ``[word, "others"]`` to see it as a word.
+
+        Args:
+            image: file; (H,W,3) uint8 RGB or (H,W) uint8 grey array; or Pillow image.
+            words: K words, or sequences of synonyms, or a :class:`Vocabulary`; never changed.
+
+        Returns:
+            :class:`Segmentation` of the image's own size.
+
+        Raises:
+            OvsegError: unreadable image, bad words, or not enough memory.
+        """
+        vocabulary = words if isinstance(words, Vocabulary) else Vocabulary.from_words(words)
+        pixels, source = _as_rgb(image)
+        height, width = pixels.shape[:2]
+        shrink = min(1.0, (LARGEST_MAP / (height * width)) ** 0.5)
+        request = {
+            "image": torch.from_numpy(self._resize(pixels)).permute(2, 0, 1),  # (3,h,w)
+            "height": max(1, int(height * shrink)),
+            "width": max(1, int(width * shrink)),
+            "class_names": vocabulary.class_names,
+            "outputs": ("label_map",),
+        }
+        with _explain_memory(source or "the image"):
+            result = self.model([request])[0]
+            labels = result["label_map"].cpu().numpy().astype(np.int32)
+            scores = result["score_map"].cpu().numpy()
+        if labels.shape != (height, width):
+            labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+            scores = cv2.resize(scores, (width, height), interpolation=cv2.INTER_NEAREST)
+        return Segmentation.from_maps(labels, scores, vocabulary.names, pixels, source)
+
+    def _resize(self, pixels: np.ndarray) -> np.ndarray:
+        """As Detectron2's ``ResizeShortestEdge``, but a very long image keeps at least one pixel of its short side."""
+        if self.min_size <= 0:
+            return np.array(pixels)
+        height, width = pixels.shape[:2]
+        new_height, new_width = T.ResizeShortestEdge.get_output_shape(height, width, self.min_size, self.max_size)
+        resize = T.ResizeTransform(height, width, max(1, new_height), max(1, new_width), Image.Resampling.BILINEAR)
+        return np.array(resize.apply_image(pixels))
+
+
+def _as_rgb(image: str | Path | np.ndarray | Image.Image) -> tuple[np.ndarray, str | None]:
+    """(H,W,3) uint8 RGB and the file's name if there is one."""
+    if isinstance(image, (str, Path)):
+        return read_image(image), str(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image), getattr(image, "filename", "") or None
+    if not isinstance(image, np.ndarray):
+        raise OvsegError(f"an image must be a file, a NumPy array or a Pillow image, not {type(image).__name__}")
+    if image.dtype != np.uint8:
+        raise OvsegError(f"an image array must be uint8 with values 0..255, not {image.dtype}")
+    if image.ndim == 2:
+        image = np.repeat(image[:, :, None], 3, axis=2)
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise OvsegError(f"an image array must be (height, width, 3) RGB or (height, width) grey, not {image.shape}")
+    return np.ascontiguousarray(image), None
+
+
+def _refuse_partial(model: nn.Module, report: LoadReport, weights: str) -> None:
+    """Training may start from a backbone alone; segmenting with the rest at random would give nonsense in silence."""
+    missing = set(report.missing).intersection(name for name, _ in model.named_parameters())
+    needed = sorted(name for name in missing if name.startswith(("backbone.", "sem_seg_head.")))
+    if needed:
+        raise OvsegError(
+            f"{weights} holds only a part of the model ({len(needed)} tensors are missing, such as {needed[0]}): give a "
+            "complete OVSeg checkpoint as MODEL.WEIGHTS"
+        )
+
+
+def _choose_device(wanted: str | None, configured: str) -> str:
+    try:
+        device = torch.device(wanted or configured)
+    except RuntimeError as error:
+        raise OvsegError(f"there is no device {wanted or configured!r}: choose cpu, cuda, cuda:0, ...") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        if wanted:
+            raise OvsegError(
+                f"device {wanted} is not there ({torch.cuda.device_count()} CUDA devices are seen): use --device cpu"
+            )
+        logger.warning("there is no CUDA device: running on the CPU")
+        return "cpu"
+    return str(device)
+
+
+@contextlib.contextmanager
+def _explain_memory(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # PyTorch has no exception type of its own for the CPU
+        if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error):
+            raise OvsegError(
+                f"not enough memory to segment {name}: lower INPUT.MAX_SIZE_TEST or "
+                "MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE, or give fewer words"
+            ) from error
+        raise
