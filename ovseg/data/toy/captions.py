@@ -124,5 +124,5 @@ def describe(rng: np.random.Generator, things: Sequence[Thing], stuff: Sequence[
 
 
 def tells_sides(caption: str) -> bool:
-    """Whether a caption would be wrong for the mirrored picture."""
-    return "left" in caption or "right" in caption
+    """Whether a caption would be wrong for a mirrored or turned picture."""
+    return any(side in caption for side in ("left of", "right of", "above", "below"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -60,18 +60,21 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
     folder = (Path(root) if root is not None else cache_dir() / "toy" / generator_version()) / split
     first, total = SPLITS[split]
     seeds = range(first, first + min(total, num_scenes or total))
+    labelled = CLASS_NAMES if split == "val" else BASE_CLASSES
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with file_lock(str(folder)):
-            missing = [seed for seed in seeds if not record_path(folder, seed).is_file()]
-            _render_many(
-                partial(write_scene, folder, labelled=CLASS_NAMES if split == "val" else BASE_CLASSES), missing
-            )
+        if _missing(folder, seeds):  # a complete cache may be read-only
+            folder.mkdir(parents=True, exist_ok=True)
+            with file_lock(str(folder)):
+                _render_many(partial(write_scene, folder, labelled=labelled), _missing(folder, seeds))
     except OSError as error:
         raise OvsegError(
             f"cannot keep the toy scenes in {folder} ({error.strerror}): set OVSEG_CACHE to a folder that you can write"
         ) from error
     return [read_record(folder, seed) for seed in seeds]
+
+
+def _missing(folder: Path, seeds: Sequence[int]) -> list[int]:
+    return [seed for seed in seeds if not record_path(folder, seed).is_file()]
 
 
 def _render_many(write: Callable[[int], None], seeds: list[int]) -> None:
