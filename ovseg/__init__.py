@@ -1,0 +1,33 @@
+"""ovseg: segment any image into any words.
+
+Importing the package registers its models and data sets with Detectron2; nothing is read or downloaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def _register() -> None:
+    import ovseg.meta_arch
+    import ovseg.proposals
+    from ovseg.data.catalog import register_all
+    from ovseg.data.toy import register_toy
+
+    register_all()
+    register_toy()
+
+
+_register()
+
+
+def __getattr__(name: str) -> Any:
+    # Segmenter and Segmentation on first use: drawing libraries take a second to import
+    if name in ("Segmenter", "Segmentation"):
+        from ovseg.segmentation import Segmentation
+        from ovseg.segmenter import Segmenter
+
+        return {"Segmenter": Segmenter, "Segmentation": Segmentation}[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -74,5 +74,7 @@ class OpenVocabMaskFormerHead(nn.Module):
     def forward(self, features: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Propose masks: see :meth:`OpenVocabPredictor.forward` for the result."""
         mask_features, encoded = self.pixel_decoder(features)
-        source = encoded if self.transformer_in_feature == "transformer_encoder" else features[self.transformer_in_feature]
+        source = (
+            encoded if self.transformer_in_feature == "transformer_encoder" else features[self.transformer_in_feature]
+        )
         return self.predictor(source, mask_features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ShapeSpec
@@ -232,9 +233,11 @@ class D2SwinTransformer(Backbone):
         self.absolute_pos_embed = None
         if absolute_position_embedding:
             side = pretrain_image_size // patch_size
-            self.absolute_pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.zeros(1, embed_dim, side, side), std=0.02))
+            self.absolute_pos_embed = nn.Parameter(
+                nn.init.trunc_normal_(torch.zeros(1, embed_dim, side, side), std=0.02)
+            )
         self.pos_drop = nn.Dropout(drop_rate)
-        drop_path = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        drop_path = np.linspace(0, drop_path_rate, sum(depths)).tolist()
         self.layers = nn.ModuleList(
             SwinStage(
                 channels[i],

@@ -1,0 +1,185 @@
+"""Loading published checkpoints and our own into a model, with a report of what fitted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+from ovseg.errors import OvsegError
+from ovseg.state_dicts import read_state_dict
+
+logger = logging.getLogger(__name__)
+
+# Part of the keys under a prefix that must be found for the file to count as this part of the model.
+MOSTLY = 0.5
+CLIP_PREFIX = "clip_adapter.clip_model."
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of each key.
+
+    Attributes:
+        loaded: keys of the model that the file gave.
+        missing: keys of the model that the file lacks; they keep their values.
+        unexpected: keys of the file (as mapped) that the model lacks; they were ignored.
+        mis_shaped: key -> (shape in the file, shape in the model).
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mis_shaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for label, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
+            if keys:
+                parts.append(f"{len(keys)} {label} ({_groups(keys)})")
+        return ", ".join(parts)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
+    """Load a weight file into ``model``, casting to the model's dtypes.
+
+    Besides whole checkpoints, files of a backbone alone are accepted: their names may lack ``backbone.``.
+
+    Args:
+        model: any model; the key maps are those of the systems in this package.
+        path: a file (see :func:`ovseg.state_dicts.read_state_dict`), or a name that Detectron2's ``PathManager``
+            resolves (``detectron2://...``).
+
+    Raises:
+        OvsegError: unreadable file, a tensor of another shape, or most of the model missing.
+    """
+    state = rename_keys(read_state_dict(_local_path(path)))
+    own = model.state_dict()
+    state = _complete_backbone_names(state, own)
+    state = {name: _broadcast_prompts(name, tensor, own) for name, tensor in state.items()}
+    report = LoadReport(
+        loaded=tuple(name for name in own if name in state and state[name].shape == own[name].shape),
+        missing=tuple(name for name in own if name not in state),
+        unexpected=tuple(name for name in state if name not in own),
+        mis_shaped={
+            name: (tuple(state[name].shape), tuple(own[name].shape))
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        },
+    )
+    _refuse_wrong_file(report, path, own)
+    model.load_state_dict({name: state[name].to(own[name].dtype) for name in report.loaded}, strict=False)
+    logger.info("%s: %s", path, report)
+    if report.missing or report.unexpected:
+        logger.warning("%s: %s", path, report)
+    return report
+
+
+def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring the names of old and foreign checkpoints to those of our modules.
+
+    * Checkpoints from before the pixel decoder was a module of its own (specification, section 7): names under
+      ``sem_seg_head.`` that belong neither to ``predictor`` nor to ``pixel_decoder`` get ``pixel_decoder.``.
+    """
+    head, renamed = "sem_seg_head.", {}
+    for name, tensor in state.items():
+        if name.startswith(head) and not name.startswith((f"{head}predictor.", f"{head}pixel_decoder.")):
+            name = f"{head}pixel_decoder.{name.removeprefix(head)}"
+        renamed[name] = tensor
+    return renamed
+
+
+def _complete_backbone_names(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add ``backbone.`` where a file is a backbone alone, and drop what such files have beside it."""
+    if any(name.startswith(("backbone.", "sem_seg_head.", "clip_adapter.")) for name in state):
+        return state
+    prefixed = {f"backbone.{name}": tensor for name, tensor in state.items() if f"backbone.{name}" in own}
+    return prefixed or state
+
+
+def _broadcast_prompts(name: str, tensor: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    """Mask prompts stored once for all patches, (depth, 1, width), serve every patch (specification, section 5)."""
+    if name.endswith("visual.mask_embedding") and name in own and tensor.dim() == 3 and tensor.shape[1] == 1:
+        return tensor.expand(-1, own[name].shape[1], -1)
+    return tensor
+
+
+def _refuse_wrong_file(report: LoadReport, path: str | Path, own: Mapping[str, Tensor]) -> None:
+    if report.mis_shaped:
+        name, (theirs, ours) = next(iter(report.mis_shaped.items()))
+        raise OvsegError(
+            f"{path} does not fit this model: {len(report.mis_shaped)} tensors have another shape, the first is {name} "
+            f"with {list(theirs)} instead of {list(ours)}; {_shape_remedy(report.mis_shaped)}"
+        )
+    backbone = [name for name in own if name.startswith("backbone.")]
+    loaded = set(report.loaded)
+    if len(loaded) < MOSTLY * len(own) and (
+        not backbone or len(loaded.intersection(backbone)) < MOSTLY * len(backbone)
+    ):
+        raise OvsegError(
+            f"{path} is not a checkpoint of this model: only {len(loaded)} of its {len(own)} tensors are in it; "
+            f"{_guess(report)}"
+        )
+
+
+def _shape_remedy(mis_shaped: Mapping[str, tuple]) -> str:
+    if any(name.endswith("mask_embedding") for name in mis_shaped) and len(mis_shaped) == 1:
+        return "set MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH to the first of its dimensions"
+    if any(name.startswith("clip_adapter.") for name in mis_shaped):
+        return "it was made with another CLIP: set MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME and SEM_SEG_HEAD.EMBEDDING_DIM"
+    if list(mis_shaped) == ["criterion.empty_weight"]:
+        return "it was trained on another number of classes: set MODEL.SEM_SEG_HEAD.NUM_CLASSES to its size minus 1"
+    return "use the --config-file that it was trained with"
+
+
+# What gives a file away, by a part of its names; the first that matches.
+_SIGNATURES = (
+    ("sem_seg_head.predictor.static_query", "a Mask2Former-based checkpoint (SCAN)"),
+    ("img_encoder.", "an OVSegmentor or GroupViT checkpoint"),
+    ("visual.transformer.resblocks.", "a CLIP model: give it as MODEL.CLIP_ADAPTER.CLIP_WEIGHTS"),
+    ("layers.0.blocks.0.attn.qkv", "a Swin backbone of other sizes"),
+    ("res2.0.conv1", "a Detectron2 ResNet: set MODEL.BACKBONE.NAME to build_resnet_deeplab_backbone"),
+    ("layer1.0.conv1", "a torchvision ResNet: convert it with tools/convert_checkpoint.py"),
+    ("roi_heads.", "a Detectron2 detector"),
+)
+
+
+def _guess(report: LoadReport) -> str:
+    for part, meaning in _SIGNATURES:
+        if any(part in name for name in report.unexpected):
+            return f"it looks like {meaning}"
+    return f"its names are like {', '.join(report.unexpected[:3]) or 'none'}"
+
+
+def _groups(keys: tuple[str, ...]) -> str:
+    """The keys' first two name parts with counts, for a message that stays short."""
+    counts: dict[str, int] = {}
+    for key in keys:
+        group = ".".join(key.split(".")[:2])
+        counts[group] = counts.get(group, 0) + 1
+    return ", ".join(f"{group} x{count}" for group, count in counts.items())
+
+
+def _local_path(path: str | Path) -> str:
+    try:
+        return PathManager.get_local_path(str(path))
+    except Exception as error:  # each download handler raises its own kind
+        raise OvsegError(
+            f"cannot fetch {path} ({error}): download it on a machine with network and give the file as MODEL.WEIGHTS"
+        ) from error
+
+
+def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors through a temporary file; shared memory is copied apart."""
+    from safetensors.torch import save_file
+
+    from ovseg.files import atomic_path
+
+    with atomic_path(path) as temporary, torch.no_grad():
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+        save_file(tensors, temporary, dict(metadata or {}))

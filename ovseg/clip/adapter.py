@@ -1,0 +1,243 @@
+"""``ClipAdapter``: names masks by showing their crops to CLIP (OVSeg, arXiv 2210.04150; specification, section 3)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import configurable
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from torch import Tensor, nn
+
+from ovseg.clip.mask_prompt import add_mask_prompts, encode_masked_image
+from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
+from ovseg.clip.regions import crop_regions, expand_boxes, mask_boxes
+from ovseg.clip.text import TextEmbedder
+from ovseg.errors import OvsegError
+from ovseg.files import cache_dir
+from ovseg.vocabulary.templates import get_templates
+
+logger = logging.getLogger(__name__)
+
+# CLIP's own logit_scale is not used: every system of the family multiplies cosines by this (specification 2.2).
+LOGIT_SCALE = 100.0
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ClipAdapter(nn.Module):
+    """Frozen CLIP with optional mask prompts, and a learnt embedding for "no object".
+
+    Args:
+        source: which CLIP, and where its weights are; they are read when first needed, unless a checkpoint
+            has given them by then.
+        templates: prompt templates, each with one ``{}``.
+        mask_fill: "mean" or "zero", the colour behind the masks.
+        mask_expand_ratio: factor on the sides of the masks' boxes.
+        mask_threshold: probability above which a pixel belongs to the mask.
+        mask_matting: cut with the soft mask.
+        mask_prompt_depth: number of levels of mask prompts.
+        mask_prompt_forward: use them.
+        precision: "fp32", "bf16" or "fp16" (autocast).
+        region_chunk_size: crops that CLIP sees at a time.
+        text_cache_dir: folder for text embeddings; None for memory only.
+        truncate_prompts: cut prompts that are too long instead of refusing them.
+
+    Raises:
+        OvsegError: a value that cannot work, named by its configuration key.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        source: ClipSource,
+        *,
+        templates: Sequence[str],
+        mask_fill: str = "mean",
+        mask_expand_ratio: float = 1.0,
+        mask_threshold: float = 0.4,
+        mask_matting: bool = False,
+        mask_prompt_depth: int = 3,
+        mask_prompt_forward: bool = False,
+        precision: str = "fp32",
+        region_chunk_size: int = 32,
+        text_cache_dir: Path | None = None,
+        truncate_prompts: bool = False,
+    ):
+        super().__init__()
+        _check_choice("MASK_FILL", mask_fill, ("mean", "zero"))
+        _check_choice("PRECISION", precision, tuple(DTYPES))
+        if mask_prompt_forward and mask_prompt_depth <= 0:
+            raise OvsegError(
+                "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD is True but MASK_PROMPT_DEPTH is 0: there are no prompts to use; "
+                "set the depth of the checkpoint (3 in the published ones) or MASK_PROMPT_FWD to False"
+            )
+        if region_chunk_size < 1:
+            raise OvsegError("MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE must be at least 1")
+        clip_model, tokenizer = build_clip(source)
+        add_mask_prompts(clip_model.visual, mask_prompt_depth)
+        text_width = clip_model.ln_final.weight.shape[0] if hasattr(clip_model, "ln_final") else embed_dim(clip_model)
+
+        self.non_object_embedding = nn.Parameter(torch.randn(1, embed_dim(clip_model)) * text_width**-0.5)
+        self.register_buffer("pixel_mean", 255 * torch.tensor(OPENAI_DATASET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("pixel_std", 255 * torch.tensor(OPENAI_DATASET_STD).view(1, 3, 1, 1))
+        self.clip_model = clip_model.requires_grad_(False)
+
+        self.source = source
+        self.mask_fill = mask_fill
+        self.mask_expand_ratio = mask_expand_ratio
+        self.mask_threshold = mask_threshold
+        self.mask_matting = mask_matting
+        self.mask_prompt_forward = mask_prompt_forward
+        self.precision = precision
+        self.region_chunk_size = region_chunk_size
+        self.weights_pending = True
+        self.register_load_state_dict_post_hook(_note_loaded_weights)
+        self.text = TextEmbedder(
+            clip_model,
+            tokenizer,
+            templates,
+            autocast=self.autocast,
+            precision=precision,
+            truncate=truncate_prompts,
+            cache_dir=text_cache_dir,
+        )
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        adapter = cfg.MODEL.CLIP_ADAPTER
+        cache = adapter.TEXT_CACHE_DIR
+        return {
+            "source": find_clip(adapter.CLIP_MODEL_NAME, adapter.CLIP_WEIGHTS),
+            "templates": get_templates(adapter.TEXT_TEMPLATES, adapter.PREDEFINED_PROMPT_TEMPLATES),
+            "mask_fill": adapter.MASK_FILL,
+            "mask_expand_ratio": adapter.MASK_EXPAND_RATIO,
+            "mask_threshold": adapter.MASK_THR,
+            "mask_matting": adapter.MASK_MATTING,
+            "mask_prompt_depth": adapter.MASK_PROMPT_DEPTH,
+            "mask_prompt_forward": adapter.MASK_PROMPT_FWD,
+            "precision": adapter.PRECISION,
+            "region_chunk_size": adapter.REGION_CHUNK_SIZE,
+            "text_cache_dir": None if cache == "none" else Path(cache).expanduser() if cache else cache_dir() / "text",
+            "truncate_prompts": adapter.TRUNCATE_PROMPTS,
+        }
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension D of CLIP's joint space."""
+        return self.non_object_embedding.shape[1]
+
+    def train(self, mode: bool = True) -> ClipAdapter:
+        """Set the mode; CLIP is frozen and stays in evaluation mode."""
+        super().train(mode)
+        self.clip_model.eval()
+        return self
+
+    def ensure_weights(self) -> None:
+        """Read CLIP's weights now, unless a checkpoint has given them.
+
+        Raises:
+            OvsegError: they cannot be had; says which file to put where.
+        """
+        if not self.weights_pending:
+            return
+        if self.source.fetch_weights is None:
+            logger.warning(
+                "CLIP %s HAS RANDOM WEIGHTS: its scores mean nothing. Set MODEL.WEIGHTS to a checkpoint or "
+                "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS to CLIP's weights.",
+                self.source.name,
+            )
+        else:
+            load_clip_weights(self.clip_model, self.source)
+        self.weights_pending = False
+
+    def text_matrix(self, words: Sequence[str]) -> Tensor:
+        """Unit text features and, as last row, the normalised no-object embedding; float32 (K + 1, D)."""
+        self.ensure_weights()
+        return torch.cat((self.text(words), unit(self.non_object_embedding)))
+
+    def similarity(self, features: Tensor, text: Tensor) -> Tensor:
+        """Logits 100 x cosine; (..., D), (K + 1, D) -> (..., K + 1)."""
+        return LOGIT_SCALE * unit(features) @ text.T
+
+    def valid_masks(self, probabilities: Tensor) -> Tensor:
+        """Which masks have a pixel above the threshold; (Q, H, W) -> bool (Q,)."""
+        return (probabilities > self.mask_threshold).flatten(1).any(1)
+
+    def classify_masks(self, image: Tensor, probabilities: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Name every mask that has a pixel above the threshold.
+
+        Args:
+            image: (3, H, W) RGB, 0 .. 255.
+            probabilities: (Q, H, W) mask probabilities.
+            text: (K + 1, D) from :meth:`text_matrix`.
+
+        Returns:
+            logits (V, K + 1) of the V valid masks in order, and ``valid``, bool (Q,).
+        """
+        self.ensure_weights()
+        valid = self.valid_masks(probabilities)
+        features = [self.encode_regions(*regions) for regions in self.regions(image, probabilities[valid])]
+        if not features:
+            return text.new_zeros(0, len(text)), valid
+        return self.similarity(torch.cat(features), text), valid
+
+    def regions(self, image: Tensor, probabilities: Tensor):
+        """Yield crops (v, 3, S, S), normalised, and their masks (v, 1, S, S) of valid masks, chunk by chunk.
+
+        S is CLIP's input resolution (224 in the published models, the original's constant).
+        """
+        image = image.float()
+        fill = self.pixel_mean[0] if self.mask_fill == "mean" else torch.zeros_like(self.pixel_mean[0])
+        for chunk in probabilities.split(self.region_chunk_size) if len(probabilities) else ():
+            binary = chunk > self.mask_threshold
+            boxes = expand_boxes(mask_boxes(binary), self.mask_expand_ratio, *binary.shape[1:])
+            masks = chunk if self.mask_matting else binary.float()
+            yield crop_regions(
+                image, masks, boxes, image_size(self.clip_model), self.pixel_mean[0], self.pixel_std[0], fill
+            )
+
+    def encode_regions(self, crops: Tensor, masks: Tensor) -> Tensor:
+        """CLIP's image features of crops, float32 (v, D), not normalised."""
+        with self.autocast(crops.device.type):
+            if self.mask_prompt_forward:
+                features = encode_masked_image(self.clip_model.visual, crops, masks)
+            else:
+                features = self.clip_model.encode_image(crops)
+        return features.float()
+
+    def autocast(self, device_type: str) -> contextlib.AbstractContextManager:
+        """The context that CLIP runs in: its own precision, whatever the caller's is."""
+        return torch.autocast(device_type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32")
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / ||x|| over the last dimension, without an epsilon, as in the published systems."""
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def embed_dim(clip_model: nn.Module) -> int:
+    """Dimension of the joint space of an open_clip model."""
+    projection = getattr(clip_model, "text_projection", None)
+    if projection is None:
+        projection = clip_model.text.text_projection
+    return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
+
+
+def image_size(clip_model: nn.Module) -> int:
+    """Side of CLIP's square input, pixels."""
+    size = clip_model.visual.image_size
+    return size if isinstance(size, int) else size[0]
+
+
+def _note_loaded_weights(adapter: ClipAdapter, incompatible_keys) -> None:
+    names = incompatible_keys.missing_keys
+    if not any("clip_model." in name and not name.endswith("visual.mask_embedding") for name in names):
+        adapter.weights_pending = False
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OvsegError(f"MODEL.CLIP_ADAPTER.{key} is {value!r}; choose one of {', '.join(choices)}")

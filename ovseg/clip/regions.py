@@ -1,0 +1,117 @@
+"""From masks to the crops that CLIP sees (OVSeg, arXiv 2210.04150, section 3.1; specification, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BICUBIC_A = -0.75  # PyTorch's bicubic kernel
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Bounding boxes of masks that all have a pixel.
+
+    Args:
+        masks: bool (V, H, W).
+
+    Returns:
+        float32 (V, 4): x0, y0, x1, y1 in pixels, x1 and y1 exclusive.
+    """
+    ends = []
+    for occupied in (masks.any(1), masks.any(2)):  # columns (V, W), rows (V, H)
+        occupied = occupied.to(torch.uint8)
+        ends.append((occupied.argmax(1), occupied.shape[1] - occupied.flip(1).argmax(1)))
+    (x0, x1), (y0, y1) = ends
+    return torch.stack((x0, y0, x1, y1), dim=1).float()
+
+
+def expand_boxes(boxes: Tensor, ratio: float, height: int, width: int) -> Tensor:
+    """Scale boxes about their centres, truncate corners toward zero and clamp them to the image.
+
+    Args:
+        boxes: float (V, 4) as from :func:`mask_boxes`.
+        ratio: factor on width and height.
+
+    Returns:
+        int64 (V, 4), at least one pixel wide and high.
+    """
+    low, high = boxes[:, :2], boxes[:, 2:]
+    centre, half = (low + high) / 2, (high - low) * ratio / 2
+    limit = torch.tensor((width, height), device=boxes.device)
+    low = (centre - half).trunc().long().clamp(min=0).minimum(limit - 1)
+    high = (centre + half).trunc().long().minimum(limit).maximum(low + 1)
+    return torch.cat((low, high), dim=1)
+
+
+def crop_regions(
+    image: Tensor, masks: Tensor, boxes: Tensor, size: int, mean: Tensor, std: Tensor, fill: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cut, fill, normalise and resize all regions of one image at once.
+
+    Equal to cutting each box, blending ``image * mask + (1 - mask) * fill``, normalising, and resizing with
+    PyTorch's bicubic interpolation (no antialias, ``align_corners=False``, borders of the box repeated); the mask by
+    nearest neighbour. Works without any transfer to the host.
+
+    Args:
+        image: float (3, H, W), 0 .. 255.
+        masks: float (V, H, W), 0 .. 1.
+        boxes: int64 (V, 4) x0, y0, x1, y1, exclusive ends.
+        size: side S of the result, pixels.
+        mean, std, fill: (3, 1, 1), 0 .. 255.
+
+    Returns:
+        crops float32 (V, 3, S, S) and their masks float32 (V, 1, S, S).
+    """
+    regions, width = len(masks), image.shape[2]
+    background = (fill - mean) / std
+    # channels last: one look-up fetches a pixel's three values
+    foreground = ((image - mean) / std - background).flatten(1).T.contiguous()  # (H*W, 3)
+    flat_masks = masks.reshape(regions, -1)
+    columns, column_weights = _bicubic_taps(boxes[:, 0], boxes[:, 2], size)  # (V, S, 4)
+    rows, row_weights = _bicubic_taps(boxes[:, 1], boxes[:, 3], size)
+
+    crops = image.new_zeros(regions, size, size, 3)
+    for row_tap in range(4):
+        line = torch.zeros_like(crops)
+        for column_tap in range(4):
+            index = rows[:, :, None, row_tap] * width + columns[:, None, :, column_tap]  # (V, S, S)
+            mask = flat_masks.gather(1, index.flatten(1)).view(index.shape)
+            masked = F.embedding(index, foreground).mul_(mask[..., None])  # (V, S, S, 3)
+            line.addcmul_(masked, column_weights[:, None, :, column_tap, None])
+        crops.addcmul_(line, row_weights[:, :, None, row_tap, None])
+    crops = crops.permute(0, 3, 1, 2) + background
+
+    index = _nearest(boxes[:, 1], boxes[:, 3], size)[:, :, None] * width
+    index = index + _nearest(boxes[:, 0], boxes[:, 2], size)[:, None]
+    return crops, flat_masks.gather(1, index.flatten(1)).view(regions, 1, size, size)
+
+
+def _bicubic_taps(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Source indices and weights of bicubic resizing [start, stop) to ``size`` samples: (V, size, 4) each."""
+    length = (stop - start)[:, None]
+    scale = length.float() / size
+    # PyTorch's kernel rounds this product and difference once (fused multiply-add), so it is worked out in float64
+    source = (scale.double() * (torch.arange(size, device=start.device) + 0.5) - 0.5).float()  # (V, size)
+    first = source.floor()
+    t = source - first
+    distances = (t + 1, t, 1 - t, 2 - t)
+    weights = torch.stack([_cubic_kernel(x, outer=i in (0, 3)) for i, x in enumerate(distances)], dim=2)
+    offsets = torch.arange(-1, 3, device=start.device)
+    taps = (first.long()[..., None] + offsets).clamp(min=0).minimum(length[..., None] - 1)
+    return start[:, None, None] + taps, weights
+
+
+def _cubic_kernel(x: Tensor, outer: bool) -> Tensor:
+    """Keys' cubic convolution kernel (1981) at distance ``x``: 1 <= x <= 2 if outer, else 0 <= x <= 1."""
+    a = BICUBIC_A
+    if outer:
+        return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return ((a + 2) * x - (a + 3)) * x * x + 1
+
+
+def _nearest(start: Tensor, stop: Tensor, size: int) -> Tensor:
+    """Source indices of nearest-neighbour resizing [start, stop) to ``size`` samples: int64 (V, size)."""
+    length = (stop - start)[:, None]
+    index = (torch.arange(size, device=start.device) * (length.float() / size)).floor().long()
+    return start[:, None] + index.minimum(length - 1)

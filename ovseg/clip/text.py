@@ -1,0 +1,171 @@
+"""Words -> unit vectors in CLIP's joint space, remembered in memory and on disk (specification, section 4)."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ovseg.errors import OvsegError
+from ovseg.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+PROMPTS_AT_A_TIME = 512
+WORDS_IN_MEMORY = 8192
+_SAMPLES_PER_TENSOR = 64
+
+
+class TextEmbedder:
+    """Averages a word's prompt embeddings, and remembers the result.
+
+    What is remembered belongs to the exact weights of the text tower: their fingerprint is part of every key, and is
+    taken anew when the weights change.
+
+    Args:
+        clip_model: open_clip's model.
+        tokenizer: see :func:`ovseg.clip.model.build_clip`.
+        templates: each with one ``{}`` for the word.
+        autocast: gives the context in which the tower runs, for a device type ("cpu", "cuda").
+        precision: its name, part of the key.
+        truncate: cut prompts that are too long instead of refusing them.
+        cache_dir: folder of the memory on disk; None for memory only.
+    """
+
+    def __init__(
+        self,
+        clip_model: nn.Module,
+        tokenizer: Callable[[list[str]], Tensor],
+        templates: Sequence[str],
+        *,
+        autocast: Callable[[str], Any],
+        precision: str = "fp32",
+        truncate: bool = False,
+        cache_dir: Path | None = None,
+    ):
+        self.clip_model = clip_model
+        self.tokenizer = tokenizer
+        self.templates = tuple(templates)
+        self.autocast = autocast
+        self.precision = precision
+        self.truncate = truncate
+        self.cache_dir = cache_dir
+        self._memory: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._state: tuple | None = None
+        self._fingerprint = ""
+
+    def __call__(self, words: Sequence[str]) -> Tensor:
+        """Embed words.
+
+        Args:
+            words: K texts, used verbatim; repeated ones are worked out once.
+
+        Returns:
+            float32 (K, D) unit vectors on the model's device.
+
+        Raises:
+            OvsegError: a prompt is longer than the text tower's context and ``truncate`` is off.
+        """
+        key = self._key()
+        missing = [word for word in dict.fromkeys(words) if (key, word) not in self._memory]
+        device = next(self.clip_model.parameters()).device
+        found = {word: feature.to(device) for word, feature in self._read(key, missing).items()}
+        absent = [word for word in missing if word not in found]
+        if absent:
+            encoded = dict(zip(absent, self._encode(absent), strict=True))
+            self._write(key, encoded)
+            found |= encoded
+        for word, feature in found.items():
+            self._memory[key, word] = feature
+        features = torch.stack([self._recall(key, word) for word in words])
+        while len(self._memory) > WORDS_IN_MEMORY:
+            self._memory.popitem(last=False)
+        return features
+
+    def _recall(self, key: str, word: str) -> Tensor:
+        self._memory.move_to_end((key, word))
+        return self._memory[key, word]
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """int64 (n, context_length) token ids, padded with zeros.
+
+        Raises:
+            OvsegError: too long, see :meth:`__call__`.
+        """
+        tokens = self.tokenizer(list(prompts))
+        if not self.truncate and hasattr(self.tokenizer, "encode"):
+            room = tokens.shape[1] - 2  # for the start and end marks
+            for prompt in prompts:
+                if len(prompt) > room and (length := len(self.tokenizer.encode(prompt))) > room:
+                    raise OvsegError(
+                        f"the prompt {prompt[:60]!r}... has {length} tokens, CLIP reads {room}: shorten the word, or set "
+                        "MODEL.CLIP_ADAPTER.TRUNCATE_PROMPTS to True"
+                    )
+        return tokens
+
+    # inference_mode(False): a cached tensor made under inference mode could not be used in training later
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _encode(self, words: Sequence[str]) -> Tensor:
+        prompts = [template.format(word) for word in words for template in self.templates]
+        tokens = self.tokenize(prompts)
+        device = next(self.clip_model.parameters()).device
+        features = []
+        with self.autocast(device.type):
+            for chunk in tokens.split(PROMPTS_AT_A_TIME):
+                features.append(self.clip_model.encode_text(chunk.to(device)).float())
+        features = torch.cat(features).unflatten(0, (len(words), len(self.templates)))  # (K, T, D)
+        mean = (features / features.norm(dim=-1, keepdim=True)).mean(dim=1)
+        return mean / mean.norm(dim=-1, keepdim=True)
+
+    def _key(self) -> str:
+        """Name of everything but the word that an embedding depends on."""
+        parameters = [p for name, p in self.clip_model.named_parameters() if not name.startswith("visual.")]
+        state = self._cheap_state(parameters)
+        if state != self._state:
+            digest = hashlib.sha256(repr((self.templates, self.precision, self.truncate)).encode())
+            for parameter in parameters:
+                digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+            self._state, self._fingerprint = state, digest.hexdigest()
+        return self._fingerprint
+
+    @staticmethod
+    def _cheap_state(parameters: Sequence[nn.Parameter]) -> tuple:
+        """Changes whenever weights change: counts in-place writes, and samples values for writes through ``.data``."""
+        samples = [p.detach().flatten()[:: max(1, p.numel() // _SAMPLES_PER_TENSOR)].float() for p in parameters]
+        versions = tuple((p.data_ptr(), p._version) for p in parameters if not p.is_inference())
+        return versions, hashlib.sha256(torch.cat(samples).cpu().numpy().tobytes()).hexdigest()
+
+    def _file(self, key: str, word: str) -> Path:
+        name = hashlib.sha256(word.encode("utf-8", "surrogatepass")).hexdigest()
+        return self.cache_dir / key[:32] / f"{name[:32]}.safetensors"
+
+    def _read(self, key: str, words: Sequence[str]) -> dict[str, Tensor]:
+        found = {}
+        for word in words if self.cache_dir else ():
+            try:
+                found[word] = load_file(self._file(key, word))["feature"]
+            except FileNotFoundError:
+                continue
+            except (OSError, SafetensorError, KeyError) as error:
+                logger.warning("ignoring a damaged text embedding in the cache: %s", error)
+        return found
+
+    def _write(self, key: str, features: dict[str, Tensor]) -> None:
+        if self.cache_dir is None:
+            return
+        try:
+            for word, feature in features.items():
+                with atomic_path(self._file(key, word)) as temporary:
+                    save_file({"feature": feature.cpu().contiguous().clone()}, temporary)
+        except (OvsegError, OSError, SafetensorError) as error:
+            logger.warning("text embeddings are kept in memory only: %s", error)
+            self.cache_dir = None

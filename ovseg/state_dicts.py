@@ -1,0 +1,140 @@
+"""Reading weight files without running any code that may be in them."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ovseg.errors import OvsegError
+
+logger = logging.getLogger(__name__)
+
+_PICKLE_SUFFIXES = (".pkl", ".pickle")
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a weight file, names as stored but for a leading ``module.``.
+
+    Formats: safetensors; ``torch.save`` files (Detectron2's layout with the tensors under ``model``,
+    open_clip's under ``state_dict``, or a bare state dict); Detectron2's pickles of NumPy arrays (``.pkl``).
+
+    Raises:
+        OvsegError: missing, empty, truncated or not a weight file; or it needs code to be run on loading.
+    """
+    content = read_checkpoint(path)
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    tensors = {}
+    for name, value in content.items():
+        if isinstance(value, np.ndarray | np.number):
+            value = torch.as_tensor(np.asarray(value))
+        if isinstance(value, Tensor):
+            tensors[str(name).removeprefix("module.")] = value
+    if not tensors:
+        raise OvsegError(f"{path} holds no tensors: it is not a checkpoint of a model (entries: {_some(content)})")
+    return tensors
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a whole checkpoint, on the CPU: like :func:`read_state_dict`, with the optimizer's state and so on.
+
+    Raises:
+        OvsegError: as :func:`read_state_dict`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "is a folder, not a weight file" if path.is_dir() else "does not exist"
+        raise OvsegError(f"the weight file {path} {kind}: check the path (MODEL.WEIGHTS or CLIP_WEIGHTS)")
+    head = _head(path)
+    if not head:
+        raise OvsegError(f"the weight file {path} is empty (0 bytes): download it again")
+    if head.lstrip()[:1] == b"<":
+        raise OvsegError(
+            f"{path} is a web page (HTML), not weights: the download was answered by a log-in or confirmation page; "
+            "download the file itself"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise OvsegError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull`")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if path.suffix in _PICKLE_SUFFIXES:
+            return _read_numpy_pickle(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise OvsegError(f"{path} is damaged or no safetensors file ({error}): download it again") from error
+    except pickle.UnpicklingError as error:
+        raise OvsegError(_explain_unpickling(path, head, error)) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, UnicodeDecodeError) as error:
+        reason = str(error).split("\n")[0]
+        raise OvsegError(f"{path} is truncated or no weight file ({reason}): download or save it again") from error
+    if not isinstance(content, Mapping):
+        raise OvsegError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors: save its state_dict()")
+    return dict(content)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(512)
+    except OSError as error:
+        raise OvsegError(f"cannot read the weight file {path}: {error.strerror}") from error
+
+
+def _explain_unpickling(path: Path, head: bytes, error: pickle.UnpicklingError) -> str:
+    if head.startswith((b"PK", b"\x80")):
+        return (
+            f"{path} needs code to be run on loading, which is refused "
+            f"({_unsupported_global(error)}): if you trust its source, convert it once with "
+            f"`python tools/convert_checkpoint.py {path} OUT.safetensors --trust` and load OUT.safetensors"
+        )
+    return f"{path} is not a weight file (it begins with {head[:12]!r}): check the path, or download it again"
+
+
+def _unsupported_global(error: Exception) -> str:
+    words = str(error).replace("\n", " ").split()
+    return next((f"it asks for {word}" for word in words if "." in word and word[0].isalpha()), "arbitrary objects")
+
+
+class _NumpyUnpickler(pickle.Unpickler):
+    """Unpickler of dictionaries of NumPy arrays: anything else is refused."""
+
+    _ALLOWED = {
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("_codecs", "encode"),
+        ("collections", "OrderedDict"),
+        *((module, "_reconstruct") for module in ("numpy.core.multiarray", "numpy._core.multiarray")),
+        *((module, "scalar") for module in ("numpy.core.multiarray", "numpy._core.multiarray")),
+        *((module, "_frombuffer") for module in ("numpy.core.numeric", "numpy._core.numeric")),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"Unsupported global: {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _read_numpy_pickle(path: Path) -> dict[str, Any]:
+    # latin1: the model zoo's pickles were written by Python 2
+    content = _NumpyUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    if not isinstance(content, Mapping):
+        raise OvsegError(f"{path} holds a {type(content).__name__}, not a dictionary of arrays")
+    return dict(content)
+
+
+def _some(content: Mapping) -> str:
+    names = [str(name) for name in content]
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "none"
