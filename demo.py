@@ -17,8 +17,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ovseg.errors import OvsegError, user_errors
 from ovseg.inputs import choose_outputs, find_inputs, is_video
@@ -153,7 +155,7 @@ def _segment_all(
 def _segment_video(segmenter, source: Path, vocabulary: Vocabulary, target: Path, progress: Progress) -> None:
     from ovseg.video import segment_video
 
-    task = progress.add_task(f"frames of {source.name}", total=None)
+    task = progress.add_task(escape(f"frames of {source.name}"), total=None)
     try:
         segment_video(
             segmenter,
@@ -175,7 +177,7 @@ def _show(result: Segmentation, target: Path, console: Console, as_table: bool) 
         return
     table = Table("word", "share", "score")
     for k in result.found:
-        table.add_row(result.names[k], f"{result.fractions[k]:.1%}", f"{result.scores[k]:.3f}")
+        table.add_row(Text(result.names[k]), f"{result.fractions[k]:.1%}", f"{result.scores[k]:.3f}")
     unlabelled = 1 - result.fractions.sum()
     if unlabelled > 0:
         table.add_row("(unlabelled)", f"{unlabelled:.1%}", "", style="dim")

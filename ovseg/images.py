@@ -100,7 +100,7 @@ def _to_8_bit(values: np.ndarray) -> np.ndarray:
     elif integers and low >= 0 and 255 < high <= 65535:
         values /= 257
     elif low < 0 or high > 255:
-        values = (values - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
+        values = (values - low) * (255 / (high - low) if high > low else 0)
     return np.rint(values).astype(np.uint8)
 
 

@@ -153,8 +153,8 @@ def _refuse_partial(model: nn.Module, report: LoadReport, weights: str) -> None:
     needed = sorted(name for name in missing if name.startswith(("backbone.", "sem_seg_head.")))
     if needed:
         raise OvsegError(
-            f"{weights} holds only a part of the model ({len(needed)} tensors are missing, such as {needed[0]}): give a "
-            "complete OVSeg checkpoint as MODEL.WEIGHTS"
+            f"{weights} holds only a part of the model ({len(needed)} tensors are missing, such as {needed[0]}): give "
+            "a complete OVSeg checkpoint as MODEL.WEIGHTS"
         )
 
 

@@ -70,12 +70,15 @@ class Vocabulary:
         """
         if isinstance(words, str):
             raise OvsegError(f"{origin} is the single text {words!r}: give a list, for example ['cat', 'dog']")
-        entries = [(word,) if isinstance(word, str) else tuple(word) for word in words]
-        for position, entry in enumerate(entries, start=1):
+        entries = []
+        for position, word in enumerate(words, start=1):
+            entry = tuple(word) if isinstance(word, (list, tuple)) else (word,)
             for text in entry:
                 if not isinstance(text, str):
-                    raise OvsegError(f"word {position} of {origin} is {text!r}, which is not a text")
-            _check_commas(words, position, entry, origin)
+                    raise OvsegError(f"word {position} in {origin} is {text!r}, which is not a text")
+            entries.append(entry)
+        for position, entry in enumerate(entries, start=1):
+            _check_commas(entry, position, entries, origin)
         stripped = [tuple(text.strip() for text in entry) or ("",) for entry in entries]
         return cls(tuple(entry[0] for entry in stripped), tuple(_unique(entry) for entry in stripped), origin)
 
@@ -147,15 +150,15 @@ def _check_text(text: str, position: int | None, origin: str) -> None:
             raise OvsegError(f"{where} ({text!r}) holds the control character U+{ord(character):04X}: remove it")
 
 
-def _check_commas(words: Sequence, position: int, entry: tuple[str, ...], origin: str) -> None:
+def _check_commas(entry: tuple[str, ...], position: int, entries: Sequence[tuple[str, ...]], origin: str) -> None:
     """``cat, dog`` unquoted reaches us as ``cat,`` and ``dog``; CLIP would read the comma as part of the name."""
     for text in entry:
-        bare = text.strip().strip(",").strip()
-        if text.strip() != bare and (text.strip().endswith(",") or text.strip().startswith(",")):
-            shown = " ".join(f'"{w.strip().strip(",").strip()}"' for w in words if isinstance(w, str) and w.strip(" ,"))
+        if text.strip(" ,") != text.strip():
+            bare = [other[0].strip(" ,") for other in entries if other]
+            shown = " ".join(f'"{name}"' for name in bare if name) or '"cat" "dog"'
             raise OvsegError(
-                f"word {position} in {origin} is {text!r} with a comma at its end: separate words by blanks, not by "
-                f"commas, and quote a name of several words, like {shown or 'cat dog'}"
+                f"word {position} in {origin} is {text!r}, with a comma at one end: separate words by blanks, not by "
+                f"commas, and quote a name of several words, like {shown}"
             )
 
 
