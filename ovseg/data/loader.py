@@ -1,0 +1,129 @@
+"""Data loaders for training and evaluation.
+
+Detectron2's own loaders are not used: the order of their samples depends on the number of workers and processes and
+cannot be taken up in the middle, and in 0.6 the test loader has no batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cv2
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetFromList
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from ovseg.data.catalog import check_prepared
+from ovseg.data.mapper import SemSegTestMapper, SemSegTrainMapper
+from ovseg.data.sampler import StreamBatchSampler, mix, seeded
+from ovseg.errors import OvsegError
+
+Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class MappedDataset(Dataset):
+    """Dataset dicts through a mapper; a user's error is returned, not raised.
+
+    torch would turn an exception in a worker process into a traceback as the message; ``SampleLoader`` raises it.
+
+    Args:
+        records: dataset dicts.
+        mapper: applied to each.
+        seed: with a seed, keys are (position, index) and draws depend on ``(seed, position)`` alone; without,
+            keys are indices.
+    """
+
+    def __init__(self, records: Sequence[dict[str, Any]], mapper: Mapper, seed: int | None = None):
+        self.records = DatasetFromList(list(records), copy=False)
+        self.mapper = mapper
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any] | OvsegError:
+        try:
+            if self.seed is None:
+                return self.mapper(self.records[key])
+            position, index = key
+            with seeded(mix(self.seed, position)):
+                return self.mapper(self.records[index])
+        except OvsegError as error:
+            return error
+
+
+class SampleLoader(DataLoader):
+    """A ``DataLoader`` whose batches are lists of samples, and which raises the errors of ``MappedDataset``."""
+
+    def __init__(self, dataset: MappedDataset, batch_sampler: Any, num_workers: int):
+        super().__init__(
+            dataset,
+            batch_sampler=batch_sampler,
+            num_workers=num_workers,
+            collate_fn=list,
+            worker_init_fn=_one_thread,
+        )
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for batch in super().__iter__():
+            for sample in batch:
+                if isinstance(sample, OvsegError):
+                    raise sample
+            yield batch
+
+
+def build_train_loader(cfg: CfgNode, *, seed: int, start: int = 0, mapper: Mapper | None = None) -> SampleLoader:
+    """Endless batches of this process's share of ``SOLVER.IMS_PER_BATCH`` samples of ``DATASETS.TRAIN``.
+
+    Sample ``i`` of the run is the same whatever the number of workers and processes and however often the run was
+    resumed. Images are not grouped by aspect ratio: training crops are padded to one size.
+
+    Args:
+        seed: of order and augmentation.
+        start: number of samples used so far.
+        mapper: default :class:`SemSegTrainMapper`.
+
+    Raises:
+        OvsegError: a data set is not prepared or empty, or an option cannot work; while iterating, unusable files.
+    """
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise OvsegError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; only TrainingSampler is there")
+    batch_size, world_size = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if batch_size < 1 or batch_size % world_size:
+        raise OvsegError(
+            f"SOLVER.IMS_PER_BATCH = {batch_size} cannot be shared by {world_size} processes: choose a multiple of it"
+        )
+    mapper = SemSegTrainMapper(cfg) if mapper is None else mapper
+    records = [record for name in cfg.DATASETS.TRAIN for record in _records(name)]
+    sampler = StreamBatchSampler(len(records), batch_size, seed, start, comm.get_rank(), world_size)
+    return SampleLoader(MappedDataset(records, mapper, seed), sampler, cfg.DATALOADER.NUM_WORKERS)
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str, outputs: Sequence[str] = ("sem_seg",)) -> SampleLoader:
+    """This process's share of a data set, in order, ``SOLVER.TEST_IMS_PER_BATCH`` at a time.
+
+    Args:
+        dataset_name: a registered data set.
+        outputs: what the model shall return, handed on in every sample.
+
+    Raises:
+        OvsegError: the data set is not prepared or empty; while iterating, unusable images.
+    """
+    dataset = MappedDataset(_records(dataset_name), SemSegTestMapper(cfg, dataset_name, outputs))
+    batches = BatchSampler(InferenceSampler(len(dataset)), max(cfg.SOLVER.TEST_IMS_PER_BATCH, 1), drop_last=False)
+    return SampleLoader(dataset, batches, cfg.DATALOADER.NUM_WORKERS)
+
+
+def _records(dataset_name: str) -> list[dict[str, Any]]:
+    check_prepared(dataset_name)
+    records = DatasetCatalog.get(dataset_name)
+    if not records:
+        raise OvsegError(f"data set {dataset_name!r} is empty: check the folders it was registered with")
+    return records
+
+
+def _one_thread(_: int) -> None:
+    cv2.setNumThreads(0)

@@ -1,0 +1,188 @@
+"""Dataset dicts -> what the model takes (specification, section 9.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+
+from ovseg.data.augmentation import build_train_augmentations
+from ovseg.data.labels import read_labels
+from ovseg.errors import OvsegError
+from ovseg.images import read_image
+
+
+class SemSegTrainMapper:
+    """The mapper ``mask_former_semantic``: augments an image with its labels, one boolean mask for each class.
+
+    Random draws come from NumPy's and Python's global generators; who wants repeatable samples seeds them.
+
+    Args:
+        dataset_name: the training data set, whose words the sample is to be named with.
+        augmentations: applied in order; the last one pads.
+        image_format: "RGB" or "BGR".
+        ignore_label: value of pixels without a class.
+        num_classes: labels are 0 .. num_classes - 1.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        dataset_name: str,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        image_format: str,
+        ignore_label: int,
+        num_classes: int,
+    ):
+        self.dataset_name = dataset_name
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.ignore_label = ignore_label
+        self.num_classes = num_classes
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        dataset_name, ignore_label = training_set(cfg)
+        return {
+            "dataset_name": dataset_name,
+            "augmentations": build_train_augmentations(cfg, ignore_label),
+            "image_format": cfg.INPUT.FORMAT,
+            "ignore_label": ignore_label,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map one dataset dict with ``file_name`` and ``sem_seg_file_name``; it is not changed.
+
+        Returns:
+            the dict with ``image`` (3,H,W) uint8, ``instances`` of size (H,W) with ``gt_classes`` int64 (n,) ascending and
+            ``gt_masks`` bool (n,H,W), and ``meta``. An image without labels has n = 0.
+
+        Raises:
+            OvsegError: an unreadable file, labels of another size than the image, a label beyond the classes.
+        """
+        sample = dict(dataset_dict)
+        file_name, label_file = sample["file_name"], sample.pop("sem_seg_file_name")
+        image = _read(file_name, self.image_format)
+        # labels are resized as doubles, for which Detectron2 takes another "nearest" than for bytes
+        labels = read_labels(label_file).astype(np.float64)
+        if labels.shape != image.shape[:2]:
+            raise OvsegError(
+                f"label file {label_file} has {_size(labels)} pixels but its image {file_name} {_size(image)}: "
+                "both must be of one size"
+            )
+        augmented = T.AugInput(image, sem_seg=labels)
+        self.augmentations(augmented)
+
+        labels = augmented.sem_seg.astype(np.int64)
+        present = np.unique(labels)
+        present = present[present != self.ignore_label]
+        if len(present) and (present[-1] >= self.num_classes or present[0] < 0):
+            raise OvsegError(
+                f"label file {label_file} holds the value {present[-1]}, but labels must be below "
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES = {self.num_classes} or the ignore label {self.ignore_label}"
+            )
+        instances = Instances(labels.shape)
+        instances.gt_classes = torch.from_numpy(present)
+        instances.gt_masks = torch.from_numpy(labels == present[:, None, None])
+        return {
+            **sample,
+            "image": _to_tensor(augmented.image),
+            "instances": instances,
+            "meta": {"dataset_name": self.dataset_name},
+        }
+
+
+class SemSegTestMapper:
+    """Resizes an image for evaluation: shortest edge to ``MIN_SIZE_TEST``, no padding.
+
+    Args:
+        dataset_name: whose words the image is to be segmented into.
+        outputs: what the model shall return, see the meta-architecture.
+        resize: applied to the image.
+        image_format: "RGB" or "BGR".
+    """
+
+    @configurable
+    def __init__(self, *, dataset_name: str, outputs: Sequence[str], resize: T.Augmentation, image_format: str):
+        self.dataset_name = dataset_name
+        self.outputs = tuple(outputs)
+        self.resize = resize
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset_name: str, outputs: Sequence[str]) -> dict[str, Any]:
+        return {
+            "dataset_name": dataset_name,
+            "outputs": outputs,
+            "resize": T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map one dataset dict with ``file_name``; it is not changed.
+
+        Returns:
+            the dict with ``image`` (3,h,w) uint8, the file's own ``height`` and ``width``, ``meta`` and ``outputs``.
+
+        Raises:
+            OvsegError: the image cannot be read.
+        """
+        image = _read(dataset_dict["file_name"], self.image_format)
+        augmented = T.AugInput(image)
+        self.resize(augmented)
+        return {
+            **dataset_dict,
+            "image": _to_tensor(augmented.image),
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "meta": {"dataset_name": self.dataset_name},
+            "outputs": self.outputs,
+        }
+
+
+def training_set(cfg: CfgNode) -> tuple[str, int]:
+    """Name of the data set whose words ``DATASETS.TRAIN`` is trained with, and its ignore label.
+
+    Raises:
+        OvsegError: several training sets that differ in words or ignore label.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise OvsegError("DATASETS.TRAIN is empty: name the data sets to train on")
+    first, *others = cfg.DATASETS.TRAIN
+    vocabulary = _vocabulary(cfg, first)
+    for other in others:
+        if _vocabulary(cfg, other) != vocabulary:
+            raise OvsegError(
+                f"DATASETS.TRAIN: {first} and {other} differ in classes or ignore label and cannot be trained together"
+            )
+    return first, vocabulary[1]
+
+
+def _vocabulary(cfg: CfgNode, name: str) -> tuple[list[str] | None, int]:
+    metadata = MetadataCatalog.get(name)
+    return metadata.get("stuff_classes"), metadata.get("ignore_label", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+
+
+def _read(file_name: str, image_format: str) -> np.ndarray:
+    """(H,W,3) uint8 in the channel order of ``INPUT.FORMAT``."""
+    if image_format not in ("RGB", "BGR"):
+        raise OvsegError(f"INPUT.FORMAT is {image_format!r}; choose RGB or BGR")
+    image = read_image(file_name)
+    return image if image_format == "RGB" else image[:, :, ::-1]
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(H,W,3) -> (3,H,W)."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"
