@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+DETECTRON2 ?= --source pypi
 UV_VERSION := 0.13.8
 
 VENV := .venv
@@ -36,7 +37,7 @@ $(STAMPS)/requirements: requirements.txt $(STAMPS)/venv
 
 $(STAMPS)/detectron2: tools/install_detectron2.py tools/detectron2_mends.py $(STAMPS)/requirements
 	@echo "set-up 3/4: Detectron2"
-	@$(PY) tools/install_detectron2.py
+	@$(PY) tools/install_detectron2.py $(DETECTRON2)
 	@touch $@
 
 $(STAMPS)/package: pyproject.toml $(STAMPS)/detectron2
