@@ -91,7 +91,7 @@ def _run(args: argparse.Namespace, console: Console, errors: Console) -> int:
     if jobs:
         segmenter = _load(args)
         done = _segment_all(jobs, segmenter, vocabulary, failures, console, errors)
-        console.print(f"{done} of {len(jobs)} done; results in {args.output}", markup=False)
+        console.print(f"{done} of {done + len(failures)} done; results in {args.output}", markup=False)
     if failures:
         errors.print(f"{len(failures)} could not be segmented:", markup=False)
         for name, reason in failures:

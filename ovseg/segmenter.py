@@ -24,9 +24,10 @@ from ovseg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# The model is asked for maps of at most this size; beyond it, labels are enlarged by nearest neighbour. Masks have a
-# quarter of the resolution that the model sees (INPUT.MAX_SIZE_TEST, 2560 in the published files), so nothing is lost.
-LARGEST_MAP = 4096 * 4096  # pixels
+# Scores of one chunk of classes that the model holds at output size, as a number of float32 (2 GiB). A larger map is
+# asked at a smaller size and its labels are enlarged by nearest neighbour: masks have a quarter of the resolution that
+# the model sees (INPUT.MAX_SIZE_TEST, 2560 in the published files), so what is lost is below what is known.
+LARGEST_SCORES = 2**29
 
 
 class Segmenter:
@@ -36,12 +37,14 @@ class Segmenter:
         model: Detectron2 model that answers ``outputs=("label_map",)``, in evaluation mode, with its weights.
         min_size: the shortest side of an image is resized to this many pixels; 0 leaves images as they are.
         max_size: unless the longest side would be more than this many pixels.
+        class_chunk_size: classes that the model paints at a time; with it the size of maps is bounded.
     """
 
-    def __init__(self, model: nn.Module, *, min_size: int, max_size: int):
+    def __init__(self, model: nn.Module, *, min_size: int, max_size: int, class_chunk_size: int = 64):
         self.model = model
         self.min_size = min_size
         self.max_size = max_size
+        self.class_chunk_size = class_chunk_size
 
     @classmethod
     def from_config(
@@ -77,7 +80,12 @@ class Segmenter:
         model = build_model(cfg).eval()
         _refuse_partial(model, load_weights(model, weights), weights)
         model.clip_adapter.ensure_weights()
-        return cls(model, min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST)
+        return cls(
+            model,
+            min_size=cfg.INPUT.MIN_SIZE_TEST,
+            max_size=cfg.INPUT.MAX_SIZE_TEST,
+            class_chunk_size=cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE,
+        )
 
     @torch.inference_mode()
     def __call__(
@@ -103,7 +111,8 @@ class Segmenter:
         vocabulary = words if isinstance(words, Vocabulary) else Vocabulary.from_words(words)
         pixels, source = _as_rgb(image)
         height, width = pixels.shape[:2]
-        shrink = min(1.0, (LARGEST_MAP / (height * width)) ** 0.5)
+        classes = min(max(len(vocabulary), 2), self.class_chunk_size)  # 2: the model may add "others"
+        shrink = min(1.0, (LARGEST_SCORES / (classes * height * width)) ** 0.5)
         request = {
             "image": torch.from_numpy(self._resize(pixels)).permute(2, 0, 1),  # (3,h,w)
             "height": max(1, int(height * shrink)),
