@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_sem_seg
 
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import label_set
@@ -128,7 +127,7 @@ def register_all(root: str | Path | None = None) -> None:
                 os.path.normpath(labels),
             ]:
                 logger.warning(
-                    "data set %r was registered by another library, with images in %s and labels in %s: ovseg uses that",
+                    "data set %r is already registered, with images in %s and labels in %s: ovseg uses that",
                     dataset.name,
                     *theirs,
                 )
@@ -180,19 +179,34 @@ def check_prepared(dataset_name: str) -> None:
 
 
 def _load(name: str) -> list[dict]:
-    """Detectron2 records (``file_name``, ``sem_seg_file_name``) of one of our data sets."""
+    """Detectron2 records (``file_name``, ``sem_seg_file_name``) of one of our data sets, ordered by name.
+
+    Not by Detectron2's ``load_sem_seg``: with equally many images and labels it pairs them whatever their names are.
+    """
     check_prepared(name)
     dataset = next(dataset for dataset in DATASETS if dataset.name == name)
     metadata = MetadataCatalog.get(name)
-    records = load_sem_seg(
-        metadata.sem_seg_root, metadata.image_root, gt_ext=dataset.label_ext, image_ext=dataset.image_ext
-    )
-    if not records:
+    images = _files(metadata.image_root, dataset.image_ext)
+    labels = _files(metadata.sem_seg_root, dataset.label_ext)
+    both = sorted(images.keys() & labels.keys())
+    if not both:
         raise OvsegError(
             f"data set {name!r}: no image in {metadata.image_root} has the name of a label file in "
             f"{metadata.sem_seg_root}{_advice(dataset)}"
         )
-    return records
+    if len(both) < len(labels):
+        logger.warning(
+            "data set %r: %d of %d label files in %s have no image in %s and are left out",
+            *(name, len(labels) - len(both), len(labels), metadata.sem_seg_root, metadata.image_root),
+        )
+    return [{"file_name": images[stem], "sem_seg_file_name": labels[stem]} for stem in both]
+
+
+def _files(folder: str, extension: str) -> dict[str, str]:
+    """Paths of the files with an extension by the rest of their names."""
+    suffix = f".{extension}"
+    with os.scandir(folder) as entries:
+        return {entry.name.removesuffix(suffix): entry.path for entry in entries if entry.name.endswith(suffix)}
 
 
 def _holds(folder: str, extension: str) -> bool:

@@ -11,6 +11,33 @@ from ovseg.errors import OvsegError
 MIOU_CONVENTIONS = ("union", "ground_truth")
 
 
+def checked_labels(gt: np.ndarray, num_classes: int, ignore_label: int | None, source: str) -> np.ndarray:
+    """True labels as class indices.
+
+    Args:
+        gt: (H,W) integers in [0, num_classes) or ``ignore_label``; any integer dtype, 16 bit included.
+        num_classes: K.
+        ignore_label: the value of pixels that do not count; None when there is none.
+        source: what to call the labels in an error, usually their file.
+
+    Returns:
+        (H,W) int64 in [0,K]; K marks ignored pixels.
+
+    Raises:
+        OvsegError: another value occurs; the message names the source and the value.
+    """
+    ignored = np.zeros(gt.shape, dtype=bool) if ignore_label is None else gt == ignore_label
+    truth = np.where(ignored, num_classes, gt.astype(np.int64))
+    wrong = ~ignored & ((truth < 0) | (truth >= num_classes))
+    if wrong.any():
+        allowed = f"0..{num_classes - 1}" + ("" if ignore_label is None else f" and {ignore_label} (ignored)")
+        raise OvsegError(
+            f"{source} holds the label {truth[wrong][0]}, but the data set's labels are {allowed}: "
+            "prepare the labels again, or register the data set with its own classes and ignore label"
+        )
+    return truth
+
+
 def confusion_matrix(
     pred: np.ndarray,
     gt: np.ndarray,
@@ -43,15 +70,7 @@ def confusion_matrix(
             f"the prediction for {pred_source} has shape {pred.shape} but its labels in {gt_source} have shape "
             f"{gt.shape}: image and label file must have the same height and width"
         )
-    ignored = np.zeros(gt.shape, dtype=bool) if ignore_label is None else gt == ignore_label
-    truth = np.where(ignored, num_classes, gt.astype(np.int64))
-    wrong = ~ignored & ((truth < 0) | (truth >= num_classes))
-    if wrong.any():
-        allowed = f"0..{num_classes - 1}" + ("" if ignore_label is None else f" and {ignore_label} (ignored)")
-        raise OvsegError(
-            f"{gt_source} holds the label {truth[wrong][0]}, but the data set's labels are {allowed}: "
-            "prepare the labels again, or register the data set with its own classes and ignore label"
-        )
+    truth = checked_labels(gt, num_classes, ignore_label, gt_source)
     pred = pred.astype(np.int64)
     if pred.size and (pred.min() < 0 or pred.max() >= num_classes):
         value = pred.min() if pred.min() < 0 else pred.max()

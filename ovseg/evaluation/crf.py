@@ -58,7 +58,7 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise OvsegError(
-            "TEST.DENSE_CRF needs the package pydensecrf, which is not installed: run `pip install pydensecrf`; where that "
-            "fails to compile, unpack its source, delete pydensecrf/densecrf.cpp and pydensecrf/eigen.cpp in it and "
-            "install the folder with `cython<3`; or set TEST.DENSE_CRF to False"
+            "TEST.DENSE_CRF needs the package pydensecrf, which is not installed: run `pip install pydensecrf`; where "
+            "that fails to compile, unpack its source, delete densecrf.cpp and eigen.cpp in its pydensecrf folder, "
+            "and install it from there with `cython<3`; or set TEST.DENSE_CRF to False"
         ) from error

@@ -6,9 +6,8 @@ from functools import cached_property
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.file_io import PathManager
-from PIL import Image, UnidentifiedImageError
 
+from ovseg.data.labels import read_labels
 from ovseg.errors import OvsegError
 
 
@@ -61,20 +60,4 @@ class GroundTruth:
             OvsegError: the label file is missing, broken, or not a single-channel image.
         """
         file_name = self.label_file(sample)
-        try:
-            with PathManager.open(file_name, "rb") as file, Image.open(file) as image:
-                labels = np.array(image)
-        except FileNotFoundError as error:
-            raise OvsegError(
-                f"label file {file_name} is missing: prepare data set {self.dataset_name!r} again"
-            ) from error
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise OvsegError(
-                f"label file {file_name} cannot be read ({error}): prepare data set {self.dataset_name!r} again"
-            ) from error
-        if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
-            raise OvsegError(
-                f"label file {file_name} has shape {labels.shape} and type {labels.dtype}: labels must be a "
-                "single-channel image of integers"
-            )
-        return labels, file_name
+        return read_labels(file_name), file_name

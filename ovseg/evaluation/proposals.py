@@ -10,7 +10,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation.confusion import check_subset
+from ovseg.evaluation.confusion import check_subset, checked_labels
 from ovseg.evaluation.ground_truth import GroundTruth
 
 IOU_THRESHOLD = 0.5
@@ -73,27 +73,20 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         Raises:
             OvsegError: unreadable labels, labels out of range, or sizes that differ; names the file.
         """
+        num_classes = len(self.ground_truth.class_names)
         for sample, output in zip(inputs, outputs, strict=True):
             labels, label_file = self.ground_truth.labels(sample)
             proposals = output["proposals"]
             if tuple(proposals.shape[1:]) != labels.shape:
                 raise OvsegError(
-                    f"the proposals for {sample.get('file_name')} have size {tuple(proposals.shape[1:])} but its "
-                    f"labels in {label_file} have {labels.shape}: image and label file must have the same height and width"
+                    f"the proposals for {sample.get('file_name')} have size {tuple(proposals.shape[1:])}, but its "
+                    f"labels in {label_file} have size {labels.shape}: image and label file must be equally large"
                 )
-            counted = np.ones(labels.shape, dtype=bool)
-            if self.ground_truth.ignore_label is not None:
-                counted = labels != self.ground_truth.ignore_label
-            classes, segments = np.unique(labels[counted], return_inverse=True)
+            truth = checked_labels(labels, num_classes, self.ground_truth.ignore_label, label_file)
+            counted = truth < num_classes
+            classes, segments = np.unique(truth[counted], return_inverse=True)
             if not classes.size:
                 continue
-            if classes[-1] >= len(self.ground_truth.class_names) or classes[0] < 0:
-                wrong = classes[-1] if classes[0] >= 0 else classes[0]
-                raise OvsegError(
-                    f"{label_file} holds the label {wrong}, but the data set's labels are "
-                    f"0..{len(self.ground_truth.class_names) - 1} and {self.ground_truth.ignore_label} (ignored): "
-                    "prepare the labels again"
-                )
             best = self._best_ious(proposals, counted, segments)
             # each class occurs once in an image, so plain fancy indexing adds every segment
             self._sums[0, classes] += 1

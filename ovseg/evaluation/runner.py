@@ -6,7 +6,6 @@ import datetime
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ovseg.data.catalog import check_prepared
-from ovseg.data.loader import build_test_loader
+from ovseg.data.loader import SampleLoader, build_test_loader
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import per_class_rows
 from ovseg.evaluation.crf import DenseCRF
@@ -92,15 +91,15 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
     seconds = sum(comm.all_gather(seconds), Counter())
     if not comm.is_main_process():
         return OrderedDict()
-    _check_complete(loader, semantic.num_images, dataset_name)
+    if semantic.num_images != len(loader.dataset):
+        raise RuntimeError(f"{semantic.num_images} images of {dataset_name} counted, but it has {len(loader.dataset)}")
     _report(cfg, dataset_name, output_dir, semantic, results, seconds)
     return results
 
 
-def _run(model: nn.Module, loader: Iterable, evaluator: DatasetEvaluators, dataset_name: str) -> Counter:
+def _run(model: nn.Module, loader: SampleLoader, evaluator: DatasetEvaluators, dataset_name: str) -> Counter:
     """Feed this process's images through; gives the seconds spent on reading, the model and evaluation."""
-    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    total = len(sampler) if sampler is not None else len(loader)  # type: ignore[arg-type]
+    total = len(loader.batch_sampler.sampler)
     seconds: Counter = Counter()
     done = 0
     console = Console(stderr=True)
@@ -117,7 +116,7 @@ def _run(model: nn.Module, loader: Iterable, evaluator: DatasetEvaluators, datas
         task = progress.add_task(label, total=total, speed=0.0)
         evaluator.reset()
         began = now = time.perf_counter()
-        for inputs in _batches(loader):
+        for inputs in loader:
             now = _lap(seconds, "reading", now)
             outputs = model(inputs)
             if torch.cuda.is_available():
@@ -141,15 +140,6 @@ def _lap(seconds: Counter, what: str, since: float) -> float:
     return now
 
 
-def _batches(loader: Iterable) -> Iterator[list[dict]]:
-    """The loader's batches; an error of ours that a worker process raised loses the traceback torch wraps around it."""
-    try:
-        yield from loader
-    except OvsegError as error:
-        sentence = str(error).rpartition(f"{OvsegError.__module__}.{OvsegError.__qualname__}: ")[2].strip()
-        raise OvsegError(sentence) from error
-
-
 def _crf_refinement():
     crf = DenseCRF()
 
@@ -157,12 +147,6 @@ def _crf_refinement():
         return crf(read_image(sample["file_name"]), scores)
 
     return refine
-
-
-def _check_complete(loader: Iterable, num_images: int, dataset_name: str) -> None:
-    dataset = getattr(loader, "dataset", None)
-    if dataset is not None and len(dataset) != num_images:
-        raise RuntimeError(f"{num_images} images of {dataset_name} were counted, but it has {len(dataset)}")
 
 
 def _report(
