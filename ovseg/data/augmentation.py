@@ -46,8 +46,8 @@ class PadToMultiple(T.Augmentation):
 def build_train_augmentations(cfg: CfgNode, ignore_label: int) -> list[T.Augmentation | T.Transform]:
     """Resize, crop, colours, flip, padding, in the published order.
 
-    ``MIN_SIZE_TRAIN``, ``MAX_SIZE_TRAIN``, ``MIN_SIZE_TRAIN_SAMPLING``, ``CROP.*``, ``COLOR_AUG_SSD``, ``RANDOM_FLIP`` and
-    ``SIZE_DIVISIBILITY`` of ``cfg.INPUT`` have effect. All draws come from NumPy's and Python's global generators.
+    Keys below ``cfg.INPUT``: ``MIN_SIZE_TRAIN``, ``MAX_SIZE_TRAIN``, ``MIN_SIZE_TRAIN_SAMPLING``, ``CROP.*``,
+    ``COLOR_AUG_SSD``, ``RANDOM_FLIP``, ``SIZE_DIVISIBILITY``. Draws come from NumPy's and Python's global generators.
 
     Raises:
         OvsegError: a value that cannot work.

@@ -62,8 +62,8 @@ class SemSegTrainMapper:
         """Map one dataset dict with ``file_name`` and ``sem_seg_file_name``; it is not changed.
 
         Returns:
-            the dict with ``image`` (3,H,W) uint8, ``instances`` of size (H,W) with ``gt_classes`` int64 (n,) ascending and
-            ``gt_masks`` bool (n,H,W), and ``meta``. An image without labels has n = 0.
+            the dict with ``image`` (3,H,W) uint8, ``instances`` of size (H,W) with ``gt_classes`` int64 (n,) ascending
+            and ``gt_masks`` bool (n,H,W), and ``meta``. An image without labels has n = 0.
 
         Raises:
             OvsegError: an unreadable file, labels of another size than the image, a label beyond the classes.

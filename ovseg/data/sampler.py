@@ -56,7 +56,7 @@ def mix(*numbers: int) -> int:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed NumPy's and Python's global generators, which Detectron2's augmentations draw from, and restore them after."""
+    """Seed NumPy's and Python's global generators, which Detectron2's augmentations draw from; restore them after."""
     before = np.random.get_state(), random.getstate()
     np.random.seed(seed)
     random.seed(seed)

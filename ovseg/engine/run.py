@@ -1,0 +1,193 @@
+"""A run put together from a configuration: training and evaluation as ``train_net.py`` does them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import hooks
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from torch import nn
+
+from ovseg.checkpoint import load_weights
+from ovseg.data.catalog import check_prepared
+from ovseg.data.loader import build_train_loader
+from ovseg.engine.checkpoints import CheckpointFolder
+from ovseg.engine.hooks import CheckpointHook, WandbWriter
+from ovseg.engine.setup import seed_everything
+from ovseg.engine.solver import build_lr_scheduler, build_optimizer
+from ovseg.engine.trainer import Trainer
+from ovseg.errors import OvsegError
+from ovseg.evaluation.runner import evaluate_all
+
+logger = logging.getLogger(__name__)
+
+LOG_PERIOD = 20  # iterations
+
+
+def train(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
+    """Train as ``cfg`` says, and evaluate at the end.
+
+    Args:
+        resume: continue from the newest checkpoint in ``OUTPUT_DIR``; without one, start from ``MODEL.WEIGHTS``.
+
+    Returns:
+        the results of the last evaluation (empty outside the main process, or without ``DATASETS.TEST``).
+
+    Raises:
+        OvsegError: see the parts; nothing is half-written in ``OUTPUT_DIR`` whenever it comes.
+    """
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        check_prepared(name)  # the last of them is needed after hours only
+    checkpoints = CheckpointFolder(cfg.OUTPUT_DIR)
+    found = _find_checkpoint(checkpoints, resume)
+    seed, position = _progress(cfg, found)
+    seed_everything(seed)  # the same in all processes: the model starts the same
+    loader = build_train_loader(cfg, seed=seed, start=position)
+    model = build_model(cfg)
+    if found is None and cfg.MODEL.WEIGHTS:
+        load_weights(model, cfg.MODEL.WEIGHTS)
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    if found is not None:
+        _restore_model(model, *found)
+    _ensure_clip_weights(model)
+    trainer = Trainer(
+        model,
+        loader,
+        optimizer,
+        scheduler,
+        seed=seed,
+        autocast_dtype=autocast_dtype(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE),
+    )
+    start = 0
+    if found is not None:
+        start = found[1]["iteration"] + 1
+        trainer.load_state_dict(found[1])
+
+    def save(name: str) -> None:
+        if comm.is_main_process():
+            used = position + (trainer.iter + 1 - start) * cfg.SOLVER.IMS_PER_BATCH
+            checkpoints.save(name, {"model": model.state_dict(), "samples_used": used, **trainer.state_dict()})
+
+    results: OrderedDict[str, Any] = OrderedDict()
+
+    def evaluate_now() -> OrderedDict[str, Any]:
+        results.clear()
+        results.update(evaluate_all(cfg, model))
+        return results
+
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(optimizer, scheduler),
+            CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, save),
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_now) if cfg.DATASETS.TEST else None,
+            hooks.PeriodicWriter(_writers(cfg), LOG_PERIOD) if comm.is_main_process() else None,
+        ]
+    )
+    trainer.train(start, cfg.SOLVER.MAX_ITER)
+    return results
+
+
+def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
+    """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
+
+    Args:
+        resume: evaluate the newest checkpoint in ``OUTPUT_DIR`` instead.
+
+    Returns:
+        results by data set, empty outside the main process.
+
+    Raises:
+        OvsegError: no weights given, or see the parts.
+    """
+    for name in cfg.DATASETS.TEST:
+        check_prepared(name)  # before the model is built, which can take a while
+    found = CheckpointFolder(cfg.OUTPUT_DIR).load_newest() if resume else None
+    if found is None and not cfg.MODEL.WEIGHTS:
+        raise OvsegError(
+            "MODEL.WEIGHTS is empty, so there is nothing to evaluate: add MODEL.WEIGHTS checkpoint.pth, or --resume for "
+            "the newest checkpoint in OUTPUT_DIR"
+        )
+    seed_everything(max(cfg.SEED, 0))
+    model = build_model(cfg)
+    if found is None:
+        load_weights(model, cfg.MODEL.WEIGHTS)
+    else:
+        _restore_model(model, *found)
+    _ensure_clip_weights(model)
+    return evaluate_all(cfg, model)
+
+
+def autocast_dtype(enabled: bool, device: str) -> torch.dtype | None:
+    """Type of mixed precision: float16 on CUDA, bfloat16 elsewhere; None when not enabled."""
+    if not enabled:
+        return None
+    return torch.float16 if torch.device(device).type == "cuda" else torch.bfloat16
+
+
+def _find_checkpoint(checkpoints: CheckpointFolder, resume: bool) -> tuple[Path, dict[str, Any]] | None:
+    if comm.is_main_process():
+        checkpoints.remove_leftovers()
+    if not resume:
+        if checkpoints:
+            logger.warning(
+                "%s holds checkpoints of another run, which will be overwritten: --resume would continue it",
+                checkpoints.folder,
+            )
+        return None
+    found = checkpoints.load_newest()
+    if found is None:
+        logger.warning("--resume: no checkpoint in %s, starting from MODEL.WEIGHTS", checkpoints.folder)
+    return found
+
+
+def _progress(cfg: CfgNode, found: tuple[Path, dict[str, Any]] | None) -> tuple[int, int]:
+    """Seed of the run and number of samples used; a run without a seed draws one and keeps it."""
+    if found is not None:
+        path, content = found
+        if cfg.SEED >= 0 and content["seed"] != cfg.SEED:
+            logger.warning(
+                "the run in %s has seed %d, which it keeps; SEED %d is ignored", path, content["seed"], cfg.SEED
+            )
+        return content["seed"], content["samples_used"]
+    drawn = int.from_bytes(os.urandom(4), "little") >> 1
+    return (cfg.SEED if cfg.SEED >= 0 else comm.all_gather(drawn)[0]), 0
+
+
+def _ensure_clip_weights(model: nn.Module) -> None:
+    """Read CLIP's weights now if no checkpoint gave them, so that a failure comes early."""
+    if hasattr(model, "clip_adapter"):
+        model.clip_adapter.ensure_weights()
+
+
+def _restore_model(model: nn.Module, path: Path, content: dict[str, Any]) -> None:
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OvsegError(
+            f"checkpoint {path} was made with another configuration ({reason}): use the same one, or another OUTPUT_DIR"
+        ) from error
+    logger.info("continuing from %s, iteration %d", path, content["iteration"] + 1)
+
+
+def _writers(cfg: CfgNode) -> list[EventWriter]:
+    folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir(parents=True, exist_ok=True)
+    writers = [
+        CommonMetricPrinter(cfg.SOLVER.MAX_ITER),
+        JSONWriter(str(folder / "metrics.json")),
+        TensorboardXWriter(str(folder)),
+    ]
+    if cfg.WANDB.ENABLED:
+        writers.append(WandbWriter(cfg))
+    return writers

@@ -1,0 +1,44 @@
+"""What a process does before it trains or evaluates: loggers, the configuration on disk, seeds."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ovseg.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+
+def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Set up logging to the terminal (main process) and ``OUTPUT_DIR``, and write ``OUTPUT_DIR/config.yaml``.
+
+    Raises:
+        OvsegError: ``OUTPUT_DIR`` cannot be written.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    if comm.is_main_process():
+        with atomic_path(folder / "config.yaml") as temporary:
+            temporary.write_text(cfg.dump())
+    comm.synchronize()  # the folder must be there for everyone's log
+    for name in ("fvcore", "detectron2", "ovseg"):
+        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
+    logger.info("process %d of %d, device %s", comm.get_rank(), comm.get_world_size(), cfg.MODEL.DEVICE)
+    logger.info("arguments: %s", args)
+    logger.info("full configuration in %s", folder / "config.yaml")
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of torch (all devices), NumPy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
