@@ -29,7 +29,13 @@ from ovseg.vocabulary import Vocabulary, label_set_names
 
 logger = logging.getLogger("ovseg.demo")
 
-TOY_CONFIG = Path(__file__).resolve().parent / "configs" / "toy" / "ovseg_toy.yaml"
+ROOT = Path(__file__).resolve().parent
+TOY_CONFIG = ROOT / "configs" / "toy" / "ovseg_toy.yaml"
+TOY_FILES = {  # its own paths hold in the project's folder only
+    "MODEL.WEIGHTS": ROOT / "weights" / "toy" / "ovseg.safetensors",
+    "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": ROOT / "weights" / "toy" / "clip.safetensors",
+    "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": ROOT / "configs" / "toy" / "clip.json",
+}
 DEFAULT_OUTPUT = "predictions"
 WORDS_IN_A_LINE = 5
 
@@ -90,6 +96,7 @@ def _run(args: argparse.Namespace, console: Console, errors: Console) -> int:
     done = 0
     if jobs:
         segmenter = _load(args)
+        segmenter.prepare(vocabulary)
         done = _segment_all(jobs, segmenter, vocabulary, failures, console, errors)
         console.print(f"{done} of {done + len(failures)} done; results in {args.output}", markup=False)
     if failures:
@@ -114,9 +121,11 @@ def _read_words(args: argparse.Namespace) -> Vocabulary:
 def _load(args: argparse.Namespace):
     from ovseg.segmenter import Segmenter  # takes seconds: only once words and inputs are known to be good
 
-    if args.config_file == str(TOY_CONFIG):
+    opts = list(args.opts)
+    if Path(args.config_file).resolve() == TOY_CONFIG:
         logger.warning("this is the toy model, which knows toy scenes only; for photographs give --config-file")
-    return Segmenter.from_config(args.config_file, opts=args.opts, device=args.device)
+        opts = [text for key, file in TOY_FILES.items() for text in (key, str(file))] + opts
+    return Segmenter.from_config(args.config_file, opts=opts, device=args.device)
 
 
 def _segment_all(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -86,6 +87,20 @@ class Segmenter:
             max_size=cfg.INPUT.MAX_SIZE_TEST,
             class_chunk_size=cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE,
         )
+
+    @torch.inference_mode()
+    def prepare(self, words: Sequence[str | Sequence[str]] | Vocabulary) -> Vocabulary:
+        """Let CLIP read the words now: images that follow find them cached, and words it cannot read fail here.
+
+        Returns:
+            The words, checked, for use in calls.
+
+        Raises:
+            OvsegError: bad words, or one too long for CLIP.
+        """
+        vocabulary = words if isinstance(words, Vocabulary) else Vocabulary.from_words(words)
+        self.model.clip_adapter.text_matrix(tuple(dict.fromkeys(chain.from_iterable(vocabulary.synonyms))))
+        return vocabulary
 
     @torch.inference_mode()
     def __call__(

@@ -77,7 +77,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise OvsegError(f"{path} is damaged or no safetensors file ({error}): download it again") from error
     except pickle.UnpicklingError as error:
         raise OvsegError(_explain_unpickling(path, head, error)) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, UnicodeDecodeError) as error:
+    # OSError: PyTorch's zip reader on a file that was cut short
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
         reason = str(error).split("\n")[0]
         raise OvsegError(f"{path} is truncated or no weight file ({reason}): download or save it again") from error
     if not isinstance(content, Mapping):
