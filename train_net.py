@@ -43,7 +43,9 @@ def configuration(args: argparse.Namespace) -> CfgNode:
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    arguments = default_argument_parser(__doc__).parse_args()
+    parser = default_argument_parser(__doc__)
+    parser.set_defaults(dist_url="auto")
+    arguments = parser.parse_args()
     with user_errors():
         config = configuration(arguments)
         world = World(

@@ -76,8 +76,8 @@ def choose_device(device: str, num_gpus: int) -> str:
         return "cpu"
     if num_gpus > there:
         raise OvsegError(
-            f"--num-gpus {num_gpus}, but this machine has {there} CUDA device{'' if there == 1 else 's'}: ask for fewer, "
-            f"or add MODEL.DEVICE cpu to run {num_gpus} processes on the CPU"
+            f"--num-gpus {num_gpus}, but this machine has {there} CUDA device{'' if there == 1 else 's'}: ask for "
+            f"fewer, or add MODEL.DEVICE cpu to run {num_gpus} processes on the CPU"
         )
     return torch.device(device).type
 

@@ -114,8 +114,8 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
     found = CheckpointFolder(cfg.OUTPUT_DIR).load_newest() if resume else None
     if found is None and not cfg.MODEL.WEIGHTS:
         raise OvsegError(
-            "MODEL.WEIGHTS is empty, so there is nothing to evaluate: add MODEL.WEIGHTS checkpoint.pth, or --resume for "
-            "the newest checkpoint in OUTPUT_DIR"
+            "MODEL.WEIGHTS is empty, so there is nothing to evaluate: add MODEL.WEIGHTS checkpoint.pth, or --resume "
+            "for the newest checkpoint in OUTPUT_DIR"
         )
     seed_everything(max(cfg.SEED, 0))
     model = build_model(cfg)
