@@ -1,0 +1,283 @@
+"""Train the tiny CLIP of the toy world on whole scenes and their captions, and save ``weights/toy/clip.safetensors``.
+
+    python tools/train_toy_clip.py            # reproduces the shipped file
+    python tools/train_toy_clip.py --resume   # goes on where a killed run stopped
+
+The loss is CLIP's symmetric cross entropy over the pairs of a batch (Radford et al. 2021, section 2.3).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovseg.data.toy import CLASS_NAMES, generator_version, make_scene
+from ovseg.data.toy.captions import tells_sides
+from ovseg.data.toy.catalog import SPLITS
+from ovseg.errors import OvsegError, user_errors
+from ovseg.files import atomic_path, cache_dir
+from ovseg.vocabulary.templates import get_templates
+
+logger = logging.getLogger("train_toy_clip")
+
+_STORED_SIDE = 112  # scenes are kept a little larger than the model's input, so that crops stay sharp
+_NAMING_TEMPERATURE = 100.0
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", type=Path, default=Path("configs/toy/clip.json"), help="open_clip JSON")
+    parser.add_argument("--output", type=Path, default=Path("weights/toy/clip.safetensors"))
+    parser.add_argument("--work-dir", type=Path, default=Path("output/toy_clip"), help="checkpoint and log.json")
+    parser.add_argument("--scenes", type=int, default=4000, help="the train split and, above it, unlabelled scenes")
+    parser.add_argument("--captions", type=int, default=8, help="captions written for each scene")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up before the cosine")
+    parser.add_argument("--checkpoint-every", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work-dir")
+    return parser.parse_args()
+
+
+def load_scenes(first: int, count: int, num_captions: int) -> tuple[Tensor, list[tuple[str, ...]]]:
+    """Pictures (N, 3, S, S) uint8 and captions of the scenes of seeds ``first`` and up; kept in the user's cache."""
+    path = cache_dir() / "toy" / generator_version() / f"clip_{first}_{count}_{num_captions}.npz"
+    if not path.is_file():
+        make = partial(make_scene, num_captions=num_captions)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            scenes = pool.map(make, range(first, first + count))
+            drawn = [
+                (cv2.resize(scene.image, (_STORED_SIDE, _STORED_SIDE), interpolation=cv2.INTER_AREA), scene.captions)
+                for scene in track(scenes, f"drawing {count} scenes", total=count, transient=True)
+            ]
+        with atomic_path(path) as temporary:
+            np.savez(temporary, images=np.stack([image for image, _ in drawn]), captions=[c for _, c in drawn])
+    with np.load(path) as arrays:
+        images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).contiguous()
+        return images, [tuple(str(caption) for caption in row) for row in arrays["captions"]]
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in 0..255 to float32 with CLIP's mean and standard deviation."""
+    mean = torch.tensor(OPENAI_DATASET_MEAN).view(3, 1, 1)
+    std = torch.tensor(OPENAI_DATASET_STD).view(3, 1, 1)
+    return (images.float() / 255 - mean) / std
+
+
+def augment(images: Tensor, side: int, turn: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """Light crops, and mirroring and quarter turns where the caption allows: (B, 3, S, S) to (B, 3, side, side)."""
+    count = len(images)
+    scale = rng.uniform(0.84, 1.0, (count, 1, 1))
+    quarter = rng.integers(0, 4, count) * turn
+    cosine, sine = np.round(np.cos(quarter * np.pi / 2)), np.round(np.sin(quarter * np.pi / 2))
+    mirror = np.where(turn & (rng.random(count) < 0.5), -1.0, 1.0)
+    linear = np.stack([np.stack([cosine * mirror, -sine], 1), np.stack([sine * mirror, cosine], 1)], 1) * scale
+    shift = rng.uniform(-1, 1, (count, 2, 1)) * (1 - scale)
+    theta = torch.from_numpy(np.concatenate([linear, shift], axis=2)).float()
+    grid = F.affine_grid(theta, [count, 3, side, side], align_corners=False)
+    gain = torch.from_numpy(rng.uniform(0.9, 1.1, (count, 1, 1, 1))).float()
+    cropped = F.grid_sample(images.float() * gain, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return normalise(cropped.clamp(0, 255))
+
+
+class PairSampler:
+    """Batches of pictures with two captions each; a step's batch depends on nothing but the seed and the step."""
+
+    def __init__(self, images: Tensor, captions: list[tuple[str, ...]], tokenizer: SimpleTokenizer, side: int) -> None:
+        self.images, self.side = images, side
+        self.tokens = torch.stack([tokenizer(list(row)) for row in captions])  # (N, C, L)
+        self.sided = np.array([[tells_sides(caption) for caption in row] for row in captions])  # (N, C)
+
+    def batch(self, seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, side, side) float32 and tokens (2, B, L) int64: all that is there, and a part of it."""
+        per_epoch = len(self.images) // size
+        order = np.random.default_rng([seed, step // per_epoch]).permutation(len(self.images))
+        rows = order[step % per_epoch * size :][:size]
+        rng = np.random.default_rng([seed, 1, step])
+        pairs = self.tokens.shape[1] // 2
+        whole, part = 2 * rng.integers(0, pairs, size), 2 * rng.integers(0, pairs, size) + 1
+        turn = ~self.sided[rows, part]
+        tokens = torch.stack([self.tokens[rows, whole], self.tokens[rows, part]])
+        return augment(self.images[rows], self.side, turn, rng), tokens
+
+
+def contrastive_loss(model: CLIP, images: Tensor, tokens: Tensor) -> Tensor:
+    """Mean over the caption sets of CLIP's symmetric cross entropy."""
+    image_features = model.encode_image(images, normalize=True)
+    text_features = model.encode_text(tokens.flatten(0, 1), normalize=True).unflatten(0, tokens.shape[:2])
+    logits = model.logit_scale.exp() * torch.einsum("bd,tcd->tbc", image_features, text_features)
+    target = torch.arange(len(images)).expand(len(logits), -1)
+    return (F.cross_entropy(logits.transpose(1, 2), target) + F.cross_entropy(logits, target)) / 2
+
+
+def encode_words(model: CLIP, tokenizer: SimpleTokenizer, words: tuple[str, ...]) -> Tensor:
+    """(K, D) unit vectors: the mean over the ``vild`` templates, as at test time."""
+    templates = get_templates("vild", ())
+    tokens = tokenizer([template.format(word) for word in words for template in templates])
+    features = model.encode_text(tokens, normalize=True).unflatten(0, (len(words), len(templates)))
+    return F.normalize(features.mean(dim=1), dim=-1)
+
+
+def masked_crops(seeds: range, side: int) -> tuple[Tensor, Tensor]:
+    """Every thing of some scenes, cut out by its mask on CLIP's mean colour: (M, 3, side, side) and class (M,)."""
+    mean = np.array(OPENAI_DATASET_MEAN) * 255
+    crops, classes = [], []
+    for scene in map(make_scene, seeds):
+        for index, thing in enumerate(scene.things, 1):
+            mask = scene.instances == index
+            x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+            window = (slice(y, y + height), slice(x, x + width))
+            crop = np.where(mask[window][..., None], scene.image[window], mean).astype(np.float32)
+            crops.append(cv2.resize(crop, (side, side), interpolation=cv2.INTER_CUBIC))
+            classes.append(CLASS_NAMES.index(thing.name))
+    return normalise(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)), torch.tensor(classes)
+
+
+@torch.no_grad()
+def evaluate(model: CLIP, tokenizer: SimpleTokenizer, side: int) -> dict[str, float]:
+    """What the model can do without any mask: retrieval, words of a scene, and names of masked crops."""
+    model.eval()
+    first, count = SPLITS["val"]
+    seeds = range(first, first + count)
+    images, captions = load_scenes(first, count, 2)
+    small = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
+    image_features = model.encode_image(normalise(small), normalize=True)
+    text_features = model.encode_text(tokenizer([row[0] for row in captions]), normalize=True)
+    similarity = image_features @ text_features.T
+    target = torch.arange(count)
+    words = encode_words(model, tokenizer, CLASS_NAMES)
+    ranked = (image_features @ words.T).argsort(dim=1, descending=True)
+    present = torch.zeros(count, len(CLASS_NAMES), dtype=torch.bool)
+    for row, scene in enumerate(map(make_scene, seeds)):
+        present[row, torch.from_numpy(np.unique(scene.labels)).long()] = True
+    hits = present.gather(1, ranked).float()
+    precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
+    crops, classes = masked_crops(seeds, side)
+    crop_scores = _NAMING_TEMPERATURE * model.encode_image(crops, normalize=True) @ words.T
+    named = crop_scores.argmax(dim=1)
+    first_words, last_words = (np.array([name.split()[end] for name in CLASS_NAMES]) for end in (0, -1))
+    model.train()
+    result = {
+        "image_to_text_recall_at_1": (similarity.argmax(1) == target).float().mean(),
+        "text_to_image_recall_at_1": (similarity.argmax(0) == target).float().mean(),
+        "scene_words_mean_average_precision": ((precision * hits).sum(1) / hits.sum(1)).mean(),
+        "masked_crop_top1": (named == classes).float().mean(),
+        "masked_crop_top5": (crop_scores.topk(5).indices == classes[:, None]).any(1).float().mean(),
+        "masked_crop_colour": (first_words[named] == first_words[classes]).mean(),
+        "masked_crop_shape": (last_words[named] == last_words[classes]).mean(),
+    }
+    return {key: round(float(value), 4) for key, value in result.items()}
+
+
+def build_optimizer(model: CLIP, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices only, as CLIP's paper does."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim < 2 or "embedding" in name]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-6)
+
+
+def learning_rate(step: int, args: argparse.Namespace) -> float:
+    """Linear warm-up, then half a cosine down to nothing."""
+    if step < args.warmup:
+        return args.lr * (step + 1) / args.warmup
+    return args.lr * 0.5 * (1 + math.cos(math.pi * (step - args.warmup) / (args.steps - args.warmup)))
+
+
+def train(args: argparse.Namespace) -> tuple[CLIP, dict[str, Any]]:
+    """Train from scratch or from the checkpoint of a killed run; returns the model and the run's log."""
+    torch.manual_seed(args.seed)
+    architecture = json.loads(args.architecture.read_text(encoding="utf-8"))
+    model = CLIP(**architecture)
+    side = architecture["vision_cfg"]["image_size"]
+    tokenizer = SimpleTokenizer(context_length=architecture["text_cfg"]["context_length"])
+    optimizer = build_optimizer(model, args.lr, args.weight_decay)
+    settings = {key: str(value) for key, value in sorted(vars(args).items()) if key != "resume"}
+    log: dict[str, Any] = {"settings": settings, "architecture": architecture, "steps": [], "seconds": 0.0}
+    log["generator_version"] = generator_version()
+    checkpoint, step = args.work_dir / "last.pth", 0
+    if args.resume:
+        if not checkpoint.is_file():
+            raise OvsegError(f"there is no {checkpoint} to resume from: start without --resume")
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        log, step = json.loads(state["log"]), state["step"]
+        logger.info("resumed at step %d", step)
+
+    sampler = PairSampler(*load_scenes(0, args.scenes, args.captions), tokenizer, side)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("training", total=args.steps, completed=step)
+        started, recent = time.monotonic() - log["seconds"], []
+        while step < args.steps:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, args)
+            loss = contrastive_loss(model, *sampler.batch(args.seed, step, args.batch_size))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, math.log(100))
+            step += 1
+            recent.append(loss.item())
+            progress.update(task, advance=1, description=f"loss {recent[-1]:.3f}")
+            if step % args.checkpoint_every == 0 or step == args.steps:
+                log["seconds"] = round(time.monotonic() - started, 1)
+                log["steps"].append({"step": step, "loss": round(sum(recent) / len(recent), 4)})
+                recent.clear()
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+                with atomic_path(checkpoint) as path:
+                    torch.save(state | {"log": json.dumps(log)}, path)
+                logger.info("step %d: %s", step, log["steps"][-1])
+    return model, log
+
+
+def main() -> None:
+    args = parse_args()
+    if not args.architecture.is_file():
+        raise OvsegError(f"there is no {args.architecture}: give an open_clip JSON with --architecture")
+    if args.scenes < args.batch_size or args.captions < 2 or args.captions % 2:
+        raise OvsegError("--scenes must be at least --batch-size, and --captions an even number")
+    model, log = train(args)
+    half = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    with atomic_path(args.output) as path:
+        save_file(half, path)
+    model.load_state_dict(half)  # judge what is shipped
+    tokenizer = SimpleTokenizer(context_length=log["architecture"]["text_cfg"]["context_length"])
+    log["evaluation"] = evaluate(model, tokenizer, log["architecture"]["vision_cfg"]["image_size"])
+    with atomic_path(args.work_dir / "log.json") as path:
+        path.write_text(json.dumps(log, indent=1), encoding="utf-8")
+    for name, value in log["evaluation"].items():
+        logger.info("%s: %.1f %%", name, 100 * value)
+    logger.info("saved %s (%.1f MB)", args.output, args.output.stat().st_size / 1e6)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    with user_errors():
+        main()
