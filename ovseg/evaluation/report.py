@@ -47,21 +47,13 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def results_table(
-    results: Mapping[str, Mapping[str, float]],
-    subsets: Sequence[str],
-    convention: str,
-    title: str,
-    caption: str | None = None,
-) -> Table:
+def results_table(results: Mapping[str, Mapping[str, float]], subsets: Sequence[str], convention: str) -> Table:
     """The main scores of one data set, a column for all classes and one for each subset.
 
     Args:
         results: scores by task ("sem_seg", "proposals"), as the evaluators give them.
         subsets: names of the metadata's ``evaluation_set``; the complement of a single one is shown, too.
         convention: TEST.MIOU_CONVENTION, which the subsets' mean IoUs follow.
-        title: above the table.
-        caption: below the table.
     """
     columns = [*subsets, f"un{subsets[0]}"] if len(subsets) == 1 else list(subsets)
     semantic, proposals = results["sem_seg"], results.get("proposals", {})
@@ -70,14 +62,14 @@ def results_table(
     rows: list[tuple[str, list[float | None]]] = [
         (union, [semantic["mIoU-union"], *(own if convention == "union" else [None] * len(own))]),
         (ground_truth, [semantic["mIoU-gt"], *(own if convention == "ground_truth" else [None] * len(own))]),
-        *((f"hIoU ({name})", [semantic[f"hIoU-{name}"]]) for name in subsets),
+        *([("hIoU with all others", [None, *(semantic.get(f"hIoU-{name}") for name in columns)])] if subsets else []),
         ("pACC", [semantic["pACC"], *(semantic.get(f"pAcc-{name}") for name in columns)]),
         ("mACC", [semantic["mACC"]]),
         ("fwIoU", [semantic["fwIoU"]]),
     ]
     for score in (RECALL, MEAN_BEST_IOU) if proposals else ():
         rows.append((score, [proposals[score], *(proposals.get(f"{score}-{name}") for name in columns)]))
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table = Table()
     table.add_column("%")
     for name in ("all", *columns):
         table.add_column(name, justify="right")

@@ -178,11 +178,8 @@ def _report(
     }
     write_json(output_dir / "results.json", content)
     write_csv(output_dir / "per_class.csv", per_class_rows(semantic.confusion, truth.class_names, truth.evaluation_set))
-    table = results_table(
-        results,
-        list(truth.evaluation_set),
-        semantic.convention,
-        title=f"{dataset_name}: {num_images} images, {content['seconds_per_image']['total']:.3f} s per image",
-        caption=f"details in {output_dir / 'results.json'} and per_class.csv",
-    )
-    Console().print(table)
+    total = content["seconds_per_image"]["total"]
+    console = Console(highlight=False)
+    console.print(f"{dataset_name}: {num_images} images, {total:.3f} s per image", soft_wrap=True, markup=False)
+    console.print(results_table(results, list(truth.evaluation_set), semantic.convention))
+    console.print(f"details: {output_dir / 'results.json'}, per_class.csv", soft_wrap=True, markup=False)

@@ -138,7 +138,7 @@ def test_configuration_errors(data_folder):
 def test_table_of_one_subset_shows_its_complement():
     scores = {"mIoU": 1.0, "mIoU-union": 1.0, "mIoU-gt": 2.0, "fwIoU": 3.0, "mACC": 4.0, "pACC": float("nan")}
     scores |= {"mIoU-rare": 5.0, "mIoU-unrare": 6.0, "pAcc-rare": 7.0, "pAcc-unrare": 8.0, "hIoU-rare": 9.0}
-    table = results_table({"sem_seg": scores}, ["rare"], "ground_truth", title="t")
+    table = results_table({"sem_seg": scores}, ["rare"], "ground_truth")
     console = Console(width=100)
     with console.capture() as capture:
         console.print(table)
