@@ -25,10 +25,11 @@ from ovseg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# Scores of one chunk of classes that the model holds at output size, as a number of float32 (2 GiB). A larger map is
-# asked at a smaller size and its labels are enlarged by nearest neighbour: masks have a quarter of the resolution that
-# the model sees (INPUT.MAX_SIZE_TEST, 2560 in the published files), so what is lost is below what is known.
-LARGEST_SCORES = 2**29
+# What the model may hold at the size of a map, in numbers of 4 bytes (2 GiB): the scores of a chunk of classes, and the
+# running best of all. A larger map is asked at a smaller size and enlarged by nearest neighbour: masks have a quarter
+# of the resolution that the model sees (INPUT.MAX_SIZE_TEST, 2560 in the published files), so nothing known is lost.
+LARGEST_MAPS = 2**29
+RUNNING_BEST = 8  # numbers a pixel: labels and scores, old and new
 
 
 class Segmenter:
@@ -127,7 +128,7 @@ class Segmenter:
         pixels, source = _as_rgb(image)
         height, width = pixels.shape[:2]
         classes = min(max(len(vocabulary), 2), self.class_chunk_size)  # 2: the model may add "others"
-        shrink = min(1.0, (LARGEST_SCORES / (classes * height * width)) ** 0.5)
+        shrink = min(1.0, (LARGEST_MAPS / ((classes + RUNNING_BEST) * height * width)) ** 0.5)
         request = {
             "image": torch.from_numpy(self._resize(pixels)).permute(2, 0, 1),  # (3,h,w)
             "height": max(1, int(height * shrink)),

@@ -36,6 +36,14 @@ def word_color(index: int) -> sv.Color:
     return sv.Color(round(red * 255), round(green * 255), round(blue * 255))
 
 
+def label_areas(label_map: np.ndarray, count: int) -> np.ndarray:
+    """(count,) int64: pixels of each label 0..count-1 in an (H,W) map of integers; negative ones are left out."""
+    areas = np.zeros(count, np.int64)
+    for rows in np.array_split(label_map, max(1, label_map.size >> 22)):  # NumPy counts in copies of 8 bytes a pixel
+        areas += np.bincount(rows[rows >= 0], minlength=count)
+    return areas
+
+
 def draw_regions(image: np.ndarray, label_map: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Colour every labelled region, draw its outline, and write its name where there is room.
 
@@ -51,7 +59,7 @@ def draw_regions(image: np.ndarray, label_map: np.ndarray, names: Sequence[str])
     thickness = max(1, round(max(image.shape[:2]) / 500))
     tags = []
     # one word at a time: masks do not overlap, and K full-size masks at once could fill the memory
-    for k in np.unique(label_map[label_map >= 0]).tolist():
+    for k in np.flatnonzero(label_areas(label_map, len(names))).tolist():
         mask = label_map == k
         color = word_color(k)
         region = sv.Detections(xyxy=sv.mask_to_xyxy(mask[None]), mask=mask[None], class_id=np.array([k]))
@@ -75,12 +83,10 @@ def draw_picture(image: np.ndarray, label_map: np.ndarray, names: Sequence[str])
     smallest, largest = PICTURE_SIZES
     scale = min(max(smallest / max(height, width), 1), largest / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    shares = _shares(label_areas(label_map, len(names)) / label_map.size)
     if size != (width, height):
-        shares = _shares(label_map)
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
         label_map = cv2.resize(label_map.astype(np.int32), size, interpolation=cv2.INTER_NEAREST_EXACT)
-    else:
-        shares = _shares(label_map)
     picture = draw_regions(image, label_map, names)
     legend = _draw_legend(max(size[0], 320), shares, names)
     canvas = np.full((picture.shape[0] + legend.shape[0], legend.shape[1], 3), 255, np.uint8)
@@ -90,11 +96,11 @@ def draw_picture(image: np.ndarray, label_map: np.ndarray, names: Sequence[str])
     return canvas
 
 
-def _shares(label_map: np.ndarray) -> list[tuple[int, float]]:
+def _shares(fractions: np.ndarray) -> list[tuple[int, float]]:
     """(index, share of the picture) of the words found, the largest first; unlabelled is -1 and comes last."""
-    labels, counts = np.unique(np.maximum(label_map, -1), return_counts=True)
-    pairs = sorted(zip(labels.tolist(), (counts / label_map.size).tolist(), strict=True), key=lambda pair: -pair[1])
-    return [pair for pair in pairs if pair[0] >= 0] + [pair for pair in pairs if pair[0] < 0]
+    found = [(int(k), float(fractions[k])) for k in np.argsort(-fractions, kind="stable") if fractions[k] > 0]
+    rest = 1 - sum(share for _, share in found)
+    return found + [(-1, rest)] * (rest > 1e-9)
 
 
 def _name_places(mask: np.ndarray) -> list[tuple[int, int]]:

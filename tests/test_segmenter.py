@@ -102,7 +102,7 @@ def test_extreme_shapes(height, width):
 
 
 def test_maps_that_would_fill_the_memory_are_asked_smaller(monkeypatch):
-    monkeypatch.setattr(segmenter, "LARGEST_SCORES", 2 * 30 * 40)
+    monkeypatch.setattr(segmenter, "LARGEST_MAPS", (2 + segmenter.RUNNING_BEST) * 30 * 40)
     segment = stand_in()
     assert segment(picture(60, 80), ["cat", "dog"]).label_map.shape == (60, 80)
     request = segment.model.requests[0]
