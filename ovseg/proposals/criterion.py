@@ -58,7 +58,8 @@ class MaskClassificationCriterion(nn.Module):
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {self.num_classes} but the training vocabulary has "
                 f"{columns - 1} words: set the key to {columns - 1}"
             )
-        num_masks = self._average_mask_count(sum(map(len, gt_classes)), predictions[-1][0].device)
+        mask_count = torch.tensor(float(sum(map(len, gt_classes))), device=predictions[-1][0].device)
+        num_masks = _average_over_processes(mask_count).clamp(min=1)
         *auxiliary, final = predictions
         losses = self._layer_losses(*final, gt_classes, gt_masks, num_masks)
         for i, layer in enumerate(auxiliary):
@@ -91,17 +92,25 @@ class MaskClassificationCriterion(nn.Module):
         truth = truth.flatten(1)
         focal = sigmoid_focal_loss(matched, truth, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA).mean(1).sum()
         return {
-            "loss_ce": F.cross_entropy(class_logits.float().transpose(1, 2), wanted, self.empty_weight),
+            "loss_ce": self._cross_entropy(class_logits.float(), wanted),
             "loss_mask": self.mask_weight * focal / num_masks,
             "loss_dice": self.dice_weight * _dice(matched, truth).sum() / num_masks,
         }
 
-    @staticmethod
-    def _average_mask_count(count: int, device: torch.device) -> Tensor:
-        total = torch.tensor(float(count), device=device)
-        if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(total)
-        return (total / comm.get_world_size()).clamp(min=1)
+    def _cross_entropy(self, class_logits: Tensor, wanted: Tensor) -> Tensor:
+        """Mean over all queries of the batch, weighted by class; class logits (B, Q, K + 1), wanted int64 (B, Q).
+
+        The weights are summed over all processes, so several of them give the loss of one with the whole batch.
+        """
+        total = F.cross_entropy(class_logits.transpose(1, 2), wanted, self.empty_weight, reduction="sum")
+        return total / _average_over_processes(self.empty_weight[wanted].sum())
+
+
+def _average_over_processes(value: Tensor) -> Tensor:
+    """Mean of a scalar without gradient over all processes."""
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(value)
+    return value / comm.get_world_size()
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
