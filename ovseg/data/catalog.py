@@ -34,6 +34,8 @@ class SemSegDataset:
         label_set: its classes, in ``ovseg.vocabulary``.
         label_ext: extension of the label files; tif means 16 bit.
         ignore_label: value of pixels that do not count.
+        image_ext: extension of the images.
+        script: what makes the label files, if there is one.
     """
 
     name: str
@@ -44,6 +46,7 @@ class SemSegDataset:
     label_ext: str = "png"
     ignore_label: int = 255
     image_ext: str = "jpg"
+    script: str | None = None
 
 
 DATASETS: tuple[SemSegDataset, ...] = (
@@ -53,6 +56,7 @@ DATASETS: tuple[SemSegDataset, ...] = (
         "coco/train2017",
         "coco/stuffthingmaps_detectron2/train2017",
         "coco_stuff_171",
+        script="datasets/prepare_coco_stuff.py",
     ),
     SemSegDataset(
         "coco_2017_train_stuff_10k_sem_seg",
@@ -67,6 +71,7 @@ DATASETS: tuple[SemSegDataset, ...] = (
         "ADEChallengeData2016/images/validation",
         "ADEChallengeData2016/annotations_detectron2/validation",
         "ade20k_150",
+        script="datasets/prepare_ade20k_150.py",
     ),
     SemSegDataset(
         "ade20k_full_sem_seg_val",
@@ -76,6 +81,7 @@ DATASETS: tuple[SemSegDataset, ...] = (
         "ade20k_847",
         label_ext="tif",
         ignore_label=65535,
+        script="datasets/prepare_ade20k_847.py",
     ),
     SemSegDataset(
         "pascalvoc20_sem_seg_val",
@@ -83,6 +89,7 @@ DATASETS: tuple[SemSegDataset, ...] = (
         "VOCdevkit/VOC2012/JPEGImages",
         "VOCdevkit/VOC2012/annotations_detectron2/val",
         "pascal_voc_20",
+        script="datasets/prepare_voc20.py",
     ),
     SemSegDataset(
         "pascal_context_59_sem_seg_val",
@@ -90,6 +97,7 @@ DATASETS: tuple[SemSegDataset, ...] = (
         "VOCdevkit/VOC2010/JPEGImages",
         "VOCdevkit/VOC2010/annotations_detectron2/pc59_val",
         "pascal_context_59",
+        script="datasets/prepare_pascal_context.py",
     ),
     SemSegDataset(
         "pascal_context_459_sem_seg_val",
@@ -99,6 +107,7 @@ DATASETS: tuple[SemSegDataset, ...] = (
         "pascal_context_459",
         label_ext="tif",
         ignore_label=65535,
+        script="datasets/prepare_pascal_context.py",
     ),
 )
 
@@ -215,7 +224,10 @@ def _holds(folder: str, extension: str) -> bool:
 
 
 def _advice(dataset: SemSegDataset | None) -> str:
-    where = f"set DETECTRON2_DATASETS (now {str(dataset_root())!r}) if the data sets lie elsewhere"
+    elsewhere = f"set DETECTRON2_DATASETS (now {str(dataset_root())!r}) if the data sets lie elsewhere"
     if dataset is None:
-        return f"; check the folders it was registered with, and {where}"
-    return f"; section {dataset.section!r} of {README} says how to make it, and {where}"
+        return f"; check the folders it was registered with, and {elsewhere}"
+    remedy = f"see section {dataset.section!r} of {README}"
+    if dataset.script:
+        remedy = f"run `python {dataset.script}` after the downloads in section {dataset.section!r} of {README}"
+    return f"; {remedy}; or {elsewhere}"

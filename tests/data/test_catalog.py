@@ -101,7 +101,8 @@ def test_unprepared_data_sets_say_what_is_missing_and_where_to_read(dataset, emp
     catalog.register_all(tmp_path)
     with pytest.raises(OvsegError) as error:
         catalog.check_prepared(dataset.name)
-    for part in (str(tmp_path / dataset.images), str(tmp_path / dataset.labels), dataset.section, catalog.README):
+    parts = (tmp_path / dataset.images, tmp_path / dataset.labels, dataset.section, catalog.README)
+    for part in (*map(str, parts), dataset.script or ""):
         assert part in str(error.value)
     with pytest.raises(OvsegError, match="missing"):
         DatasetCatalog.get(dataset.name)
