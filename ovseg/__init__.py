@@ -11,8 +11,7 @@ __version__ = "0.1.0"
 
 
 def _register() -> None:
-    import ovseg.meta_arch
-    import ovseg.proposals
+    from ovseg import meta_arch, proposals  # noqa: F401  (each registers its classes)
     from ovseg.data.catalog import register_all
     from ovseg.data.toy import register_toy
 

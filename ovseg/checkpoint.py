@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from detectron2.utils.file_io import PathManager
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ovseg.errors import OvsegError
+from ovseg.files import atomic_path
 from ovseg.state_dicts import read_state_dict
 
 logger = logging.getLogger(__name__)
 
 # Part of the keys under a prefix that must be found for the file to count as this part of the model.
 MOSTLY = 0.5
-CLIP_PREFIX = "clip_adapter.clip_model."
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,6 @@ def _local_path(path: str | Path) -> str:
 
 def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors through a temporary file; shared memory is copied apart."""
-    from safetensors.torch import save_file
-
-    from ovseg.files import atomic_path
-
-    with atomic_path(path) as temporary, torch.no_grad():
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with atomic_path(path) as temporary:
         save_file(tensors, temporary, dict(metadata or {}))

@@ -25,12 +25,17 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a weight file, names as stored but for a leading ``module.``.
 
     Formats: safetensors; ``torch.save`` files (Detectron2's layout with the tensors under ``model``,
-    open_clip's under ``state_dict``, or a bare state dict); Detectron2's pickles of NumPy arrays (``.pkl``).
+    open_clip's under ``state_dict``, or a bare state dict); Detectron2's pickles of arrays or tensors (``.pkl``).
 
     Raises:
         OvsegError: missing, empty, truncated or not a weight file; or it needs code to be run on loading.
     """
-    content = read_checkpoint(path)
+    return tensors_of(read_checkpoint(path), path)
+
+
+def tensors_of(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that is already in memory; ``path`` is for messages."""
+    content = _as_dict(content, path)
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), Mapping):
             content = content[key]
@@ -59,7 +64,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     head = _head(path)
     if not head:
         raise OvsegError(f"the weight file {path} is empty (0 bytes): download it again")
-    if head.lstrip()[:1] == b"<":
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         raise OvsegError(
             f"{path} is a web page (HTML), not weights: the download was answered by a log-in or confirmation page; "
             "download the file itself"
@@ -71,8 +76,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         if path.suffix in _PICKLE_SUFFIXES:
-            return _read_numpy_pickle(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            return _read_pickle(path)
+        return _as_dict(torch.load(path, map_location="cpu", weights_only=True), path)
     except SafetensorError as error:
         raise OvsegError(f"{path} is damaged or no safetensors file ({error}): download it again") from error
     except pickle.UnpicklingError as error:
@@ -81,9 +86,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
         reason = str(error).split("\n")[0]
         raise OvsegError(f"{path} is truncated or no weight file ({reason}): download or save it again") from error
-    if not isinstance(content, Mapping):
-        raise OvsegError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors: save its state_dict()")
-    return dict(content)
 
 
 def _head(path: Path) -> bytes:
@@ -109,30 +111,41 @@ def _unsupported_global(error: Exception) -> str:
     return next((f"it asks for {word}" for word in words if "." in word and word[0].isalpha()), "arbitrary objects")
 
 
-class _NumpyUnpickler(pickle.Unpickler):
-    """Unpickler of dictionaries of NumPy arrays: anything else is refused."""
+class _TensorUnpickler(pickle.Unpickler):
+    """Unpickler of dictionaries of NumPy arrays and tensors: anything else is refused."""
 
     _ALLOWED = {
         ("numpy", "dtype"),
         ("numpy", "ndarray"),
         ("_codecs", "encode"),
         ("collections", "OrderedDict"),
+        ("torch._utils", "_rebuild_tensor_v2"),
         *((module, "_reconstruct") for module in ("numpy.core.multiarray", "numpy._core.multiarray")),
         *((module, "scalar") for module in ("numpy.core.multiarray", "numpy._core.multiarray")),
         *((module, "_frombuffer") for module in ("numpy.core.numeric", "numpy._core.numeric")),
     }
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _load_storage
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"Unsupported global: {module}.{name}")
         return super().find_class(module, name)
 
 
-def _read_numpy_pickle(path: Path) -> dict[str, Any]:
+def _load_storage(content: bytes) -> Any:
+    """Tensors inside a plain pickle hold their data as a nested ``torch.save`` file; read that safely too."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
     # latin1: the model zoo's pickles were written by Python 2
-    content = _NumpyUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    return _as_dict(_TensorUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load(), path)
+
+
+def _as_dict(content: Any, path: str | Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
-        raise OvsegError(f"{path} holds a {type(content).__name__}, not a dictionary of arrays")
+        raise OvsegError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors: save its state_dict()")
     return dict(content)
 
 

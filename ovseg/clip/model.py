@@ -102,8 +102,8 @@ def load_clip_weights(model: nn.Module, source: ClipSource) -> None:
         raise
     except Exception as error:  # the hub, the network and the disk each raise their own kinds
         raise OvsegError(
-            f"cannot download the CLIP weights of {source.name} ({_first_line(error)}): on a machine with network fetch "
-            f"{source.weights_hint}, copy it here, and set MODEL.CLIP_ADAPTER.CLIP_WEIGHTS to its path"
+            f"cannot download the CLIP weights of {source.name} ({_first_line(error)}): on a machine with network "
+            f"fetch {source.weights_hint}, copy it here, and set MODEL.CLIP_ADAPTER.CLIP_WEIGHTS to its path"
         ) from error
     state = read_state_dict(path)
     own = model.state_dict()

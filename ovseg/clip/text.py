@@ -106,8 +106,8 @@ class TextEmbedder:
             for prompt in prompts:
                 if len(prompt) > room and (length := len(self.tokenizer.encode(prompt))) > room:
                     raise OvsegError(
-                        f"the prompt {prompt[:60]!r}... has {length} tokens, CLIP reads {room}: shorten the word, or set "
-                        "MODEL.CLIP_ADAPTER.TRUNCATE_PROMPTS to True"
+                        f"the prompt {prompt[:60]!r}... has {length} tokens, CLIP reads {room}: shorten the word, "
+                        "or set MODEL.CLIP_ADAPTER.TRUNCATE_PROMPTS to True"
                     )
         return tokens
 

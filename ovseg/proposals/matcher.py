@@ -1,4 +1,4 @@
-"""Bipartite matching of queries and ground-truth masks (MaskFormer, arXiv 2107.06278, section 3.2; DETR, section 3.1)."""
+"""Bipartite matching of queries and ground-truth masks (MaskFormer, arXiv 2107.06278, section 3.2)."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def name_of(name: str) -> str:
 
 
 def test_losses(parity, trained):
-    model, losses = trained
+    _, losses = trained
     assert len(losses) == 9
     weights = {"loss_ce": 1.0, "loss_mask": 20.0, "loss_dice": 1.0}
     for name, loss in losses.items():

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ovseg.clip.adapter import ClipAdapter
+from ovseg.clip.model import build_clip, find_clip
+from ovseg.config import get_cfg
+from ovseg.errors import OvsegError
+
+TINY = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"width": 16, "heads": 1, "layers": 1},
+}
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    (tmp_path / "clip.json").write_text(json.dumps(TINY))
+    cfg = get_cfg()
+    cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME = str(tmp_path / "clip.json")
+    cfg.MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR = "none"
+    return cfg
+
+
+def adapter_of(cfg, **keys) -> ClipAdapter:
+    for key, value in keys.items():
+        cfg.MODEL.CLIP_ADAPTER[key] = value
+    torch.manual_seed(0)
+    return ClipAdapter(cfg).eval()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 32])
+def test_chunks_do_not_change_the_result(cfg, chunk):
+    adapter = adapter_of(cfg, REGION_CHUNK_SIZE=chunk, MASK_PROMPT_FWD=True)
+    generator = torch.Generator().manual_seed(3)
+    image = torch.rand(3, 40, 50, generator=generator) * 255
+    masks = torch.rand(5, 40, 50, generator=generator)
+    masks[2] = 0.1  # below the threshold
+    text = adapter.text_matrix(["cat", "dog"])
+    logits, valid = adapter.classify_masks(image, masks, text)
+    assert valid.tolist() == [True, True, False, True, True]
+    expected = adapter_of(cfg, REGION_CHUNK_SIZE=100).classify_masks(image, masks, text)[0]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_is_close(cfg, precision):
+    image, masks = torch.rand(3, 40, 50) * 255, torch.rand(3, 40, 50)
+    adapter = adapter_of(cfg)
+    text = adapter.text_matrix(["cat", "dog"])
+    exact, _ = adapter.classify_masks(image, masks, text)
+    reduced, _ = adapter_of(cfg, PRECISION=precision).classify_masks(image, masks, text)
+    assert reduced.dtype == torch.float32
+    assert not torch.equal(reduced, exact)
+    torch.testing.assert_close(reduced, exact, rtol=0, atol=2.0)  # of logits in -100 .. 100
+
+
+def test_full_precision_ignores_the_callers_autocast(cfg):
+    adapter = adapter_of(cfg)
+    expected = adapter.text_matrix(["cat"])
+    adapter.text._memory.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(adapter.text_matrix(["cat"]), expected)
+
+
+def test_prompts_replace_masked_patches_only(cfg):
+    adapter = adapter_of(cfg, MASK_PROMPT_FWD=True)
+    torch.nn.init.normal_(adapter.clip_model.visual.mask_embedding)
+    crops = torch.randn(2, 3, 32, 32)
+    all_kept = adapter.encode_regions(crops, torch.ones(2, 1, 32, 32))
+    torch.testing.assert_close(all_kept, adapter.clip_model.encode_image(crops))
+    masks = torch.ones(2, 1, 32, 32)
+    masks[:, :, :8, :8] = 0  # one patch
+    assert not torch.allclose(adapter.encode_regions(crops, masks), all_kept)
+    masks[:, :, 0, 0] = 0.01  # any foreground keeps the patch
+    torch.testing.assert_close(adapter.encode_regions(crops, masks), all_kept)
+
+
+def test_random_weights_are_said_aloud(cfg, caplog):
+    adapter = adapter_of(cfg)
+    with caplog.at_level(logging.WARNING):
+        adapter.text_matrix(["cat"])
+    assert "RANDOM WEIGHTS" in caplog.text
+
+
+def test_weights_from_a_file(cfg, tmp_path):
+    donor, _ = build_clip(find_clip(cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME, "none"))
+    save_file(donor.state_dict(), tmp_path / "donor.safetensors")
+    adapter = adapter_of(cfg, CLIP_WEIGHTS=str(tmp_path / "donor.safetensors"))
+    adapter.ensure_weights()
+    assert torch.equal(adapter.clip_model.visual.proj, donor.visual.proj)
+
+
+def test_a_checkpoint_makes_fetching_weights_needless(cfg, tmp_path):
+    adapter = adapter_of(cfg, CLIP_WEIGHTS=str(tmp_path / "missing.safetensors"))
+    adapter.load_state_dict(adapter_of(cfg).state_dict())
+    adapter.ensure_weights()  # would raise if it read the file
+    incomplete = {k: v for k, v in adapter.state_dict().items() if "ln_final" not in k}
+    other = adapter_of(cfg)
+    other.load_state_dict(incomplete, strict=False)
+    with pytest.raises(OvsegError, match=r"missing\.safetensors does not exist"):
+        other.ensure_weights()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"MASK_FILL": "black"}, "MASK_FILL is 'black'; choose one of mean, zero"),
+        ({"PRECISION": "int8"}, "PRECISION is 'int8'"),
+        ({"MASK_PROMPT_DEPTH": 0, "MASK_PROMPT_FWD": True}, "there are no prompts to use"),
+        ({"MASK_PROMPT_DEPTH": 9}, "the image tower has 3 blocks"),
+        ({"REGION_CHUNK_SIZE": 0}, "REGION_CHUNK_SIZE must be at least 1"),
+        ({"CLIP_MODEL_NAME": "ViT-L/15"}, "did you mean ViT-L-16, ViT-L-14"),
+        ({"CLIP_MODEL_NAME": "ViT-L-14:openia"}, "has no weights 'openia'"),
+        ({"CLIP_MODEL_NAME": "nowhere.json"}, "cannot read the CLIP configuration nowhere.json"),
+        ({"CLIP_MODEL_NAME": "ViT-L-14.pt"}, "is a weight file"),
+        ({"CLIP_MODEL_NAME": "local-dir:nowhere"}, "nowhere/open_clip_config.json"),
+        ({"CLIP_MODEL_NAME": "hf-hub:nobody/nothing"}, "set MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME to local-dir:FOLDER"),
+        ({"TEXT_TEMPLATES": "vold"}, "TEXT_TEMPLATES is 'vold'"),
+    ],
+)
+def test_wrong_keys(cfg, keys, message):
+    with pytest.raises(OvsegError, match=message.replace("(", r"\(")):
+        adapter_of(cfg, **keys)
+
+
+def test_failing_download_names_the_file(cfg):
+    source = find_clip("ViT-B/32", "openai")
+    assert source.architecture["quick_gelu"]
+    adapter = adapter_of(cfg)
+    adapter.source = source
+    with pytest.raises(OvsegError, match=r"on a machine with network\s+fetch .*CLIP_WEIGHTS to its path"):
+        adapter.ensure_weights()
+
+
+def test_names_of_clip():
+    assert find_clip("ViT-L/14@336px", "none").architecture["vision_cfg"]["image_size"] == 336
+    assert find_clip("ViT-L-14-quickgelu", "none").architecture["quick_gelu"]
+    assert not find_clip("ViT-B-32:laion2b_s34b_b79k", "openai").architecture.get("quick_gelu")
+
+
+def test_folder_with_weights(cfg, tmp_path):
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
+    with pytest.raises(OvsegError, match="has no weights"):
+        find_clip(f"local-dir:{tmp_path}", "openai")
+    donor, _ = build_clip(find_clip(cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME, "none"))
+    save_file(donor.state_dict(), tmp_path / "open_clip_model.safetensors")
+    adapter = adapter_of(cfg, CLIP_MODEL_NAME=f"local-dir:{tmp_path}")
+    adapter.ensure_weights()
+    assert torch.equal(adapter.clip_model.token_embedding.weight, donor.token_embedding.weight)
+
+
+def test_resnet_clip_has_no_prompts(cfg, tmp_path):
+    architecture = TINY | {"vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}}
+    (tmp_path / "resnet.json").write_text(json.dumps(architecture))
+    with pytest.raises(OvsegError, match="MASK_PROMPT_DEPTH to 0"):
+        adapter_of(cfg, CLIP_MODEL_NAME=str(tmp_path / "resnet.json"))
+    adapter = adapter_of(cfg, MASK_PROMPT_DEPTH=0)
+    assert not adapter.train().clip_model.training  # its batch norms keep their statistics
+    logits, valid = adapter.classify_masks(torch.rand(3, 40, 50) * 255, torch.rand(3, 40, 50), torch.randn(3, 16))
+    assert logits.shape == (3, 3)
+    assert valid.all()

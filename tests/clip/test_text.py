@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+
+from ovseg.clip.text import TextEmbedder
+from ovseg.errors import OvsegError
+
+TEMPLATES = ("a photo of a {}.", "There is a {} in the scene")
+
+
+class CountingTokenizer(SimpleTokenizer):
+    """Counts the prompts that had to be encoded."""
+
+    prompts = 0
+
+    def __call__(self, texts, context_length=None):
+        self.prompts += len(texts)
+        return super().__call__(texts, context_length)
+
+
+@pytest.fixture(scope="module")
+def clip_model():
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 16, "patch_size": 16}
+    return CLIP(16, vision, {"width": 16, "heads": 1, "layers": 1}).eval().requires_grad_(False)
+
+
+def embedder(clip_model, cache_dir=None, **kwargs) -> TextEmbedder:
+    def full_precision(device_type):
+        return contextlib.nullcontext()
+
+    options = {"autocast": full_precision, "cache_dir": cache_dir} | kwargs
+    return TextEmbedder(clip_model, CountingTokenizer(), TEMPLATES, **options)
+
+
+def test_average_of_unit_prompt_embeddings(clip_model):
+    features = embedder(clip_model)(["cat", "bus, coach"])
+    prompts = [template.format("bus, coach") for template in TEMPLATES]
+    encoded = clip_model.encode_text(SimpleTokenizer()(prompts))
+    mean = (encoded / encoded.norm(dim=1, keepdim=True)).mean(0)
+    torch.testing.assert_close(features[1], mean / mean.norm())
+
+
+def test_each_word_is_encoded_once(clip_model, tmp_path):
+    text = embedder(clip_model, tmp_path)
+    first = text(["cat", "dog", "cat"])
+    assert text.tokenizer.prompts == 2 * len(TEMPLATES)
+    assert torch.equal(first[0], first[2])
+    text(["dog", "cat"])
+    assert text.tokenizer.prompts == 2 * len(TEMPLATES)
+    from_disk = embedder(clip_model, tmp_path)
+    assert torch.equal(from_disk(["cat", "dog", "cat"]), first)
+    assert from_disk.tokenizer.prompts == 0
+
+
+@pytest.mark.parametrize("through_data", [False, True])
+def test_never_stale_after_weights_change(clip_model, tmp_path, through_data):
+    text = embedder(clip_model, tmp_path)
+    before = text(["cat"])
+    weight = clip_model.text_projection
+    original = weight.detach().clone()
+    try:
+        weight.data.add_(torch.eye(16)) if through_data else weight.copy_(original + torch.eye(16))
+        changed = text(["cat"])
+        assert not torch.allclose(changed, before)
+        torch.testing.assert_close(changed, embedder(clip_model)(["cat"]))
+    finally:
+        weight.copy_(original)
+    assert torch.equal(text(["cat"]), before)
+
+
+def test_other_templates_are_other_entries(clip_model, tmp_path):
+    first = embedder(clip_model, tmp_path)(["cat"])
+    other = embedder(clip_model, tmp_path)
+    other.templates = TEMPLATES[:1]
+    assert not torch.allclose(other(["cat"]), first)
+
+
+def test_memory_is_bounded(clip_model, monkeypatch):
+    monkeypatch.setattr("ovseg.clip.text.WORDS_IN_MEMORY", 3)
+    text = embedder(clip_model)
+    features = text(["a", "b", "c", "d", "e"])
+    assert len(features) == 5
+    assert len(text._memory) == 3
+
+
+def test_damaged_cache_is_ignored(clip_model, tmp_path, caplog):
+    first = embedder(clip_model, tmp_path)(["cat"])
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(b"rubbish")
+    assert torch.equal(embedder(clip_model, tmp_path)(["cat"]), first)
+    assert "damaged" in caplog.text
+
+
+def test_unwritable_cache_is_done_without(clip_model, tmp_path, caplog):
+    folder = tmp_path / "file"
+    folder.write_text("not a folder")
+    assert embedder(clip_model, folder)(["cat"]).shape == (1, 16)
+    assert "memory only" in caplog.text
+
+
+def test_long_prompts_are_refused_or_cut(clip_model):
+    word = "very " * 200 + "long"
+    with pytest.raises(OvsegError, match=r"tokens, CLIP reads 75: shorten the word, or set .*TRUNCATE_PROMPTS"):
+        embedder(clip_model)([word])
+    assert embedder(clip_model, truncate=True)([word]).isfinite().all()
+
+
+def test_usable_in_training_after_inference_mode(clip_model):
+    text = embedder(clip_model)
+    with torch.inference_mode():
+        text(["cat"])
+    scale = torch.ones(1, requires_grad=True)
+    (text(["cat"]) * scale).sum().backward()
+    assert scale.grad is not None
