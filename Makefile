@@ -11,6 +11,7 @@ PY := $(VENV)/bin/python
 UV := $(PY) -m uv --no-progress
 STAMPS := $(VENV)/.stamps
 DEMO := output/demo
+TOY := configs/toy/ovseg_toy.yaml
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint clean requirements
@@ -46,7 +47,11 @@ $(STAMPS)/package: pyproject.toml $(STAMPS)/detectron2
 	@touch $@
 
 demo: setup  ## Evaluate the shipped toy model, then segment a toy scene into words
-	$(PY) train_net.py --eval-only --config-file configs/toy/ovseg_toy.yaml --num-gpus 0 OUTPUT_DIR $(DEMO)/evaluation
+	$(PY) train_net.py --eval-only --config-file $(TOY) --num-gpus 0 OUTPUT_DIR $(DEMO)/evaluation
+	$(PY) -m ovseg.data.toy --output $(DEMO)/scenes --first 8 --scenes 2
+	$(PY) demo.py --config-file $(TOY) --input $(DEMO)/scenes/*.png --vocabulary $(DEMO)/scenes/words.txt \
+	  --output $(DEMO)/pictures
+	@echo; echo "Look at the pictures:"; ls -d $(CURDIR)/$(DEMO)/pictures/*.png
 
 test: setup  ## Run the tests (PYTEST_ARGS="-k words" for some of them)
 	@$(PY) -m pytest $(PYTEST_ARGS)

@@ -1,0 +1,57 @@
+"""Write toy scenes as pictures, with the words of what is in them: something to try ``demo.py`` on.
+
+python -m ovseg.data.toy --output output/scenes --scenes 3
+python demo.py --input output/scenes/*.png --vocabulary output/scenes/words.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from ovseg.data.toy.catalog import SPLITS
+from ovseg.data.toy.scene import make_scene
+from ovseg.errors import OvsegError, user_errors
+from ovseg.files import atomic_path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        OvsegError: a range of scenes that the split does not have, or a folder that cannot be written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m ovseg.data.toy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="gets <number>.png and words.txt")
+    parser.add_argument("--split", choices=tuple(SPLITS), default="val", help="default: %(default)s")
+    parser.add_argument("--first", type=int, default=0, help="the first scene of the split (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=1, help="how many (default: %(default)s)")
+    args = parser.parse_args(argv)
+
+    first_seed, total = SPLITS[args.split]
+    if args.first < 0 or args.scenes < 1 or args.first + args.scenes > total:
+        raise OvsegError(f"--first {args.first} --scenes {args.scenes}: {args.split} has scenes 0 to {total - 1}")
+    console = Console(soft_wrap=True, highlight=False)
+    words: dict[str, None] = {}  # in the order of their appearance
+    numbers = range(args.first, args.first + args.scenes)
+    for number in track(numbers, "drawing", console=Console(stderr=True), transient=True, disable=args.scenes < 5):
+        scene = make_scene(first_seed + number)
+        path = args.output / f"{number:04d}.png"
+        with atomic_path(path) as temporary:
+            Image.fromarray(scene.image).save(temporary)
+        words |= dict.fromkeys((*scene.stuff, *(thing.name for thing in scene.things)))
+        console.print(f"{path}: {scene.captions[0]}", markup=False)
+    with atomic_path(args.output / "words.txt") as temporary:
+        temporary.write_text("\n".join(words) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()
