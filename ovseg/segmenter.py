@@ -76,6 +76,11 @@ class Segmenter:
                 f"{config_file} names no weights, and without trained weights every answer would be random: give a "
                 "checkpoint (MODEL.WEIGHTS, or weights=... in Python)"
             )
+        if "://" not in weights and not Path(weights).exists():  # before minutes are spent on building a large model
+            raise OvsegError(
+                f"the weight file {weights} does not exist: give a trained OVSeg checkpoint "
+                "(--opts MODEL.WEIGHTS FILE, or weights=... in Python)"
+            )
         cfg.MODEL.WEIGHTS = weights
         cfg.MODEL.DEVICE = _choose_device(device, cfg.MODEL.DEVICE)
         cfg.freeze()

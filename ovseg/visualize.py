@@ -15,7 +15,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 PICTURE_SIZES = (640, 2560)  # longest side of a saved picture in pixels: smaller ones are enlarged, larger ones reduced
-_OPACITY = 0.55
+_OPACITY = 0.5
 _SMALLEST_NAMED = 0.004  # share of the picture that a region needs to carry its name
 # Okabe & Ito's colours, then Paul Tol's "muted": chosen by them to be told apart with any kind of colour vision
 _FIRST_COLORS = (

@@ -299,7 +299,11 @@ BAD = {
         2,
         "code.pth needs code to be run on loading, which is refused",
     ),
-    "no such device": (WITH.replace("--opts", "--device cuda:77 --opts"), 2, "device cuda:77 is not there"),
+    "no such device": (
+        WITH.replace("--opts", "--device cuda:77 --opts").replace("no.pth", "{w}"),
+        2,
+        "device cuda:77 is not there",
+    ),
     "very long word": (
         "--class-names LONG --input a.png --output out --config-file {c} --opts MODEL.WEIGHTS {w}",
         2,

@@ -135,7 +135,7 @@ def test_overlay_colours_only_what_is_labelled():
     assert drawn.shape == (40, 60, 3) and drawn.dtype == np.uint8
     assert (drawn[:8] == 120).all()
     assert (result.image == 120).all()  # the picture itself is not drawn on
-    expected = 0.55 * np.array(word_color(0).as_rgb()) + 0.45 * 120
+    expected = (np.array(word_color(0).as_rgb()) + 120) / 2
     assert np.abs(drawn[13, 3] - expected).max() <= 1.5
 
 
