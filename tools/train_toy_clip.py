@@ -3,7 +3,9 @@
     python tools/train_toy_clip.py            # reproduces the shipped file
     python tools/train_toy_clip.py --resume   # goes on where a killed run stopped
 
-The loss is CLIP's symmetric cross entropy over the pairs of a batch (Radford et al. 2021, section 2.3).
+The loss is CLIP's symmetric cross entropy over the pairs of a batch (Radford et al. 2021, section 2.3). Colours
+and grounds alone tell most scenes apart, so each picture also has to refuse copies of its caption with other
+shapes, as in NegCLIP (Yuksekgonul et al. 2023, section 4).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,7 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovseg.data.toy import CLASS_NAMES, generator_version, make_scene
+from ovseg.data.toy import CLASS_NAMES, COLOURS, SHAPES, generator_version, make_scene
 from ovseg.data.toy.captions import tells_sides
 from ovseg.data.toy.catalog import SPLITS
 from ovseg.errors import OvsegError, user_errors
@@ -41,7 +44,7 @@ from ovseg.vocabulary.templates import get_templates
 logger = logging.getLogger("train_toy_clip")
 
 _STORED_SIDE = 112  # scenes are kept a little larger than the model's input, so that crops stay sharp
-_NAMING_TEMPERATURE = 100.0
+_PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,7 +54,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--work-dir", type=Path, default=Path("output/toy_clip"), help="checkpoint and log.json")
     parser.add_argument("--scenes", type=int, default=4000, help="the train split and, above it, unlabelled scenes")
     parser.add_argument("--captions", type=int, default=8, help="captions written for each scene")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--false-captions", type=int, default=2, help="captions with other shapes for each scene")
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
@@ -103,34 +107,65 @@ def augment(images: Tensor, side: int, turn: np.ndarray, rng: np.random.Generato
     return normalise(cropped.clamp(0, 255))
 
 
+def with_other_shapes(caption: str, there: set[tuple[str, str]], rng: np.random.Generator) -> str:
+    """The caption with every shape changed, so that no thing of the scene is named any more."""
+
+    def change(pair: re.Match[str]) -> str:
+        wrong = [shape for shape in SHAPES if (pair[1], shape) not in there]
+        return f"{pair[1]} {wrong[int(rng.integers(len(wrong)))]}"
+
+    return _PAIR.sub(change, caption)
+
+
 class PairSampler:
-    """Batches of pictures with two captions each; a step's batch depends on nothing but the seed and the step."""
+    """Batches of pictures with captions, true and false; a batch depends on nothing but the seed and the step."""
 
     def __init__(self, images: Tensor, captions: list[tuple[str, ...]], tokenizer: SimpleTokenizer, side: int) -> None:
         self.images, self.side = images, side
-        self.tokens = torch.stack([tokenizer(list(row)) for row in captions])  # (N, C, L)
-        self.sided = np.array([[tells_sides(caption) for caption in row] for row in captions])  # (N, C)
+        self.captions, self.tokenizer = captions, tokenizer
+        self.there = [set(_PAIR.findall(row[0])) for row in captions]  # the first caption names every thing
 
-    def batch(self, seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, side, side) float32 and tokens (2, B, L) int64: all that is there, and a part of it."""
+    def batch(self, seed: int, step: int, size: int, num_false: int) -> tuple[Tensor, Tensor]:
+        """One batch.
+
+        Returns:
+            Pictures (B, 3, side, side) float32 and tokens (2 + num_false, B, L) int64: a caption of all that is
+            there, one of a part of it, and false copies of the latter.
+        """
         per_epoch = len(self.images) // size
         order = np.random.default_rng([seed, step // per_epoch]).permutation(len(self.images))
         rows = order[step % per_epoch * size :][:size]
         rng = np.random.default_rng([seed, 1, step])
-        pairs = self.tokens.shape[1] // 2
-        whole, part = 2 * rng.integers(0, pairs, size), 2 * rng.integers(0, pairs, size) + 1
-        turn = ~self.sided[rows, part]
-        tokens = torch.stack([self.tokens[rows, whole], self.tokens[rows, part]])
+        odd = 2 * rng.integers(0, len(self.captions[0]) // 2, size) + 1
+        whole = [self.captions[row][index - 1] for row, index in zip(rows, odd, strict=True)]
+        part = [self.captions[row][index] for row, index in zip(rows, odd, strict=True)]
+        false = [
+            with_other_shapes(caption, self.there[row], rng)
+            for _ in range(num_false)
+            for row, caption in zip(rows, part, strict=True)
+        ]
+        turn = np.array([not tells_sides(caption) for caption in part])
+        tokens = self.tokenizer(whole + part + false).unflatten(0, (2 + num_false, size))
         return augment(self.images[rows], self.side, turn, rng), tokens
 
 
 def contrastive_loss(model: CLIP, images: Tensor, tokens: Tensor) -> Tensor:
-    """Mean over the caption sets of CLIP's symmetric cross entropy."""
+    """CLIP's loss, mean over the two true caption sets; a picture's own false captions are further negatives of it.
+
+    Args:
+        model: the CLIP.
+        images: (B, 3, side, side) float32.
+        tokens: (2 + F, B, L) int64.
+    """
     image_features = model.encode_image(images, normalize=True)
     text_features = model.encode_text(tokens.flatten(0, 1), normalize=True).unflatten(0, tokens.shape[:2])
-    logits = model.logit_scale.exp() * torch.einsum("bd,tcd->tbc", image_features, text_features)
-    target = torch.arange(len(images)).expand(len(logits), -1)
-    return (F.cross_entropy(logits.transpose(1, 2), target) + F.cross_entropy(logits, target)) / 2
+    scale = model.logit_scale.exp()
+    logits = scale * torch.einsum("bd,tcd->tbc", image_features, text_features[:2])
+    false = scale * torch.einsum("bd,fbd->bf", image_features, text_features[2:])
+    target = torch.arange(len(images))
+    losses = [F.cross_entropy(torch.cat([rows, false], dim=1), target) for rows in logits]
+    losses += [F.cross_entropy(rows.T, target) for rows in logits]
+    return torch.stack(losses).mean()
 
 
 def encode_words(model: CLIP, tokenizer: SimpleTokenizer, words: tuple[str, ...]) -> Tensor:
@@ -176,7 +211,7 @@ def evaluate(model: CLIP, tokenizer: SimpleTokenizer, side: int) -> dict[str, fl
     hits = present.gather(1, ranked).float()
     precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
     crops, classes = masked_crops(seeds, side)
-    crop_scores = _NAMING_TEMPERATURE * model.encode_image(crops, normalize=True) @ words.T
+    crop_scores = model.encode_image(crops, normalize=True) @ words.T
     named = crop_scores.argmax(dim=1)
     first_words, last_words = (np.array([name.split()[end] for name in CLASS_NAMES]) for end in (0, -1))
     model.train()
@@ -236,7 +271,7 @@ def train(args: argparse.Namespace) -> tuple[CLIP, dict[str, Any]]:
         while step < args.steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, args)
-            loss = contrastive_loss(model, *sampler.batch(args.seed, step, args.batch_size))
+            loss = contrastive_loss(model, *sampler.batch(args.seed, step, args.batch_size, args.false_captions))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
