@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ UNLABELLED = -1
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
     """One image segmented into K words.
 
@@ -42,7 +42,7 @@ class Segmentation:
     label_map: np.ndarray
     names: tuple[str, ...]
     scores: np.ndarray
-    image: np.ndarray = field(repr=False)
+    image: np.ndarray
     source: str | None = None
 
     def __post_init__(self) -> None:
@@ -50,6 +50,11 @@ class Segmentation:
             raise ValueError(f"label map {self.label_map.shape} and image {self.image.shape} differ in size")
         if len(self.scores) != len(self.names):
             raise ValueError(f"{len(self.names)} names but {len(self.scores)} scores")
+
+    def __repr__(self) -> str:
+        height, width = self.label_map.shape
+        shares = ", ".join(f"{self.names[k]} {self.fractions[k]:.1%}" for k in self.found[:10])
+        return f"Segmentation({width}x{height} pixels, {len(self.names)} words: {shares or 'none found'})"
 
     @classmethod
     def from_maps(

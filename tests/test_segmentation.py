@@ -34,6 +34,10 @@ def test_unpainted_pixels_are_unlabelled_and_scores_are_means():
     assert result.found == (0, 1)
 
 
+def test_is_shown_in_one_line():
+    assert repr(example()) == "Segmentation(60x40 pixels, 3 words: cat 37.5%, sofa 37.5%)"
+
+
 def test_labels_beyond_the_words_are_unlabelled():
     result = example(names=("cat",))  # label 1 is what the model added: others
     assert result.names == ("cat",) and result.areas.tolist() == [900]
