@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.projects.deeplab import build_lr_scheduler as build_deeplab_lr_scheduler
-from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
 from ovseg.errors import OvsegError
@@ -24,18 +23,33 @@ POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
 
 
 class GradientClip:
-    """Scales all gradients together to a norm of at most ``max_norm``; an optimiser's step pre-hook.
+    """Bounds the gradients; an optimiser's step pre-hook.
 
     As a hook it also comes after the un-scaling by AMP's gradient scaler, which belongs to the scaler's step.
+
+    Args:
+        clip_type: "full_model" bounds the norm of all gradients together, "norm" that of each tensor, "value" each
+            element.
+        bound: of the norm or the value.
+        norm_type: p of the norm.
     """
 
-    def __init__(self, max_norm: float, norm_type: float):
-        self.max_norm = max_norm
+    def __init__(self, clip_type: str, bound: float, norm_type: float):
+        if clip_type not in ("full_model", "norm", "value"):
+            raise OvsegError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip_type!r}; choose full_model, norm or value")
+        self.clip_type = clip_type
+        self.bound = bound
         self.norm_type = norm_type
 
     def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, self.max_norm, self.norm_type)
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.clip_type == "full_model":
+            nn.utils.clip_grad_norm_(parameters, self.bound, self.norm_type)
+        elif self.clip_type == "norm":
+            for parameter in parameters:
+                nn.utils.clip_grad_norm_(parameter, self.bound, self.norm_type)
+        else:
+            nn.utils.clip_grad_value_(parameters, self.bound)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -43,7 +57,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     ``BACKBONE_MULTIPLIER`` scales the learning rate below modules named backbone; position tables have no weight decay,
     norms ``WEIGHT_DECAY_NORM``, embeddings ``WEIGHT_DECAY_EMBED``, everything else, biases too, ``WEIGHT_DECAY``.
-    ``CLIP_GRADIENTS.CLIP_TYPE``: "full_model", or Detectron2's "value" and "norm" of single tensors.
+    ``CLIP_GRADIENTS`` is done by :class:`GradientClip`.
 
     Raises:
         OvsegError: unknown optimiser or way of clipping, or nothing to train.
@@ -52,23 +66,14 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     groups = list(parameter_groups(cfg, model))
     if not groups:
         raise OvsegError("the model has no trainable parameter")
-    if clip.ENABLED and clip.CLIP_TYPE not in ("full_model", "value", "norm"):
-        raise OvsegError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; choose full_model, value or norm")
-    full_model = clip.ENABLED and clip.CLIP_TYPE == "full_model"
-
-    def of_type(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-        return optimizer if full_model else maybe_add_gradient_clipping(cfg, optimizer)
-
     if solver.OPTIMIZER == "ADAMW":
-        optimizer = of_type(torch.optim.AdamW)(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+        optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
     elif solver.OPTIMIZER == "SGD":
-        optimizer = of_type(torch.optim.SGD)(
-            groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
-        )
+        optimizer = torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     else:
         raise OvsegError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; choose ADAMW or SGD")
-    if full_model:
-        optimizer.register_step_pre_hook(GradientClip(clip.CLIP_VALUE, clip.NORM_TYPE))
+    if clip.ENABLED:
+        optimizer.register_step_pre_hook(GradientClip(clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE))
     return optimizer
 
 

@@ -100,14 +100,27 @@ class Trainer(TrainerBase):
             "iteration": self.iter,
             "seed": self.seed,
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "grad_scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up optimiser, schedule and loss scale of :meth:`state_dict`."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        """Take up the optimiser's averages, the place in the schedule and the loss scale of :meth:`state_dict`.
+
+        Learning rates and weight decays are those of this trainer, so a longer schedule can be resumed into.
+
+        Raises:
+            OvsegError: the state is that of other parameters.
+        """
+        theirs, ours = state["optimizer"], self.optimizer.state_dict()
+        if [group.get("name") for group in theirs["param_groups"]] != [
+            group.get("name") for group in ours["param_groups"]
+        ]:
+            raise OvsegError("the checkpoint's optimiser trains other parameters: use the configuration of its run")
+        self.optimizer.load_state_dict({"state": theirs["state"], "param_groups": ours["param_groups"]})
+        # Detectron2's schedules are functions of the iteration, so nothing else has to be remembered
+        self.scheduler.load_state_dict({**self.scheduler.state_dict(), "last_epoch": state["iteration"] + 1})
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate
         if state["grad_scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["grad_scaler"])
 

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+
+from ovseg.engine import launch as launch_module
+from ovseg.engine.launch import World, choose_device, launch, started_by_torchrun
+from ovseg.errors import OvsegError
+from tests.engine import toy
+
+
+def test_choose_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("cuda", 0) == "cpu"
+    assert choose_device("cuda", 1) == "cpu"
+    assert choose_device("cpu", 2) == "cpu"
+    with pytest.raises(OvsegError, match=r"--num-gpus 2, but this machine has 0 CUDA devices.*MODEL\.DEVICE cpu"):
+        choose_device("cuda", 2)
+    with pytest.raises(OvsegError, match="negative"):
+        choose_device("cuda", -1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda", 2) == "cuda"
+    assert choose_device("cuda", 0) == "cpu"
+    with pytest.raises(OvsegError, match="has 2 CUDA devices"):
+        choose_device("cuda", 3)
+
+
+def test_one_process_runs_here():
+    assert launch(max, World(processes_here=1), (3, 5)) == 5
+
+
+def test_torchrun_is_detected(monkeypatch):
+    assert not started_by_torchrun({"RANK": "0"})
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launch_module._free_port())}
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", **address}.items():
+        monkeypatch.setenv(name, value)
+    assert started_by_torchrun()
+    groups = []
+
+    def inside(value: int) -> int:
+        groups.append((dist.get_backend(), dist.get_world_size(), comm.get_local_rank(), comm.get_local_size()))
+        return value + 1
+
+    # --num-gpus is not what counts now
+    assert launch(inside, World(processes_here=4), (1,)) == 2
+    assert groups == [("gloo", 1, 0, 1)]
+    assert not dist.is_initialized()
+
+
+def test_user_error_of_one_process_ends_all():
+    with pytest.raises(OvsegError, match=r"^this cannot work$"):
+        launch(toy.fail_in_second, World(processes_here=2), ("this cannot work",))
+
+
+def test_killed_process_ends_all():
+    with pytest.raises(OvsegError, match="process 1 of 2 was killed by SIGKILL"):
+        launch(toy.kill_second, World(processes_here=2))
+
+
+def test_several_machines_need_an_address():
+    with pytest.raises(OvsegError, match="--dist-url"):
+        launch(max, World(processes_here=1, machines=2), (3, 5))
