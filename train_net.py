@@ -11,14 +11,10 @@ from __future__ import annotations
 import argparse
 import logging
 
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
-
-import ovseg  # noqa: F401  (registers models and data sets)
-from ovseg.config import load_cfg
+from ovseg.config import CfgNode, load_cfg
 from ovseg.engine.launch import World, choose_device, launch
 from ovseg.engine.run import evaluate, train
-from ovseg.engine.setup import setup
+from ovseg.engine.setup import default_argument_parser, setup
 from ovseg.errors import OvsegError, user_errors
 
 

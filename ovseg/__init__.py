@@ -5,6 +5,7 @@ Importing the package registers its models and data sets with Detectron2; nothin
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 __version__ = "0.1.0"
@@ -19,7 +20,11 @@ def _register() -> None:
     register_toy()
 
 
-_register()
+with warnings.catch_warnings():
+    # fvcore and Detectron2 compile small functions on import in a way that new PyTorch versions deprecate
+    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+    _register()
 
 
 def __getattr__(name: str) -> Any:

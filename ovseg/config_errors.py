@@ -43,7 +43,7 @@ def _explain_key(cfg: dict, source: str, message: str) -> str:
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         return f"unknown configuration key {match[1]} in {source}{hint}"
     if "does not exist" in message:
-        return f"{message}: check the path given as --config-file"
+        return f"{message.rstrip('!')}: check the path given as --config-file"
     if "Override list has odd length" in message:
         return f"{source} must be pairs of KEY and VALUE: {message}"
     return f"{source}: {message}"

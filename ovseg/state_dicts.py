@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,8 @@ def _explain_unpickling(path: Path, head: bytes, error: pickle.UnpicklingError) 
 
 
 def _unsupported_global(error: Exception) -> str:
-    words = str(error).replace("\n", " ").split()
-    return next((f"it asks for {word}" for word in words if "." in word and word[0].isalpha()), "arbitrary objects")
+    wanted = re.search(r"[Uu]nsupported global: (?:GLOBAL )?([\w.]+)", str(error))
+    return f"it asks for {wanted[1]}" if wanted else "it holds arbitrary objects"
 
 
 class _TensorUnpickler(pickle.Unpickler):
