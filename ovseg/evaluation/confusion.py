@@ -92,8 +92,8 @@ def scores_from_confusion(
 
     A class without ground truth has IoU NaN and adds nothing to the sum of a mean IoU. The conventions differ in what
     the sum is divided by: "union" counts every class with ground truth *or* prediction (a class that is predicted but
-    never true counts as 0: the published OVSeg numbers), "ground_truth" only classes with ground truth (what
-    Detectron2's evaluator documents, and what most toolboxes do).
+    never true counts as 0: the published OVSeg numbers), "ground_truth" only classes with ground truth (as current
+    Detectron2 and most toolboxes do).
 
     Args:
         conf: (K+1,K+1) integers from :func:`confusion_matrix`, summed over images.
