@@ -1,11 +1,12 @@
-"""Train the tiny CLIP of the toy world on whole scenes and their captions, and save ``weights/toy/clip.safetensors``.
+"""Train the tiny CLIP of the toy world on scenes and their captions, and save ``weights/toy/clip.safetensors``.
 
     python tools/train_toy_clip.py            # reproduces the shipped file
     python tools/train_toy_clip.py --resume   # goes on where a killed run stopped
 
-The loss is CLIP's symmetric cross entropy over the pairs of a batch (Radford et al. 2021, section 2.3). Colours
-and grounds alone tell most scenes apart, so each picture also has to refuse copies of its caption with other
-shapes, as in NegCLIP (Yuksekgonul et al. 2023, section 4).
+Pictures are whole scenes and, as on the web, close-ups: windows around a thing, nothing masked, with captions of
+what the window shows. The loss is CLIP's symmetric cross entropy over the pairs of a batch (Radford et al. 2021,
+section 2.3). Colours and grounds alone tell most pictures apart, so each one also has to refuse a copy of its
+caption with other shapes, as in NegCLIP (Yuksekgonul et al. 2023, section 4).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,16 +36,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovseg.data.toy import CLASS_NAMES, COLOURS, SHAPES, generator_version, make_scene
-from ovseg.data.toy.captions import tells_sides
+from ovseg.data.toy import CLASS_NAMES, COLOURS, SHAPES, Scene, Thing, generator_version, make_scene
+from ovseg.data.toy.captions import describe, tells_sides
 from ovseg.data.toy.catalog import SPLITS
+from ovseg.data.toy.scene import size_word
 from ovseg.errors import OvsegError, user_errors
 from ovseg.files import atomic_path, cache_dir
 from ovseg.vocabulary.templates import get_templates
 
 logger = logging.getLogger("train_toy_clip")
 
-_STORED_SIDE = 112  # scenes are kept a little larger than the model's input, so that crops stay sharp
+_SHOWN, _SHOWN_GROUND = 0.8, 0.06  # share of a thing that shows, share of a close-up that a ground takes, to be named
+_STORED_SIDE = 112  # pictures are kept a little larger than the model's input, so that crops stay sharp
 _PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
 
 
@@ -52,10 +56,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--architecture", type=Path, default=Path("configs/toy/clip.json"), help="open_clip JSON")
     parser.add_argument("--output", type=Path, default=Path("weights/toy/clip.safetensors"))
     parser.add_argument("--work-dir", type=Path, default=Path("output/toy_clip"), help="checkpoint and log.json")
-    parser.add_argument("--scenes", type=int, default=4000, help="the train split and, above it, unlabelled scenes")
-    parser.add_argument("--captions", type=int, default=8, help="captions written for each scene")
-    parser.add_argument("--false-captions", type=int, default=2, help="captions with other shapes for each scene")
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--scenes", type=int, default=3000, help="the train split and, above it, unlabelled scenes")
+    parser.add_argument("--close-ups", type=int, default=2, help="windows around single things, for each scene")
+    parser.add_argument("--captions", type=int, default=6, help="captions written for each picture")
+    parser.add_argument("--false-captions", type=int, default=1, help="captions with other shapes for each picture")
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
@@ -66,22 +71,60 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load_scenes(first: int, count: int, num_captions: int) -> tuple[Tensor, list[tuple[str, ...]]]:
-    """Pictures (N, 3, S, S) uint8 and captions of the scenes of seeds ``first`` and up; kept in the user's cache."""
-    path = cache_dir() / "toy" / generator_version() / f"clip_{first}_{count}_{num_captions}.npz"
+def close_up(scene: Scene, index: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Thing], list[str]]:
+    """A window around one thing, with nothing masked: its pixels, and the things and grounds that it shows."""
+    thing, (height, width) = scene.things[index], scene.labels.shape
+    half = rng.uniform(1.15, 1.8) * thing.radius
+    x, y = np.array(thing.centre) + rng.uniform(-0.25, 0.25, 2) * thing.radius
+    window = (
+        slice(int(max(0, y - half)), int(min(height, y + half))),
+        slice(int(max(0, x - half)), int(min(width, x + half))),
+    )
+    labels, instances = scene.labels[window], scene.instances[window]
+    things = [
+        replace(other, size=size_word(other.radius, labels.shape))
+        for k, other in enumerate(scene.things, 1)
+        if k == index + 1 or (instances == k).sum() > _SHOWN * other.area
+    ]
+    ground = np.bincount(labels[instances == 0], minlength=len(CLASS_NAMES))
+    stuff = [CLASS_NAMES[k] for k in np.argsort(-ground, kind="stable") if ground[k] > _SHOWN_GROUND * labels.size]
+    return scene.image[window], things, stuff
+
+
+def views(seed: int, num_close_ups: int, num_captions: int) -> list[tuple[np.ndarray, tuple[str, ...], str]]:
+    """A whole scene and close-ups of it, each as picture, captions, and names of all things of the scene."""
+    scene, rng = make_scene(seed, num_captions), np.random.default_rng([seed, 2])
+    pictures = [(scene.image, scene.captions)]
+    for index in rng.permutation(len(scene.things))[:num_close_ups]:
+        image, things, stuff = close_up(scene, int(index), rng)
+        if stuff:
+            pictures.append((image, describe(rng, things, stuff, num_captions)))
+    names = ",".join(thing.name for thing in scene.things)
+    side = (_STORED_SIDE, _STORED_SIDE)
+    return [(cv2.resize(image, side, interpolation=cv2.INTER_AREA), texts, names) for image, texts in pictures]
+
+
+def load_views(
+    first: int, num_scenes: int, num_close_ups: int, num_captions: int
+) -> tuple[Tensor, list[list[str]], list[str]]:
+    """Views of the scenes of seeds ``first`` and up, kept in the user's cache.
+
+    Returns:
+        Pictures (N, 3, S, S) uint8, the captions of each, and the names of its scene's things, comma-separated.
+    """
+    name = f"clip_{first}_{num_scenes}_{num_close_ups}_{num_captions}.npz"
+    path = cache_dir() / "toy" / generator_version() / name
     if not path.is_file():
-        make = partial(make_scene, num_captions=num_captions)
+        seeds = range(first, first + num_scenes)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            scenes = pool.map(make, range(first, first + count))
-            drawn = [
-                (cv2.resize(scene.image, (_STORED_SIDE, _STORED_SIDE), interpolation=cv2.INTER_AREA), scene.captions)
-                for scene in track(scenes, f"drawing {count} scenes", total=count, transient=True)
-            ]
+            drawing = pool.map(partial(views, num_close_ups=num_close_ups, num_captions=num_captions), seeds)
+            drawn = [view for scene in track(drawing, "drawing", total=num_scenes, transient=True) for view in scene]
+        images, captions, names = zip(*drawn, strict=True)
         with atomic_path(path) as temporary:
-            np.savez(temporary, images=np.stack([image for image, _ in drawn]), captions=[c for _, c in drawn])
+            np.savez(temporary, images=np.stack(images), captions=np.array(captions), names=np.array(names))
     with np.load(path) as arrays:
         images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).contiguous()
-        return images, [tuple(str(caption) for caption in row) for row in arrays["captions"]]
+        return images, arrays["captions"].tolist(), arrays["names"].tolist()
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -120,10 +163,12 @@ def with_other_shapes(caption: str, there: set[tuple[str, str]], rng: np.random.
 class PairSampler:
     """Batches of pictures with captions, true and false; a batch depends on nothing but the seed and the step."""
 
-    def __init__(self, images: Tensor, captions: list[tuple[str, ...]], tokenizer: SimpleTokenizer, side: int) -> None:
+    def __init__(
+        self, images: Tensor, captions: list[list[str]], names: list[str], tokenizer: SimpleTokenizer, side: int
+    ) -> None:
         self.images, self.side = images, side
         self.captions, self.tokenizer = captions, tokenizer
-        self.there = [set(_PAIR.findall(row[0])) for row in captions]  # the first caption names every thing
+        self.there = [set(_PAIR.findall(row)) for row in names]
 
     def batch(self, seed: int, step: int, size: int, num_false: int) -> tuple[Tensor, Tensor]:
         """One batch.
@@ -197,7 +242,7 @@ def evaluate(model: CLIP, tokenizer: SimpleTokenizer, side: int) -> dict[str, fl
     model.eval()
     first, count = SPLITS["val"]
     seeds = range(first, first + count)
-    images, captions = load_scenes(first, count, 2)
+    images, captions, _ = load_views(first, count, 0, 2)
     small = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
     image_features = model.encode_image(normalise(small), normalize=True)
     text_features = model.encode_text(tokenizer([row[0] for row in captions]), normalize=True)
@@ -263,7 +308,7 @@ def train(args: argparse.Namespace) -> tuple[CLIP, dict[str, Any]]:
         log, step = json.loads(state["log"]), state["step"]
         logger.info("resumed at step %d", step)
 
-    sampler = PairSampler(*load_scenes(0, args.scenes, args.captions), tokenizer, side)
+    sampler = PairSampler(*load_views(0, args.scenes, args.close_ups, args.captions), tokenizer, side)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=args.steps, completed=step)

@@ -55,7 +55,7 @@ def _list_everything(rng: np.random.Generator, things: Sequence[Thing], stuff: S
 
 
 def _list_things(rng: np.random.Generator, things: Sequence[Thing], stuff: Sequence[str]) -> str:
-    some = _nouns(rng, things)[: int(rng.integers(2, len(things) + 1))]
+    some = _nouns(rng, things)[: int(rng.integers(min(2, len(things)), len(things) + 1))]
     return _pick(rng, _OPENINGS).format(_join(some))
 
 
@@ -112,13 +112,14 @@ def describe(rng: np.random.Generator, things: Sequence[Thing], stuff: Sequence[
 
     Args:
         rng: where all randomness comes from.
-        things: the visible things, at least two.
+        things: the visible things, at least one.
         stuff: the visible grounds.
         count: how many captions.
     """
     captions = []
     for index in range(count):
-        writer = _list_everything if index % 2 == 0 else _WRITERS[int(rng.integers(len(_WRITERS)))]
+        writers = (_list_everything,) if index % 2 == 0 else _WRITERS if len(things) > 1 else _WRITERS[1:]
+        writer = writers[int(rng.integers(len(writers)))] if len(writers) > 1 else writers[0]
         captions.append(writer(rng, things, stuff))
     return tuple(captions)
 

@@ -97,13 +97,17 @@ def make_scene(seed: int, num_captions: int = 2) -> Scene:
     return Scene(seed, image, labels, instances, things, stuff, captions)
 
 
+def size_word(radius: float, shape: tuple[int, int]) -> str:
+    """What one calls a thing of this radius in a picture of (H, W) pixels."""
+    share = radius / min(shape)
+    return "small" if share < 0.17 else "large" if share > 0.25 else "medium"
+
+
 def _thing(body: Body, ground: Ground, area: int, shape: tuple[int, int]) -> Thing:
     below = np.bincount(ground.regions[footprint(body, *shape)], minlength=len(ground.kinds))
     on = ground.kinds[int(below.argmax())] if below.max() >= _ON_SHARE * below.sum() else None
     radius = body.radius / OVERSAMPLING
-    share = radius / min(shape)
-    size = "small" if share < 0.17 else "large" if share > 0.25 else "medium"
-    return Thing(body.colour, body.shape, body.pattern, size, body.centre, radius, area, on)
+    return Thing(body.colour, body.shape, body.pattern, size_word(radius, shape), body.centre, radius, area, on)
 
 
 def _render(rng: np.random.Generator, ground: Ground, bodies: list[Body]) -> np.ndarray:
