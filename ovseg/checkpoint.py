@@ -45,7 +45,7 @@ class LoadReport:
         return ", ".join(parts)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
+def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) -> LoadReport:
     """Load a weight file into ``model``, casting to the model's dtypes.
 
     Besides whole checkpoints, files of a backbone alone are accepted: their names may lack ``backbone.``.
@@ -54,6 +54,8 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         model: any model; the key maps are those of the systems in this package.
         path: a file (see :func:`ovseg.state_dicts.read_state_dict`), or a name that Detectron2's ``PathManager``
             resolves (``detectron2://...``).
+        complete: refuse a file that lacks a part of the proposal network; training may start from a backbone alone,
+            but evaluating with the rest at random would give nonsense in silence.
 
     Raises:
         OvsegError: unreadable file, a tensor of another shape, or most of the model missing.
@@ -73,6 +75,8 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         },
     )
     _refuse_wrong_file(report, path, own)
+    if complete:
+        _refuse_partial(report, path, model)
     model.load_state_dict({name: state[name].to(own[name].dtype) for name in report.loaded}, strict=False)
     logger.info("%s: %s", path, report)
     if report.missing or report.unexpected:
@@ -124,6 +128,16 @@ def _refuse_wrong_file(report: LoadReport, path: str | Path, own: Mapping[str, T
         raise OvsegError(
             f"{path} is not a checkpoint of this model: only {len(loaded)} of its {len(own)} tensors are in it; "
             f"{_guess(report)}"
+        )
+
+
+def _refuse_partial(report: LoadReport, path: str | Path, model: nn.Module) -> None:
+    parameters = {name for name, _ in model.named_parameters()}
+    needed = [name for name in report.missing if name in parameters and not name.startswith("clip_adapter.clip_model.")]
+    if needed:
+        raise OvsegError(
+            f"{path} holds only a part of the model ({len(needed)} tensors are missing, such as {needed[0]}): give a "
+            "complete checkpoint as MODEL.WEIGHTS"
         )
 
 

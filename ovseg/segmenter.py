@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
-from ovseg.checkpoint import LoadReport, load_weights
+from ovseg.checkpoint import load_weights
 from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
 from ovseg.images import read_image, to_rgb
@@ -85,7 +85,7 @@ class Segmenter:
         cfg.MODEL.DEVICE = _choose_device(device, cfg.MODEL.DEVICE)
         cfg.freeze()
         model = build_model(cfg).eval()
-        _refuse_partial(model, load_weights(model, weights), weights)
+        load_weights(model, weights, complete=True)
         model.clip_adapter.ensure_weights()
         return cls(
             model,
@@ -175,17 +175,6 @@ def _as_rgb(image: str | Path | np.ndarray | Image.Image) -> tuple[np.ndarray, s
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise OvsegError(f"an image array must be (height, width, 3) RGB or (height, width) grey, not {image.shape}")
     return np.ascontiguousarray(image), None
-
-
-def _refuse_partial(model: nn.Module, report: LoadReport, weights: str) -> None:
-    """Training may start from a backbone alone; segmenting with the rest at random would give nonsense in silence."""
-    missing = set(report.missing).intersection(name for name, _ in model.named_parameters())
-    needed = sorted(name for name in missing if name.startswith(("backbone.", "sem_seg_head.")))
-    if needed:
-        raise OvsegError(
-            f"{weights} holds only a part of the model ({len(needed)} tensors are missing, such as {needed[0]}): give "
-            "a complete OVSeg checkpoint as MODEL.WEIGHTS"
-        )
 
 
 def _choose_device(wanted: str | None, configured: str) -> str:

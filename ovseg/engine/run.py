@@ -120,7 +120,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
     seed_everything(max(cfg.SEED, 0))
     model = build_model(cfg)
     if found is None:
-        load_weights(model, cfg.MODEL.WEIGHTS)
+        load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
     else:
         _restore_model(model, *found)
     _ensure_clip_weights(model)
