@@ -1,64 +1,68 @@
-"""``python -m ovseg.data.toy --sheet out.png``: a contact sheet of scenes, their labels and captions."""
+"""Write toy scenes as pictures, with the words of what is in them: something to try ``demo.py`` on.
+
+python -m ovseg.data.toy --output output/scenes --scenes 3
+python demo.py --input output/scenes/*.png --vocabulary output/scenes/words.txt
+python -m ovseg.data.toy --sheet sheet.png --scenes 12    # one picture of scenes, labels and captions
+"""
 
 from __future__ import annotations
 
 import argparse
-import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import supervision as sv
-from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
 from ovseg.data.toy.catalog import SPLITS
-from ovseg.data.toy.scene import Scene, make_scene
-from ovseg.data.toy.words import CLASS_NAMES
-from ovseg.errors import user_errors
+from ovseg.data.toy.scene import make_scene
+from ovseg.data.toy.sheet import draw_sheet
+from ovseg.errors import OvsegError, user_errors
 from ovseg.files import atomic_path
 
 
-def overlay(scene: Scene) -> np.ndarray:
-    """The scene under its label map, one colour for each class: (H, W, 3) uint8 RGB."""
-    present = np.unique(scene.labels)
-    masks = np.stack([scene.labels == label for label in present])
-    segments = sv.Detections(xyxy=sv.mask_to_xyxy(masks), mask=masks, class_id=np.arange(len(present)))
-    bgr = np.ascontiguousarray(scene.image[:, :, ::-1])
-    return sv.MaskAnnotator(opacity=0.7).annotate(bgr, segments)[:, :, ::-1]
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        OvsegError: a range of scenes that the split does not have, or a folder that cannot be written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m ovseg.data.toy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--output", type=Path, metavar="FOLDER", help="gets <number>.png and words.txt")
+    target.add_argument("--sheet", type=Path, metavar="FILE", help="gets a contact sheet with labels and captions")
+    parser.add_argument("--split", choices=tuple(SPLITS), default="val", help="default: %(default)s")
+    parser.add_argument("--first", type=int, default=0, help="the first scene of the split (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=1, help="how many (default: %(default)s)")
+    args = parser.parse_args(argv)
+
+    first_seed, total = SPLITS[args.split]
+    if args.first < 0 or args.scenes < 1 or args.first + args.scenes > total:
+        raise OvsegError(f"--first {args.first} --scenes {args.scenes}: {args.split} has scenes 0 to {total - 1}")
+    numbers = range(args.first, args.first + args.scenes)
+    if args.sheet:
+        draw_sheet([first_seed + number for number in numbers], min(6, args.scenes), args.sheet)
+        print(args.sheet)
+    else:
+        export(args.output, first_seed, numbers)
 
 
-def draw_sheet(seeds: range, columns: int, path: Path) -> None:
-    """Write a picture with one row of scenes above one row of their labels, with the first caption below."""
-    rows = -(-len(seeds) // columns)
-    figure = Figure(figsize=(2.4 * columns, 6.0 * rows), layout="constrained")
-    axes = figure.subplots(2 * rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for index, scene in enumerate(map(make_scene, seeds)):
-        row, column = divmod(index, columns)
-        above, below = axes[2 * row, column], axes[2 * row + 1, column]
-        above.imshow(scene.image)
-        above.set_title(f"seed {scene.seed}", fontsize=8)
-        below.imshow(overlay(scene))
-        words = ", ".join(CLASS_NAMES[label] for label in np.unique(scene.labels))
-        below.set_title("\n".join(textwrap.wrap(words, 38)), fontsize=6)
-        below.text(
-            0.5, -0.03, "\n".join(textwrap.wrap(scene.captions[1], 38)), fontsize=6, ha="center", va="top",
-            transform=below.transAxes,
-        )  # fmt: skip
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ovseg.data.toy", description=__doc__)
-    parser.add_argument("--sheet", type=Path, required=True, help="the picture to write")
-    parser.add_argument("--split", choices=list(SPLITS), default="val")
-    parser.add_argument("--scenes", type=int, default=12, help="how many")
-    parser.add_argument("--columns", type=int, default=6)
-    args = parser.parse_args()
-    first = SPLITS[args.split][0]
-    draw_sheet(range(first, first + args.scenes), args.columns, args.sheet)
-    print(args.sheet)
+def export(folder: Path, first_seed: int, numbers: range) -> None:
+    """Write ``<number>.png`` for each scene of seed ``first_seed + number``, and their words to ``words.txt``."""
+    console = Console(soft_wrap=True, highlight=False)
+    words: dict[str, None] = {}  # in the order of their appearance
+    for number in track(numbers, "drawing", console=Console(stderr=True), transient=True, disable=len(numbers) < 5):
+        scene = make_scene(first_seed + number)
+        path = folder / f"{number:04d}.png"
+        with atomic_path(path) as temporary:
+            Image.fromarray(scene.image).save(temporary)
+        words |= dict.fromkeys((*scene.stuff, *(thing.name for thing in scene.things)))
+        console.print(f"{path}: {scene.captions[0]}", markup=False)
+    with atomic_path(folder / "words.txt") as temporary:
+        temporary.write_text("\n".join(words) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
