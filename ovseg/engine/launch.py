@@ -143,6 +143,8 @@ def _explain(failure: ProcessException, processes: Sequence[Any]) -> Exception:
 def _worker(
     local_rank: int, main: Callable[..., Any], args: Sequence[Any], world: World, url: str, errors: Any
 ) -> None:
+    # data loader workers shall start as in a run of one process, not slowly as this process did
+    multiprocessing.set_start_method(None, force=True)
     rank = world.machine_rank * world.processes_here + local_rank
     try:
         _in_group(main, args, url, rank, world.size, local_rank, world.processes_here, world.cuda)

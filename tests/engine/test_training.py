@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -149,3 +150,26 @@ def test_wandb_missing(dataset, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(OvsegError, match="wandb is not installed"):
         toy.train_recording(toy.small_cfg(tmp_path, WANDB__ENABLED=True))
+
+
+def test_wandb_gets_every_scalar(dataset, tmp_path, monkeypatch):
+    class Run(list):
+        def log(self, values, step):
+            self.append((step, values))
+
+        def finish(self):
+            self.append("finished")
+
+    runs = []
+
+    def init(**options):
+        runs.append((options, Run()))
+        return runs[0][1]
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    toy.train_recording(toy.small_cfg(tmp_path, WANDB__ENABLED=True, WANDB__NAME="a", SOLVER__MAX_ITER=3))
+    ((options, run),) = runs
+    assert (options["project"], options["name"], options["config"]["SEED"]) == ("open_vocab_seg", "a", 7)
+    step, values = run[0]
+    assert step == 2 and values["total_loss"] == toy.read_losses(tmp_path)[2] and "lr" in values
+    assert run[-1] == "finished"
