@@ -5,8 +5,8 @@
 
 Pictures are whole scenes and, as on the web, close-ups: windows around a thing, nothing masked, with captions of
 what the window shows. The loss is CLIP's symmetric cross entropy over the pairs of a batch (Radford et al. 2021,
-section 2.3). Colours and grounds alone tell most pictures apart, so each one also has to refuse a copy of its
-caption with other shapes, as in NegCLIP (Yuksekgonul et al. 2023, section 4).
+section 2.3), and beside it the same for the words of the captions: each picture against all words, of which its
+caption's are right, because colours and grounds alone tell most captions apart and shapes would be learnt late.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovseg.data.toy import CLASS_NAMES, COLOURS, SHAPES, Scene, Thing, generator_version, make_scene
+from ovseg.data.toy import CLASS_NAMES, COLOURS, SHAPES, STUFF, Scene, Thing, generator_version, make_scene
 from ovseg.data.toy.captions import describe, tells_sides
 from ovseg.data.toy.catalog import SPLITS
 from ovseg.data.toy.scene import size_word
@@ -48,7 +48,7 @@ logger = logging.getLogger("train_toy_clip")
 
 _SHOWN, _SHOWN_GROUND = 0.8, 0.06  # share of a thing that shows, share of a close-up that a ground takes, to be named
 _STORED_SIDE = 112  # pictures are kept a little larger than the model's input, so that crops stay sharp
-_PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
+_WORD = re.compile(rf"\b(?:(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})|{'|'.join(STUFF)})\b")
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,7 +59,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=3000, help="the train split and, above it, unlabelled scenes")
     parser.add_argument("--close-ups", type=int, default=2, help="windows around single things, for each scene")
     parser.add_argument("--captions", type=int, default=6, help="captions written for each picture")
-    parser.add_argument("--false-captions", type=int, default=1, help="captions with other shapes for each picture")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -91,26 +90,23 @@ def close_up(scene: Scene, index: int, rng: np.random.Generator) -> tuple[np.nda
     return scene.image[window], things, stuff
 
 
-def views(seed: int, num_close_ups: int, num_captions: int) -> list[tuple[np.ndarray, tuple[str, ...], str]]:
-    """A whole scene and close-ups of it, each as picture, captions, and names of all things of the scene."""
+def views(seed: int, num_close_ups: int, num_captions: int) -> list[tuple[np.ndarray, tuple[str, ...]]]:
+    """A whole scene and close-ups of it, each with its captions."""
     scene, rng = make_scene(seed, num_captions), np.random.default_rng([seed, 2])
     pictures = [(scene.image, scene.captions)]
     for index in rng.permutation(len(scene.things))[:num_close_ups]:
         image, things, stuff = close_up(scene, int(index), rng)
         if stuff:
             pictures.append((image, describe(rng, things, stuff, num_captions)))
-    names = ",".join(thing.name for thing in scene.things)
     side = (_STORED_SIDE, _STORED_SIDE)
-    return [(cv2.resize(image, side, interpolation=cv2.INTER_AREA), texts, names) for image, texts in pictures]
+    return [(cv2.resize(image, side, interpolation=cv2.INTER_AREA), texts) for image, texts in pictures]
 
 
-def load_views(
-    first: int, num_scenes: int, num_close_ups: int, num_captions: int
-) -> tuple[Tensor, list[list[str]], list[str]]:
+def load_views(first: int, num_scenes: int, num_close_ups: int, num_captions: int) -> tuple[Tensor, list[list[str]]]:
     """Views of the scenes of seeds ``first`` and up, kept in the user's cache.
 
     Returns:
-        Pictures (N, 3, S, S) uint8, the captions of each, and the names of its scene's things, comma-separated.
+        Pictures (N, 3, S, S) uint8 and the captions of each.
     """
     name = f"clip_{first}_{num_scenes}_{num_close_ups}_{num_captions}.npz"
     path = cache_dir() / "toy" / generator_version() / name
@@ -119,12 +115,12 @@ def load_views(
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             drawing = pool.map(partial(views, num_close_ups=num_close_ups, num_captions=num_captions), seeds)
             drawn = [view for scene in track(drawing, "drawing", total=num_scenes, transient=True) for view in scene]
-        images, captions, names = zip(*drawn, strict=True)
+        images, captions = zip(*drawn, strict=True)
         with atomic_path(path) as temporary:
-            np.savez(temporary, images=np.stack(images), captions=np.array(captions), names=np.array(names))
+            np.savez(temporary, images=np.stack(images), captions=np.array(captions))
     with np.load(path) as arrays:
         images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).contiguous()
-        return images, arrays["captions"].tolist(), arrays["names"].tolist()
+        return images, arrays["captions"].tolist()
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -150,72 +146,60 @@ def augment(images: Tensor, side: int, turn: np.ndarray, rng: np.random.Generato
     return normalise(cropped.clamp(0, 255))
 
 
-def with_other_shapes(caption: str, there: set[tuple[str, str]], rng: np.random.Generator) -> str:
-    """The caption with every shape changed, so that no thing of the scene is named any more."""
-
-    def change(pair: re.Match[str]) -> str:
-        wrong = [shape for shape in SHAPES if (pair[1], shape) not in there]
-        return f"{pair[1]} {wrong[int(rng.integers(len(wrong)))]}"
-
-    return _PAIR.sub(change, caption)
-
-
 class PairSampler:
-    """Batches of pictures with captions, true and false; a batch depends on nothing but the seed and the step."""
+    """Batches of pictures with captions and words; a batch depends on nothing but the seed and the step."""
 
-    def __init__(
-        self, images: Tensor, captions: list[list[str]], names: list[str], tokenizer: SimpleTokenizer, side: int
-    ) -> None:
-        self.images, self.side = images, side
-        self.captions, self.tokenizer = captions, tokenizer
-        self.there = [set(_PAIR.findall(row)) for row in names]
+    def __init__(self, images: Tensor, captions: list[list[str]], tokenizer: SimpleTokenizer, side: int) -> None:
+        self.images, self.captions, self.side = images, captions, side
+        self.tokens = torch.stack([tokenizer(row) for row in captions])  # (N, C, L)
+        templates = get_templates("vild")
+        self.prompts = torch.stack(
+            [tokenizer([t.format(word) for t in templates]) for word in CLASS_NAMES]
+        )  # (K, T, L)
+        named = [set(_WORD.findall(row[0])) for row in captions]  # the first caption names all that is there
+        self.named = torch.tensor([[word in words for word in CLASS_NAMES] for words in named]).float()
+        self.named /= self.named.sum(dim=1, keepdim=True)
 
-    def batch(self, seed: int, step: int, size: int, num_false: int) -> tuple[Tensor, Tensor]:
+    def batch(self, seed: int, step: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One batch.
 
         Returns:
-            Pictures (B, 3, side, side) float32 and tokens (2 + num_false, B, L) int64: a caption of all that is
-            there, one of a part of it, and false copies of the latter.
+            Pictures (B, 3, side, side) float32, one caption of each (B, L) int64, a prompt for every word (K, L)
+            int64, and what share of a picture's words each word is (B, K) float32.
         """
         per_epoch = len(self.images) // size
         order = np.random.default_rng([seed, step // per_epoch]).permutation(len(self.images))
         rows = order[step % per_epoch * size :][:size]
         rng = np.random.default_rng([seed, 1, step])
-        odd = 2 * rng.integers(0, len(self.captions[0]) // 2, size) + 1
-        whole = [self.captions[row][index - 1] for row, index in zip(rows, odd, strict=True)]
-        part = [self.captions[row][index] for row, index in zip(rows, odd, strict=True)]
-        false = [
-            with_other_shapes(caption, self.there[row], rng)
-            for _ in range(num_false)
-            for row, caption in zip(rows, part, strict=True)
-        ]
-        turn = np.array([not tells_sides(caption) for caption in part])
-        tokens = self.tokenizer(whole + part + false).unflatten(0, (2 + num_false, size))
-        return augment(self.images[rows], self.side, turn, rng), tokens
+        which = rng.integers(0, self.tokens.shape[1], size)
+        turn = np.array([not tells_sides(self.captions[row][k]) for row, k in zip(rows, which, strict=True)])
+        words, templates, _ = self.prompts.shape
+        prompts = self.prompts[torch.arange(words), rng.integers(0, templates, words)]
+        return augment(self.images[rows], self.side, turn, rng), self.tokens[rows, which], prompts, self.named[rows]
 
 
-def contrastive_loss(model: CLIP, images: Tensor, tokens: Tensor) -> Tensor:
-    """CLIP's loss, mean over the two true caption sets; a picture's own false captions are further negatives of it.
+def contrastive_loss(model: CLIP, images: Tensor, captions: Tensor, prompts: Tensor, named: Tensor) -> Tensor:
+    """CLIP's loss between pictures and captions, plus that of the pictures among all words.
 
     Args:
         model: the CLIP.
         images: (B, 3, side, side) float32.
-        tokens: (2 + F, B, L) int64.
+        captions: (B, L) int64.
+        prompts: (K, L) int64.
+        named: (B, K) float32, rows sum to 1.
     """
     image_features = model.encode_image(images, normalize=True)
-    text_features = model.encode_text(tokens.flatten(0, 1), normalize=True).unflatten(0, tokens.shape[:2])
-    scale = model.logit_scale.exp()
-    logits = scale * torch.einsum("bd,tcd->tbc", image_features, text_features[:2])
-    false = scale * torch.einsum("bd,fbd->bf", image_features, text_features[2:])
+    text_features = model.encode_text(torch.cat([captions, prompts]), normalize=True)
+    logits = model.logit_scale.exp() * image_features @ text_features.T
+    of_captions, of_words = logits.split([len(captions), len(prompts)], dim=1)
     target = torch.arange(len(images))
-    losses = [F.cross_entropy(torch.cat([rows, false], dim=1), target) for rows in logits]
-    losses += [F.cross_entropy(rows.T, target) for rows in logits]
-    return torch.stack(losses).mean()
+    pairs = (F.cross_entropy(of_captions, target) + F.cross_entropy(of_captions.T, target)) / 2
+    return pairs + F.cross_entropy(of_words, named)
 
 
 def encode_words(model: CLIP, tokenizer: SimpleTokenizer, words: tuple[str, ...]) -> Tensor:
     """(K, D) unit vectors: the mean over the ``vild`` templates, as at test time."""
-    templates = get_templates("vild", ())
+    templates = get_templates("vild")
     tokens = tokenizer([template.format(word) for word in words for template in templates])
     features = model.encode_text(tokens, normalize=True).unflatten(0, (len(words), len(templates)))
     return F.normalize(features.mean(dim=1), dim=-1)
@@ -242,7 +226,7 @@ def evaluate(model: CLIP, tokenizer: SimpleTokenizer, side: int) -> dict[str, fl
     model.eval()
     first, count = SPLITS["val"]
     seeds = range(first, first + count)
-    images, captions, _ = load_views(first, count, 0, 2)
+    images, captions = load_views(first, count, 0, 2)
     small = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
     image_features = model.encode_image(normalise(small), normalize=True)
     text_features = model.encode_text(tokenizer([row[0] for row in captions]), normalize=True)
@@ -316,7 +300,7 @@ def train(args: argparse.Namespace) -> tuple[CLIP, dict[str, Any]]:
         while step < args.steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, args)
-            loss = contrastive_loss(model, *sampler.batch(args.seed, step, args.batch_size, args.false_captions))
+            loss = contrastive_loss(model, *sampler.batch(args.seed, step, args.batch_size))
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -341,8 +325,8 @@ def main() -> None:
     args = parse_args()
     if not args.architecture.is_file():
         raise OvsegError(f"there is no {args.architecture}: give an open_clip JSON with --architecture")
-    if args.scenes < args.batch_size or args.captions < 2 or args.captions % 2:
-        raise OvsegError("--scenes must be at least --batch-size, and --captions an even number")
+    if args.scenes < args.batch_size or args.captions < 1:
+        raise OvsegError("--scenes must be at least --batch-size, and --captions at least 1")
     model, log = train(args)
     half = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     with atomic_path(args.output) as path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from detectron2.utils import comm
 
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
+from ovseg.state_dicts import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class CheckpointFolder:
         if content is None:
             if not path.exists():
                 raise OvsegError(f"checkpoint {path} is not seen from every machine: share OUTPUT_DIR between them")
-            content = read_checkpoint(path)
+            content = read_training_checkpoint(path)
         return path, content
 
     def remove_leftovers(self) -> None:
@@ -93,7 +93,7 @@ class CheckpointFolder:
         failures = []
         for path in self._newest_first():
             try:
-                content = read_checkpoint(path)
+                content = read_training_checkpoint(path)
             except OvsegError as error:
                 failures.append(str(error))
                 logger.warning("%s; TRYING THE ONE BEFORE IT", error)
@@ -123,18 +123,14 @@ class CheckpointFolder:
         yield from existing
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_training_checkpoint(path: Path) -> dict[str, Any]:
     """Read a training checkpoint to the CPU, without running code from it.
 
     Raises:
         OvsegError: truncated, damaged, or no training checkpoint.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().partition("\n")[0][:120]
-        raise OvsegError(f"checkpoint {path} is truncated or damaged ({reason})") from error
-    if not isinstance(content, dict) or not {"model", "optimizer", "iteration"} <= content.keys():
+    content = read_checkpoint(path)
+    if not {"model", "optimizer", "iteration"} <= content.keys():
         raise OvsegError(f"{path} is no training checkpoint: it has no optimiser state or iteration")
     return content
 

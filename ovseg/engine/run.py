@@ -78,10 +78,13 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
             checkpoints.save(name, {"model": model.state_dict(), "samples_used": used, **trainer.state_dict()})
 
     results: OrderedDict[str, Any] = OrderedDict()
+    single_view = cfg.clone()
+    single_view.defrost()
+    single_view.TEST.AUG.ENABLED = False  # many times the cost: for --eval-only (specification 10.2)
 
     def evaluate_now() -> OrderedDict[str, Any]:
         results.clear()
-        results.update(evaluate_all(cfg, model))
+        results.update(evaluate_all(single_view, model))
         return results
 
     trainer.register_hooks(
