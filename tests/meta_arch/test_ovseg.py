@@ -1,0 +1,138 @@
+"""The contract of the meta-architecture, beyond the recorded numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+
+from ovseg.errors import OvsegError
+from ovseg.meta_arch.painting import class_winner_weights, paint_labels, paint_scores
+from ovseg.meta_arch.words import requested_words
+from tests.parity.fixture import REDUCED, Parity
+
+WEIGHT = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Parity(REDUCED)
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    model = tiny.model()
+    tiny.play_back(model, "img0/backbone/res5")
+    return model
+
+
+@torch.no_grad()
+def scores(model, tiny, class_names, **extra):
+    return model([tiny.request(0) | {"class_names": class_names} | extra])[0]["sem_seg"]
+
+
+def test_a_synonym_scores_as_the_best_of_its_names(model, tiny):
+    words = requested_words({"class_names": [("sky", "water"), "striped cat", ["a", "b"]]})
+    logits = torch.tensor([[1.0, 3.0, 2.0, 5.0, 4.0, 9.0], [3.0, 1.0, 2.0, 4.0, 5.0, -9.0]])
+    assert words.reduce(logits).tolist() == [[3, 2, 5, 9], [3, 2, 5, -9]]
+    # asking the same name twice changes nothing
+    twice = scores(model, tiny, [("sky", "sky"), "striped cat"])
+    torch.testing.assert_close(twice, scores(model, tiny, ["sky", "striped cat"]))
+
+
+def test_words_of_a_data_set_are_stripped(model, tiny):
+    MetadataCatalog.get("blanks_around_names").set(stuff_classes=["sky ", " striped cat"])
+    request = tiny.request(0)
+    del request["class_names"]
+    with torch.no_grad():
+        actual = model([request | {"meta": {"dataset_name": "blanks_around_names"}}])[0]["sem_seg"]
+    assert torch.equal(actual, scores(model, tiny, ["sky", "striped cat"]))
+
+
+def test_each_request_of_a_batch_has_its_own_words(tiny):
+    model = tiny.model()
+    tiny.play_back(model, "batch/backbone/res5")
+    names = (["sky", "water"], ["striped cat", "sky", "bus, coach"])
+    requests = [tiny.request(image) | {"class_names": words} for image, words in enumerate(names)]
+    with torch.no_grad():
+        assert [len(result["sem_seg"]) for result in model(requests)] == [2, 3]
+
+
+def test_the_callers_list_stays_as_it_is(tiny):
+    model = tiny.model("MODEL.META_ARCHITECTURE", "OVSegDEMO", WEIGHT, 0.0)
+    tiny.play_back(model, "img0/backbone/res5")
+    words = ["cat"]
+    assert len(scores(model, tiny, words)) == 2
+    assert words == ["cat"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({}, "give the words to look for"),
+        ({"class_names": []}, "class_names is empty"),
+        ({"class_names": "cat"}, "must be a list of words"),
+        ({"class_names": ["cat", " "]}, "blank word"),
+        ({"class_names": ["cat", ()]}, "blank word"),
+        ({"meta": {"dataset_name": "nobody_registered_this"}}, "has no stuff_classes"),
+    ],
+)
+def test_bad_words(request_, message):
+    with pytest.raises(OvsegError, match=message):
+        requested_words(request_)
+
+
+def test_training_batches_share_their_words(tiny):
+    model = tiny.model().train()
+    requests = [tiny.request(0) | {"class_names": words} for words in (["sky"], ["water"])]
+    with pytest.raises(OvsegError, match="must share their words"):
+        model._losses(requests, [], torch.Size((32, 32)))
+
+
+def test_no_object_column_before_or_after_the_softmax(tiny):
+    opts = ("MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE", False)
+    after = tiny.segment(tiny.model(*opts), 0)
+    before = tiny.segment(tiny.model(*opts, "MODEL.CLIP_ADAPTER.DROP_NO_OBJECT_BEFORE_SOFTMAX", True), 0)
+    assert before.sum() > after.sum()  # nothing goes to "no object"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.MASK_FORMER.TEST.PAINTING", "fresco", "PAINTING is 'fresco'; choose one of mask_sum, class_winner"),
+        ("MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE", 0, "CLASS_CHUNK_SIZE must be at least 1"),
+        ("MODEL.SEM_SEG_HEAD.EMBEDDING_DIM", 512, "EMBEDDING_DIM is 512, but CLIP .* has embeddings of 32"),
+        ("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True, "PANOPTIC_ON = True has no effect"),
+    ],
+)
+def test_wrong_keys(tiny, key, value, message):
+    with pytest.raises(OvsegError, match=message):
+        tiny.model(key, value)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_labels_are_exactly_the_argmax_for_any_chunk(chunk):
+    torch.manual_seed(0)
+    weights, maps = torch.rand(20, 150).softmax(1), torch.rand(20, 30, 40)
+    weights[:, 77] = weights[:, 12]  # a tie: the lower index wins
+    scores = paint_scores(weights, maps, (61, 77), chunk)
+    labels, best = paint_labels(weights, maps, (61, 77), chunk)
+    assert torch.equal(best, scores.max(0).values)
+    assert torch.equal(labels, scores.max(0).indices)
+    torch.testing.assert_close(scores, paint_scores(weights, maps, (61, 77), 10_000))
+
+
+def test_painting_nothing_is_zero_everywhere():
+    labels, best = paint_labels(torch.zeros(0, 5), torch.zeros(0, 4, 4), (8, 8), 2)
+    assert not labels.any()
+    assert not best.any()
+
+
+def test_winners_keep_their_whole_row():
+    probabilities = torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.2, 0.3]])
+    assert class_winner_weights(probabilities, False).tolist() == [
+        pytest.approx([0.6, 0.4]),
+        pytest.approx([0.9, 0.1]),
+        [0, 0],
+    ]
+    assert class_winner_weights(probabilities, True)[0].tolist() == [0, 0]
