@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=3000, help="the train split and, above it, unlabelled scenes")
     parser.add_argument("--close-ups", type=int, default=2, help="windows around single things, for each scene")
     parser.add_argument("--captions", type=int, default=6, help="captions written for each picture")
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
