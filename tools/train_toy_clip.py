@@ -6,7 +6,8 @@
 Pictures are whole scenes and, as on the web, close-ups: windows around a thing, nothing masked, with captions of
 what the window shows. The loss is CLIP's symmetric cross entropy over the pairs of a batch (Radford et al. 2021,
 section 2.3), and beside it the same for the words of the captions: each picture against all words, of which its
-caption's are right, because colours and grounds alone tell most captions apart and shapes would be learnt late.
+caption's are right, and each word against all words in other prompts. Colours and grounds alone tell most captions
+apart, so that pairs of pictures and captions alone would leave the names of shapes all alike.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from ovseg.vocabulary.templates import get_templates
 logger = logging.getLogger("train_toy_clip")
 
 _SHOWN, _SHOWN_GROUND = 0.8, 0.06  # share of a thing that shows, share of a close-up that a ground takes, to be named
+_WORD_SCALE = 10.0  # inverse temperature between words: fixed, lest they be told apart by the temperature alone
 _STORED_SIDE = 112  # pictures are kept a little larger than the model's input, so that crops stay sharp
 _WORD = re.compile(rf"\b(?:(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})|{'|'.join(STUFF)})\b")
 
@@ -59,7 +61,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=3000, help="the train split and, above it, unlabelled scenes")
     parser.add_argument("--close-ups", type=int, default=2, help="windows around single things, for each scene")
     parser.add_argument("--captions", type=int, default=6, help="captions written for each picture")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
@@ -164,7 +166,7 @@ class PairSampler:
         """One batch.
 
         Returns:
-            Pictures (B, 3, side, side) float32, one caption of each (B, L) int64, a prompt for every word (K, L)
+            Pictures (B, 3, side, side) float32, one caption of each (B, L) int64, two prompts for every word (2, K, L)
             int64, and what share of a picture's words each word is (B, K) float32.
         """
         per_epoch = len(self.images) // size
@@ -174,27 +176,33 @@ class PairSampler:
         which = rng.integers(0, self.tokens.shape[1], size)
         turn = np.array([not tells_sides(self.captions[row][k]) for row, k in zip(rows, which, strict=True)])
         words, templates, _ = self.prompts.shape
-        prompts = self.prompts[torch.arange(words), rng.integers(0, templates, words)]
+        prompts = self.prompts[torch.arange(words), rng.integers(0, templates, (2, words))]
         return augment(self.images[rows], self.side, turn, rng), self.tokens[rows, which], prompts, self.named[rows]
 
 
 def contrastive_loss(model: CLIP, images: Tensor, captions: Tensor, prompts: Tensor, named: Tensor) -> Tensor:
-    """CLIP's loss between pictures and captions, plus that of the pictures among all words.
+    """CLIP's loss between pictures and captions, plus two for words: among pictures, and among themselves.
+
+    The latter asks a word to be nearest to itself in another prompt (as SimCSE does for sentences, Gao et al. 2021,
+    section 3), so that words differ as texts even where the image tower does not yet see the difference.
 
     Args:
         model: the CLIP.
         images: (B, 3, side, side) float32.
         captions: (B, L) int64.
-        prompts: (K, L) int64.
+        prompts: (2, K, L) int64.
         named: (B, K) float32, rows sum to 1.
     """
     image_features = model.encode_image(images, normalize=True)
-    text_features = model.encode_text(torch.cat([captions, prompts]), normalize=True)
-    logits = model.logit_scale.exp() * image_features @ text_features.T
-    of_captions, of_words = logits.split([len(captions), len(prompts)], dim=1)
+    text_features = model.encode_text(torch.cat([captions, *prompts]), normalize=True)
+    caption_features, words, same_words = text_features.split([len(captions), *map(len, prompts)])
+    scale = model.logit_scale.exp()
+    of_captions = scale * image_features @ caption_features.T
     target = torch.arange(len(images))
     pairs = (F.cross_entropy(of_captions, target) + F.cross_entropy(of_captions.T, target)) / 2
-    return pairs + F.cross_entropy(of_words, named)
+    in_pictures = F.cross_entropy(scale * image_features @ words.T, named)
+    among_words = F.cross_entropy(_WORD_SCALE * words @ same_words.T, torch.arange(len(words)))
+    return pairs + in_pictures + among_words
 
 
 def encode_words(model: CLIP, tokenizer: SimpleTokenizer, words: tuple[str, ...]) -> Tensor:
