@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Part of the keys under a prefix that must be found for the file to count as this part of the model.
 MOSTLY = 0.5
+CLIP_PREFIX = "clip_adapter.clip_model."
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     if complete:
         _refuse_partial(report, path, model)
     model.load_state_dict({name: state[name].to(own[name].dtype) for name in report.loaded}, strict=False)
-    logger.info("%s: %s", path, report)
-    if report.missing or report.unexpected:
-        logger.warning("%s: %s", path, report)
+    # CLIP may come from a file of its own; if it does not, the adapter says so
+    surprising = [name for name in report.missing if not name.startswith(CLIP_PREFIX)] or report.unexpected
+    logger.log(logging.WARNING if surprising else logging.INFO, "%s: %s", path, report)
     return report
 
 
@@ -133,7 +134,7 @@ def _refuse_wrong_file(report: LoadReport, path: str | Path, own: Mapping[str, T
 
 def _refuse_partial(report: LoadReport, path: str | Path, model: nn.Module) -> None:
     parameters = {name for name, _ in model.named_parameters()}
-    needed = [name for name in report.missing if name in parameters and not name.startswith("clip_adapter.clip_model.")]
+    needed = [name for name in report.missing if name in parameters and not name.startswith(CLIP_PREFIX)]
     if needed:
         raise OvsegError(
             f"{path} holds only a part of the model ({len(needed)} tensors are missing, such as {needed[0]}): give a "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -184,7 +184,7 @@ class ClipAdapter(nn.Module):
             return text.new_zeros(0, len(text)), valid
         return self.similarity(torch.cat(features), text), valid
 
-    def regions(self, image: Tensor, probabilities: Tensor):
+    def regions(self, image: Tensor, probabilities: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield crops (v, 3, S, S), normalised, and their masks (v, 1, S, S) of valid masks, chunk by chunk.
 
         S is CLIP's input resolution (224 in the published models, the original's constant).
