@@ -373,7 +373,9 @@ def test_started_and_interrupted_as_a_user_would(tmp_path, tiny):
         "MODEL.WEIGHTS",
         str(weights),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell that runs the tests in the background has SIGINT ignored, and children inherit that
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heeding)
     process.stdout.readline()  # the first result
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
