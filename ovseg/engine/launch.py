@@ -180,8 +180,15 @@ def _in_group(
     _create_local_group(processes_here)
     comm.synchronize()
     result = main(*args)
-    dist.destroy_process_group()
+    _leave_group()
     return result
+
+
+def _leave_group() -> None:
+    """End the groups together: a process that leaves while another still talks to it can abort that one."""
+    comm.synchronize()
+    comm._LOCAL_PROCESS_GROUP = None
+    dist.destroy_process_group()
 
 
 def _create_local_group(processes_here: int) -> None:
