@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,14 @@ from torch.nn import functional as F
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.config import refuse_keys_without_effect
 from ovseg.errors import OvsegError
+from ovseg.meta_arch.naming import ClipOpinion, Proposals, explain, fuse, own_probabilities
 from ovseg.meta_arch.painting import class_winner_weights, paint_labels, paint_scores, resize
 from ovseg.meta_arch.words import Words, requested_words
 from ovseg.proposals.criterion import MaskClassificationCriterion, upsample
 
 PAINTINGS = ("mask_sum", "class_winner")
-OUTPUTS = ("sem_seg", "label_map", "proposals")
+OUTPUTS = ("sem_seg", "label_map", "proposals", "soft_proposals", "explanations")
+WITHOUT_NAMES = {"proposals", "soft_proposals"}  # outputs for which CLIP need not be asked
 
 
 @META_ARCH_REGISTRY.register()
@@ -31,7 +33,7 @@ class OVSeg(nn.Module):
 
     * ``image``: (3, H, W) RGB, 0 .. 255, any dtype; ``height``, ``width``: size of the result (default: H, W)
     * the words: ``class_names``, K entries, each a str or a sequence of synonyms; or ``meta["dataset_name"]``
-    * ``outputs``: what to return, a subset of ``("sem_seg", "label_map", "proposals")``; default the first
+    * ``outputs``: what to return, a subset of :data:`OUTPUTS`; default the first, ``("sem_seg",)``
     * in training ``instances``: ``gt_classes`` int64 (n,), ``gt_masks`` bool (n, H, W)
 
     Output in evaluation: a list of dicts with
@@ -39,7 +41,8 @@ class OVSeg(nn.Module):
     * ``sem_seg``: float32 (K, height, width) scores, not probabilities
     * for ``label_map``: ``label_map`` int64 (height, width), the argmax of ``sem_seg``, and ``score_map`` float32,
       its maximum; much less memory than ``sem_seg``
-    * ``proposals``: bool (Q, height, width), mask probability > 0.5
+    * ``proposals``: bool (Q, height, width), mask probability > 0.5; ``soft_proposals``: float32, the probability
+    * ``explanations``: each mask's scores by each classifier, see :func:`ovseg.meta_arch.naming.explain`
 
     With ``class_winner`` painting and a single word, a second class "others" is added. In training: a dict of losses.
 
@@ -127,19 +130,62 @@ class OVSeg(nn.Module):
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Segment, or compute the losses in training mode: see the class for inputs and outputs."""
+        if self.training:
+            _, predictions, padded_size = self._predict(batched_inputs)
+            return self._losses(batched_inputs, predictions, padded_size)
+        return [
+            self._answer(request, found)
+            for request, found in zip(batched_inputs, self.propose(batched_inputs), strict=True)
+        ]
+
+    def propose(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[Proposals]:
+        """What the proposal network finds in each image, in evaluation mode; CLIP has only read the words."""
+        images, predictions, padded_size = self._predict(batched_inputs)
+        embeddings, mask_logits = predictions[-1]
+        mask_logits = upsample(mask_logits, padded_size)  # (B, Q, Hp, Wp)
+        found = []
+        for request, image, embedding, logits in zip(batched_inputs, images, embeddings, mask_logits, strict=True):
+            words = self.words_of(request)
+            text = self.clip_adapter.text_matrix(words.names)
+            class_logits = words.reduce(self.clip_adapter.similarity(embedding, text))  # (Q, K + 1)
+            own = own_probabilities(class_logits, self.drop_no_object_before_softmax)
+            masks = logits[:, : image.shape[1], : image.shape[2]].sigmoid()
+            found.append(Proposals(words, text, image, masks, own))
+        return found
+
+    def ask_clip(self, found: Proposals) -> ClipOpinion:
+        """Let CLIP name the masks, unless ``clip_ensemble`` is off."""
+        if not self.clip_ensemble:
+            return ClipOpinion(self.clip_adapter.valid_masks(found.masks), None)
+        logits, valid = self.clip_adapter.classify_masks(found.image, found.masks, found.text)
+        return ClipOpinion(valid, found.words.reduce(logits)[:, :-1].softmax(-1))
+
+    def name_masks(self, request: Mapping[str, Any], masks: Tensor) -> Tensor:
+        """CLIP's names for masks from elsewhere; no proposal is made.
+
+        Args:
+            request: see the class.
+            masks: (n, H, W) of the image's size, each with a pixel.
+
+        Returns:
+            float32 (n, K) class probabilities.
+        """
+        words, image = self.words_of(request), request["image"].to(self.device).float()
+        text = self.clip_adapter.text_matrix(words.names)
+        logits, _ = self.clip_adapter.classify_masks(image, masks.to(self.device).float(), text)
+        return words.reduce(logits)[:, :-1].softmax(-1)
+
+    def words_of(self, request: Mapping[str, Any]) -> Words:
+        """The request's words, with "others" where the painting needs it."""
+        words = requested_words(request)
+        return words.with_others() if self.painting == "class_winner" and len(words) == 1 else words
+
+    def _predict(self, batched_inputs) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]], torch.Size]:
+        """Raw images, (embeddings, stride-4 mask logits) of every decoder layer, and the padded size."""
         images = [request["image"].to(self.device).float() for request in batched_inputs]
         normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
         batch = ImageList.from_tensors(normalised, self.size_divisibility)
-        predictions = self.sem_seg_head(self.backbone(batch.tensor))
-        if self.training:
-            return self._losses(batched_inputs, predictions, batch.tensor.shape[-2:])
-
-        embeddings, mask_logits = predictions[-1]
-        mask_logits = upsample(mask_logits, batch.tensor.shape[-2:])  # (B, Q, Hp, Wp)
-        return [
-            self._segment(request, image, embedding, logits[:, : image.shape[1], : image.shape[2]])
-            for request, image, embedding, logits in zip(batched_inputs, images, embeddings, mask_logits, strict=True)
-        ]
+        return images, self.sem_seg_head(self.backbone(batch.tensor)), batch.tensor.shape[-2:]
 
     def _losses(self, batched_inputs, predictions, padded_size: torch.Size) -> dict[str, Tensor]:
         words = {requested_words(request) for request in batched_inputs}
@@ -153,65 +199,37 @@ class OVSeg(nn.Module):
         logits = [(self.clip_adapter.similarity(embeddings, text), masks) for embeddings, masks in layers]
         return self.criterion(logits, gt_classes, gt_masks)
 
-    def _segment(
-        self, request: Mapping[str, Any], image: Tensor, embeddings: Tensor, mask_logits: Tensor
-    ) -> dict[str, Tensor]:
-        """Name, fuse and paint the proposals of one image.
+    def _answer(self, request: Mapping[str, Any], found: Proposals) -> dict[str, Any]:
+        """Name, fuse and paint the proposals of one image."""
+        size = (request.get("height", found.image.shape[1]), request.get("width", found.image.shape[2]))
+        wanted = set(request.get("outputs", OUTPUTS[:1]))
+        result: dict[str, Any] = {}
+        if wanted & WITHOUT_NAMES:
+            probabilities = resize(found.masks, size)
+            result["soft_proposals"], result["proposals"] = probabilities, probabilities > 0.5
+        if wanted - WITHOUT_NAMES:
+            clip = self.ask_clip(found)
+            result |= self.paint(found, clip, self.clip_ensemble_weight, size, wanted)
+        return {name: value for name, value in result.items() if name in (*wanted, "score_map")}
 
-        Args:
-            image: (3, H, W), 0 .. 255.
-            embeddings: (Q, D).
-            mask_logits: (Q, H, W).
-        """
-        words = requested_words(request)
-        if self.painting == "class_winner" and len(words) == 1:
-            words = words.with_others()
-        text = self.clip_adapter.text_matrix(words.names)
-        masks = mask_logits.sigmoid()
-        probabilities, valid = self._class_probabilities(words, text, image, embeddings, masks)
-
-        size = (request.get("height", image.shape[1]), request.get("width", image.shape[2]))
-        wanted = request.get("outputs", OUTPUTS[:1])
-        result = {"proposals": resize(masks, size) > 0.5} if "proposals" in wanted else {}
-        weights, maps = self._weights_and_maps(words, probabilities, masks, valid)
+    def paint(
+        self, found: Proposals, clip: ClipOpinion, weight: float, size: tuple[int, int], wanted: Collection[str]
+    ) -> dict[str, Any]:
+        """The outputs ``wanted`` that need names, at ``size``, with CLIP's weight in the geometric mean."""
+        fused = fuse(found.own, clip, weight)
+        weights, maps = fused, found.masks
+        if self.painting == "class_winner":
+            drop_last = len(found.words) == 2 and found.words.names[-1] == "others"
+            weights = class_winner_weights(fused[clip.valid], drop_last)
+            maps = (found.masks[clip.valid] > self.clip_adapter.mask_threshold).float()
+        result: dict[str, Any] = {}
         if "sem_seg" in wanted:
             result["sem_seg"] = paint_scores(weights, maps, size, self.class_chunk_size)
         if "label_map" in wanted:
             result["label_map"], result["score_map"] = paint_labels(weights, maps, size, self.class_chunk_size)
+        if "explanations" in wanted:
+            result["explanations"] = explain(found, clip, fused, self.clip_adapter.mask_threshold)
         return result
-
-    def _class_probabilities(
-        self, words: Words, text: Tensor, image: Tensor, embeddings: Tensor, masks: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Fused class probabilities (Q, K) and which masks are valid, bool (Q,).
-
-        With CLIP alone the rows of invalid masks are zero, so they paint nothing.
-        """
-        logits = words.reduce(self.clip_adapter.similarity(embeddings, text))  # (Q, K + 1)
-        if self.drop_no_object_before_softmax:
-            own = logits[:, :-1].softmax(-1)
-        else:
-            own = logits.softmax(-1)[:, :-1]
-        if not self.clip_ensemble:
-            return own, self.clip_adapter.valid_masks(masks)
-        clip_logits, valid = self.clip_adapter.classify_masks(image, masks, text)
-        clip = words.reduce(clip_logits)[:, :-1].softmax(-1)  # (V, K)
-        weight = self.clip_ensemble_weight
-        if weight <= 0:
-            return torch.zeros_like(own).masked_scatter_(valid[:, None], clip), valid
-        # a mask that CLIP has not seen has no second opinion: factor 1
-        opinion = torch.ones_like(own).masked_scatter_(valid[:, None], clip)
-        return own ** (1 - weight) * opinion**weight, valid
-
-    def _weights_and_maps(
-        self, words: Words, probabilities: Tensor, masks: Tensor, valid: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What :mod:`ovseg.meta_arch.painting` adds up: class weights (n, K) and maps (n, H, W)."""
-        if self.painting == "mask_sum":
-            return probabilities, masks
-        drop_last = len(words) == 2 and words.names[-1] == "others"
-        weights = class_winner_weights(probabilities[valid], drop_last)
-        return weights, (masks[valid] > self.clip_adapter.mask_threshold).float()
 
 
 @META_ARCH_REGISTRY.register()
