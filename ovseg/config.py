@@ -73,12 +73,13 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "",
     # OpenAI's name, open_clip's name, path of an open_clip JSON file, hf-hub:..., local-dir:...
     "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": "ViT-B/16",
-    # ours: "openai" or another open_clip tag, a file, or "none"; read when first needed and not overwritten
+    # ours: "openai" or another open_clip tag, a file, or "none"; read when first needed, for what MODEL.WEIGHTS lacks
     "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": "openai",
     "MODEL.CLIP_ADAPTER.MASK_FILL": "mean",  # background of a crop: CLIP's mean colour, or "zero"
     "MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO": 1.0,
     "MODEL.CLIP_ADAPTER.MASK_THR": 0.4,  # probability above which a pixel belongs to the mask
     "MODEL.CLIP_ADAPTER.MASK_MATTING": False,  # cut crops with the soft mask
+    "MODEL.CLIP_ADAPTER.MASK_CROPS": True,  # ours: False shows CLIP the mask's box with its background
     "MODEL.CLIP_ADAPTER.REGION_RESIZED": True,
     "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE": True,  # False: MaskFormer's classifier only
     "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT": 0.7,  # geometric weight of CLIP; <= 0 means CLIP only
@@ -109,6 +110,10 @@ DEFAULTS: dict[str, Any] = {
     "TEST.DENSE_CRF": False,  # needs pydensecrf
     "TEST.MIOU_CONVENTION": "union",  # ours: which one is called mIoU; "union" as the original, or "ground_truth"
     "TEST.PROPOSAL_RECALL": False,  # ours: also recall@IoU0.5 of the proposals
+    # ours, analyses for --eval-only (baselines 5): "masks" gives the true masks to CLIP to name; "labels" gives the
+    # predicted masks the names of what they overlap most
+    "TEST.ORACLE": "none",
+    "TEST.ORACLE_LABEL": "iou",  # ours: what "overlap" is: iou, intersection, or soft_iou (names shared by IoU)
     "TEST.SAVE_PREDICTIONS": False,  # ours: predictions as COCO RLE JSON
     # --- logging -------------------------------------------------------------------------------------------
     "WANDB.ENABLED": False,  # ours

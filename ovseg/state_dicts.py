@@ -19,6 +19,7 @@ from ovseg.errors import OvsegError
 
 logger = logging.getLogger(__name__)
 
+CLIP_MARK = "clip_model."
 _PICKLE_SUFFIXES = (".pkl", ".pickle")
 
 
@@ -50,6 +51,16 @@ def tensors_of(content: Any, path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise OvsegError(f"{path} holds no tensors: it is not a checkpoint of a model (entries: {_some(content)})")
     return tensors
+
+
+def bare_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """CLIP's tensors under open_clip's own names, whatever they are wrapped in.
+
+    Where some names have ``clip_model.`` in them (``clip_adapter.clip_model.`` of a segmenter, ``module.clip_model.``
+    of a training wrapper, which may hold other towers too), those are CLIP; else all are, less a leading ``module.``.
+    """
+    inside = {name.partition(CLIP_MARK)[2]: tensor for name, tensor in state.items() if CLIP_MARK in name}
+    return inside or {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

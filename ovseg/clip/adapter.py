@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 # CLIP's own logit_scale is not used: every system of the family multiplies cosines by this (specification 2.2).
 LOGIT_SCALE = 100.0
+PROMPTS = "visual.mask_embedding"  # in the names of the CLIP model's state
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -31,13 +32,14 @@ class ClipAdapter(nn.Module):
     """Frozen CLIP with optional mask prompts, and a learnt embedding for "no object".
 
     Args:
-        source: which CLIP, and where its weights are; they are read when first needed, unless a checkpoint
-            has given them by then.
+        source: which CLIP, and where its weights are; they are read when first needed, for what no checkpoint has
+            given by then.
         templates: prompt templates, each with one ``{}``.
         mask_fill: "mean" or "zero", the colour behind the masks.
         mask_expand_ratio: factor on the sides of the masks' boxes.
         mask_threshold: probability above which a pixel belongs to the mask.
         mask_matting: cut with the soft mask.
+        mask_crops: False shows the mask's box to CLIP with its background, and nothing is left for prompts to replace.
         mask_prompt_depth: number of levels of mask prompts.
         mask_prompt_forward: use them.
         precision: "fp32", "bf16" or "fp16" (autocast).
@@ -59,6 +61,7 @@ class ClipAdapter(nn.Module):
         mask_expand_ratio: float = 1.0,
         mask_threshold: float = 0.4,
         mask_matting: bool = False,
+        mask_crops: bool = True,
         mask_prompt_depth: int = 3,
         mask_prompt_forward: bool = False,
         precision: str = "fp32",
@@ -90,10 +93,12 @@ class ClipAdapter(nn.Module):
         self.mask_expand_ratio = mask_expand_ratio
         self.mask_threshold = mask_threshold
         self.mask_matting = mask_matting
+        self.mask_crops = mask_crops
         self.mask_prompt_forward = mask_prompt_forward
         self.precision = precision
         self.region_chunk_size = region_chunk_size
-        self.weights_pending = True
+        self.lacking_weights = frozenset(name for name in clip_model.state_dict() if name != PROMPTS)
+        self.lacking_prompts = True
         self.register_load_state_dict_post_hook(_note_loaded_weights)
         self.text = TextEmbedder(
             clip_model,
@@ -116,6 +121,7 @@ class ClipAdapter(nn.Module):
             "mask_expand_ratio": adapter.MASK_EXPAND_RATIO,
             "mask_threshold": adapter.MASK_THR,
             "mask_matting": adapter.MASK_MATTING,
+            "mask_crops": adapter.MASK_CROPS,
             "mask_prompt_depth": adapter.MASK_PROMPT_DEPTH,
             "mask_prompt_forward": adapter.MASK_PROMPT_FWD,
             "precision": adapter.PRECISION,
@@ -136,22 +142,27 @@ class ClipAdapter(nn.Module):
         return self
 
     def ensure_weights(self) -> None:
-        """Read CLIP's weights now, unless a checkpoint has given them.
+        """Read those of CLIP's weights now that no checkpoint has given.
+
+        Mask prompts belong to the image tower that they were tuned with: they are read when all of it is.
 
         Raises:
             OvsegError: they cannot be had; says which file to put where.
         """
-        if not self.weights_pending:
+        if not self.lacking_weights:
             return
         if self.source.fetch_weights is None:
             logger.warning(
-                "CLIP %s HAS RANDOM WEIGHTS: its scores mean nothing. Set MODEL.WEIGHTS to a checkpoint or "
-                "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS to CLIP's weights.",
+                "CLIP %s HAS RANDOM WEIGHTS (%d of its tensors): its scores mean nothing. Set MODEL.WEIGHTS to a "
+                "checkpoint or MODEL.CLIP_ADAPTER.CLIP_WEIGHTS to CLIP's weights.",
                 self.source.name,
+                len(self.lacking_weights),
             )
         else:
-            load_clip_weights(self.clip_model, self.source)
-        self.weights_pending = False
+            visual = {name for name in self.clip_model.state_dict() if name.startswith("visual.")} - {PROMPTS}
+            prompts = {PROMPTS} if self.lacking_prompts and visual <= self.lacking_weights else set()
+            load_clip_weights(self.clip_model, self.source, self.lacking_weights | prompts)
+        self.lacking_weights = frozenset()
 
     def text_matrix(self, words: Sequence[str]) -> Tensor:
         """Unit text features and, as last row, the normalised no-object embedding; float32 (K + 1, D)."""
@@ -195,6 +206,7 @@ class ClipAdapter(nn.Module):
             binary = chunk > self.mask_threshold
             boxes = expand_boxes(mask_boxes(binary), self.mask_expand_ratio, *binary.shape[1:])
             masks = chunk if self.mask_matting else binary.float()
+            masks = masks if self.mask_crops else torch.ones_like(masks)
             yield crop_regions(
                 image, masks, boxes, image_size(self.clip_model), self.pixel_mean[0], self.pixel_std[0], fill
             )
@@ -233,9 +245,10 @@ def image_size(clip_model: nn.Module) -> int:
 
 
 def _note_loaded_weights(adapter: ClipAdapter, incompatible_keys) -> None:
-    names = incompatible_keys.missing_keys
-    if not any("clip_model." in name and not name.endswith("visual.mask_embedding") for name in names):
-        adapter.weights_pending = False
+    """Remember what a checkpoint gave; its missing keys begin with wherever the adapter is in the whole model."""
+    missing = {name.rpartition("clip_model.")[2] for name in incompatible_keys.missing_keys if "clip_model." in name}
+    adapter.lacking_weights &= missing
+    adapter.lacking_prompts &= PROMPTS in missing
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

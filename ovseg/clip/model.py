@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import nn
 
 from ovseg.errors import OvsegError
-from ovseg.state_dicts import read_state_dict
+from ovseg.state_dicts import bare_clip_names, read_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +90,11 @@ def build_clip(source: ClipSource) -> tuple[nn.Module, Callable[[list[str]], Any
     return model.eval().requires_grad_(False), tokenizer
 
 
-def load_clip_weights(model: nn.Module, source: ClipSource) -> None:
+def load_clip_weights(model: nn.Module, source: ClipSource, names: Collection[str] | None = None) -> None:
     """Load the weights of ``source`` into ``model``; mask prompts keep their values where the file has none.
+
+    Args:
+        names: of the tensors to load, which the file must have; None for all.
 
     Raises:
         OvsegError: the weights cannot be had, or are those of another model.
@@ -105,10 +108,15 @@ def load_clip_weights(model: nn.Module, source: ClipSource) -> None:
             f"cannot download the CLIP weights of {source.name} ({_first_line(error)}): on a machine with network "
             f"fetch {source.weights_hint}, copy it here, and set MODEL.CLIP_ADAPTER.CLIP_WEIGHTS to its path"
         ) from error
-    state = read_state_dict(path)
-    own = model.state_dict()
-    wrong = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
+    state = bare_clip_names(read_state_dict(path))
+    own = {name: tensor for name, tensor in model.state_dict().items() if names is None or name in names}
+    wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
     missing = [name for name in own if name not in state and not name.endswith("mask_embedding")]
+    if wrong == ["visual.mask_embedding"] and not missing:
+        raise OvsegError(
+            f"{path} has mask prompts of shape {list(state[wrong[0]].shape)}, the model {list(own[wrong[0]].shape)}: "
+            f"set MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH to {len(state[wrong[0]])}"
+        )
     if wrong or missing:
         name = (wrong or missing)[0]
         what = (
@@ -119,10 +127,9 @@ def load_clip_weights(model: nn.Module, source: ClipSource) -> None:
         raise OvsegError(
             f"{path} does not hold the weights of {source.name} ({what}): make {KEY} and CLIP_WEIGHTS agree"
         )
-    model.load_state_dict(
-        {name: tensor.to(own[name].dtype) for name, tensor in state.items() if name in own}, strict=False
-    )
-    logger.info("CLIP %s: weights from %s", source.name, path)
+    found = {name: state[name].to(tensor.dtype) for name, tensor in own.items() if name in state}
+    model.load_state_dict(found, strict=False)
+    logger.info("CLIP %s: %d tensors from %s", source.name, len(found), path)
 
 
 def _from_open_clip(name: str, weights: str) -> ClipSource:

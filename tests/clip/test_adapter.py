@@ -109,6 +109,84 @@ def test_a_checkpoint_makes_fetching_weights_needless(cfg, tmp_path):
         other.ensure_weights()
 
 
+def donor_of(cfg, tmp_path, seed: int, depth: int = 3):
+    """A CLIP with other weights, prompts included, in a file of its own."""
+    donor = adapter_of(cfg, MASK_PROMPT_DEPTH=depth).clip_model
+    torch.manual_seed(seed)
+    for tensor in donor.state_dict().values():
+        tensor.copy_(torch.randn_like(tensor) / 4)
+    save_file(donor.state_dict(), tmp_path / f"donor{seed}.safetensors")
+    return donor.state_dict(), str(tmp_path / f"donor{seed}.safetensors")
+
+
+def test_a_checkpoint_with_the_image_tower_gets_the_text_tower_from_the_file(cfg, tmp_path):
+    adapted, _ = donor_of(cfg, tmp_path, 1)
+    plain, file = donor_of(cfg, tmp_path, 2)
+    adapter = adapter_of(cfg, CLIP_WEIGHTS=file)
+    visual = {f"clip_model.{name}": tensor for name, tensor in adapted.items() if name.startswith("visual.")}
+    adapter.load_state_dict(visual, strict=False)
+    words = adapter.text_matrix(["cat", "dog"])[:-1]
+    for name, tensor in adapter.clip_model.state_dict().items():
+        source = adapted if name.startswith("visual.") else plain
+        assert torch.equal(tensor, source[name]), name
+    whole = adapter_of(cfg, CLIP_WEIGHTS=file)
+    assert torch.equal(whole.text_matrix(["cat", "dog"])[:-1], words)
+    assert torch.equal(whole.clip_model.visual.mask_embedding, plain["visual.mask_embedding"])
+
+
+def test_prompts_of_one_tower_do_not_go_to_another(cfg, tmp_path):
+    adapted, _ = donor_of(cfg, tmp_path, 1)
+    _, file = donor_of(cfg, tmp_path, 2, depth=1)  # another depth, too: not looked at
+    adapter = adapter_of(cfg, CLIP_WEIGHTS=file, MASK_PROMPT_DEPTH=3)
+    del adapted["visual.mask_embedding"]
+    visual = {f"clip_model.{name}": tensor for name, tensor in adapted.items() if name.startswith("visual.")}
+    adapter.load_state_dict(visual, strict=False)
+    adapter.ensure_weights()
+    assert not adapter.clip_model.visual.mask_embedding.any()
+    with pytest.raises(OvsegError, match="MASK_PROMPT_DEPTH to 1"):
+        adapter_of(cfg, CLIP_WEIGHTS=file).ensure_weights()
+
+
+def test_text_remembered_on_disk_follows_the_completed_weights(cfg, tmp_path):
+    """The same adapter gets one text tower from the file, then another from a checkpoint."""
+    plain, file = donor_of(cfg, tmp_path, 2)
+    other, _ = donor_of(cfg, tmp_path, 3)
+    cache = str(tmp_path / "cache")
+    adapter = adapter_of(cfg, CLIP_WEIGHTS=file, TEXT_CACHE_DIR=cache)
+    first = adapter.text_matrix(["cat"])[0]
+    adapter.load_state_dict({f"clip_model.{name}": t for name, t in other.items()}, strict=False)
+    second = adapter.text_matrix(["cat"])[0]
+    assert not torch.allclose(first, second, atol=1e-2)
+    text = {f"clip_model.{name}": t for name, t in plain.items() if not name.startswith("visual.")}
+    again = adapter_of(cfg, CLIP_WEIGHTS=file, TEXT_CACHE_DIR=cache)
+    again.load_state_dict(text, strict=False)
+    assert again.lacking_weights
+    assert torch.equal(again.text_matrix(["cat"])[0], first)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "clip_model.", "module.clip_model.", "clip_adapter.clip_model."])
+def test_wrapped_names_in_a_file_of_clip(cfg, tmp_path, prefix):
+    state, _ = donor_of(cfg, tmp_path, 1)
+    wrapped = {prefix + name: tensor for name, tensor in state.items()}
+    if "clip_model" in prefix:
+        wrapped["module.original_clip_visual.proj"] = torch.zeros(2)
+    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "wrapped.pt")
+    adapter = adapter_of(cfg, CLIP_WEIGHTS=str(tmp_path / "wrapped.pt"))
+    adapter.ensure_weights()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in adapter.clip_model.state_dict().items())
+
+
+def test_unmasked_crops_are_the_boxes_with_their_background(cfg):
+    image, masks = torch.rand(3, 40, 50) * 255, torch.zeros(1, 40, 50)
+    masks[0, 5:20, 10:40] = torch.eye(30)[:15]
+    (crops, shown), *_ = adapter_of(cfg, MASK_CROPS=False).regions(image, masks)
+    box = torch.zeros_like(masks)
+    box[0, 5:20, 10:25] = 1
+    (expected, _), *_ = adapter_of(cfg, MASK_CROPS=True).regions(image, box)
+    assert torch.equal(crops, expected)
+    assert shown.all()
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -70,7 +70,7 @@ class Parity:
         model = build_model(self.config(*opts))
         if self.reduced:
             model.load_state_dict({k: v.to(model.state_dict()[k].dtype) for k, v in self.weights.items()}, strict=False)
-            model.clip_adapter.weights_pending = False
+            model.clip_adapter.lacking_weights = frozenset()  # it lacks the text tower
         else:
             load_weights(model, self.folder / "weights.safetensors")
         return model.eval()
