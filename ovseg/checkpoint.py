@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from detectron2.utils.file_io import PathManager
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
-from ovseg.state_dicts import read_state_dict
+from ovseg.state_dicts import MASK_PROMPT_FWD, read_checkpoint, read_settings, tensors_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class LoadReport:
         parts = [f"{len(self.loaded)} tensors loaded"]
         for label, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
             if keys:
-                parts.append(f"{len(keys)} {label} ({_groups(keys)})")
+                parts.append(f"{len(keys)} {label} ({key_groups(keys)})")
         return ", ".join(parts)
 
 
@@ -61,7 +63,9 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     Raises:
         OvsegError: unreadable file, a tensor of another shape, or most of the model missing.
     """
-    state = rename_keys(read_state_dict(_local_path(path)))
+    file = _local_path(path)
+    content = read_checkpoint(file)
+    state = rename_keys(tensors_of(content, file))
     own = model.state_dict()
     state = _complete_backbone_names(state, own)
     state = {name: _broadcast_prompts(name, tensor, own) for name, tensor in state.items()}
@@ -79,6 +83,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     if complete:
         _refuse_partial(report, path, model)
     model.load_state_dict({name: state[name].to(own[name].dtype) for name in report.loaded}, strict=False)
+    _warn_of_settings(read_settings(file, content), model, path)
     # CLIP may come from a file of its own; if it does not, the adapter says so
     surprising = [name for name in report.missing if not name.startswith(CLIP_PREFIX)] or report.unexpected
     logger.log(logging.WARNING if surprising else logging.INFO, "%s: %s", path, report)
@@ -142,6 +147,20 @@ def _refuse_partial(report: LoadReport, path: str | Path, model: nn.Module) -> N
         )
 
 
+def _warn_of_settings(settings: Mapping[str, Any], model: nn.Module, path: str | Path) -> None:
+    """tools/replace_clip.py stores what its CLIP needs; the depth of prompts is told by their shape."""
+    wanted = settings.get(MASK_PROMPT_FWD)
+    ours = getattr(getattr(model, "clip_adapter", None), "mask_prompt_forward", None)
+    if wanted is not None and ours is not None and str(wanted) != str(ours):
+        logger.warning(
+            "%s was made to be used with %s %s, but the model has %s: CLIP's answers will be worse. Set the key.",
+            path,
+            MASK_PROMPT_FWD,
+            wanted,
+            ours,
+        )
+
+
 def _shape_remedy(mis_shaped: Mapping[str, tuple]) -> str:
     if any(name.endswith("mask_embedding") for name in mis_shaped) and len(mis_shaped) == 1:
         return "set MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH to the first of its dimensions"
@@ -171,7 +190,7 @@ def _guess(report: LoadReport) -> str:
     return f"its names are like {', '.join(report.unexpected[:3]) or 'none'}"
 
 
-def _groups(keys: tuple[str, ...]) -> str:
+def key_groups(keys: Sequence[str]) -> str:
     """The keys' first two name parts with counts, for a message that stays short."""
     counts: dict[str, int] = {}
     for key in keys:
@@ -194,3 +213,9 @@ def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Ma
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, dict(metadata or {}))
+
+
+def save_torch(content: Mapping[str, Any], path: str | Path) -> None:
+    """``torch.save`` a dictionary through a temporary file; give it only what ``weights_only`` loading accepts."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(dict(content), file)

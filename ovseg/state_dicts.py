@@ -20,6 +20,9 @@ from ovseg.errors import OvsegError
 logger = logging.getLogger(__name__)
 
 CLIP_MARK = "clip_model."
+MASK_PROMPT_FWD = "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD"
+MASK_PROMPT_DEPTH = "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH"
+SETTINGS_ENTRY = "ovseg_settings"  # in torch.save files; safetensors have metadata
 _PICKLE_SUFFIXES = (".pkl", ".pickle")
 
 
@@ -61,6 +64,27 @@ def bare_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     inside = {name.partition(CLIP_MARK)[2]: tensor for name, tensor in state.items() if CLIP_MARK in name}
     return inside or {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same with floating-point tensors as float16."""
+    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def read_settings(path: str | Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration keys that a weight file asks for: metadata of safetensors, an entry in other files.
+
+    Args:
+        content: of the file, from :func:`read_checkpoint`.
+
+    Returns:
+        values by key; text in safetensors. Empty when the file asks for nothing.
+    """
+    if Path(path).suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    settings = content.get(SETTINGS_ENTRY)
+    return dict(settings) if isinstance(settings, Mapping) else {}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
