@@ -150,6 +150,30 @@ class Segmenter:
             scores = cv2.resize(scores, (width, height), interpolation=cv2.INTER_NEAREST)
         return Segmentation.from_maps(labels, scores, vocabulary.names, pixels, source)
 
+    @torch.inference_mode()
+    def propose(self, image: str | Path | np.ndarray | Image.Image) -> torch.Tensor:
+        """Masks of one image without names.
+
+        Args:
+            image: as for a call.
+
+        Returns:
+            float32 (Q, H, W) probabilities on the model's device, of the image's own size; nothing limits their memory.
+
+        Raises:
+            OvsegError: unreadable image, or not enough memory.
+        """
+        pixels, source = _as_rgb(image)
+        request = {
+            "image": torch.from_numpy(self._resize(pixels)).permute(2, 0, 1),  # (3,h,w)
+            "height": pixels.shape[0],
+            "width": pixels.shape[1],
+            "class_names": ("thing",),  # the model wants a word, masks do not depend on it
+            "outputs": ("soft_proposals",),
+        }
+        with _explain_memory(source or "the image"):
+            return self.model([request])[0]["soft_proposals"]
+
     def _resize(self, pixels: np.ndarray) -> np.ndarray:
         """As Detectron2's ``ResizeShortestEdge``, but a very long image keeps at least one pixel of its short side."""
         if self.min_size <= 0:
