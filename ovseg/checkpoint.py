@@ -178,7 +178,7 @@ _SIGNATURES = (
     ("visual.transformer.resblocks.", "a CLIP model: give it as MODEL.CLIP_ADAPTER.CLIP_WEIGHTS"),
     ("layers.0.blocks.0.attn.qkv", "a Swin backbone of other sizes"),
     ("res2.0.conv1", "a Detectron2 ResNet: set MODEL.BACKBONE.NAME to build_resnet_deeplab_backbone"),
-    ("layer1.0.conv1", "a torchvision ResNet: convert it with tools/convert_checkpoint.py"),
+    ("layer1.0.conv1", "a torchvision ResNet: convert it with `tools/convert_checkpoint.py torchvision`"),
     ("roi_heads.", "a Detectron2 detector"),
 )
 

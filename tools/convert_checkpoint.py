@@ -1,57 +1,105 @@
 #!/usr/bin/env python3
-"""Convert a checkpoint to safetensors, which every later load reads without risk.
+"""Convert a checkpoint: to safetensors, which every later load reads without risk (what it does without a command
+word); a backbone of another project to Detectron2's names; or compare the CLIP in it with another one.
 
 python tools/convert_checkpoint.py ovseg_swinbase_vitL14_ft_mpt.pth ovseg.safetensors
 python tools/convert_checkpoint.py old.pth old.safetensors --trust    # the file may run code: only if you trust it
 python tools/convert_checkpoint.py model_final.pth model.safetensors --half --drop clip_adapter.clip_model.
+python tools/convert_checkpoint.py swin swin_base_patch4_window12_384_22k.pth swin_base_patch4_window12_384_22k.pkl
+python tools/convert_checkpoint.py torchvision resnet101.pth R101.pkl
+python tools/convert_checkpoint.py visual-model image_text.pth backbone.safetensors
+python tools/convert_checkpoint.py compare fused.pth finetuned_clip.pt    # mean absolute difference of each tensor
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
+from ovseg.adaptation.fusion import compare
 from ovseg.checkpoint import save_safetensors
+from ovseg.converters import BACKBONE_SUFFIXES, CONVERTERS, save_backbone
 from ovseg.errors import OvsegError, user_errors
-from ovseg.state_dicts import read_state_dict, tensors_of
+from ovseg.state_dicts import halved, read_checkpoint, read_settings, read_state_dict, tensors_of
+
+COMMANDS = {
+    "safetensors": "rewrite a checkpoint as safetensors (the default)",
+    "swin": "a Swin of Microsoft's repository",
+    "torchvision": "a torchvision ResNet",
+    "visual-model": "the Swin-like tower under visual_model. of an image-text checkpoint",
+    "compare": "mean absolute difference of each CLIP tensor between a full checkpoint and a CLIP",
+}
+HELP = ("-h", "--help")
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("input", type=Path, help="checkpoint: .pth, .pt, .pkl or .safetensors")
-    parser.add_argument("output", type=Path, help="file to write, ending in .safetensors")
-    parser.add_argument("--trust", action="store_true", help="allow the input to run code while it is read")
-    parser.add_argument("--half", action="store_true", help="store floating-point parameters as float16")
-    parser.add_argument("--drop", metavar="PREFIX", action="append", default=[], help="leave out keys with this prefix")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    return parser.parse_args(argv)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, what in COMMANDS.items():
+        sub = commands.add_parser(command, help=what, description=what)
+        sub.add_argument("input", type=Path, help="checkpoint: .pth, .pt, .pkl or .safetensors")
+        if command == "compare":
+            sub.add_argument("clip", type=Path, help="the other CLIP, wrapped or not")
+        else:
+            suffixes = (".safetensors",) if command == "safetensors" else BACKBONE_SUFFIXES
+            sub.add_argument("output", type=Path, help=f"file to write, ending in {', '.join(suffixes)}")
+            sub.add_argument("--half", action="store_true", help="store floating-point parameters as float16")
+            sub.add_argument("--overwrite", action="store_true", help="replace an existing output")
+        if command == "safetensors":
+            sub.add_argument(
+                "--drop", metavar="PREFIX", action="append", default=[], help="leave out keys with this prefix"
+            )
+        sub.add_argument("--trust", action="store_true", help="allow the input to run code while it is read")
+    return parser.parse_args(argv if argv and argv[0] in (*COMMANDS, *HELP) else ["safetensors", *argv])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
-    if args.output.suffix != ".safetensors":
-        raise OvsegError(f"{args.output} must end in .safetensors")
+    args = parse(sys.argv[1:] if argv is None else argv)
+    if args.command == "compare":
+        show_comparison(compare(read(args.input, args.trust)[0], read(args.clip, args.trust)[0]))
+        return
+    suffixes = (".safetensors",) if args.command == "safetensors" else BACKBONE_SUFFIXES
+    if args.output.suffix not in suffixes:
+        raise OvsegError(f"{args.output} must end in {' or '.join(suffixes)}")
     if args.output.exists() and not args.overwrite:
         raise OvsegError(f"{args.output} exists: choose another name, or add --overwrite")
-    state = read_trusted(args.input) if args.trust else read_state_dict(args.input)
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(args.drop))}
+    state, settings = read(args.input, args.trust)
+    if args.command == "safetensors":
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(args.drop))}
+    else:
+        try:
+            state = CONVERTERS[args.command](state)
+        except OvsegError as error:
+            raise OvsegError(f"{args.input}: {error}") from error
     if args.half:
-        state = {name: halve(tensor) for name, tensor in state.items()}
-    save_safetensors(state, args.output)
+        state = halved(state)
+    if args.command == "safetensors":
+        save_safetensors(state, args.output, settings)
+    else:
+        save_backbone(state, args.output, author=args.command)
     size = args.output.stat().st_size / 1e6
     print(f"{args.output}: {len(state)} tensors, {size:.1f} MB")
 
 
-def halve(tensor: Tensor) -> Tensor:
-    return tensor.half() if tensor.is_floating_point() else tensor
+def read(path: Path, trust: bool) -> tuple[Mapping[str, Tensor], dict[str, str]]:
+    """The tensors of a file, and the settings that go with them."""
+    if trust:
+        return read_trusted(path), {}
+    content = read_checkpoint(path)
+    return tensors_of(content, path), {key: str(value) for key, value in read_settings(path, content).items()}
 
 
 def read_trusted(path: Path) -> Mapping[str, Tensor]:
     """Read a pickle that may run code; the caller has said that its source is trusted."""
+    if path.suffix == ".safetensors":
+        return read_state_dict(path)
     if not path.is_file():
         raise OvsegError(f"the weight file {path} does not exist: check the path")
     try:
@@ -59,6 +107,22 @@ def read_trusted(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # whatever the file's code raises
         raise OvsegError(f"{path} cannot be read even with --trust ({type(error).__name__}: {error})") from error
     return tensors_of(content, path)
+
+
+def show_comparison(differences: Mapping[str, float | None]) -> None:
+    table = Table("CLIP tensor", "mean absolute difference")
+    for name, value in differences.items():
+        words = {None: "only in one of them", float("inf"): "other shape"}
+        table.add_row(name, words.get(value) or f"{value:.3e}")
+    Console(soft_wrap=True).print(table)
+    found = [value for value in differences.values() if value is not None and value != float("inf")]
+    equal = sum(value == 0 for value in found)
+    print(
+        f"{len(differences)} tensors: {equal} equal, {len(found) - equal} differ in value (most {max(found):.3e}), "
+        f"{len(differences) - len(found)} in shape or presence"
+        if found
+        else "no tensor of the same shape in both"
+    )
 
 
 if __name__ == "__main__":
