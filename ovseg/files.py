@@ -10,6 +10,11 @@ from pathlib import Path
 
 from ovseg.errors import OvsegError
 
+try:
+    import fcntl
+except ImportError:  # Windows: two runs at the same time are not noticed there
+    fcntl = None
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -36,6 +41,31 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked_folder(folder: str | Path) -> Iterator[None]:
+    """Keep other runs out of an output folder, which is made if need be; the system frees it when this process dies.
+
+    Raises:
+        OvsegError: another process is at work there, or it cannot be written or locked.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a")  # noqa: SIM115 - held for the whole block
+    except OSError as error:
+        raise OvsegError(f"cannot write to {folder} ({error.strerror}): choose another --output") from error
+    with file:
+        try:
+            if fcntl is not None:
+                # a POSIX lock: unlike flock's, child processes do not inherit it and outlive us with it
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise OvsegError(f"another run is writing to {folder}: wait for it, or choose another --output") from error
+        except OSError as error:
+            raise OvsegError(f"cannot lock {folder / '.lock'} ({error.strerror}): choose a local folder") from error
+        yield
 
 
 def cache_dir() -> Path:

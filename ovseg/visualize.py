@@ -125,7 +125,7 @@ def _write_names(picture: Image.Image, tags: Sequence[tuple[tuple[int, int], str
     draw = ImageDraw.Draw(picture)
     taken: list[tuple[float, float, float, float]] = []
     for (x, y), name, color in tags:
-        font = _font(name, size)
+        font = text_font(name, size)
         half_width = draw.textlength(name, font=font) / 2 + size * 0.4
         half_height = size * 0.75
         if 2 * half_width > picture.width or 2 * half_height > picture.height:
@@ -148,8 +148,8 @@ def _draw_legend(width: int, shares: Sequence[tuple[int, float]], names: Sequenc
     for k, share in shares:
         name = names[k] if k >= 0 else "(unlabelled)"
         percent = f"{share:.1%}" if share >= 0.001 else "<0.1%"
-        font = _font(name, size)
-        name = _shorten(name, font, width - 2 * margin - 2 * swatch - font.getlength(f" {percent}"))
+        font = text_font(name, size)
+        name = shorten_text(name, font, width - 2 * margin - 2 * swatch - font.getlength(f" {percent}"))
         entries.append((k, name, percent, font, 2 * swatch + font.getlength(f"{name}  {percent}") + margin))
     columns = max(1, min(len(entries), int((width - margin) // max(entry[-1] for entry in entries))))
     rows = -(-len(entries) // columns)
@@ -165,7 +165,7 @@ def _draw_legend(width: int, shares: Sequence[tuple[int, float]], names: Sequenc
             draw.rounded_rectangle(box, radius=swatch * 0.2, outline="#999999")
         draw.text((left + 1.9 * swatch, middle), name, font=font, fill="#222222", anchor="lm")
         after = left + 1.9 * swatch + font.getlength(name) + 0.5 * size
-        draw.text((after, middle), percent, font=_font("", size), fill="#777777", anchor="lm")
+        draw.text((after, middle), percent, font=text_font("", size), fill="#777777", anchor="lm")
     return np.asarray(legend)
 
 
@@ -180,7 +180,8 @@ def _ink(color: sv.Color) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "white"
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def shorten_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, or its beginning and an ellipsis, at most ``width`` pixels wide."""
     if font.getlength(text) <= width:
         return text
     while len(text) > 1 and font.getlength(text + "…") > width:
@@ -188,7 +189,7 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return text + "…"
 
 
-def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+def text_font(text: str, size: int) -> ImageFont.FreeTypeFont:
     """A font that has every letter of ``text`` if this machine has one; DejaVu Sans, which Matplotlib ships, if not."""
     return _load_font(_font_file(frozenset(text)), size)
 

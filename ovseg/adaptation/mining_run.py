@@ -1,0 +1,304 @@
+"""A whole mining run, from options to ``summary.json``; what ``tools/mine_mask_text_pairs.py`` calls."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from rich.console import Console
+
+from ovseg.adaptation.masks import MaskSource, SegmenterMasks, ToyMasks, folder_masks
+from ovseg.adaptation.miner import Miner
+from ovseg.adaptation.mining import (
+    Work,
+    claim,
+    default_shard_size,
+    file_fingerprint,
+    fingerprint,
+    mine_shards,
+    wait_for_all,
+)
+from ovseg.adaptation.mining_report import SHEET, print_summary, summarise, write_contact_sheet
+from ovseg.adaptation.pair_list import LIST, write_crops, write_list
+from ovseg.adaptation.pairs import SUMMARY
+from ovseg.clip.adapter import ClipAdapter
+from ovseg.clip.model import ClipSource, find_clip
+from ovseg.config import load_cfg
+from ovseg.data.captions import ALLOWED_BAD, CaptionedImage, CaptionedImages, check_bad, read_captions
+from ovseg.data.toy import BASE_CLASSES, CLASS_NAMES, render_split
+from ovseg.errors import OvsegError
+from ovseg.evaluation.report import write_json
+from ovseg.files import atomic_path, cache_dir
+from ovseg.inputs import find_inputs
+from ovseg.segmenter import Segmenter
+from ovseg.state_dicts import bare_clip_names, read_state_dict
+from ovseg.vocabulary import Vocabulary, get_templates, label_set_names
+from ovseg.vocabulary.captions import get_extractor
+
+TOY = "toy:"
+GROUND_TRUTH = "ground-truth"
+CROPS = "crops"
+TOY_WORDS = {"toy": CLASS_NAMES, "toy_base": BASE_CLASSES}
+
+
+@dataclass(frozen=True)
+class MiningOptions:
+    """The options of ``tools/mine_mask_text_pairs.py``, which says what each means."""
+
+    data: str
+    output: Path
+    image_root: Path | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    delimiter: str | None = None
+    max_images: int | None = None
+    config_file: str | None = None
+    weights: str | None = None
+    opts: Sequence[str] = ()
+    masks: str | None = None
+    masks_are: str | None = None
+    label_names: str | None = None
+    ignore_label: int = 255
+    architecture: str | None = None
+    clip: str | None = None
+    templates: str = "vild"
+    captions: str = "one"
+    names_from: str = "captions"
+    nouns: str = "noun"
+    tagger: str = "textblob"
+    vocabulary: str | None = None
+    min_score: float | None = None
+    min_area: float = 0.0005
+    max_size: int = 1024
+    shard_size: int | None = None
+    seen: str | None = None
+    write_list: bool = False
+    allow_bad: bool = False
+    device: str | None = None
+
+
+# options that pairs do not depend on, or that are told by the contents of their files
+_NOT_SETTINGS = {"output", "write_list", "allow_bad", "device", "image_root", "config_file", "weights", "opts", "clip"}
+
+
+def run(options: MiningOptions) -> None:
+    """Mine in this process, one of those of the run; the main one writes what belongs to all.
+
+    Raises:
+        OvsegError: as the command line shows them.
+    """
+    main = comm.is_main_process()
+    _check(options)
+    found, records = _read_data(options)
+    seen = frozenset(word.lower() for word in _words(options.seen)) if options.seen else None
+    size = options.shard_size or default_shard_size(len(found.images))
+    work = Work(found.images, size, options.output)
+    if main and found.bad:
+        _write_lines(options.output / "bad_captions.txt", found.bad)
+    check_bad(len(found.bad), found.entries, "captions", options.output / "bad_captions.txt", options.allow_bad)
+    with ExitStack() as stack:
+        if main:
+            stack.enter_context(claim(options.output, _settings(options, found, seen, size)))
+        # only the main process looks, for all must divide the same list
+        missing, complete = comm.all_gather((work.missing(), (options.output / SUMMARY).is_file()))[0]
+        if main and complete:
+            Console(stderr=True, soft_wrap=True).print(f"{options.output} is complete already", markup=False)
+        if missing:
+            if main:
+                (options.output / SUMMARY).unlink(missing_ok=True)  # shards of a finished run were deleted
+            _mine(options, work, missing, records, seen)
+        wait_for_all(work)
+        if options.write_list:
+            for shard in work.shards[comm.get_rank() :: comm.get_world_size()]:
+                write_crops(shard, options.output / CROPS)
+        if main:
+            _finish(options, work, found, seen is not None)
+
+
+def _check(options: MiningOptions) -> None:
+    if options.masks is None and not options.config_file:
+        raise OvsegError("name where masks come from: --config-file CONFIG --weights FILE, or --masks")
+    if options.masks is not None and options.config_file:
+        raise OvsegError("give either --masks or a segmenter (--config-file), not both")
+    if options.masks == GROUND_TRUTH and not options.data.startswith(TOY):
+        raise OvsegError(f"--masks {GROUND_TRUTH} is for --data toy:...; for other data give the folder of the masks")
+    if bool(options.architecture) != bool(options.clip):
+        raise OvsegError("--architecture and --clip belong together: give both or none")
+    if options.clip == "none":
+        raise OvsegError("--clip none: a CLIP of random weights would pair nouns and masks at random; name its weights")
+    named = options.masks == GROUND_TRUTH or bool(options.label_names)
+    if options.names_from == "labels" and not named:
+        raise OvsegError("--names-from labels needs masks with names: --label-names, or ground truth of the toy world")
+    if options.names_from == "captions" and not options.clip and not options.config_file:
+        raise OvsegError("name the CLIP that assigns nouns to masks: --architecture and --clip")
+    if options.shard_size is not None and options.shard_size < 1:
+        raise OvsegError("--shard-size must be at least 1")
+    if options.max_size < 16:
+        raise OvsegError("--max-size must be at least 16 pixels")
+
+
+def _read_data(options: MiningOptions) -> tuple[CaptionedImages, dict[str, dict[str, Any]]]:
+    """The images, and the toy world's records by file name."""
+    records: dict[str, dict[str, Any]] = {}
+    if options.data.startswith(TOY):
+        scenes = render_split(options.data.removeprefix(TOY), num_scenes=options.max_images)
+        records = {scene["file_name"]: scene for scene in scenes}
+        images = [
+            CaptionedImage(Path(scene["file_name"]), str(scene["image_id"]), tuple(scene["captions"]))
+            for scene in scenes
+        ]
+        found = CaptionedImages(images, sum(len(item.captions) for item in images))
+    elif Path(options.data).is_dir():
+        if options.names_from != "labels":
+            raise OvsegError(f"--data {options.data} is a folder, without captions: give a file of captions")
+        files = find_inputs([options.data])[0]
+        found = CaptionedImages([CaptionedImage(file, file.stem, ()) for file in files])
+        if not files:
+            raise OvsegError(f"the folder {options.data} holds no pictures")
+    else:
+        columns = (options.image_column, options.caption_column, options.delimiter)
+        found = read_captions(options.data, options.image_root, *columns)
+    if options.max_images is not None:
+        found.images = found.images[: options.max_images]
+    return found, records
+
+
+def _words(name: str) -> tuple[str, ...]:
+    """Words of "toy", "toy_base", a label set, or a file; synonyms too."""
+    if name in TOY_WORDS:
+        return TOY_WORDS[name]
+    vocabulary = Vocabulary.from_label_set(name) if name in label_set_names() else Vocabulary.from_file(name)
+    return tuple(dict.fromkeys(text for texts in vocabulary.synonyms for text in texts))
+
+
+def _names(name: str) -> tuple[str, ...]:
+    """One name for each value of a label map."""
+    if name in TOY_WORDS:
+        return TOY_WORDS[name]
+    return (Vocabulary.from_label_set(name) if name in label_set_names() else Vocabulary.from_file(name)).names
+
+
+def _settings(options: MiningOptions, found: CaptionedImages, seen: frozenset[str] | None, size: int) -> dict[str, Any]:
+    """What the pairs depend on; weights and words by their contents, so that a changed file is noticed."""
+    settings: dict[str, Any] = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(options).items()
+        if name not in _NOT_SETTINGS
+    }
+    settings |= {"shard_size": size, "images": len(found.images), "captions_sha256": fingerprint(found.images)}
+    if options.clip:
+        settings["clip"] = file_fingerprint(Path(options.clip)) if Path(options.clip).is_file() else options.clip
+    for name in ("vocabulary", "label_names"):
+        if value := getattr(options, name):
+            settings[name] = hashlib.sha256("\n".join(_words(value)).encode()).hexdigest()
+    settings["seen"] = None if seen is None else hashlib.sha256("\n".join(sorted(seen)).encode()).hexdigest()
+    if options.config_file:
+        cfg = load_cfg(options.config_file, options.opts)
+        for name, path in (("weights", options.weights or cfg.MODEL.WEIGHTS), ("clip_weights", _clip_file(cfg))):
+            settings[name] = file_fingerprint(Path(path)) if path and Path(path).is_file() else path
+        cfg.MODEL.WEIGHTS = ""
+        settings["config"] = hashlib.sha256(cfg.dump().encode()).hexdigest()
+    return settings
+
+
+def _clip_file(cfg) -> str:
+    return cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS
+
+
+def _mine(
+    options: MiningOptions, work: Work, missing: Sequence[int], records: dict[str, Any], seen: frozenset[str] | None
+) -> None:
+    rank, world = comm.get_rank(), comm.get_world_size()
+    device = options.device
+    if device is None or device == "cuda":
+        device = f"cuda:{comm.get_local_rank()}" if torch.cuda.is_available() else device or "cpu"
+    by_labels = options.names_from == "labels"
+    segmenter = None
+    if options.config_file:
+        segmenter = Segmenter.from_config(options.config_file, options.weights, options.opts, device)
+    masks: MaskSource
+    if segmenter is not None:
+        masks = SegmenterMasks(segmenter)
+    elif options.masks == GROUND_TRUTH:
+        masks = ToyMasks(records, CLASS_NAMES)
+    else:
+        root = options.image_root or Path(options.data)
+        names = _names(options.label_names) if options.label_names else ()
+        masks = folder_masks(
+            Path(options.masks), options.masks_are, root if root.is_dir() else root.parent, names, options.ignore_label
+        )
+    clip = None
+    if options.clip and not by_labels:
+        clip = _build_clip(options, masks.threshold).to(device)
+    elif segmenter is not None:
+        clip = segmenter.model.clip_adapter
+    known = _words(options.vocabulary) if options.vocabulary else ()
+    miner = Miner(
+        masks=masks,
+        extractor=None if by_labels else get_extractor(options.tagger, options.nouns, known),
+        clip=clip,
+        all_captions=options.captions == "all",
+        min_score=options.min_score,
+        min_area=options.min_area,
+        max_size=options.max_size,
+        seen=seen,
+    )
+    largest_bad = math.inf if options.allow_bad else ALLOWED_BAD * len(work.images)
+    title = "images" if world == 1 else f"images (1 of {world} processes)"
+    mine_shards(work, miner, missing[rank::world], largest_bad, title, show=comm.is_main_process())
+
+
+def _build_clip(options: MiningOptions, threshold: float) -> ClipAdapter:
+    """CLIP, with mask prompts where its weights have them."""
+    source = find_clip(options.architecture, options.clip)
+    if source.fetch_weights is None:
+        raise OvsegError(f"--clip {options.clip} names no weights: give a file, or one of open_clip's tags")
+    depth = _prompt_depth(source)
+    adapter = ClipAdapter(
+        source,
+        templates=get_templates(options.templates),
+        mask_threshold=threshold,
+        mask_prompt_depth=depth,
+        mask_prompt_forward=depth > 0,
+        text_cache_dir=cache_dir() / "text",
+        truncate_prompts=True,
+    )
+    adapter.ensure_weights()
+    return adapter.eval()
+
+
+def _prompt_depth(source: ClipSource) -> int:
+    if not Path(source.weights_hint).is_file():
+        return 0
+    state = bare_clip_names(read_state_dict(source.weights_hint))
+    prompts = state.get("visual.mask_embedding")
+    return 0 if prompts is None else len(prompts)
+
+
+def _finish(options: MiningOptions, work: Work, found: CaptionedImages, seen_known: bool) -> None:
+    """What the main process does when all shards are there; ``summary.json`` is the last file."""
+    output, shards = options.output, work.shards
+    bad = work.bad()
+    if bad:
+        _write_lines(output / "bad_images.txt", bad)
+    check_bad(len(bad), len(work.images), "images", output / "bad_images.txt", options.allow_bad)
+    if options.write_list:
+        for shard in shards:  # helps where other processes are slower
+            write_crops(shard, output / CROPS)
+        write_list(shards, output / LIST, output / CROPS)
+    summary = summarise(shards, len(work.images), found.entries, len(found.bad) + len(bad), seen_known)
+    write_contact_sheet(shards, output / SHEET)
+    write_json(output / SUMMARY, summary)
+    print_summary(summary, output)
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Mine mask-text pairs: a segmenter's masks, the nouns of captions, and CLIP, which finds each noun's best mask.
+
+# your own photographs, with a table that has the columns "filepath" and "caption"
+python tools/mine_mask_text_pairs.py --data photos/captions.csv --config-file CONFIG --weights MODEL --output pairs
+# COCO, 8 processes; run the same command again after an interruption, finished shards are kept
+torchrun --nproc-per-node 8 tools/mine_mask_text_pairs.py --data captions_train2017.json --image-root train2017 \\
+    --config-file CONFIG --weights MODEL --architecture ViT-L/14 --clip openai --seen coco_stuff_171 --output pairs
+# the toy world: its segmenter's masks, or ground truth with class names
+python tools/mine_mask_text_pairs.py --data toy:train --config-file configs/toy/ovseg_toy.yaml --nouns phrase \\
+    --output output/pairs
+python tools/mine_mask_text_pairs.py --data toy:train --masks ground-truth --names-from labels --output output/labels
+
+The output folder gets pairs-00000.tar, ... (WebDataset: KEY.png, the crop; KEY.mask.png; KEY.json), contact_sheet.png
+to look at, lists of what could not be used (bad_*.txt), and at last summary.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ovseg.adaptation.masks import MASK_KINDS
+from ovseg.adaptation.mining_run import MiningOptions, run
+from ovseg.engine.launch import World, launch
+from ovseg.errors import user_errors
+from ovseg.vocabulary.captions import FORMS
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("images and captions").add_argument
+    add(
+        "--data",
+        required=True,
+        help="COCO captions (.json), Localized Narratives (.jsonl), a table (.csv, .tsv), toy:train or toy:val; "
+        "with --names-from labels also a folder of pictures",
+    )
+    add("--image-root", type=Path, help="folder that image names start from; default: that of --data")
+    add("--image-column", help="column of a table with the image files; default: the usual names are tried")
+    add("--caption-column", help="column of a table with the captions")
+    add("--delimiter", help="between the columns of a table; default: tab, for .csv a comma")
+    add("--max-images", type=int, help="use only the first so many images")
+    add("--allow-bad", action="store_true", help="go on with more than 1 %% unusable captions or images")
+
+    add = parser.add_argument_group("masks: of a segmenter, or from --masks").add_argument
+    add("--config-file", help="configuration of a trained segmenter")
+    add("--weights", help="its checkpoint; default: MODEL.WEIGHTS of the configuration")
+    add("--masks", metavar="FOLDER", help="folder of masks, or ground-truth with --data toy:...")
+    add(
+        "--masks-are",
+        choices=MASK_KINDS,
+        help="one label map for each image, or one instance map (0 is no mask), or a folder of mask files; "
+        "default: what the folder looks like",
+    )
+    add("--label-names", metavar="WORDS", help="names of the values of label maps: a label set or a file")
+    add("--ignore-label", type=int, default=255, help="value of label maps that is no mask (default %(default)s)")
+    add("--min-area", type=float, default=0.0005, help="least share of the image of a mask (default %(default)s)")
+    add("--max-size", type=int, default=1024, help="larger images are made smaller first (default %(default)s pixels)")
+
+    add = parser.add_argument_group("texts").add_argument
+    add("--names-from", choices=("captions", "labels"), default="captions", help="labels: the masks' own class names")
+    add("--captions", choices=("one", "all"), default="one", help="the first caption of each image, or all")
+    add(
+        "--nouns",
+        choices=FORMS,
+        default="noun",
+        help="noun: star; phrase: striped red star; both of them (default %(default)s, as in the paper)",
+    )
+    add("--tagger", default="textblob", help="textblob, or spacy:MODEL if installed (default %(default)s)")
+    add("--vocabulary", metavar="WORDS", help="only these words, found within phrases: toy, a label set, or a file")
+    add(
+        "--seen", metavar="WORDS", help="words of the seen classes, to count their share: toy_base, a label set, a file"
+    )
+
+    add = parser.add_argument_group("CLIP that assigns nouns to masks; default: the segmenter's").add_argument
+    add("--architecture", help="open_clip name (ViT-L/14) or JSON file")
+    add("--clip", help="its weights: file or open_clip tag (openai)")
+    add("--templates", default="vild", help="prompts around the nouns: vild, imagenet, predefined")
+    add("--min-score", type=float, help="least cosine of a noun and its best mask; default: no limit, as in the paper")
+
+    add = parser.add_argument_group("output and processes").add_argument
+    add("--output", type=Path, required=True, help="folder; an interrupted run goes on in it")
+    add("--write-list", action="store_true", help="the original's pairs.tsv and filled crops, too")
+    add("--shard-size", type=int, help="images of one shard; default: 5 to 250, by the number of images")
+    add("--device", help="cpu, cuda; default: cuda if there is one, one GPU for each process")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="configuration keys; last")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = MiningOptions(**vars(parse(argv)))
+    cuda = torch.cuda.is_available() and options.device != "cpu"
+    launch(run, World(processes_here=1, cuda=cuda), (options,))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    with user_errors():
+        main()
