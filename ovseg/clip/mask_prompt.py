@@ -6,6 +6,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ovseg.errors import OvsegError
 
@@ -37,7 +38,8 @@ def encode_masked_image(visual: VisionTransformer, crops: Tensor, masks: Tensor)
     """Encode crops, with fully masked patches replaced by the learnt prompts.
 
     A patch is replaced when none of its pixels is foreground: before the class token and the position embedding are
-    added, and again after blocks 1 .. depth - 1.
+    added, and again after blocks 1 .. depth - 1. With open_clip's ``set_grad_checkpointing`` each block's activations
+    are worked out again in the backward pass.
 
     Args:
         visual: the tower, with ``mask_embedding`` (see :func:`add_mask_prompts`).
@@ -56,9 +58,11 @@ def encode_masked_image(visual: VisionTransformer, crops: Tensor, masks: Tensor)
     patches = visual.conv1(crops).flatten(2).transpose(1, 2)  # (V, patches, width)
     x = torch.cat((visual.class_embedding.expand(len(crops), 1, -1), prompted(patches, 0)), dim=1)
     x = visual.ln_pre(visual.patch_dropout(x + visual.positional_embedding))
-    batch_first = visual.transformer.batch_first
-    for level, block in enumerate(visual.transformer.resblocks, 1):
-        x = block(x) if batch_first else block(x.transpose(0, 1)).transpose(0, 1)
+    transformer = visual.transformer
+    for level, block in enumerate(transformer.resblocks, 1):
+        x = x if transformer.batch_first else x.transpose(0, 1)
+        x = checkpoint(block, x, use_reentrant=False) if transformer.grad_checkpointing else block(x)
+        x = x if transformer.batch_first else x.transpose(0, 1)
         if level < len(prompts):
             x = torch.cat((x[:, :1], prompted(x[:, 1:], level)), dim=1)
     return visual.ln_post(x[:, 0]) @ visual.proj

@@ -1,0 +1,159 @@
+"""From pairs to the batches that fine-tuning sees: filled, augmented crops, their masks, and their texts' numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import tv_tensors
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from ovseg.adaptation.recipe import Recipe
+from ovseg.data.sampler import mix
+from ovseg.errors import OvsegError
+
+_MEAN = 255 * np.array(OPENAI_DATASET_MEAN, np.float32)
+_STD = 255 * np.array(OPENAI_DATASET_STD, np.float32)
+_SQUARE = torch.empty(1, 2048, 2048, device="meta")  # what a crop is for RandomResizedCrop when ratios are its own
+
+
+def filled(image: np.ndarray, mask: np.ndarray, fill: Sequence[float]) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    """Put a colour behind the mask and normalise, before any resizing as at inference (specification, section 3).
+
+    Args:
+        image: uint8 (h, w, 3) RGB.
+        mask: bool (h, w).
+        fill: RGB, 0 .. 255.
+
+    Returns:
+        float32 (3, h, w) and uint8 (1, h, w).
+    """
+    foreground = (image.astype(np.float32) - _MEAN) / _STD
+    pixels = np.where(mask[..., None], foreground, (np.array(fill, np.float32) - _MEAN) / _STD)
+    crop = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return tv_tensors.Image(crop), tv_tensors.Mask(torch.from_numpy(mask[None].astype(np.uint8)))
+
+
+def squash(crop: Tensor, mask: Tensor, window: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
+    """Resize a window (top, left, height, width) to a square as at inference: bicubic without antialias; nearest.
+
+    Returns:
+        float32 (3, size, size) and uint8 (1, size, size).
+    """
+    bicubic = InterpolationMode.BICUBIC
+    return tuple(
+        transforms.resized_crop(x, *window, [size, size], interpolation=bicubic, antialias=False).as_subclass(Tensor)
+        for x in (crop, mask)  # a tv_tensors.Mask is always resized by nearest neighbour
+    )
+
+
+def random_window(height: int, width: int, recipe: Recipe) -> Sequence[int]:
+    """Top, left, height and width of ``RandomResizedCrop``, from torch's generator."""
+    if recipe.ratio_of == "picture":
+        picture = torch.empty(1, height, width, device="meta")
+        return RandomResizedCrop.get_params(picture, list(recipe.scale), list(recipe.ratio))
+    window = RandomResizedCrop.get_params(_SQUARE, list(recipe.scale), list(recipe.ratio))
+    top, left, high, wide = (n * side / _SQUARE.shape[1] for n, side in zip(window, (height, width) * 2, strict=True))
+    high, wide = max(1, round(high)), max(1, round(wide))
+    return min(round(top), height - high), min(round(left), width - wide), high, wide
+
+
+class TrainingCrops(Dataset):
+    """Augmented crops; each is a function of the seed, the epoch and the pair alone.
+
+    Args:
+        pairs: data set of :class:`ovseg.adaptation.pairs.Pair`.
+        text_ids: int64 (N,), the number of each pair's text.
+        size: side of CLIP's input, pixels.
+        recipe: augmentation, fill and seed.
+    """
+
+    def __init__(self, pairs: Dataset, text_ids: Tensor, size: int, recipe: Recipe):
+        self.pairs, self.text_ids, self.size, self.recipe = pairs, text_ids, size, recipe
+
+    def __len__(self) -> int:
+        return len(self.text_ids)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor] | OvsegError:
+        epoch, index = key
+        try:
+            pair = self.pairs[index]
+        except OvsegError as error:
+            return error  # torch would make a traceback of it; TrainingLoader raises it
+        crop, mask = filled(pair.image, pair.mask, self.recipe.fill)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix(self.recipe.seed, epoch, index))
+            window = random_window(*mask.shape[1:], self.recipe)
+        return *squash(crop, mask, window, self.size), self.text_ids[index]
+
+
+class EpochBatches(Sampler):
+    """Batches of epochs that are each a new permutation; a last incomplete batch is dropped.
+
+    Args:
+        size: number of pairs.
+        recipe: batch size (of all processes), epochs, seed.
+        start: steps done before.
+        rank, processes: each process takes its contiguous part of a batch.
+    """
+
+    def __init__(self, size: int, recipe: Recipe, start: int = 0, rank: int = 0, processes: int = 1):
+        self.size, self.recipe, self.start, self.rank = size, recipe, start, rank
+        self.share = recipe.batch_size // processes
+        self.steps_per_epoch = size // recipe.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield lists of (epoch, index)."""
+        previous = -1
+        for step in range(self.start, self.steps_per_epoch * self.recipe.epochs):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if epoch != previous:
+                generator = torch.Generator().manual_seed(mix(self.recipe.seed, epoch))
+                order, previous = torch.randperm(self.size, generator=generator).tolist(), epoch
+            first = batch * self.recipe.batch_size + self.rank * self.share
+            yield [(epoch, index) for index in order[first : first + self.share]]
+
+
+class TrainingLoader(DataLoader):
+    """Batches: crops float32 (b, 3, S, S), masks uint8 (b, 1, S, S), numbers of texts int64 (b,).
+
+    Raises:
+        OvsegError: while iterating, a pair that cannot be read.
+    """
+
+    def __init__(self, crops: TrainingCrops, batches: EpochBatches, *, pin_memory: bool):
+        super().__init__(
+            crops,
+            batch_sampler=batches,
+            num_workers=crops.recipe.workers,
+            collate_fn=_collate,
+            worker_init_fn=_one_thread,
+            pin_memory=pin_memory,
+            prefetch_factor=4 if crops.recipe.workers else None,
+        )
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        for batch in super().__iter__():
+            if isinstance(batch, OvsegError):
+                raise batch
+            yield batch
+
+
+def _collate(samples: list[Any]) -> list[Tensor] | OvsegError:
+    for sample in samples:
+        if isinstance(sample, OvsegError):
+            return sample
+    return [torch.stack(parts) for parts in zip(*samples, strict=True)]
+
+
+def _one_thread(_: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

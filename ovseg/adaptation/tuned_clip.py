@@ -1,0 +1,177 @@
+"""CLIP made ready for fine-tuning: which weights train, with masks or without, and how it is stored."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ovseg.adaptation.recipe import Recipe
+from ovseg.clip.mask_prompt import add_mask_prompts, encode_masked_image
+from ovseg.clip.model import build_clip, find_clip, load_clip_weights
+from ovseg.errors import OvsegError
+from ovseg.state_dicts import read_state_dict
+
+logger = logging.getLogger(__name__)
+
+PROMPTS = "visual.mask_embedding"
+LOGIT_SCALE_MAX = math.log(100)
+_NO_DECAY = ("bn", "ln", "bias", "logit_scale")  # parts of names (specification 12.2)
+_PROMPT_STD = 0.02
+
+
+@dataclass
+class TunedClip:
+    """A CLIP and how it is tuned.
+
+    Attributes:
+        model: open_clip's model, in evaluation mode (it has no dropout, and batch norms shall keep their statistics);
+            what does not train is frozen.
+        tokenizer: its tokenizer.
+        use_masks: crops are encoded with mask prompts.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    use_masks: bool
+
+    def encode(self, crops: Tensor, masks: Tensor) -> Tensor:
+        """Image features (b, D), not normalised, of normalised crops (b, 3, S, S) and masks (b, 1, S, S)."""
+        if self.use_masks:
+            return encode_masked_image(self.model.visual, crops, masks.to(crops.dtype))
+        return self.model.encode_image(crops)
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What trains, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def clamp_logit_scale(self) -> None:
+        """Keep the inverse temperature within 1 .. 100."""
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, LOGIT_SCALE_MAX)
+
+
+@contextlib.contextmanager
+def flags_in_messages() -> Iterator[None]:
+    """Say ``--architecture`` and ``--clip`` where messages name the keys of a segmenter's configuration."""
+    names = {
+        "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": "--architecture",
+        "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": "--clip",
+        "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH": "--depth",
+        "MODEL.DEVICE cpu": "--device cpu",
+        "MODEL.WEIGHTS or CLIP_WEIGHTS": "--clip",
+        " and CLIP_WEIGHTS agree": " and --clip agree",
+    }
+    try:
+        yield
+    except OvsegError as error:
+        message = str(error)
+        for key, flag in names.items():
+            message = message.replace(key, flag)
+        raise OvsegError(message) from error
+
+
+def load_for_tuning(architecture: str, weights: str, mode: str, recipe: Recipe, *, depth_asked: bool) -> TunedClip:
+    """Build a CLIP, load its weights, and choose what trains.
+
+    ``full``: the image tower and the logit scale. Where the weights hold mask prompts, these are used in the forward
+    but stay as they are, so that tower and prompts go on fitting each other (the paper's order MPT, FT).
+    ``mask-prompt``: the prompts and the logit scale (specification 12.3); prompts are drawn from normal(0, 0.02)
+    where the weights hold none.
+
+    Args:
+        architecture, weights: as :func:`ovseg.clip.model.find_clip`.
+        mode: "full" or "mask-prompt".
+        recipe: ``depth``, ``seed`` and ``checkpoint_activations`` are used.
+        depth_asked: the user has given ``depth``, so weights with another one are refused.
+
+    Raises:
+        OvsegError: weights that cannot be had, are those of another CLIP, or have prompts of another depth.
+    """
+    with flags_in_messages():
+        source = find_clip(architecture, weights)
+        if source.fetch_weights is None:
+            raise OvsegError(f"--clip {weights} gives no weights: random ones cannot be adapted; give a file or a tag")
+        model, tokenizer = build_clip(source)
+        if not hasattr(model, "logit_scale"):
+            raise OvsegError(f"{architecture} has no logit_scale: it is no contrastive CLIP")
+        load_clip_weights(model, source)
+        depth = _load_prompts(model, weights, read_state_dict(source.fetch_weights()).get(PROMPTS))
+        if mode == "mask-prompt":
+            if depth and depth_asked and depth != recipe.depth:
+                raise OvsegError(
+                    f"the mask prompts in {weights} have depth {depth}, not {recipe.depth}: leave --depth out, or give "
+                    "a CLIP without prompts"
+                )
+            if not depth:
+                depth = _draw_prompts(model, recipe)
+            model.visual.mask_embedding.requires_grad_(True)
+        else:
+            for name, parameter in model.visual.named_parameters():
+                parameter.requires_grad_(name != "mask_embedding")
+    model.logit_scale.requires_grad_(True)
+    if recipe.checkpoint_activations:
+        model.visual.set_grad_checkpointing(True)
+    tuned = TunedClip(model, tokenizer, use_masks=depth > 0)
+    count = sum(p.numel() for p in tuned.trained.values())
+    logger.info(
+        "%s: %d of %d parameters train; masks %s",
+        mode,
+        count,
+        sum(p.numel() for p in model.parameters()),
+        f"go to the tower (prompts of depth {depth})" if depth else "only cut the crops out",
+    )
+    return tuned
+
+
+def build_optimizer(tuned: TunedClip, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with two groups: no decay for vectors, norms, biases and the logit scale (specification 12.2)."""
+    groups = ([], [])
+    for name, parameter in tuned.trained.items():
+        groups[parameter.ndim >= 2 and not any(part in name for part in _NO_DECAY)].append(parameter)
+    return torch.optim.AdamW(
+        [{"params": ps, "weight_decay": d} for ps, d in zip(groups, (0.0, recipe.weight_decay), strict=True) if ps],
+        lr=recipe.lr,
+        betas=(recipe.beta1, recipe.beta2),
+        eps=recipe.eps,
+    )
+
+
+def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
+    """Linear warm-up, lr * (step + 1) / warmup, then half a cosine to zero; ``step`` counts from 0."""
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / recipe.warmup
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / (steps - recipe.warmup)))
+
+
+def _load_prompts(model: nn.Module, weights: str, prompts: Tensor | None) -> int:
+    """Give the model the prompts of its weights, if there are any; returns their depth."""
+    if prompts is None or not len(prompts):
+        return 0
+    add_mask_prompts(model.visual, len(prompts))
+    own = model.visual.mask_embedding
+    try:
+        own.data.copy_(prompts)  # those stored once for all patches, (depth, 1, width), serve every patch
+    except RuntimeError as error:
+        raise OvsegError(
+            f"the mask prompts in {weights} have shape {list(prompts.shape)}, but this CLIP needs {list(own.shape)}: "
+            "give the --architecture that they were made with"
+        ) from error
+    return len(prompts)
+
+
+def _draw_prompts(model: nn.Module, recipe: Recipe) -> int:
+    if not recipe.depth:
+        raise OvsegError("--depth is 0: mask prompts need at least one level")
+    add_mask_prompts(model.visual, recipe.depth)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    own = model.visual.mask_embedding
+    own.data.copy_(_PROMPT_STD * torch.randn(own.shape, generator=generator))
+    return recipe.depth
