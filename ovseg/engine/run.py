@@ -80,6 +80,7 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
     results: OrderedDict[str, Any] = OrderedDict()
     single_view = cfg.clone()
     single_view.defrost()
+    single_view.TEST.ORACLE = "none"  # an analysis, for --eval-only
     single_view.TEST.AUG.ENABLED = False  # many times the cost: for --eval-only (specification 10.2)
 
     def evaluate_now() -> OrderedDict[str, Any]:

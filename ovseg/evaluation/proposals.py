@@ -20,8 +20,8 @@ _PIXELS_PER_CHUNK = 1 << 16
 _FIXED_POINT = 1 << 32
 
 
-def segment_ious(proposals: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-    """IoU of every proposal with every segment.
+def segment_intersections(proposals: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    """Pixels that every proposal shares with every segment.
 
     Args:
         proposals: (Q,N) bool, N pixels.
@@ -32,13 +32,23 @@ def segment_ious(proposals: torch.Tensor, segments: torch.Tensor) -> torch.Tenso
     """
     num_segments = int(segments.max()) + 1 if segments.numel() else 0
     inter = torch.zeros(len(proposals), num_segments, dtype=torch.float64, device=proposals.device)
-    sizes = torch.bincount(segments, minlength=num_segments).to(torch.float64)
     for start in range(0, len(segments), _PIXELS_PER_CHUNK):
         chunk = slice(start, start + _PIXELS_PER_CHUNK)
         one_hot = torch.nn.functional.one_hot(segments[chunk], num_segments).to(torch.float32)
         inter += (proposals[:, chunk].to(torch.float32) @ one_hot).to(torch.float64)
-    area = inter.sum(dim=1, keepdim=True)  # segments cover all pixels, so this is each proposal's area
-    return inter / (area + sizes - inter).clamp(min=1)
+    return inter
+
+
+def ious_of(intersections: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    """(Q,S) IoUs from :func:`segment_intersections` with the same segments."""
+    area = intersections.sum(dim=1, keepdim=True)  # segments cover all pixels, so this is each proposal's area
+    sizes = torch.bincount(segments, minlength=intersections.shape[1]).to(torch.float64)
+    return intersections / (area + sizes - intersections).clamp(min=1)
+
+
+def segment_ious(proposals: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    """(Q,S) float64 IoU of every proposal with every segment; arguments as :func:`segment_intersections`."""
+    return ious_of(segment_intersections(proposals, segments), segments)
 
 
 class ProposalRecallEvaluator(DatasetEvaluator):

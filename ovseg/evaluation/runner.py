@@ -25,6 +25,7 @@ from ovseg.data.loader import SampleLoader, build_test_loader
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import per_class_rows
 from ovseg.evaluation.crf import DenseCRF
+from ovseg.evaluation.oracle_model import check_oracle, describe_oracle, oracle_model
 from ovseg.evaluation.proposals import ProposalRecallEvaluator
 from ovseg.evaluation.report import results_table, versions, write_csv, write_json
 from ovseg.evaluation.sem_seg import SemSegEvaluator
@@ -45,6 +46,7 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, OrderedDict
     """
     if not cfg.DATASETS.TEST:
         raise OvsegError("DATASETS.TEST is empty: name the data sets to evaluate on")
+    check_oracle(cfg)
     for dataset_name in cfg.DATASETS.TEST:
         check_prepared(dataset_name)
     return OrderedDict((name, evaluate_dataset(cfg, model, name)) for name in cfg.DATASETS.TEST)
@@ -55,7 +57,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
 
     The main process writes ``<OUTPUT_DIR>/inference/<dataset>/results.json`` and ``per_class.csv`` (and
     ``sem_seg_predictions.json`` with TEST.SAVE_PREDICTIONS) and prints a table. Keys that matter: TEST.MIOU_CONVENTION,
-    TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.AUG, TEST.SLIDING_*, TEST.DENSE_CRF.
+    TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.AUG, TEST.SLIDING_*, TEST.DENSE_CRF, TEST.ORACLE*.
 
     Returns:
         ``{"sem_seg": {score: percent}, "proposals": {...}}`` on the main process, empty elsewhere. The confusion
@@ -84,7 +86,8 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
     evaluator = DatasetEvaluators(evaluators)
     try:
         with inference_context(model), torch.no_grad():
-            seconds = _run(augmented_model(cfg, model), loader, evaluator, dataset_name)
+            viewed = augmented_model(cfg, oracle_model(cfg, model, dataset_name))
+            seconds = _run(viewed, loader, evaluator, dataset_name)
         results = OrderedDict(evaluator.evaluate())
     finally:
         semantic.close()
@@ -165,6 +168,7 @@ def _report(
         "num_images": num_images,
         "num_classes": len(truth.class_names),
         "miou_convention": semantic.convention,
+        "oracle": describe_oracle(cfg),
         "results": results,
         "weights": cfg.MODEL.WEIGHTS,
         "seed": cfg.SEED,
@@ -181,5 +185,8 @@ def _report(
     total = content["seconds_per_image"]["total"]
     console = Console(highlight=False)
     console.print(f"{dataset_name}: {num_images} images, {total:.3f} s per image", soft_wrap=True, markup=False)
+    if content["oracle"]:
+        told = ", ".join(f"{key}: {value}" for key, value in content["oracle"].items())
+        console.print(f"WITH AN ORACLE, not a result of the model alone ({told})", soft_wrap=True, markup=False)
     console.print(results_table(results, list(truth.evaluation_set), semantic.convention))
     console.print(f"details: {output_dir / 'results.json'}, per_class.csv", soft_wrap=True, markup=False)

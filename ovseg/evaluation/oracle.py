@@ -1,0 +1,121 @@
+"""Oracles: what a part of the system would be worth if another were perfect (baselines, section 5).
+
+Two of them: true masks, named by CLIP; and predicted masks, named by the labels that they overlap most.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovseg.errors import OvsegError
+from ovseg.evaluation.proposals import ious_of, segment_intersections
+
+ORACLES = ("none", "masks", "labels")
+ORACLE_LABELS = ("iou", "intersection", "soft_iou")
+_MASKS_AT_A_TIME = 16
+
+
+def present_segments(truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """One mask for each class in the truth.
+
+    Args:
+        truth: int64 (H, W) in [0, K]; K marks ignored pixels.
+        num_classes: K.
+
+    Returns:
+        the n classes, int64 (n,) ascending, and bool (n, H, W).
+    """
+    classes = truth.unique()
+    classes = classes[classes < num_classes]
+    return classes, truth == classes[:, None, None]
+
+
+def resize_segments(segments: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour resizing that loses no segment: one that falls between the samples keeps every cell it touches.
+
+    Args:
+        segments: bool (n, H, W), each with a pixel.
+        size: of the result.
+    """
+    resized = F.interpolate(segments[None].float(), size, mode="nearest-exact")[0] > 0
+    lost = ~resized.flatten(1).any(1)
+    if lost.any():
+        resized[lost] = F.adaptive_max_pool2d(segments[lost].float(), size) > 0
+    return resized
+
+
+def paint_segments(classes: Tensor, segments: Tensor, names: Tensor) -> Tensor:
+    """Label map of true segments under predicted names; pixels in none of them are 0 and shall not count.
+
+    Args:
+        classes: (n,) as from :func:`present_segments`.
+        segments: bool (n, H, W), disjoint.
+        names: int64 (n,), the predicted class of each.
+
+    Returns:
+        int64 (H, W).
+    """
+    assert len(classes) == len(names)
+    return torch.einsum("n,nhw->hw", names.double(), segments.double()).long()
+
+
+def label_weights(overlaps: Tensor, ious: Tensor, how: str) -> Tensor:
+    """The score of each true class for each proposal.
+
+    Args:
+        overlaps: float64 (Q, n) pixels shared with each of n >= 1 classes.
+        ious: float64 (Q, n).
+        how: "iou" or "intersection" gives 1 to the class that is best by it (the first among equals); "soft_iou" shares
+            the 1 by IoU.
+
+    Returns:
+        float64 (Q, n); a proposal that overlaps no class has zeros and paints nothing.
+
+    Raises:
+        OvsegError: unknown ``how``.
+    """
+    check_oracle_label(how)
+    if how == "soft_iou":
+        return ious / ious.sum(1, keepdim=True).clamp(min=torch.finfo(ious.dtype).tiny)
+    best, index = (ious if how == "iou" else overlaps).max(1)
+    return F.one_hot(index, ious.shape[1]).to(ious.dtype) * (best > 0)[:, None]
+
+
+def name_by_overlap(masks: Tensor, truth: Tensor, num_classes: int, how: str = "iou") -> Tensor:
+    """Predicted masks under the truth's names: sum over the proposals of label weight x soft mask, argmax.
+
+    Args:
+        masks: (Q, h, w) mask probabilities; resized bilinearly to the truth's size, and binarised at 0.5 there.
+        truth: int64 (H, W) in [0, K]; K marks ignored pixels, which are removed before overlaps are counted.
+        num_classes: K.
+        how: see :func:`label_weights`.
+
+    Returns:
+        int64 (H, W); 0 where no proposal paints, as the argmax over zeros.
+    """
+    counted = truth < num_classes
+    classes, segments = truth[counted].unique(return_inverse=True)
+    labels = torch.zeros_like(truth)
+    if not len(classes):
+        return labels
+    scores = torch.zeros(len(classes), *truth.shape, dtype=masks.dtype, device=masks.device)
+    for chunk in masks.split(_MASKS_AT_A_TIME):
+        soft = resize_soft(chunk, truth.shape)
+        overlaps = segment_intersections(soft[:, counted] > 0.5, segments)
+        weights = label_weights(overlaps, ious_of(overlaps, segments), how)
+        scores += torch.einsum("qn,qhw->nhw", weights.to(soft.dtype), soft)
+    best, index = scores.max(0)
+    return torch.where(best > 0, classes[index], labels)
+
+
+def resize_soft(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of (n, h, w) to (n, H, W), ``align_corners=False``, as the models resize their scores."""
+    return masks if masks.shape[1:] == size else F.interpolate(masks[None], tuple(size), mode="bilinear")[0]
+
+
+def check_oracle_label(how: str) -> None:
+    """Raise OvsegError unless ``how`` is one of :data:`ORACLE_LABELS`."""
+    if how not in ORACLE_LABELS:
+        raise OvsegError(f"TEST.ORACLE_LABEL is {how!r}; choose one of {', '.join(ORACLE_LABELS)}")

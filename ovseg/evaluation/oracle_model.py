@@ -1,0 +1,122 @@
+"""A model that is told a part of the truth, in the place of the model that is evaluated (TEST.ORACLE)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from ovseg.errors import OvsegError
+from ovseg.evaluation.confusion import checked_labels
+from ovseg.evaluation.ground_truth import GroundTruth
+from ovseg.evaluation.oracle import (
+    ORACLES,
+    check_oracle_label,
+    name_by_overlap,
+    paint_segments,
+    present_segments,
+    resize_segments,
+    resize_soft,
+)
+
+
+def oracle_model(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module:
+    """``model`` with the oracle that ``cfg.TEST.ORACLE`` asks for, or as it is.
+
+    Raises:
+        OvsegError: unknown oracle, one that the model has no use for, or options that do not go together.
+    """
+    check_oracle(cfg)
+    if cfg.TEST.ORACLE == "none":
+        return model
+    truth = GroundTruth(dataset_name)
+    if cfg.TEST.ORACLE == "masks":
+        if not hasattr(model, "name_masks"):
+            raise OvsegError(f"TEST.ORACLE masks: {type(model).__name__} cannot name masks that it is given")
+        return OracleMasks(model, truth)
+    return OracleLabels(model, truth, cfg.TEST.ORACLE_LABEL)
+
+
+def check_oracle(cfg: CfgNode) -> None:
+    """Raise OvsegError unless the oracle's keys have values that work and go together."""
+    oracle, test = cfg.TEST.ORACLE, cfg.TEST
+    if oracle not in ORACLES:
+        raise OvsegError(f"TEST.ORACLE is {oracle!r}; choose one of {', '.join(ORACLES)}")
+    check_oracle_label(test.ORACLE_LABEL)
+    if oracle != "none" and (test.AUG.ENABLED or test.SLIDING_WINDOW or test.DENSE_CRF):
+        raise OvsegError(
+            f"TEST.ORACLE {oracle} is defined for one plain view: set TEST.AUG.ENABLED, TEST.SLIDING_WINDOW and "
+            "TEST.DENSE_CRF to False"
+        )
+
+
+def describe_oracle(cfg: CfgNode) -> dict[str, str] | None:
+    """What results.json says about the oracle; None without one."""
+    if cfg.TEST.ORACLE == "masks":
+        crops = "masked" if cfg.MODEL.CLIP_ADAPTER.MASK_CROPS else "with background"
+        return {"oracle": "masks", "names": "CLIP alone", "crops": crops}
+    if cfg.TEST.ORACLE == "labels":
+        return {"oracle": "labels", "masks": "predicted", "label": cfg.TEST.ORACLE_LABEL}
+    return None
+
+
+class _Oracle(nn.Module):
+    """Answers ``label_map`` and ``proposals`` for inputs whose labels can be looked up."""
+
+    def __init__(self, model: nn.Module, truth: GroundTruth) -> None:
+        super().__init__()
+        self.model = model
+        self.truth = truth
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict[str, Tensor]]:
+        """Model inputs with ``file_name`` -> ``label_map`` int64 and ``proposals`` bool (n,H,W), at label size."""
+        return [self.answer(sample, self._labels(sample)) for sample in batched_inputs]
+
+    def answer(self, sample: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
+        """One input and its labels, int64 (H,W) in [0,K], K ignored."""
+        raise NotImplementedError
+
+    def _labels(self, sample: dict[str, Any]) -> Tensor:
+        labels, file_name = self.truth.labels(sample)
+        return torch.from_numpy(checked_labels(labels, self.num_classes, self.truth.ignore_label, file_name))
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.truth.class_names)
+
+
+class OracleMasks(_Oracle):
+    """The true segments, each named by CLIP alone: no proposals, no ensemble, no "no object" (baselines, 5.1)."""
+
+    def answer(self, sample: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
+        """See :class:`_Oracle`; CLIP sees the segments at the size of the image, where none is lost."""
+        classes, segments = present_segments(labels, self.num_classes)
+        names = classes
+        if len(classes):
+            shown = resize_segments(segments, tuple(sample["image"].shape[1:]))
+            names = self.model.name_masks(sample, shown).argmax(1).cpu()
+        return {"label_map": paint_segments(classes, segments, names), "proposals": segments}
+
+
+class OracleLabels(_Oracle):
+    """The predicted masks, each named by what it overlaps most (baselines, 5.2).
+
+    Args:
+        how: see :func:`ovseg.evaluation.oracle.label_weights`.
+    """
+
+    def __init__(self, model: nn.Module, truth: GroundTruth, how: str) -> None:
+        super().__init__(model, truth)
+        self.how = how
+
+    def answer(self, sample: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
+        """See :class:`_Oracle`; overlaps are counted at the size of the labels."""
+        height, width = sample["image"].shape[1:]
+        request = {**sample, "height": height, "width": width, "outputs": ("soft_proposals",)}
+        masks = self.model([request])[0]["soft_proposals"]  # at the image's size: fewer pixels than the labels, mostly
+        answer = {"label_map": name_by_overlap(masks, labels.to(masks.device), self.num_classes, self.how)}
+        if "proposals" in sample.get("outputs", ()):
+            answer["proposals"] = resize_soft(masks, tuple(labels.shape)) > 0.5
+        return answer
