@@ -135,7 +135,8 @@ def names_one_of(noun: str, words: Iterable[str] | frozenset[str]) -> bool:
 def _phrases(tagger: Tagger, caption: str) -> Iterator[tuple[list[str], list[str]]]:
     """Adjectives and nouns of each phrase that is left when stop words are taken away."""
     tokens = list(tagger(_MARKUP.sub(" ", caption).lower()))
-    tags = _mend([tag for _, tag, _ in tokens])
+    # "medium" is tagged as a noun
+    tags = _mend(["JJ" if word in STOP_ADJECTIVES else tag for word, tag, _ in tokens])
     adjectives: list[str] = []
     nouns: list[str] = []
     for (word, _, lemma), tag in zip([*tokens, ("", "", None)], [*tags, ""], strict=True):
@@ -149,7 +150,7 @@ def _phrases(tagger: Tagger, caption: str) -> Iterator[tuple[list[str], list[str
             adjectives, nouns = [], []
         elif is_noun:
             singular = lemma or _singular(word, tag)
-            if not {singular, word} & (STOP_NOUNS | STOP_ADJECTIVES):  # "medium" is tagged as a noun
+            if not {singular, word} & STOP_NOUNS:
                 nouns.append(singular)
         elif word not in STOP_ADJECTIVES:
             adjectives.append(word)
