@@ -62,6 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--skip-existing", action="store_true", help="leave out inputs that have results for the same words"
     )
+    parser.add_argument(
+        "--explain", action="store_true", help="also tell each mask's best words by each classifier (in the JSON, too)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: MODEL.DEVICE, or cpu where there is no GPU)")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="override configuration keys; last"
@@ -87,7 +90,7 @@ def _run(args: argparse.Namespace, console: Console, errors: Console) -> int:
     files, failures = find_inputs(args.input)
     jobs = list(zip(files, choose_outputs(files, args.output, args.input), strict=True))
     if args.skip_existing:
-        waiting = [job for job in jobs if not _is_done(*job, vocabulary)]
+        waiting = [job for job in jobs if not _is_done(*job, vocabulary, args.explain)]
         if len(waiting) < len(jobs):
             console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} inputs have results already", markup=False)
         jobs = waiting
@@ -95,7 +98,7 @@ def _run(args: argparse.Namespace, console: Console, errors: Console) -> int:
     if jobs:
         segmenter = _load(args)
         segmenter.prepare(vocabulary)
-        done = _segment_all(jobs, segmenter, vocabulary, failures, console, errors)
+        done = _segment_all(jobs, segmenter, vocabulary, args.explain, failures, console, errors)
         console.print(f"{done} of {done + len(failures)} done; results in {args.output}", markup=False)
     if failures:
         errors.print(f"{len(failures)} could not be segmented:", markup=False)
@@ -130,6 +133,7 @@ def _segment_all(
     jobs: Sequence[tuple[Path, Path]],
     segmenter,
     vocabulary: Vocabulary,
+    explain: bool,
     failures: list[tuple[str, str]],
     console: Console,
     errors: Console,
@@ -146,7 +150,7 @@ def _segment_all(
                     _segment_video(segmenter, source, vocabulary, target, progress)
                     console.print(f"{source} -> {target}", markup=False)
                 else:
-                    result = segmenter(source, vocabulary)
+                    result = segmenter(source, vocabulary, **({"explain": True} if explain else {}))
                     result.save(target)
                     _show(result, target, console, as_table=single)
                 done += 1
@@ -189,16 +193,19 @@ def _show(result: Segmentation, target: Path, console: Console, as_table: bool) 
     if unlabelled > 0:
         table.add_row("(unlabelled)", f"{unlabelled:.1%}", "", style="dim")
     console.print(table)
+    if result.mask_scores is not None:
+        console.print(result.explain())
     console.print(f"{result.source} -> {', '.join(map(str, output_files(target)))}", markup=False)
 
 
-def _is_done(source: Path, target: Path, vocabulary: Vocabulary) -> bool:
+def _is_done(source: Path, target: Path, vocabulary: Vocabulary, explain: bool) -> bool:
     """The JSON is written last, so it tells whether the results of this input and these words are complete."""
     json_file = output_files(target)[2]
     try:
         written = json.loads(json_file.read_text(encoding="utf-8"))
         image = written.get("image") or written.get("video")
-        return Path(image).resolve() == source.resolve() and written["names"] == list(vocabulary.names)
+        same = Path(image).resolve() == source.resolve() and written["names"] == list(vocabulary.names)
+        return same and (not explain or "explanation" in written or is_video(source))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 
 from ovseg import visualize
 from ovseg.errors import OvsegError
+from ovseg.explanation import Explanation, MaskScores
 from ovseg.files import atomic_path
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Segmentation:
             a score measures depends on the model (class score times mask probability): compare, do not calibrate.
         image: (H,W,3) uint8 RGB, the picture as segmented.
         source: the file it came from, or None.
+        mask_scores: what :meth:`explain` needs, where it was asked for.
     """
 
     label_map: np.ndarray
@@ -44,6 +46,7 @@ class Segmentation:
     scores: np.ndarray
     image: np.ndarray
     source: str | None = None
+    mask_scores: MaskScores | None = None
 
     def __post_init__(self) -> None:
         if self.label_map.shape != self.image.shape[:2]:
@@ -64,6 +67,7 @@ class Segmentation:
         names: Sequence[str],
         image: np.ndarray,
         source: str | None = None,
+        mask_scores: MaskScores | None = None,
     ) -> Segmentation:
         """From a model's output: unpainted pixels, and labels beyond ``names``, become unlabelled.
 
@@ -73,6 +77,7 @@ class Segmentation:
             names: K words. Labels >= K are unlabelled: the model's own "others" when one word was asked.
             image: (H,W,3) uint8 RGB.
             source: file name.
+            mask_scores: see the class.
         """
         labels = np.where((score_map == 0) | (label_map >= len(names)), np.int32(UNLABELLED), label_map)
         labels = labels.astype(np.int32, copy=False)
@@ -82,7 +87,7 @@ class Segmentation:
             sums += np.bincount(row[shown], weights=row_scores[shown], minlength=len(names))
         counts = visualize.label_areas(labels, len(names))
         scores = (sums / np.maximum(counts, 1)).astype(np.float32)
-        return cls(labels, tuple(names), scores, image, source)
+        return cls(labels, tuple(names), scores, image, source, mask_scores)
 
     @cached_property
     def areas(self) -> np.ndarray:
@@ -121,6 +126,21 @@ class Segmentation:
     def masks(self) -> Mapping[str, np.ndarray]:
         """Word -> (H,W) bool, for the words found, the largest first."""
         return {self.names[k]: self.label_map == k for k in self.found}
+
+    def explain(self, top_k: int = 3) -> Explanation:
+        """What each classifier thought of each mask: its ``top_k`` best words with their scores; prints as a table.
+
+        Raises:
+            OvsegError: the segmenter was not asked for it.
+        """
+        if self.mask_scores is None:
+            raise OvsegError(
+                "this segmentation was made without explanations: call segmenter(image, words, explain=True), or "
+                "demo.py with --explain"
+            )
+        if top_k < 1:
+            raise OvsegError(f"top_k must be at least 1, not {top_k}")
+        return Explanation.of(self.mask_scores, *self.label_map.shape, top_k)
 
     def overlay(self, image: np.ndarray | None = None) -> np.ndarray:
         """The picture with its regions coloured and named, at full size.
@@ -170,7 +190,10 @@ class Segmentation:
         return results
 
     def to_json(self) -> dict:
-        """Everything but the pixels' colours, ready for ``json.dump``; ``segments`` is :meth:`to_coco_rle`."""
+        """Everything but the pixels' colours, ready for ``json.dump``; ``segments`` is :meth:`to_coco_rle`.
+
+        ``explanation`` is there where it was asked for: see :meth:`ovseg.explanation.Explanation.to_json`.
+        """
         height, width = self.label_map.shape
         return {
             "image": self.source,
@@ -179,6 +202,7 @@ class Segmentation:
             "names": list(self.names),
             "segments": [s | {"fraction": s["area"] / self.label_map.size} for s in self.to_coco_rle()],
             "unlabelled_fraction": float(1 - self.fractions.sum()),
+            **({} if self.mask_scores is None else {"explanation": self.explain().to_json()}),
         }
 
     def picture(self) -> np.ndarray:

@@ -19,6 +19,7 @@ from torch import nn
 from ovseg.checkpoint import load_weights
 from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
+from ovseg.explanation import MaskScores
 from ovseg.images import read_image, to_rgb
 from ovseg.segmentation import Segmentation
 from ovseg.vocabulary import Vocabulary
@@ -113,6 +114,8 @@ class Segmenter:
         self,
         image: str | Path | np.ndarray | Image.Image,
         words: Sequence[str | Sequence[str]] | Vocabulary,
+        *,
+        explain: bool = False,
     ) -> Segmentation:
         """Segment one image.
 
@@ -122,6 +125,7 @@ class Segmenter:
         Args:
             image: file; (H,W,3) uint8 RGB or (H,W) uint8 grey array; or Pillow image.
             words: K words, or sequences of synonyms, or a :class:`Vocabulary`; never changed.
+            explain: keep every mask's scores for :meth:`Segmentation.explain`.
 
         Returns:
             :class:`Segmentation` of the image's own size.
@@ -139,16 +143,17 @@ class Segmenter:
             "height": max(1, int(height * shrink)),
             "width": max(1, int(width * shrink)),
             "class_names": vocabulary.class_names,
-            "outputs": ("label_map",),
+            "outputs": ("label_map", "explanations") if explain else ("label_map",),
         }
         with _explain_memory(source or "the image"):
             result = self.model([request])[0]
             labels = result["label_map"].cpu().numpy().astype(np.int32)
             scores = result["score_map"].cpu().numpy()
+            masks = MaskScores.from_model(result["explanations"], vocabulary.names) if explain else None
         if labels.shape != (height, width):
             labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
             scores = cv2.resize(scores, (width, height), interpolation=cv2.INTER_NEAREST)
-        return Segmentation.from_maps(labels, scores, vocabulary.names, pixels, source)
+        return Segmentation.from_maps(labels, scores, vocabulary.names, pixels, source, masks)
 
     @torch.inference_mode()
     def propose(self, image: str | Path | np.ndarray | Image.Image) -> torch.Tensor:

@@ -1,0 +1,138 @@
+"""Why a picture was segmented as it was: what each classifier thought of each mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDTH = 100  # of a printed table, characters
+
+
+@dataclass(frozen=True, eq=False)
+class MaskScores:
+    """The scores of n masks for K words, from the model.
+
+    Attributes:
+        names: K words; the model's own "others" may be the last.
+        own: (n,K) float32, the proposal network's; what a row lacks to 1 is "no object".
+        clip: (n,K) float32; NaN where CLIP was not asked.
+        fused: (n,K) float32, what is painted; not normalised.
+        fractions: (n,) float32, of the picture's area.
+        boxes: (n,4) float32, x0, y0, x1, y1 in parts of the picture's width and height.
+    """
+
+    names: tuple[str, ...]
+    own: np.ndarray
+    clip: np.ndarray
+    fused: np.ndarray
+    fractions: np.ndarray
+    boxes: np.ndarray
+
+    @classmethod
+    def from_model(cls, tensors: Mapping[str, Any], names: Sequence[str]) -> MaskScores:
+        """From a model's ``explanations`` (:func:`ovseg.meta_arch.naming.explain`) for the words ``names``."""
+        arrays = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
+        extra = arrays["fused"].shape[1] - len(names)
+        return cls((*names, *["others"] * extra), **arrays)
+
+
+@dataclass(frozen=True)
+class WordScores:
+    """One word for one mask, by the proposal network, by CLIP (None: not asked) and by both together."""
+
+    word: str
+    own: float
+    clip: float | None
+    fused: float
+
+
+@dataclass(frozen=True)
+class MaskExplanation:
+    """One mask.
+
+    Attributes:
+        area: pixels; masks are found at the size that the model sees, so this is exact to its pixels only.
+        box: x0, y0, x1, y1 in pixels, ends exclusive.
+        no_object: the proposal network's probability that the mask is nothing.
+        words: the best ones, by their fused scores.
+    """
+
+    area: int
+    box: tuple[int, int, int, int]
+    no_object: float
+    words: tuple[WordScores, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The masks of one picture, the largest first; prints as a table."""
+
+    masks: tuple[MaskExplanation, ...]
+
+    @classmethod
+    def of(cls, scores: MaskScores, height: int, width: int, top_k: int) -> Explanation:
+        """The ``top_k`` best words of every mask, for a picture of ``height`` x ``width`` pixels."""
+        masks = []
+        for n in np.argsort(-scores.fractions, kind="stable"):
+            best = np.argsort(-scores.fused[n], kind="stable")[:top_k]
+            words = tuple(
+                WordScores(
+                    scores.names[k],
+                    float(scores.own[n, k]),
+                    None if math.isnan(scores.clip[n, k]) else float(scores.clip[n, k]),
+                    float(scores.fused[n, k]),
+                )
+                for k in best
+            )
+            x0, y0, x1, y1 = (int(value) for value in np.rint(scores.boxes[n] * (width, height, width, height)))
+            area = int(np.rint(scores.fractions[n] * height * width))
+            masks.append(MaskExplanation(area, (x0, y0, x1, y1), float(max(0, 1 - scores.own[n].sum())), words))
+        return cls(tuple(masks))
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __iter__(self) -> Iterator[MaskExplanation]:
+        return iter(self.masks)
+
+    def __getitem__(self, index: int) -> MaskExplanation:
+        return self.masks[index]
+
+    def __rich__(self) -> Table:
+        table = Table("mask", "area", "box", "word", "own", "CLIP", "fused")
+        for column in table.columns[4:]:
+            column.justify = "right"
+        for number, mask in enumerate(self.masks):
+            for rank, word in enumerate(mask.words):
+                place = (str(number), str(mask.area), ",".join(map(str, mask.box))) if rank == 0 else ("", "", "")
+                clip = "-" if word.clip is None else f"{word.clip:.3f}"
+                last = rank == len(mask.words) - 1
+                table.add_row(*place, Text(word.word), f"{word.own:.3f}", clip, f"{word.fused:.3f}", end_section=last)
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=WIDTH)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Ready for ``json.dump``, a dict for each mask: ``area``, ``box`` [x0,y0,x1,y1], ``no_object``, ``words``."""
+        return [
+            {
+                "area": mask.area,
+                "box": list(mask.box),
+                "no_object": mask.no_object,
+                "words": [
+                    {"word": word.word, "own": word.own, "clip": word.clip, "fused": word.fused} for word in mask.words
+                ],
+            }
+            for mask in self.masks
+        ]
