@@ -168,7 +168,8 @@ def test_what_does_not_go_together(data_folder):
 
 def test_the_real_model_under_both_oracles(data_folder, tmp_path):
     config, weights = make_tiny_model(tmp_path)
-    cfg = load_cfg(config, ["DATASETS.TEST", (standin.NAME,), "DATALOADER.NUM_WORKERS", 0])
+    opts = ["DATASETS.TEST", (standin.NAME,), "DATALOADER.NUM_WORKERS", 0]
+    cfg = load_cfg(config, [*opts, "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES", "predefined"])
     model = build_model(cfg)
     load_weights(model, weights)
     scores = {}

@@ -1,0 +1,196 @@
+"""Evaluating a grid of MASK_THR x CLIP_ENSEMBLE_WEIGHT at the cost of little more than one evaluation per threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation import inference_context
+from torch import nn
+from torch.utils.data import BatchSampler
+
+from ovseg.data.loader import SampleLoader, build_test_loader
+from ovseg.errors import OvsegError
+from ovseg.evaluation.confusion import confusion_matrix, scores_from_confusion
+from ovseg.evaluation.ground_truth import GroundTruth
+
+THRESHOLD, WEIGHT = "MODEL.CLIP_ADAPTER.MASK_THR", "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
+_REPORTED = ("val", "validation", "test", "minival")  # parts of a name that tell a split whose results are published
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Scores at every setting.
+
+    Attributes:
+        dataset: the split that was searched on.
+        num_images: how many of its images.
+        thresholds: MASK_THR values, (T,).
+        weights: CLIP_ENSEMBLE_WEIGHT values, (W,).
+        scores: ``scores[t][w]`` is what an evaluation at that setting gives, by name, in percent.
+    """
+
+    dataset: str
+    num_images: int
+    thresholds: tuple[float, ...]
+    weights: tuple[float, ...]
+    scores: tuple[tuple[dict[str, float], ...], ...]
+
+    def values(self, score: str = "mIoU") -> np.ndarray:
+        """(T, W) float64 of one score."""
+        return np.array([[cell[score] for cell in row] for row in self.scores])
+
+    @property
+    def best(self) -> tuple[float, float]:
+        """Threshold and weight of the highest mIoU; of equals the first."""
+        row, column = np.unravel_index(np.nanargmax(self.values()), (len(self.thresholds), len(self.weights)))
+        return self.thresholds[row], self.weights[column]
+
+    @property
+    def best_opts(self) -> str:
+        """The best setting as options to paste."""
+        threshold, weight = self.best
+        return f"{THRESHOLD} {threshold} {WEIGHT} {weight}"
+
+    @property
+    def is_reported_split(self) -> bool:
+        """Whether results on this split are usually published, so that choosing settings on it is not fair."""
+        return any(part in _REPORTED for part in self.dataset.lower().replace("-", "_").split("_"))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each setting: data set, images, both keys, mean IoUs and pixel accuracy."""
+        return [
+            {
+                "tuned_on": self.dataset,
+                "images": self.num_images,
+                "MASK_THR": threshold,
+                "CLIP_ENSEMBLE_WEIGHT": weight,
+                **{
+                    name: round(value, 4)
+                    for name, value in cell.items()
+                    if name.startswith(("mIoU", "hIoU")) or name == "pACC"
+                },
+            }
+            for threshold, line in zip(self.thresholds, self.scores, strict=True)
+            for weight, cell in zip(self.weights, line, strict=True)
+        ]
+
+
+@torch.no_grad()
+def search(
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset_name: str,
+    thresholds: Sequence[float],
+    weights: Sequence[float],
+    *,
+    limit: int | None = None,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> Grid:
+    """Evaluate every setting of the grid, image by image.
+
+    The proposal network sees each image once, CLIP once for each threshold; a weight costs the painting alone. The
+    scores are those of :func:`ovseg.evaluation.runner.evaluate_dataset` at each setting.
+
+    Args:
+        model: has ``propose``, ``ask_clip``, ``paint`` and ``clip_adapter.mask_threshold``, as OVSeg; unchanged after.
+        thresholds: in [0, 1).
+        weights: at most 1; not positive means CLIP alone.
+        limit: use so many images, evenly spread over the split; None for all.
+        on_image: told (images done, images in all).
+
+    Raises:
+        OvsegError: a value out of range, options that do not go together, or unusable data.
+    """
+    _check(cfg, model, thresholds, weights, limit)
+    truth = GroundTruth(dataset_name)
+    num_classes = len(truth.class_names)
+    loader = _spread(build_test_loader(cfg, dataset_name, outputs=("label_map",)), limit, cfg.DATALOADER.NUM_WORKERS)
+    counts = np.zeros((len(thresholds), len(weights), num_classes + 1, num_classes + 1), dtype=np.int64)
+    configured, done, total = model.clip_adapter.mask_threshold, 0, len(loader.batch_sampler.sampler)
+    try:
+        with inference_context(model):
+            for inputs in loader:
+                for sample, found in zip(inputs, model.propose(inputs), strict=True):
+                    labels, label_file = truth.labels(sample)
+                    for row, threshold in enumerate(thresholds):
+                        model.clip_adapter.mask_threshold = threshold
+                        clip = model.ask_clip(found)
+                        for column, weight in enumerate(weights):
+                            size = (sample["height"], sample["width"])
+                            painted = model.paint(found, clip, weight, size, ("label_map",))["label_map"]
+                            counts[row, column] += confusion_matrix(
+                                painted.cpu().numpy(),
+                                labels,
+                                num_classes,
+                                truth.ignore_label,
+                                pred_source=str(sample["file_name"]),
+                                gt_source=label_file,
+                            )
+                    done += 1
+                    on_image(done, total)
+    finally:
+        model.clip_adapter.mask_threshold = configured
+    scores = tuple(
+        tuple(scores_from_confusion(c, truth.class_names, truth.evaluation_set, cfg.TEST.MIOU_CONVENTION) for c in row)
+        for row in counts
+    )
+    return Grid(dataset_name, total, tuple(thresholds), tuple(weights), scores)
+
+
+def draw_heat_map(grid: Grid, path: str | Path) -> None:
+    """Write a picture of the mIoU at every setting, the best one framed; the title names the split."""
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+    from matplotlib.patches import Rectangle
+
+    values = grid.values()
+    figure = Figure(figsize=(2.5 + 0.75 * len(grid.weights), 2 + 0.5 * len(grid.thresholds)), layout="constrained")
+    axes = figure.add_subplot()
+    shown = axes.imshow(values, cmap="viridis", aspect="auto")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if value < middle else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+    row, column = grid.thresholds.index(grid.best[0]), grid.weights.index(grid.best[1])
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=2))
+    axes.set_xticks(range(len(grid.weights)), [f"{weight:g}" for weight in grid.weights])
+    axes.set_yticks(range(len(grid.thresholds)), [f"{threshold:g}" for threshold in grid.thresholds])
+    axes.set_xlabel("CLIP_ENSEMBLE_WEIGHT")
+    axes.set_ylabel("MASK_THR")
+    axes.set_title(f"mIoU %, tuned on {grid.dataset} ({grid.num_images} images)", fontsize=9)
+    figure.colorbar(shown)
+    figure.savefig(path, dpi=120)
+
+
+def _check(cfg: CfgNode, model: nn.Module, thresholds, weights, limit: int | None) -> None:
+    for name, values, low, high in (("thresholds", thresholds, 0, 1), ("weights", weights, -1, 1)):
+        if not values or any(not low <= value <= high for value in values):
+            raise OvsegError(f"--{name} must be numbers from {low} to {high}, not {list(values)}")
+        if len(set(values)) < len(values):
+            raise OvsegError(f"--{name} holds a value twice: {list(values)}")
+    if limit is not None and limit < 1:
+        raise OvsegError(f"--limit must be at least 1, not {limit}")
+    if not all(hasattr(model, part) for part in ("propose", "ask_clip", "paint")):
+        raise OvsegError(f"{type(model).__name__} has no proposals and CLIP weight to search over")
+    if not cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE:
+        raise OvsegError("MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE is False: neither key would have an effect; set it to True")
+    test = cfg.TEST
+    if test.AUG.ENABLED or test.SLIDING_WINDOW or test.DENSE_CRF or test.ORACLE != "none":
+        raise OvsegError(
+            "the search evaluates plain views: set TEST.AUG.ENABLED, TEST.SLIDING_WINDOW and TEST.DENSE_CRF to False, "
+            "and TEST.ORACLE to none"
+        )
+
+
+def _spread(loader: SampleLoader, limit: int | None, num_workers: int) -> SampleLoader:
+    """The same loader over ``limit`` images, from the first to the last."""
+    size = len(loader.dataset)
+    if limit is None or limit >= size:
+        return loader
+    indices = np.linspace(0, size - 1, limit).round().astype(int).tolist()
+    return SampleLoader(loader.dataset, BatchSampler(indices, 1, drop_last=False), num_workers)
