@@ -25,7 +25,8 @@ from pathlib import Path
 import torch
 
 from ovseg.adaptation.masks import MASK_KINDS
-from ovseg.adaptation.mining_run import MiningOptions, run
+from ovseg.adaptation.mining_options import MiningOptions
+from ovseg.adaptation.mining_run import run
 from ovseg.engine.launch import World, launch
 from ovseg.errors import user_errors
 from ovseg.vocabulary.captions import FORMS

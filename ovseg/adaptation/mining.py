@@ -142,8 +142,6 @@ def mine_shards(
                     try:
                         found = mine(work.images[index])
                     except OvsegError as error:
-                        if "not enough memory" in str(error):
-                            raise
                         found = []
                         bad.append(f"{work.images[index].path}: {error}")
                     for count, pair in enumerate(found):

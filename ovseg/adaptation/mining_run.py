@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,72 +18,35 @@ from ovseg.adaptation.mining import (
     Work,
     claim,
     default_shard_size,
-    file_fingerprint,
-    fingerprint,
     mine_shards,
     wait_for_all,
+)
+from ovseg.adaptation.mining_options import (
+    GROUND_TRUTH,
+    TOY,
+    MiningOptions,
+    check_options,
+    names_of,
+    settings_of,
+    words_of,
 )
 from ovseg.adaptation.mining_report import SHEET, print_summary, summarise, write_contact_sheet
 from ovseg.adaptation.pair_list import LIST, write_crops, write_list
 from ovseg.adaptation.pairs import SUMMARY
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.clip.model import ClipSource, find_clip
-from ovseg.config import load_cfg
 from ovseg.data.captions import ALLOWED_BAD, CaptionedImage, CaptionedImages, check_bad, read_captions
-from ovseg.data.toy import BASE_CLASSES, CLASS_NAMES, render_split
+from ovseg.data.toy import CLASS_NAMES, render_split
 from ovseg.errors import OvsegError
 from ovseg.evaluation.report import write_json
 from ovseg.files import atomic_path, cache_dir
 from ovseg.inputs import find_inputs
 from ovseg.segmenter import Segmenter
 from ovseg.state_dicts import bare_clip_names, read_state_dict
-from ovseg.vocabulary import Vocabulary, get_templates, label_set_names
+from ovseg.vocabulary import get_templates
 from ovseg.vocabulary.captions import get_extractor
 
-TOY = "toy:"
-GROUND_TRUTH = "ground-truth"
-CROPS = "crops"
-TOY_WORDS = {"toy": CLASS_NAMES, "toy_base": BASE_CLASSES}
-
-
-@dataclass(frozen=True)
-class MiningOptions:
-    """The options of ``tools/mine_mask_text_pairs.py``, which says what each means."""
-
-    data: str
-    output: Path
-    image_root: Path | None = None
-    image_column: str | None = None
-    caption_column: str | None = None
-    delimiter: str | None = None
-    max_images: int | None = None
-    config_file: str | None = None
-    weights: str | None = None
-    opts: Sequence[str] = ()
-    masks: str | None = None
-    masks_are: str | None = None
-    label_names: str | None = None
-    ignore_label: int = 255
-    architecture: str | None = None
-    clip: str | None = None
-    templates: str = "vild"
-    captions: str = "one"
-    names_from: str = "captions"
-    nouns: str = "noun"
-    tagger: str = "textblob"
-    vocabulary: str | None = None
-    min_score: float | None = None
-    min_area: float = 0.0005
-    max_size: int = 1024
-    shard_size: int | None = None
-    seen: str | None = None
-    write_list: bool = False
-    allow_bad: bool = False
-    device: str | None = None
-
-
-# options that pairs do not depend on, or that are told by the contents of their files
-_NOT_SETTINGS = {"output", "write_list", "allow_bad", "device", "image_root", "config_file", "weights", "opts", "clip"}
+CROPS = "crops"  # folder of the original list's pictures
 
 
 def run(options: MiningOptions) -> None:
@@ -95,9 +56,9 @@ def run(options: MiningOptions) -> None:
         OvsegError: as the command line shows them.
     """
     main = comm.is_main_process()
-    _check(options)
+    check_options(options)
     found, records = _read_data(options)
-    seen = frozenset(word.lower() for word in _words(options.seen)) if options.seen else None
+    seen = frozenset(word.lower() for word in words_of(options.seen)) if options.seen else None
     size = options.shard_size or default_shard_size(len(found.images))
     work = Work(found.images, size, options.output)
     if main and found.bad:
@@ -105,10 +66,10 @@ def run(options: MiningOptions) -> None:
     check_bad(len(found.bad), found.entries, "captions", options.output / "bad_captions.txt", options.allow_bad)
     with ExitStack() as stack:
         if main:
-            stack.enter_context(claim(options.output, _settings(options, found, seen, size)))
+            stack.enter_context(claim(options.output, settings_of(options, found, seen, size)))
         # only the main process looks, for all must divide the same list
         missing, complete = comm.all_gather((work.missing(), (options.output / SUMMARY).is_file()))[0]
-        if main and complete:
+        if main and complete and not missing:
             Console(stderr=True, soft_wrap=True).print(f"{options.output} is complete already", markup=False)
         if missing:
             if main:
@@ -120,28 +81,6 @@ def run(options: MiningOptions) -> None:
                 write_crops(shard, options.output / CROPS)
         if main:
             _finish(options, work, found, seen is not None)
-
-
-def _check(options: MiningOptions) -> None:
-    if options.masks is None and not options.config_file:
-        raise OvsegError("name where masks come from: --config-file CONFIG --weights FILE, or --masks")
-    if options.masks is not None and options.config_file:
-        raise OvsegError("give either --masks or a segmenter (--config-file), not both")
-    if options.masks == GROUND_TRUTH and not options.data.startswith(TOY):
-        raise OvsegError(f"--masks {GROUND_TRUTH} is for --data toy:...; for other data give the folder of the masks")
-    if bool(options.architecture) != bool(options.clip):
-        raise OvsegError("--architecture and --clip belong together: give both or none")
-    if options.clip == "none":
-        raise OvsegError("--clip none: a CLIP of random weights would pair nouns and masks at random; name its weights")
-    named = options.masks == GROUND_TRUTH or bool(options.label_names)
-    if options.names_from == "labels" and not named:
-        raise OvsegError("--names-from labels needs masks with names: --label-names, or ground truth of the toy world")
-    if options.names_from == "captions" and not options.clip and not options.config_file:
-        raise OvsegError("name the CLIP that assigns nouns to masks: --architecture and --clip")
-    if options.shard_size is not None and options.shard_size < 1:
-        raise OvsegError("--shard-size must be at least 1")
-    if options.max_size < 16:
-        raise OvsegError("--max-size must be at least 16 pixels")
 
 
 def _read_data(options: MiningOptions) -> tuple[CaptionedImages, dict[str, dict[str, Any]]]:
@@ -170,48 +109,6 @@ def _read_data(options: MiningOptions) -> tuple[CaptionedImages, dict[str, dict[
     return found, records
 
 
-def _words(name: str) -> tuple[str, ...]:
-    """Words of "toy", "toy_base", a label set, or a file; synonyms too."""
-    if name in TOY_WORDS:
-        return TOY_WORDS[name]
-    vocabulary = Vocabulary.from_label_set(name) if name in label_set_names() else Vocabulary.from_file(name)
-    return tuple(dict.fromkeys(text for texts in vocabulary.synonyms for text in texts))
-
-
-def _names(name: str) -> tuple[str, ...]:
-    """One name for each value of a label map."""
-    if name in TOY_WORDS:
-        return TOY_WORDS[name]
-    return (Vocabulary.from_label_set(name) if name in label_set_names() else Vocabulary.from_file(name)).names
-
-
-def _settings(options: MiningOptions, found: CaptionedImages, seen: frozenset[str] | None, size: int) -> dict[str, Any]:
-    """What the pairs depend on; weights and words by their contents, so that a changed file is noticed."""
-    settings: dict[str, Any] = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(options).items()
-        if name not in _NOT_SETTINGS
-    }
-    settings |= {"shard_size": size, "images": len(found.images), "captions_sha256": fingerprint(found.images)}
-    if options.clip:
-        settings["clip"] = file_fingerprint(Path(options.clip)) if Path(options.clip).is_file() else options.clip
-    for name in ("vocabulary", "label_names"):
-        if value := getattr(options, name):
-            settings[name] = hashlib.sha256("\n".join(_words(value)).encode()).hexdigest()
-    settings["seen"] = None if seen is None else hashlib.sha256("\n".join(sorted(seen)).encode()).hexdigest()
-    if options.config_file:
-        cfg = load_cfg(options.config_file, options.opts)
-        for name, path in (("weights", options.weights or cfg.MODEL.WEIGHTS), ("clip_weights", _clip_file(cfg))):
-            settings[name] = file_fingerprint(Path(path)) if path and Path(path).is_file() else path
-        cfg.MODEL.WEIGHTS = ""
-        settings["config"] = hashlib.sha256(cfg.dump().encode()).hexdigest()
-    return settings
-
-
-def _clip_file(cfg) -> str:
-    return cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS
-
-
 def _mine(
     options: MiningOptions, work: Work, missing: Sequence[int], records: dict[str, Any], seen: frozenset[str] | None
 ) -> None:
@@ -230,7 +127,7 @@ def _mine(
         masks = ToyMasks(records, CLASS_NAMES)
     else:
         root = options.image_root or Path(options.data)
-        names = _names(options.label_names) if options.label_names else ()
+        names = names_of(options.label_names) if options.label_names else ()
         masks = folder_masks(
             Path(options.masks), options.masks_are, root if root.is_dir() else root.parent, names, options.ignore_label
         )
@@ -239,7 +136,7 @@ def _mine(
         clip = _build_clip(options, masks.threshold).to(device)
     elif segmenter is not None:
         clip = segmenter.model.clip_adapter
-    known = _words(options.vocabulary) if options.vocabulary else ()
+    known = words_of(options.vocabulary) if options.vocabulary else ()
     miner = Miner(
         masks=masks,
         extractor=None if by_labels else get_extractor(options.tagger, options.nouns, known),
@@ -293,7 +190,8 @@ def _finish(options: MiningOptions, work: Work, found: CaptionedImages, seen_kno
         for shard in shards:  # helps where other processes are slower
             write_crops(shard, output / CROPS)
         write_list(shards, output / LIST, output / CROPS)
-    summary = summarise(shards, len(work.images), found.entries, len(found.bad) + len(bad), seen_known)
+    summary = {"data": options.data}
+    summary |= summarise(shards, len(work.images), found.entries, len(found.bad) + len(bad), seen_known)
     write_contact_sheet(shards, output / SHEET)
     write_json(output / SUMMARY, summary)
     print_summary(summary, output)
