@@ -16,6 +16,13 @@ except ImportError:  # Windows: two runs at the same time are not noticed there
     fcntl = None
 
 
+def _usual_mode() -> int:
+    """Permissions that a new file gets by the user's umask, which can only be read by setting it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it to ``path`` when the block ends well.
@@ -31,6 +38,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        temporary.chmod(_usual_mode())  # some libraries write for the owner's eyes only
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

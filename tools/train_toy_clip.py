@@ -1,7 +1,11 @@
 """Train the tiny CLIP of the toy world on scenes and their captions, and save ``weights/toy/clip.safetensors``.
 
-    python tools/train_toy_clip.py            # reproduces the shipped file
-    python tools/train_toy_clip.py --resume   # goes on where a killed run stopped
+    python tools/train_toy_clip.py            # words and pictures, from scratch
+    python tools/train_toy_clip.py --init weights/toy/clip.safetensors --lock-text --margin 1.1 1.45 --close-ups 4
+    ... --resume                              # goes on where a killed run stopped
+
+The two commands reproduce the shipped file. The second one teaches the image tower more about shapes, with closer
+close-ups and the text tower locked (as LiT does, Zhai et al. 2022).
 
 Pictures are whole scenes and, as on the web, close-ups: windows around a thing, nothing masked, with captions of
 what the window shows. The loss is CLIP's symmetric cross entropy over the pairs of a batch (Radford et al. 2021,
@@ -33,16 +37,17 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovseg.checkpoint import save_safetensors
 from ovseg.data.toy import CLASS_NAMES, COLOURS, SHAPES, STUFF, Scene, Thing, generator_version, make_scene
 from ovseg.data.toy.captions import describe, tells_sides
 from ovseg.data.toy.catalog import SPLITS
 from ovseg.data.toy.scene import size_word
 from ovseg.errors import OvsegError, user_errors
 from ovseg.files import atomic_path, cache_dir
+from ovseg.state_dicts import read_state_dict
 from ovseg.vocabulary.templates import get_templates
 
 logger = logging.getLogger("train_toy_clip")
@@ -58,10 +63,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--architecture", type=Path, default=Path("configs/toy/clip.json"), help="open_clip JSON")
     parser.add_argument("--output", type=Path, default=Path("weights/toy/clip.safetensors"))
     parser.add_argument("--work-dir", type=Path, default=Path("output/toy_clip"), help="checkpoint and log.json")
+    parser.add_argument("--init", type=Path, help="start from these weights (.safetensors) instead of from scratch")
+    parser.add_argument("--lock-text", action="store_true", help="train the image tower alone")
     parser.add_argument("--scenes", type=int, default=3000, help="the train split and, above it, unlabelled scenes")
-    parser.add_argument("--close-ups", type=int, default=2, help="windows around single things, for each scene")
+    parser.add_argument("--close-ups", type=int, default=3, help="windows around single things, for each scene")
+    parser.add_argument(
+        "--margin", type=float, nargs=2, default=(1.15, 1.8), help="half the side of a close-up, in radii of the thing"
+    )
     parser.add_argument("--captions", type=int, default=6, help="captions written for each picture")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
@@ -72,10 +82,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def close_up(scene: Scene, index: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Thing], list[str]]:
+def close_up(
+    scene: Scene, index: int, margin: tuple[float, float], rng: np.random.Generator
+) -> tuple[np.ndarray, list[Thing], list[str]]:
     """A window around one thing, with nothing masked: its pixels, and the things and grounds that it shows."""
     thing, (height, width) = scene.things[index], scene.labels.shape
-    half = rng.uniform(1.15, 1.8) * thing.radius
+    half = rng.uniform(*margin) * thing.radius
     x, y = np.array(thing.centre) + rng.uniform(-0.25, 0.25, 2) * thing.radius
     window = (
         slice(int(max(0, y - half)), int(min(height, y + half))),
@@ -92,30 +104,36 @@ def close_up(scene: Scene, index: int, rng: np.random.Generator) -> tuple[np.nda
     return scene.image[window], things, stuff
 
 
-def views(seed: int, num_close_ups: int, num_captions: int) -> list[tuple[np.ndarray, tuple[str, ...]]]:
+def views(
+    seed: int, num_close_ups: int, margin: tuple[float, float], num_captions: int
+) -> list[tuple[np.ndarray, tuple[str, ...]]]:
     """A whole scene and close-ups of it, each with its captions."""
     scene, rng = make_scene(seed, num_captions), np.random.default_rng([seed, 2])
     pictures = [(scene.image, scene.captions)]
     for index in rng.permutation(len(scene.things))[:num_close_ups]:
-        image, things, stuff = close_up(scene, int(index), rng)
+        image, things, stuff = close_up(scene, int(index), margin, rng)
         if stuff:
             pictures.append((image, describe(rng, things, stuff, num_captions)))
     side = (_STORED_SIDE, _STORED_SIDE)
     return [(cv2.resize(image, side, interpolation=cv2.INTER_AREA), texts) for image, texts in pictures]
 
 
-def load_views(first: int, num_scenes: int, num_close_ups: int, num_captions: int) -> tuple[Tensor, list[list[str]]]:
+def load_views(
+    first: int, num_scenes: int, num_close_ups: int, margin: tuple[float, float], num_captions: int
+) -> tuple[Tensor, list[list[str]]]:
     """Views of the scenes of seeds ``first`` and up, kept in the user's cache.
 
     Returns:
         Pictures (N, 3, S, S) uint8 and the captions of each.
     """
-    name = f"clip_{first}_{num_scenes}_{num_close_ups}_{num_captions}.npz"
+    name = f"clip_{first}_{num_scenes}_{num_close_ups}_{margin[0]}_{margin[1]}_{num_captions}.npz"
     path = cache_dir() / "toy" / generator_version() / name
     if not path.is_file():
         seeds = range(first, first + num_scenes)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            drawing = pool.map(partial(views, num_close_ups=num_close_ups, num_captions=num_captions), seeds)
+            drawing = pool.map(
+                partial(views, num_close_ups=num_close_ups, margin=margin, num_captions=num_captions), seeds
+            )
             drawn = [view for scene in track(drawing, "drawing", total=num_scenes, transient=True) for view in scene]
         images, captions = zip(*drawn, strict=True)
         with atomic_path(path) as temporary:
@@ -132,15 +150,13 @@ def normalise(images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def augment(images: Tensor, side: int, turn: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """Light crops, and mirroring and quarter turns where the caption allows: (B, 3, S, S) to (B, 3, side, side)."""
+def augment(images: Tensor, side: int, mirror: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """Light crops, and mirroring where the caption allows: (B, 3, S, S) to (B, 3, side, side)."""
     count = len(images)
-    scale = rng.uniform(0.84, 1.0, (count, 1, 1))
-    quarter = rng.integers(0, 4, count) * turn
-    cosine, sine = np.round(np.cos(quarter * np.pi / 2)), np.round(np.sin(quarter * np.pi / 2))
-    mirror = np.where(turn & (rng.random(count) < 0.5), -1.0, 1.0)
-    linear = np.stack([np.stack([cosine * mirror, -sine], 1), np.stack([sine * mirror, cosine], 1)], 1) * scale
-    shift = rng.uniform(-1, 1, (count, 2, 1)) * (1 - scale)
+    scale = rng.uniform(0.84, 1.0, (count, 1))
+    flip = np.where(mirror & (rng.random(count) < 0.5), -1.0, 1.0)[:, None]
+    shift, zero = rng.uniform(-1, 1, (count, 2, 1)) * (1 - scale[:, None]), np.zeros_like(scale)
+    linear = np.stack([np.hstack([scale * flip, zero]), np.hstack([zero, scale])], axis=1)
     theta = torch.from_numpy(np.concatenate([linear, shift], axis=2)).float()
     grid = F.affine_grid(theta, [count, 3, side, side], align_corners=False)
     gain = torch.from_numpy(rng.uniform(0.9, 1.1, (count, 1, 1, 1))).float()
@@ -174,10 +190,10 @@ class PairSampler:
         rows = order[step % per_epoch * size :][:size]
         rng = np.random.default_rng([seed, 1, step])
         which = rng.integers(0, self.tokens.shape[1], size)
-        turn = np.array([not tells_sides(self.captions[row][k]) for row, k in zip(rows, which, strict=True)])
+        mirror = np.array([not tells_sides(self.captions[row][k]) for row, k in zip(rows, which, strict=True)])
         words, templates, _ = self.prompts.shape
         prompts = self.prompts[torch.arange(words), rng.integers(0, templates, (2, words))]
-        return augment(self.images[rows], self.side, turn, rng), self.tokens[rows, which], prompts, self.named[rows]
+        return augment(self.images[rows], self.side, mirror, rng), self.tokens[rows, which], prompts, self.named[rows]
 
 
 def contrastive_loss(model: CLIP, images: Tensor, captions: Tensor, prompts: Tensor, named: Tensor) -> Tensor:
@@ -213,8 +229,8 @@ def encode_words(model: CLIP, tokenizer: SimpleTokenizer, words: tuple[str, ...]
     return F.normalize(features.mean(dim=1), dim=-1)
 
 
-def masked_crops(seeds: range, side: int) -> tuple[Tensor, Tensor]:
-    """Every thing of some scenes, cut out by its mask on CLIP's mean colour: (M, 3, side, side) and class (M,)."""
+def thing_crops(seeds: range, side: int, masked: bool) -> tuple[Tensor, Tensor]:
+    """The box of every thing of some scenes, on CLIP's mean colour if masked: (M, 3, side, side) and class (M,)."""
     mean = np.array(OPENAI_DATASET_MEAN) * 255
     crops, classes = [], []
     for scene in map(make_scene, seeds):
@@ -222,7 +238,8 @@ def masked_crops(seeds: range, side: int) -> tuple[Tensor, Tensor]:
             mask = scene.instances == index
             x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
             window = (slice(y, y + height), slice(x, x + width))
-            crop = np.where(mask[window][..., None], scene.image[window], mean).astype(np.float32)
+            shown = mask[window][..., None] if masked else True
+            crop = np.where(shown, scene.image[window], mean).astype(np.float32)
             crops.append(cv2.resize(crop, (side, side), interpolation=cv2.INTER_CUBIC))
             classes.append(CLASS_NAMES.index(thing.name))
     return normalise(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)), torch.tensor(classes)
@@ -230,11 +247,11 @@ def masked_crops(seeds: range, side: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def evaluate(model: CLIP, tokenizer: SimpleTokenizer, side: int) -> dict[str, float]:
-    """What the model can do without any mask: retrieval, words of a scene, and names of masked crops."""
+    """What the model can do without any mask: retrieval, words of a scene, and names of crops."""
     model.eval()
     first, count = SPLITS["val"]
     seeds = range(first, first + count)
-    images, captions = load_views(first, count, 0, 2)
+    images, captions = load_views(first, count, 0, (1.0, 1.0), 2)
     small = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
     image_features = model.encode_image(normalise(small), normalize=True)
     text_features = model.encode_text(tokenizer([row[0] for row in captions]), normalize=True)
@@ -247,27 +264,31 @@ def evaluate(model: CLIP, tokenizer: SimpleTokenizer, side: int) -> dict[str, fl
         present[row, torch.from_numpy(np.unique(scene.labels)).long()] = True
     hits = present.gather(1, ranked).float()
     precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
-    crops, classes = masked_crops(seeds, side)
-    crop_scores = model.encode_image(crops, normalize=True) @ words.T
-    named = crop_scores.argmax(dim=1)
-    first_words, last_words = (np.array([name.split()[end] for name in CLASS_NAMES]) for end in (0, -1))
-    model.train()
     result = {
         "image_to_text_recall_at_1": (similarity.argmax(1) == target).float().mean(),
         "text_to_image_recall_at_1": (similarity.argmax(0) == target).float().mean(),
         "scene_words_mean_average_precision": ((precision * hits).sum(1) / hits.sum(1)).mean(),
-        "masked_crop_top1": (named == classes).float().mean(),
-        "masked_crop_top5": (crop_scores.topk(5).indices == classes[:, None]).any(1).float().mean(),
-        "masked_crop_colour": (first_words[named] == first_words[classes]).mean(),
-        "masked_crop_shape": (last_words[named] == last_words[classes]).mean(),
     }
+    first_words, last_words = (np.array([name.split()[end] for name in CLASS_NAMES]) for end in (0, -1))
+    for kind in ("masked", "unmasked"):
+        crops, classes = thing_crops(seeds, side, masked=kind == "masked")
+        scores = model.encode_image(crops, normalize=True) @ words.T
+        named = scores.argmax(dim=1)
+        result |= {
+            f"{kind}_crop_top1": (named == classes).float().mean(),
+            f"{kind}_crop_top5": (scores.topk(5).indices == classes[:, None]).any(1).float().mean(),
+            f"{kind}_crop_colour": (first_words[named] == first_words[classes]).mean(),
+            f"{kind}_crop_shape": (last_words[named] == last_words[classes]).mean(),
+        }
+    model.train()
     return {key: round(float(value), 4) for key, value in result.items()}
 
 
 def build_optimizer(model: CLIP, lr: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW that decays matrices only, as CLIP's paper does."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim < 2 or "embedding" in name]
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in trained if p.ndim >= 2 and "embedding" not in name]
+    others = [p for name, p in trained if p.ndim < 2 or "embedding" in name]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-6)
 
@@ -286,6 +307,11 @@ def train(args: argparse.Namespace) -> tuple[CLIP, dict[str, Any]]:
     model = CLIP(**architecture)
     side = architecture["vision_cfg"]["image_size"]
     tokenizer = SimpleTokenizer(context_length=architecture["text_cfg"]["context_length"])
+    if args.init:
+        model.load_state_dict(read_state_dict(args.init))
+    if args.lock_text:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name == "logit_scale" or name.startswith("visual."))
     optimizer = build_optimizer(model, args.lr, args.weight_decay)
     settings = {key: str(value) for key, value in sorted(vars(args).items()) if key != "resume"}
     log: dict[str, Any] = {"settings": settings, "architecture": architecture, "steps": [], "seconds": 0.0}
@@ -300,7 +326,9 @@ def train(args: argparse.Namespace) -> tuple[CLIP, dict[str, Any]]:
         log, step = json.loads(state["log"]), state["step"]
         logger.info("resumed at step %d", step)
 
-    sampler = PairSampler(*load_views(0, args.scenes, args.close_ups, args.captions), tokenizer, side)
+    sampler = PairSampler(
+        *load_views(0, args.scenes, args.close_ups, tuple(args.margin), args.captions), tokenizer, side
+    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=args.steps, completed=step)
@@ -337,8 +365,7 @@ def main() -> None:
         raise OvsegError("--scenes must be at least --batch-size, and --captions at least 1")
     model, log = train(args)
     half = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    with atomic_path(args.output) as path:
-        save_file(half, path)
+    save_safetensors(half, args.output)
     model.load_state_dict(half)  # judge what is shipped
     tokenizer = SimpleTokenizer(context_length=log["architecture"]["text_cfg"]["context_length"])
     log["evaluation"] = evaluate(model, tokenizer, log["architecture"]["vision_cfg"]["image_size"])

@@ -1,1 +1,1 @@
-"""Adapting CLIP to masked images: mask-noun pairs, fine-tuning, mask prompt tuning (OVSeg, arXiv 2210.04150, section 3)."""
+"""Adapting CLIP to masked images: mining pairs, fine-tuning, mask prompts (OVSeg, arXiv 2210.04150, section 3)."""

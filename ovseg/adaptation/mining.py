@@ -89,9 +89,13 @@ def claim(output: Path, settings: Mapping[str, Any]) -> Iterator[None]:
 
 def _check_settings(output: Path, settings: Mapping[str, Any]) -> None:
     path = output / SETTINGS
-    if path.is_file():
+    if any(output.glob(SHARDS)) or (output / SUMMARY).exists():  # a run that failed before its first shard is nothing
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise OvsegError(
+                f"{output} holds pairs but no {SETTINGS}, so they are of another origin: choose another folder"
+            ) from error
         except ValueError as error:
             raise OvsegError(f"{path} is damaged: choose another --output, or delete {output}") from error
         names = sorted({*before, *settings})
@@ -102,10 +106,6 @@ def _check_settings(output: Path, settings: Mapping[str, Any]) -> None:
                 f"{before.get(name)!r}, now it is {settings.get(name)!r}): choose another --output, or delete it"
             )
         return
-    if any(output.glob(SHARDS)) or (output / SUMMARY).exists():
-        raise OvsegError(
-            f"{output} holds pairs but no {SETTINGS}, so they are of another origin: choose another folder"
-        )
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -141,8 +141,8 @@ def test_captions_say_only_what_is_there(scenes):
             assert {kind for kind in STUFF if re.search(rf"\b{kind}\b", bare)} <= set(scene.stuff), caption
             if on := re.match(r".*? (?:lies|sits|rests|is|has been put) on the (\w+)", caption):
                 assert by_name[" ".join(mentions[0].group(3, 4))].ground == on[1], caption
+            assert tells_sides(caption) == bool(re.search(r"to the (left|right) of", caption)), caption
             if side := re.search(r"to the (left|right) of|(above|below)", caption):
-                assert tells_sides(caption)
                 first, second = (by_name[" ".join(mention.group(3, 4))].centre for mention in mentions)
                 axis, lower = {"left": (0, True), "right": (0, False), "above": (1, True), "below": (1, False)}[
                     side[1] or side[2]

@@ -41,6 +41,7 @@ def _nouns(rng: np.random.Generator, things: Sequence[Thing]) -> list[str]:
 def _list_everything(rng: np.random.Generator, things: Sequence[Thing], stuff: Sequence[str]) -> str:
     ground = _join([str(kind) for kind in rng.permutation(stuff)])
     nouns = _join(_nouns(rng, things))
+    are = "are" if len(things) > 1 else "is"
     return _pick(
         rng,
         (
@@ -48,7 +49,7 @@ def _list_everything(rng: np.random.Generator, things: Sequence[Thing], stuff: S
             f"a photo of {nouns} on {ground}",
             f"{ground} {_pick(rng, _WITH)} {nouns}",
             f"a scene of {ground} with {nouns}",
-            f"on {ground} there are {nouns}",
+            f"on {ground} there {are} {nouns}",
             f"this is a photo of {ground} and {nouns}",
         ),
     )
@@ -125,5 +126,5 @@ def describe(rng: np.random.Generator, things: Sequence[Thing], stuff: Sequence[
 
 
 def tells_sides(caption: str) -> bool:
-    """Whether a caption would be wrong for a mirrored or turned picture."""
-    return any(side in caption for side in ("left of", "right of", "above", "below"))
+    """Whether a caption would be wrong for a mirrored picture."""
+    return any(side in caption for side in ("left of", "right of"))

@@ -15,6 +15,7 @@ from ovseg.data.toy.words import COLOURS, PATTERNS, SECOND_TONES, SHAPES
 MIN_AREA = 150  # visible pixels that every thing of a scene has at least
 _MIN_VISIBLE = 0.78  # visible share that every thing keeps under those on top of it
 _MIN_INSIDE = 0.88  # share of a thing that lies within the picture
+_MAX_TILT = 0.5  # radians to either side; at any turn, shapes take tiny networks several times longer to learn
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ def footprint(body: Body, height: int, width: int) -> np.ndarray:
 def _draw_body(rng: np.random.Generator, height: int, width: int, large: bool) -> Body:
     colour, shape = str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))
     pattern = str(rng.choice(PATTERNS, p=[0.6, 0.2, 0.2]))
-    low, high = (0.25, 0.36) if large else (0.14, 0.24)
+    low, high = (0.25, 0.36) if large else (0.16, 0.26)
     radius = rng.uniform(low, high) * min(height, width) * OVERSAMPLING
-    angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.92, 1.08)
+    angle, stretch = rng.uniform(-_MAX_TILT, _MAX_TILT), rng.uniform(0.92, 1.08)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = turn @ np.diag([stretch, 1 / stretch]) * radius
     size = 2 * int(np.ceil(radius * 1.75))  # the margin holds the shadow
