@@ -17,18 +17,12 @@ import torch
 from safetensors import SafetensorError
 
 from ovseg.errors import OvsegError
-from ovseg.files import atomic_path
+from ovseg.files import atomic_path, locked_folder
 from ovseg.state_dicts import read_checkpoint
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs at the same time are not noticed there
-    fcntl = None
 
 logger = logging.getLogger(__name__)
 
 LAST, BEST, METRICS, RECIPE = "last.pt", "best.safetensors", "metrics.jsonl", "recipe.yaml"
-_LOCK = ".lock"
 _TEMPORARY = re.compile(r"\.(last|best|epoch_\d+|metrics|recipe)\.\d+\.tmp(\.\w+)?")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_SPACE_TEXT = re.compile(r"No space left on device|os error 28|Disk quota exceeded|os error 122")
@@ -53,17 +47,7 @@ class RunFolder:
             OvsegError: another process is at work there, the folder holds a run and ``resume`` is off, or it cannot
                 be written; or the disk gets full within the block.
         """
-        with self._explained(), contextlib.ExitStack() as stack:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((self.folder / _LOCK).open("a"))
-            try:
-                if fcntl is not None:
-                    # a POSIX lock: unlike flock's, data-loader workers do not inherit it and outlive us with it
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                raise OvsegError(
-                    f"another run is writing into {self.folder}: wait for it, or choose another --output"
-                ) from error
+        with self._explained(), locked_folder(self.folder):
             if not resume and (self.folder / METRICS).exists():
                 raise OvsegError(
                     f"{self.folder} holds a run already: --resume goes on with it, or choose another --output"

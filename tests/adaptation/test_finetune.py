@@ -175,7 +175,7 @@ def test_one_folder_for_one_run(inputs, finished, tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "in\n"
-        with pytest.raises(OvsegError, match="another run is writing into"), RunFolder(tmp_path).owned(True):
+        with pytest.raises(OvsegError, match="another run is writing to"), RunFolder(tmp_path).owned(True):
             pass
         os.kill(other.pid, signal.SIGKILL)
     with RunFolder(tmp_path).owned(True):
