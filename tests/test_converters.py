@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,17 +14,13 @@ from ovseg.config import load_cfg
 from ovseg.converters import convert_swin, convert_torchvision, convert_visual_model, save_backbone
 from ovseg.errors import OvsegError
 from ovseg.state_dicts import read_checkpoint, read_settings, read_state_dict
+from tests.scripts import load_script
 from tests.tiny_model import make_tiny_model
-
-TOOL = Path(__file__).parents[1] / "tools" / "convert_checkpoint.py"
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/convert_checkpoint.py")
 
 
 @pytest.fixture(scope="module")

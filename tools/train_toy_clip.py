@@ -1,17 +1,19 @@
 """Train the tiny CLIP of the toy world on scenes and their captions, and save ``weights/toy/clip.safetensors``.
 
     python tools/train_toy_clip.py            # words and pictures, from scratch
-    python tools/train_toy_clip.py --init weights/toy/clip.safetensors --lock-text --margin 1.1 1.45 --close-ups 4
+    python tools/train_toy_clip.py --init weights/toy/clip.safetensors --lock-text \\
+        --margin 1.1 1.45 --close-ups 4 --alone 0.5 --patches 1
     ... --resume                              # goes on where a killed run stopped
 
 The two commands reproduce the shipped file. The second one teaches the image tower more about shapes, with closer
 close-ups and the text tower locked (as LiT does, Zhai et al. 2022).
 
 Pictures are whole scenes and, as on the web, close-ups: windows around a thing, nothing masked, with captions of
-what the window shows. The loss is CLIP's symmetric cross entropy over the pairs of a batch (Radford et al. 2021,
-section 2.3), and beside it the same for the words of the captions: each picture against all words, of which its
-caption's are right, and each word against all words in other prompts. Colours and grounds alone tell most captions
-apart, so that pairs of pictures and captions alone would leave the names of shapes all alike.
+what the window shows, or of its things alone; and patches of ground. The loss is CLIP's symmetric cross entropy over
+the pairs of a batch (Radford et al. 2021, section 2.3), and beside it the same for the words of the captions: each
+picture against all words, of which its caption's are right, and each word against all words in other prompts.
+Colours and grounds alone tell most captions apart, so that pairs of pictures and captions alone would leave the
+names of shapes all alike.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import math
 import os
 import re
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--margin", type=float, nargs=2, default=(1.15, 1.8), help="half the side of a close-up, in radii of the thing"
     )
+    parser.add_argument("--alone", type=float, default=0.0, help="share of close-ups whose captions leave out grounds")
+    parser.add_argument("--patches", type=int, default=0, help="windows that show no thing, for each scene")
     parser.add_argument("--captions", type=int, default=6, help="captions written for each picture")
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -80,6 +85,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work-dir")
     return parser.parse_args()
+
+
+@dataclass(frozen=True)
+class ViewRecipe:
+    """Which pictures are made of a scene: see the command line for their meaning."""
+
+    margin: tuple[float, float] = (1.0, 1.0)
+    close_ups: int = 0
+    alone: float = 0.0
+    patches: int = 0
+    captions: int = 2
 
 
 def close_up(
@@ -99,41 +115,63 @@ def close_up(
         for k, other in enumerate(scene.things, 1)
         if k == index + 1 or (instances == k).sum() > _SHOWN * other.area
     ]
-    ground = np.bincount(labels[instances == 0], minlength=len(CLASS_NAMES))
-    stuff = [CLASS_NAMES[k] for k in np.argsort(-ground, kind="stable") if ground[k] > _SHOWN_GROUND * labels.size]
-    return scene.image[window], things, stuff
+    return scene.image[window], things, shown_grounds(scene, window)
 
 
-def views(
-    seed: int, num_close_ups: int, margin: tuple[float, float], num_captions: int
-) -> list[tuple[np.ndarray, tuple[str, ...]]]:
-    """A whole scene and close-ups of it, each with its captions."""
-    scene, rng = make_scene(seed, num_captions), np.random.default_rng([seed, 2])
+def patch(scene: Scene, rng: np.random.Generator, tries: int = 10) -> tuple[np.ndarray, list[str]] | None:
+    """A window with hardly a thing in it: its pixels and its grounds; None if none is found in a few tries."""
+    height, width = scene.labels.shape
+    for _ in range(tries):
+        side = int(rng.uniform(0.2, 0.5) * min(height, width))
+        y, x = int(rng.integers(height - side)), int(rng.integers(width - side))
+        window = (slice(y, y + side), slice(x, x + side))
+        if (scene.instances[window] > 0).mean() < _SHOWN_GROUND:
+            return scene.image[window], shown_grounds(scene, window)
+    return None
+
+
+def shown_grounds(scene: Scene, window: tuple[slice, slice]) -> list[str]:
+    """The grounds that take a good part of a window, largest first."""
+    labels = scene.labels[window]
+    ground = np.bincount(labels[scene.instances[window] == 0], minlength=len(CLASS_NAMES))
+    return [CLASS_NAMES[k] for k in np.argsort(-ground, kind="stable") if ground[k] > _SHOWN_GROUND * labels.size]
+
+
+def name_alone(rng: np.random.Generator, names: Sequence[str], count: int) -> tuple[str, ...]:
+    """Captions that tell some names and nothing else."""
+    templates = get_templates("vild")
+    return tuple(templates[int(rng.integers(len(templates)))].format(" and ".join(names)) for _ in range(count))
+
+
+def views(seed: int, recipe: ViewRecipe) -> list[tuple[np.ndarray, tuple[str, ...]]]:
+    """A whole scene, close-ups and patches of it, each with its captions."""
+    scene, rng = make_scene(seed, recipe.captions), np.random.default_rng([seed, 2])
     pictures = [(scene.image, scene.captions)]
-    for index in rng.permutation(len(scene.things))[:num_close_ups]:
-        image, things, stuff = close_up(scene, int(index), margin, rng)
-        if stuff:
-            pictures.append((image, describe(rng, things, stuff, num_captions)))
+    for index in rng.permutation(len(scene.things))[: recipe.close_ups]:
+        image, things, stuff = close_up(scene, int(index), recipe.margin, rng)
+        if recipe.alone and rng.random() < recipe.alone:
+            pictures.append((image, name_alone(rng, [thing.name for thing in things], recipe.captions)))
+        elif stuff:
+            pictures.append((image, describe(rng, things, stuff, recipe.captions)))
+    for found in (patch(scene, rng) for _ in range(recipe.patches)):
+        if found is not None:
+            pictures.append((found[0], name_alone(rng, found[1], recipe.captions)))
     side = (_STORED_SIDE, _STORED_SIDE)
     return [(cv2.resize(image, side, interpolation=cv2.INTER_AREA), texts) for image, texts in pictures]
 
 
-def load_views(
-    first: int, num_scenes: int, num_close_ups: int, margin: tuple[float, float], num_captions: int
-) -> tuple[Tensor, list[list[str]]]:
+def load_views(first: int, num_scenes: int, recipe: ViewRecipe) -> tuple[Tensor, list[list[str]]]:
     """Views of the scenes of seeds ``first`` and up, kept in the user's cache.
 
     Returns:
         Pictures (N, 3, S, S) uint8 and the captions of each.
     """
-    name = f"clip_{first}_{num_scenes}_{num_close_ups}_{margin[0]}_{margin[1]}_{num_captions}.npz"
-    path = cache_dir() / "toy" / generator_version() / name
+    name = "_".join(map(str, ("clip", first, num_scenes, *recipe.margin, *astuple(recipe)[1:])))
+    path = cache_dir() / "toy" / generator_version() / f"{name}.npz"
     if not path.is_file():
         seeds = range(first, first + num_scenes)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            drawing = pool.map(
-                partial(views, num_close_ups=num_close_ups, margin=margin, num_captions=num_captions), seeds
-            )
+            drawing = pool.map(partial(views, recipe=recipe), seeds)
             drawn = [view for scene in track(drawing, "drawing", total=num_scenes, transient=True) for view in scene]
         images, captions = zip(*drawn, strict=True)
         with atomic_path(path) as temporary:
@@ -251,7 +289,7 @@ def evaluate(model: CLIP, tokenizer: SimpleTokenizer, side: int) -> dict[str, fl
     model.eval()
     first, count = SPLITS["val"]
     seeds = range(first, first + count)
-    images, captions = load_views(first, count, 0, (1.0, 1.0), 2)
+    images, captions = load_views(first, count, ViewRecipe())
     small = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
     image_features = model.encode_image(normalise(small), normalize=True)
     text_features = model.encode_text(tokenizer([row[0] for row in captions]), normalize=True)
@@ -326,9 +364,8 @@ def train(args: argparse.Namespace) -> tuple[CLIP, dict[str, Any]]:
         log, step = json.loads(state["log"]), state["step"]
         logger.info("resumed at step %d", step)
 
-    sampler = PairSampler(
-        *load_views(0, args.scenes, args.close_ups, tuple(args.margin), args.captions), tokenizer, side
-    )
+    recipe = ViewRecipe(tuple(args.margin), args.close_ups, args.alone, args.patches, args.captions)
+    sampler = PairSampler(*load_views(0, args.scenes, recipe), tokenizer, side)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=args.steps, completed=step)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import re
 import runpy
 import sys
@@ -14,15 +13,13 @@ from scipy.io import savemat
 
 from ovseg.data import catalog, prepare
 from ovseg.errors import OvsegError
+from tests.scripts import load_script
 
 SCRIPTS = Path(__file__).parents[2] / "datasets"
 
 
 def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(f"datasets/{name}.py")
 
 
 def save(path: Path, array: np.ndarray) -> None:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-from pathlib import Path
 
 import evaluation_standin as standin
 import numpy as np
@@ -17,9 +15,9 @@ from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
 from ovseg.evaluation import runner
 from ovseg.evaluation.threshold_search import Grid, search
+from tests.scripts import load_script
 from tests.tiny_model import make_tiny_model
 
-TOOL = Path(__file__).parents[2] / "tools" / "search_thresholds.py"
 ADAPTER = "MODEL.CLIP_ADAPTER."
 THRESHOLDS, WEIGHTS = (0.2, 0.5), (0.0, 0.6)
 
@@ -103,9 +101,7 @@ def test_the_best_is_the_highest():
 
 
 def test_the_tool_writes_and_warns(tiny, data_folder, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("search_thresholds", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_script("tools/search_thresholds.py")
     name = f"{standin.NAME}_val"
     if name not in DatasetCatalog.list():
         DatasetCatalog.register(name, lambda: DatasetCatalog.get(standin.NAME))

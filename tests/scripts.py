@@ -1,0 +1,18 @@
+"""Scripts of tools/ and datasets/ as modules, for tests that call what is in them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+REPO = Path(__file__).parents[1]
+
+
+def load_script(path: str) -> ModuleType:
+    """The module of a script; ``path`` is relative to the repository, as in ``tools/replace_clip.py``."""
+    file = REPO / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
