@@ -17,12 +17,13 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from ovseg.errors import OvsegError, user_errors
 from ovseg.inputs import choose_outputs, find_inputs, is_video
+from ovseg.progress import progress_bar
 from ovseg.segmentation import Segmentation, output_files
 from ovseg.vocabulary import Vocabulary, label_set_names
 
@@ -139,10 +140,9 @@ def _segment_all(
     errors: Console,
 ) -> int:
     """Segment every input; add what fails to ``failures``; return how many went well."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done = 0
     single = len(jobs) == 1 and not is_video(jobs[0][0])
-    with Progress(*columns, console=errors, disable=single, transient=True) as progress:
+    with progress_bar(console=errors, show=not single, transient=True) as progress:
         overall = progress.add_task("inputs", total=len(jobs))
         for source, target in jobs:
             try:

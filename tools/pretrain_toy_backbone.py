@@ -22,7 +22,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_backbone
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +32,7 @@ from ovseg.config import get_cfg
 from ovseg.data.toy import BASE_CLASSES
 from ovseg.errors import OvsegError, user_errors
 from ovseg.images import read_image
+from ovseg.progress import progress_bar
 
 logger = logging.getLogger("pretrain_toy_backbone")
 
@@ -106,8 +107,7 @@ def train(model: Classifier, things: Sequence, args: argparse.Namespace) -> None
         lambda step: min(1, (step + 1) / args.warmup) * 0.5 * (1 + math.cos(math.pi * step / args.steps)),
     )
     rng = np.random.default_rng(args.seed)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("training", total=args.steps)
         for step in range(args.steps):
             rows = rng.integers(0, len(things), args.batch_size)

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from detectron2.modeling import build_model
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ovseg.checkpoint import load_weights
@@ -31,6 +30,7 @@ from ovseg.errors import OvsegError, user_errors
 from ovseg.evaluation.report import write_csv, write_json
 from ovseg.evaluation.threshold_search import Grid, draw_heat_map, search
 from ovseg.files import atomic_path
+from ovseg.progress import progress_bar
 
 THRESHOLDS = (0.35, 0.4, 0.45)  # the original's
 WEIGHTS = (0.6, 0.65, 0.7, 0.75, 0.8)
@@ -81,10 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model.clip_adapter.ensure_weights()
     for name in cfg.DATASETS.TEST:
         folder = (args.output or Path(cfg.OUTPUT_DIR) / "search") / name
-        with Progress(
-            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
-            console=Console(stderr=True),
-        ) as progress:
+        with progress_bar() as progress:
             task = progress.add_task(f"searching on {name}", total=None)
             grid = search(
                 cfg,

@@ -39,7 +39,7 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -50,6 +50,7 @@ from ovseg.data.toy.catalog import SPLITS
 from ovseg.data.toy.scene import size_word
 from ovseg.errors import OvsegError, user_errors
 from ovseg.files import atomic_path, cache_dir
+from ovseg.progress import progress_bar
 from ovseg.state_dicts import read_state_dict
 from ovseg.vocabulary.templates import get_templates
 
@@ -366,8 +367,7 @@ def train(args: argparse.Namespace) -> tuple[CLIP, dict[str, Any]]:
 
     recipe = ViewRecipe(tuple(args.margin), args.close_ups, args.alone, args.patches, args.captions)
     sampler = PairSampler(*load_views(0, args.scenes, recipe), tokenizer, side)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("training", total=args.steps, completed=step)
         started, recent = time.monotonic() - log["seconds"], []
         while step < args.steps:

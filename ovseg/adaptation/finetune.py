@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ovseg.adaptation.contrastive import average_gradients
 from ovseg.adaptation.crops import EpochBatches, TrainingCrops, TrainingLoader
-from ovseg.adaptation.meter import Meter, log_to_terminal, progress_bar
+from ovseg.adaptation.meter import Meter, log_to_terminal
 from ovseg.adaptation.pair_list import read_pair_list
 from ovseg.adaptation.pairs import PairDataset
 from ovseg.adaptation.recipe import FIELDS, Recipe
@@ -33,6 +33,7 @@ from ovseg.clip.adapter import DTYPES, image_size
 from ovseg.clip.text import TextEmbedder
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
+from ovseg.progress import progress_bar
 from ovseg.vocabulary.templates import get_templates
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,9 @@ class _Run:
             meter = self.meter = Meter(self.folder, writer, self.device)
             if not self.step and self.validation is not None:
                 self._validate(0)
-            progress = stack.enter_context(progress_bar(console))
+            progress = stack.enter_context(
+                progress_bar("{task.fields[state]}", console=console, show=comm.is_main_process())
+            )
             task = progress.add_task("fine-tuning", total=self.steps, completed=self.step, state="")
             for batch in meter.timed(self._batches()):
                 meter.add(self._train_step(batch), recipe.batch_size)

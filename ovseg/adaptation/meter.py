@@ -14,7 +14,6 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ovseg.adaptation.run_folder import RunFolder
@@ -139,15 +138,3 @@ def log_to_terminal() -> Console:
         logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
     package.setLevel(logging.INFO if comm.is_main_process() else logging.ERROR)
     return console
-
-
-def progress_bar(console: Console) -> Progress:
-    """A bar with the steps done, the time left, and a field ``state``."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"),
-    )
-    return Progress(*columns, console=console, disable=not comm.is_main_process())

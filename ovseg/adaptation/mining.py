@@ -14,13 +14,13 @@ from typing import Any
 
 from detectron2.utils.logger import log_every_n_seconds
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ovseg.adaptation.miner import FoundPair
 from ovseg.adaptation.pairs import SHARD, SHARDS, SUMMARY, ShardWriter
 from ovseg.data.captions import CaptionedImage
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path, locked_folder
+from ovseg.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,9 @@ def mine_shards(
     jobs = [range(n * work.shard_size, min((n + 1) * work.shard_size, len(work.images))) for n in numbers]
     total, done, pairs, bad_images = sum(map(len, jobs)), 0, 0, 0
     began = time.perf_counter()
-    with _progress(show) as progress:
+    console = Console(stderr=True)
+    bar_shown = show and console.is_terminal
+    with progress_bar("{task.fields[speed]:.1f} pairs/s", console=console, show=bar_shown) as progress:
         bar = progress.add_task(title, total=total, speed=0.0)
         for number, job in zip(numbers, jobs, strict=True):
             shard, bad = work.shards[number], []
@@ -149,7 +151,7 @@ def mine_shards(
                     done, pairs = done + 1, pairs + len(found)
                     speed = pairs / (time.perf_counter() - began)
                     progress.update(bar, completed=done, speed=speed)
-                    if show and progress.disable:
+                    if show and not bar_shown:
                         left = (time.perf_counter() - began) / done * (total - done)
                         message = f"{title}: {done}/{total} images, {speed:.1f} pairs/s, {left:.0f} s left"
                         log_every_n_seconds(logging.INFO, message, n=30, name=__name__)
@@ -177,18 +179,6 @@ def _write_bad(shard: Path, bad: Sequence[str]) -> None:
     if bad:
         with atomic_path(file) as temporary:
             temporary.write_text("".join(" ".join(line.split()) + "\n" for line in bad), encoding="utf-8")
-
-
-def _progress(show: bool) -> Progress:
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]:.1f} pairs/s"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, disable=not show or not console.is_terminal)
 
 
 def fingerprint(images: Sequence[CaptionedImage]) -> str:

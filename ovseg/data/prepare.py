@@ -12,11 +12,11 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ovseg.data.catalog import README, dataset_root
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
+from ovseg.progress import progress_bar
 from ovseg.vocabulary import label_set
 
 Task = TypeVar("Task")
@@ -126,9 +126,8 @@ def convert_all(
         OvsegError: from ``convert``; tasks that have not started are given up.
     """
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     written = 0
-    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(max(workers, 1)) as pool:
+    with progress_bar(console=console) as progress, ThreadPoolExecutor(max(workers, 1)) as pool:
         bar = progress.add_task(title, total=len(tasks))
         try:
             for future in as_completed([pool.submit(convert, task) for task in tasks]):

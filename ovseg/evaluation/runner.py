@@ -16,7 +16,6 @@ from detectron2.evaluation import DatasetEvaluators, inference_context
 from detectron2.utils import comm
 from detectron2.utils.logger import log_every_n_seconds
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,6 +30,7 @@ from ovseg.evaluation.report import results_table, versions, write_csv, write_js
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.evaluation.tta import augmented_model
 from ovseg.images import read_image
+from ovseg.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -106,16 +106,10 @@ def _run(model: nn.Module, loader: SampleLoader, evaluator: DatasetEvaluators, d
     seconds: Counter = Counter()
     done = 0
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]:.2f} img/s"),
-        TimeRemainingColumn(),
-    )
     shares = comm.get_world_size()
     label = dataset_name if shares == 1 else f"{dataset_name} (1 of {shares} processes)"
-    with Progress(*columns, console=console, disable=not comm.is_main_process() or not console.is_terminal) as progress:
+    show = comm.is_main_process() and console.is_terminal
+    with progress_bar("{task.fields[speed]:.2f} img/s", console=console, show=show) as progress:
         task = progress.add_task(label, total=total, speed=0.0)
         evaluator.reset()
         began = now = time.perf_counter()

@@ -13,12 +13,12 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from iopath.common.file_io import file_lock
-from rich.progress import Progress
 
 from ovseg.data.toy.records import read_record, record_path, write_scene
 from ovseg.data.toy.words import BASE_CLASSES, CLASS_NAMES, IGNORE_LABEL
 from ovseg.errors import OvsegError
 from ovseg.files import cache_dir
+from ovseg.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ def _render_many(write: Callable[[int], None], seeds: list[int]) -> None:
     if not seeds:
         return
     logger.info("drawing %d toy scenes (once; they are kept in the cache)", len(seeds))
-    with Progress(transient=True) as progress, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        task = progress.add_task(f"drawing {len(seeds)} toy scenes", total=len(seeds))
+    with progress_bar(transient=True) as progress, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        task = progress.add_task("drawing toy scenes", total=len(seeds))
         for _ in pool.map(write, seeds):
             progress.advance(task)
 
