@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Compare evaluations side by side: mean and spread of the runs that differ in their seed alone.
 
-python tools/compare_runs.py output/study/*                 # a row each for original, ft_0 + ft_1 + ft_2, ...
-python tools/compare_runs.py output/a output/b --scores mIoU pACC
+python tools/compare_results.py output/study/*                 # a row each for original, ft_0 + ft_1 + ft_2, ...
+python tools/compare_results.py output/a output/b --scores mIoU pACC
 
-A run is an OUTPUT_DIR of train_net.py --eval-only. Runs whose folders have the same name but for a last ``_0``, ``_1``,
+A run is an OUTPUT_DIR of train_net.py --eval-only, or a results.json in it. Runs whose folders have the same name but for a last ``_0``, ``_1``,
 ... are one row: their mean and the standard deviation of the sample. The table is Markdown, in per cent.
 """
 
@@ -31,21 +31,25 @@ def read_scores(run: Path) -> dict[str, dict[str, float]]:
     """All scores of a run, by data set.
 
     Raises:
-        OvsegError: the folder holds no finished evaluation, or one that cannot be read.
+        OvsegError: there is no finished evaluation, or one that cannot be read.
     """
-    files = sorted(run.glob("inference/*/results.json"))
+    files = [run] if run.is_file() else sorted(run.glob("inference/*/results.json"))
     if not files:
-        raise OvsegError(
-            f"there is no inference/<data set>/results.json in {run}: evaluate with OUTPUT_DIR {run} first"
-        )
+        raise OvsegError(f"no inference/<data set>/results.json in {run}: evaluate with OUTPUT_DIR {run} first")
     scores: dict[str, dict[str, float]] = {}
     for file in files:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             scores[content["dataset"]] = {key: v for task in content["results"].values() for key, v in task.items()}
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise OvsegError(f"{file} is no results.json of train_net.py --eval-only ({error!r})") from error
     return scores
+
+
+def group_name(run: Path) -> str:
+    """Name of the OUTPUT_DIR without the seed."""
+    folder = run.resolve().parents[2] if run.is_file() else run.resolve()
+    return re.sub(r"_\d+$", "", folder.name)
 
 
 def compare(runs: Sequence[Path], wanted: Sequence[str]) -> list[Table]:
@@ -59,7 +63,7 @@ def compare(runs: Sequence[Path], wanted: Sequence[str]) -> list[Table]:
         for dataset, scores in read_scores(run).items():
             if lacking := [name for name in wanted if scores.get(name) is None]:
                 raise OvsegError(f"{run} has no {lacking[0]} on {dataset}: choose --scores among {', '.join(scores)}")
-            groups[dataset][re.sub(r"_\d+$", "", run.resolve().name)].append(scores)
+            groups[dataset][group_name(run)].append(scores)
     tables = []
     for dataset, rows in groups.items():
         table = Table(box=box.MARKDOWN)
@@ -78,7 +82,7 @@ def _spread(values: Sequence[float]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="OUTPUT_DIR")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--scores", nargs="+", default=SCORES, metavar="SCORE", help=f"default: {' '.join(SCORES)}")
     args = parser.parse_args(argv)
     for table in compare(args.runs, args.scores):
