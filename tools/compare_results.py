@@ -4,8 +4,9 @@
 python tools/compare_results.py output/study/*                 # a row each for original, ft_0 + ft_1 + ft_2, ...
 python tools/compare_results.py output/a output/b --scores mIoU pACC
 
-A run is an OUTPUT_DIR of train_net.py --eval-only, or a results.json in it. Runs whose folders have the same name but for a last ``_0``, ``_1``,
-... are one row: their mean and the standard deviation of the sample. The table is Markdown, in per cent.
+A run is an OUTPUT_DIR of train_net.py --eval-only, or a results.json in it. Runs whose folders have the same name but
+for a last ``_0``, ``_1``, ... are one row: their mean and the standard deviation of the sample. The table is Markdown,
+in per cent.
 """
 
 from __future__ import annotations
