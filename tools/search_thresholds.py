@@ -2,7 +2,7 @@
 """Find MASK_THR and CLIP_ENSEMBLE_WEIGHT for a model: mIoU of a whole grid at the cost of one run per threshold.
 
 python tools/search_thresholds.py --config-file configs/toy/ovseg_toy.yaml --limit 100 \\
-    DATASETS.TEST '("toy_sem_seg_train",)'
+    DATASETS.TEST '("toy_sem_seg_tune",)'
 python tools/search_thresholds.py --config-file CONFIG --thresholds 0.35 0.4 0.45 --weights 0.6 0.65 0.7 0.75 0.8 \\
     --output output/search MODEL.WEIGHTS checkpoint.pth DATASETS.TEST '("my_tuning_split",)'
 

@@ -22,8 +22,8 @@ from ovseg.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-# (first seed, number of scenes); the seeds of the two never meet.
-SPLITS: dict[str, tuple[int, int]] = {"train": (0, 2000), "val": (1_000_000, 200)}
+# (first seed, number of scenes); the seeds of splits never meet. Settings are chosen on tune, results told of val.
+SPLITS: dict[str, tuple[int, int]] = {"train": (0, 2000), "tune": (500_000, 100), "val": (1_000_000, 200)}
 _GENERATOR = ("captions", "ground", "scene", "shapes", "textures", "things", "words", "records")
 
 
@@ -43,7 +43,7 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
     scenes behind and the next one goes on from there.
 
     Args:
-        split: "train" (novel classes carry the ignore label) or "val" (every class is labelled).
+        split: "train" (novel classes carry the ignore label), or "tune" or "val" (every class is labelled).
         root: folder to keep the scenes in; by default ``<user cache>/toy/<version of the generator>``.
         num_scenes: only the first so many; by default all of them.
 
@@ -60,7 +60,7 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
     folder = (Path(root) if root is not None else cache_dir() / "toy" / generator_version()) / split
     first, total = SPLITS[split]
     seeds = range(first, first + min(total, num_scenes or total))
-    labelled = CLASS_NAMES if split == "val" else BASE_CLASSES
+    labelled = _labelled(split)
     try:
         if _missing(folder, seeds):  # a complete cache may be read-only
             folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +71,10 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
             f"cannot keep the toy scenes in {folder} ({error.strerror}): set OVSEG_CACHE to a folder that you can write"
         ) from error
     return [read_record(folder, seed) for seed in seeds]
+
+
+def _labelled(split: str) -> tuple[str, ...]:
+    return BASE_CLASSES if split == "train" else CLASS_NAMES
 
 
 def _missing(folder: Path, seeds: Sequence[int]) -> list[int]:
@@ -88,17 +92,17 @@ def _render_many(write: Callable[[int], None], seeds: list[int]) -> None:
 
 
 def register_toy() -> None:
-    """Register ``toy_sem_seg_train`` (base words) and ``toy_sem_seg_val`` (base and novel); draws nothing."""
+    """Register ``toy_sem_seg_train`` (base words), ``_tune`` and ``_val`` (base and novel); draws nothing."""
     for split in SPLITS:
         name = f"toy_sem_seg_{split}"
         if name in DatasetCatalog.list():
             continue
         DatasetCatalog.register(name, partial(render_split, split))
         metadata = MetadataCatalog.get(name).set(
-            stuff_classes=list(CLASS_NAMES if split == "val" else BASE_CLASSES),
+            stuff_classes=list(_labelled(split)),
             ignore_label=IGNORE_LABEL,
             evaluator_type="sem_seg",
         )
-        if split == "val":
+        if split != "train":
             base = len(BASE_CLASSES)
             metadata.set(evaluation_set={"base": list(range(base)), "novel": list(range(base, len(CLASS_NAMES)))})

@@ -15,7 +15,7 @@ from ovseg.data.toy.words import COLOURS, PATTERNS, SECOND_TONES, SHAPES
 MIN_AREA = 150  # visible pixels that every thing of a scene has at least
 _MIN_VISIBLE = 0.78  # visible share that every thing keeps under those on top of it
 _MIN_INSIDE = 0.88  # share of a thing that lies within the picture
-_MAX_TILT = 0.5  # radians to either side; at any turn, shapes take tiny networks several times longer to learn
+_MAX_TILT = 0.2  # radians to either side: tiny networks take many times longer to learn shapes at any turn
 
 
 @dataclass(frozen=True)
