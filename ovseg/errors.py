@@ -6,6 +6,8 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+_LOST_WORKER = "DataLoader worker (pid"  # how torch begins, wherever the main process is when it notices
+
 
 class OvsegError(Exception):
     """Something the user gave cannot work.
@@ -18,12 +20,22 @@ class OvsegError(Exception):
 def user_errors() -> Iterator[None]:
     """Turn :class:`OvsegError` into ``error: ...`` on stderr and exit status 2, Ctrl-C into status 130.
 
-    Any other exception is a defect of ours and keeps its traceback.
+    A data-loading process that was killed from outside (by a system short of memory, mostly) is the user's, too. Any
+    other exception is a defect of ours and keeps its traceback.
     """
     try:
         yield
     except OvsegError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if not str(error).startswith(_LOST_WORKER):
+            raise
+        print(
+            f"error: a process that loads data is gone ({str(error).strip()}): what was saved is whole, run the same "
+            "command with --resume; if memory ran out, with fewer workers (DATALOADER.NUM_WORKERS, --workers)",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
