@@ -2,7 +2,7 @@
 
     python tools/train_toy_clip.py            # words and pictures, from scratch
     python tools/train_toy_clip.py --init weights/toy/clip.safetensors --text-steps 0 --margin 1.1 1.4 --close-ups 5 \\
-        --alone 1.0 --patches 2 --work-dir output/toy_clip_2
+        --alone 1.0 --patches 2 --steps 1800 --work-dir output/toy_clip_2
     ... --resume                              # goes on where a killed run stopped
 
 The two commands reproduce the shipped file. The second one teaches the image tower more about shapes, with closer
