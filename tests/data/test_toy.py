@@ -252,10 +252,11 @@ def test_registration_draws_nothing_and_is_idempotent(tmp_path, monkeypatch):
     register_toy()
     assert not list(tmp_path.iterdir())
     assert {"toy_sem_seg_train", "toy_sem_seg_val"} <= set(DatasetCatalog.list())
-    train, val = (MetadataCatalog.get(f"toy_sem_seg_{split}") for split in ("train", "val"))
+    train, tune, val = (MetadataCatalog.get(f"toy_sem_seg_{split}") for split in ("train", "tune", "val"))
     assert tuple(train.stuff_classes) == BASE_CLASSES
-    assert tuple(val.stuff_classes) == CLASS_NAMES
+    assert tuple(val.stuff_classes) == tuple(tune.stuff_classes) == CLASS_NAMES
     sets = val.evaluation_set
+    assert tune.evaluation_set == sets
     assert [CLASS_NAMES[index] for index in sets["base"]] == list(BASE_CLASSES)
     assert [CLASS_NAMES[index] for index in sets["novel"]] == list(NOVEL_CLASSES)
     assert train.ignore_label == val.ignore_label == 255
@@ -263,7 +264,7 @@ def test_registration_draws_nothing_and_is_idempotent(tmp_path, monkeypatch):
 
 
 def test_errors_say_what_to_do(tmp_path):
-    with pytest.raises(OvsegError, match="train, val"):
+    with pytest.raises(OvsegError, match="train, tune, val"):
         render_split("test", tmp_path)
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
