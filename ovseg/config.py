@@ -109,6 +109,9 @@ DEFAULTS: dict[str, Any] = {
     "TEST.SLIDING_OVERLAP": 2 / 3,
     "TEST.DENSE_CRF": False,  # needs pydensecrf
     "TEST.MIOU_CONVENTION": "union",  # ours: which one is called mIoU; "union" as the original, or "ground_truth"
+    # ours: what a class is asked by: "names", the registered names verbatim (as OVSeg and SCAN), or "synonyms", the
+    # prompt-engineered lists of the label sets (as OpenSeg, ODISE, FC-CLIP); results say which
+    "TEST.VOCABULARY": "names",
     "TEST.PROPOSAL_RECALL": False,  # ours: also recall@IoU0.5 of the proposals
     # ours, analyses for --eval-only (baselines 5): "masks" gives the true masks to CLIP to name; "labels" gives the
     # predicted masks the names of what they overlap most

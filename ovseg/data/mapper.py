@@ -14,6 +14,7 @@ from detectron2.structures import Instances
 
 from ovseg.data.augmentation import build_train_augmentations
 from ovseg.data.labels import read_labels
+from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.images import read_image
 
@@ -104,15 +105,25 @@ class SemSegTestMapper:
     """Resizes an image for evaluation: shortest edge to ``MIN_SIZE_TEST``, no padding.
 
     Args:
-        dataset_name: whose words the image is to be segmented into.
+        dataset_name: the data set that the images belong to.
+        words: what they are to be segmented into, see :attr:`ovseg.vocabulary.Vocabulary.class_names`.
         outputs: what the model shall return, see the meta-architecture.
         resize: applied to the image.
         image_format: "RGB" or "BGR".
     """
 
     @configurable
-    def __init__(self, *, dataset_name: str, outputs: Sequence[str], resize: T.Augmentation, image_format: str):
+    def __init__(
+        self,
+        *,
+        dataset_name: str,
+        words: Sequence[str | Sequence[str]],
+        outputs: Sequence[str],
+        resize: T.Augmentation,
+        image_format: str,
+    ):
         self.dataset_name = dataset_name
+        self.words = tuple(words)
         self.outputs = tuple(outputs)
         self.resize = resize
         self.image_format = image_format
@@ -121,6 +132,7 @@ class SemSegTestMapper:
     def from_config(cls, cfg: CfgNode, dataset_name: str, outputs: Sequence[str]) -> dict[str, Any]:
         return {
             "dataset_name": dataset_name,
+            "words": protocol_of(dataset_name, cfg.TEST.VOCABULARY).vocabulary.class_names,
             "outputs": outputs,
             "resize": T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
             "image_format": cfg.INPUT.FORMAT,
@@ -130,7 +142,8 @@ class SemSegTestMapper:
         """Map one dataset dict with ``file_name``; it is not changed.
 
         Returns:
-            the dict with ``image`` (3,h,w) uint8, the file's own ``height`` and ``width``, ``meta`` and ``outputs``.
+            the dict with ``image`` (3,h,w) uint8, the file's own ``height`` and ``width``, ``class_names``,
+            ``meta`` and ``outputs``.
 
         Raises:
             OvsegError: the image cannot be read.
@@ -143,6 +156,7 @@ class SemSegTestMapper:
             "image": _to_tensor(augmented.image),
             "height": image.shape[0],
             "width": image.shape[1],
+            "class_names": self.words,
             "meta": {"dataset_name": self.dataset_name},
             "outputs": self.outputs,
         }

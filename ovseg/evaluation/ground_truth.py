@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovseg.data.labels import read_labels
+from ovseg.data.protocol import class_names_of
 from ovseg.errors import OvsegError
 
 
@@ -25,14 +26,8 @@ class GroundTruth:
 
     def __init__(self, dataset_name: str) -> None:
         metadata = MetadataCatalog.get(dataset_name)
-        names = metadata.get("stuff_classes")
-        if names is None:
-            raise OvsegError(
-                f"data set {dataset_name!r} has no stuff_classes in its metadata: is its name right, and is it "
-                "registered for semantic segmentation?"
-            )
         self.dataset_name = dataset_name
-        self.class_names: list[str] = [str(name).strip() for name in names]
+        self.class_names: list[str] = list(class_names_of(dataset_name))
         self.ignore_label: int | None = metadata.get("ignore_label")
         self.evaluation_set: dict[str, list[int]] = dict(metadata.get("evaluation_set") or {})
         to_contiguous = metadata.get("stuff_dataset_id_to_contiguous_id") or {}

@@ -8,6 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import checked_labels
 from ovseg.evaluation.ground_truth import GroundTruth
@@ -36,6 +37,11 @@ def oracle_model(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module
         if not hasattr(model, "name_masks"):
             raise OvsegError(f"TEST.ORACLE masks: {type(model).__name__} cannot name masks that it is given")
         return OracleMasks(model, truth)
+    if (protocol := protocol_of(dataset_name, cfg.TEST.VOCABULARY)).to_class is not None:
+        raise OvsegError(
+            f"TEST.ORACLE labels names masks by classes, but in {dataset_name!r} ({protocol.tag}) the words that are "
+            "asked are not the classes: use TEST.ORACLE masks, or TEST.VOCABULARY synonyms"
+        )
     return OracleLabels(model, truth, cfg.TEST.ORACLE_LABEL)
 
 

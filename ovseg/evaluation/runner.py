@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import SampleLoader, build_test_loader
+from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import per_class_rows
 from ovseg.evaluation.crf import DenseCRF
@@ -49,6 +50,7 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, OrderedDict
     check_oracle(cfg)
     for dataset_name in cfg.DATASETS.TEST:
         check_prepared(dataset_name)
+        protocol_of(dataset_name, cfg.TEST.VOCABULARY)
     return OrderedDict((name, evaluate_dataset(cfg, model, name)) for name in cfg.DATASETS.TEST)
 
 
@@ -56,8 +58,9 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
     """Evaluate on one data set; every process of a distributed run calls it and takes its share of the images.
 
     The main process writes ``<OUTPUT_DIR>/inference/<dataset>/results.json`` and ``per_class.csv`` (and
-    ``sem_seg_predictions.json`` with TEST.SAVE_PREDICTIONS) and prints a table. Keys that matter: TEST.MIOU_CONVENTION,
-    TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.AUG, TEST.SLIDING_*, TEST.DENSE_CRF, TEST.ORACLE*.
+    ``sem_seg_predictions.json`` with TEST.SAVE_PREDICTIONS) and prints a table. Keys that matter: TEST.VOCABULARY,
+    TEST.MIOU_CONVENTION, TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.AUG, TEST.SLIDING_*, TEST.DENSE_CRF,
+    TEST.ORACLE*.
 
     Returns:
         ``{"sem_seg": {score: percent}, "proposals": {...}}`` on the main process, empty elsewhere. The confusion
@@ -74,6 +77,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> Order
         convention=cfg.TEST.MIOU_CONVENTION,
         save_predictions=cfg.TEST.SAVE_PREDICTIONS,
         post_process=_crf_refinement() if cfg.TEST.DENSE_CRF else None,
+        variant=cfg.TEST.VOCABULARY,
     )
     outputs = ["sem_seg" if cfg.TEST.DENSE_CRF else "label_map"]
     evaluators: list = [semantic]

@@ -11,6 +11,7 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import check_convention, confusion_matrix, scores_from_confusion
 from ovseg.evaluation.ground_truth import GroundTruth
@@ -29,9 +30,11 @@ class SemSegEvaluator(DatasetEvaluator):
         convention: what plain ``mIoU`` divides by, "union" or "ground_truth"; see
             :func:`ovseg.evaluation.confusion.scores_from_confusion`.
         save_predictions: write ``sem_seg_predictions.json`` (COCO-Stuff result format) into ``output_dir``.
-        post_process: called with the model input and its (K,H,W) scores before the arg max, gives (K,H,W) scores.
+        post_process: called with the model input and its (Q,H,W) scores before the arg max, gives (Q,H,W) scores.
+        variant: which words the model was asked, "names" or "synonyms"; see :func:`ovseg.data.protocol.protocol_of`.
 
-    Memory does not grow with the number of images: predictions are streamed to disk.
+    The model answers in the Q words of ``protocol.vocabulary``; ``protocol.classes_of`` makes them the K classes that
+    are scored and saved. Memory does not grow with the number of images: predictions are streamed to disk.
     After :meth:`evaluate`, ``confusion`` on the main process is the (K+1,K+1) int64 matrix over all images and
     ``num_images`` their number.
     """
@@ -43,11 +46,13 @@ class SemSegEvaluator(DatasetEvaluator):
         convention: str = "union",
         save_predictions: bool = False,
         post_process: Callable[[dict, torch.Tensor], torch.Tensor] | None = None,
+        variant: str = "names",
     ) -> None:
         check_convention(convention)
         if save_predictions and not output_dir:
             raise OvsegError("saving predictions needs an output folder: set OUTPUT_DIR")
         self.ground_truth = GroundTruth(dataset_name)
+        self.protocol = protocol_of(dataset_name, variant)
         self.convention = convention
         self._post_process = post_process
         self._predictions_path = Path(output_dir) / PREDICTIONS_FILE if save_predictions else None
@@ -72,13 +77,13 @@ class SemSegEvaluator(DatasetEvaluator):
 
         Args:
             inputs: model inputs with ``file_name`` (and, optionally, ``sem_seg_file_name``).
-            outputs: for each input ``label_map`` (H,W) integers or ``sem_seg`` (K,H,W) scores, at label size.
+            outputs: for each input ``label_map`` (H,W) indices of words, or ``sem_seg`` (Q,H,W) scores, at label size.
 
         Raises:
             OvsegError: unreadable labels, labels out of range, or sizes that differ; names the file.
         """
         for sample, output in zip(inputs, outputs, strict=True):
-            pred = self._label_map(sample, output)
+            pred = self.protocol.classes_of(self._label_map(sample, output))
             labels, label_file = self.ground_truth.labels(sample)
             self.confusion += confusion_matrix(
                 pred,

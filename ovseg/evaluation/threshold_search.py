@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import BatchSampler
 
 from ovseg.data.loader import SampleLoader, build_test_loader
+from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import confusion_matrix, scores_from_confusion
 from ovseg.evaluation.ground_truth import GroundTruth
@@ -108,7 +109,7 @@ def search(
         OvsegError: a value out of range, options that do not go together, or unusable data.
     """
     _check(cfg, model, thresholds, weights, limit)
-    truth = GroundTruth(dataset_name)
+    truth, protocol = GroundTruth(dataset_name), protocol_of(dataset_name, cfg.TEST.VOCABULARY)
     num_classes = len(truth.class_names)
     loader = _spread(build_test_loader(cfg, dataset_name, outputs=("label_map",)), limit, cfg.DATALOADER.NUM_WORKERS)
     counts = np.zeros((len(thresholds), len(weights), num_classes + 1, num_classes + 1), dtype=np.int64)
@@ -125,7 +126,7 @@ def search(
                             size = (sample["height"], sample["width"])
                             painted = model.paint(found, clip, weight, size, ("label_map",))["label_map"]
                             counts[row, column] += confusion_matrix(
-                                painted.cpu().numpy(),
+                                protocol.classes_of(painted.cpu().numpy()),
                                 labels,
                                 num_classes,
                                 truth.ignore_label,
