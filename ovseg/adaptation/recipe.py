@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from open_clip.constants import OPENAI_DATASET_MEAN
 
 from ovseg.errors import OvsegError
+from ovseg.plain_yaml import read_plain_yaml, unknown_key
 
 MODES = ("full", "mask-prompt")
 # what the paper trains each mode with (specification 12.2, 12.3)
@@ -104,15 +103,7 @@ def read_recipe(path: str | Path, mode: str) -> dict[str, Any]:
     Raises:
         OvsegError: unreadable or no plain YAML, an unknown key (the nearest one is suggested), or a bad value.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise OvsegError(f"cannot read the recipe {path} ({error}): check --recipe") from error
-    except yaml.YAMLError as error:
-        raise OvsegError(f"the recipe {path} is not plain YAML: {' '.join(str(error).split())}") from error
-    if content is not None and not isinstance(content, Mapping):
-        raise OvsegError(f"the recipe {path} must hold lines of KEY: VALUE")
-    content = dict(content or {})
+    content = read_plain_yaml(path, "recipe")
     sections = {name: content.pop(name) or {} for name in MODES if name in content}
     for name, section in sections.items():
         if not isinstance(section, Mapping):
@@ -125,9 +116,7 @@ def _checked(values: Mapping[str, Any], source: str, known: Sequence[str] = tupl
     result = {}
     for key, value in values.items():
         if key not in FIELDS:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"the keys are {', '.join(known)}"
-            raise OvsegError(f"unknown key {key} in {source}; {hint}")
+            raise unknown_key(key, known, source)
         try:
             result[key] = _convert(key, value)
         except (TypeError, ValueError) as error:
