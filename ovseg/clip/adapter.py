@@ -99,6 +99,7 @@ class ClipAdapter(nn.Module):
         self.region_chunk_size = region_chunk_size
         self.lacking_weights = frozenset(name for name in clip_model.state_dict() if name != PROMPTS)
         self.lacking_prompts = True
+        self.prompts_checked = not mask_prompt_forward
         self.register_load_state_dict_post_hook(_note_loaded_weights)
         self.text = TextEmbedder(
             clip_model,
@@ -144,13 +145,19 @@ class ClipAdapter(nn.Module):
     def ensure_weights(self) -> None:
         """Read those of CLIP's weights now that no checkpoint has given.
 
-        Mask prompts belong to the image tower that they were tuned with: they are read when all of it is.
+        Mask prompts belong to the image tower that they were tuned with: they are read when all of it is. Prompts that
+        are to be used and are nowhere stay zero, which is told, not refused: the published training configurations ask
+        for them, and training, where CLIP sees no image, starts from a plain CLIP (specification 8 and 9.2).
 
         Raises:
             OvsegError: they cannot be had; says which file to put where.
         """
-        if not self.lacking_weights:
-            return
+        if self.lacking_weights:
+            self._complete_weights()
+        if not self.prompts_checked:
+            self._warn_of_zero_prompts()
+
+    def _complete_weights(self) -> None:
         if self.source.fetch_weights is None:
             logger.warning(
                 "CLIP %s HAS RANDOM WEIGHTS (%d of its tensors): its scores mean nothing. Set MODEL.WEIGHTS to a "
@@ -163,6 +170,17 @@ class ClipAdapter(nn.Module):
             prompts = {PROMPTS} if self.lacking_prompts and visual <= self.lacking_weights else set()
             load_clip_weights(self.clip_model, self.source, self.lacking_weights | prompts)
         self.lacking_weights = frozenset()
+
+    def _warn_of_zero_prompts(self) -> None:
+        self.prompts_checked = True
+        if not self.clip_model.visual.mask_embedding.any():
+            logger.warning(
+                "CLIP %s HAS NO MASK PROMPTS (%s is all zeros), but MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD is True: masked "
+                "patches become zeros, and its names of masks are worse for it (training does not use them). Set the "
+                "key to False, or give a CLIP with tuned prompts (tools/finetune_clip.py, tools/replace_clip.py).",
+                self.source.name,
+                PROMPTS,
+            )
 
     def text_matrix(self, words: Sequence[str]) -> Tensor:
         """Unit text features and, as last row, the normalised no-object embedding; float32 (K + 1, D)."""
@@ -249,6 +267,7 @@ def _note_loaded_weights(adapter: ClipAdapter, incompatible_keys) -> None:
     missing = {name.rpartition("clip_model.")[2] for name in incompatible_keys.missing_keys if "clip_model." in name}
     adapter.lacking_weights &= missing
     adapter.lacking_prompts &= PROMPTS in missing
+    adapter.prompts_checked = not adapter.mask_prompt_forward
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import logging
 
@@ -88,6 +89,33 @@ def test_random_weights_are_said_aloud(cfg, caplog):
     with caplog.at_level(logging.WARNING):
         adapter.text_matrix(["cat"])
     assert "RANDOM WEIGHTS" in caplog.text
+
+
+def test_prompts_of_zeros_are_said_aloud_once(cfg, tmp_path, caplog):
+    plain, file = donor_of(cfg, tmp_path, 1)
+    without = {name: t for name, t in plain.items() if name != "visual.mask_embedding"}
+    save_file(without, tmp_path / "plain.safetensors")
+
+    def warnings_of(adapter) -> int:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            for _ in range(2):
+                adapter.ensure_weights()
+        return caplog.text.count("HAS NO MASK PROMPTS")
+
+    asks = {"CLIP_WEIGHTS": str(tmp_path / "plain.safetensors"), "MASK_PROMPT_FWD": True}
+    adapter = adapter_of(cfg, **asks)
+    assert warnings_of(adapter) == 1 and "Set the key to False" in caplog.text
+    trained = copy.deepcopy(
+        adapter.state_dict()
+    )  # what training from a plain CLIP leaves behind: zeros that are no longer missing
+    adapter.load_state_dict({f"clip_model.{name}": t for name, t in plain.items()}, strict=False)
+    assert warnings_of(adapter) == 0
+    again = adapter_of(cfg, **asks)
+    again.load_state_dict(trained)
+    assert warnings_of(again) == 1
+    assert warnings_of(adapter_of(cfg, **{**asks, "CLIP_WEIGHTS": file})) == 0
+    assert warnings_of(adapter_of(cfg, **{**asks, "MASK_PROMPT_FWD": False})) == 0
 
 
 def test_weights_from_a_file(cfg, tmp_path):
