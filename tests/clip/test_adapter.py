@@ -106,9 +106,7 @@ def test_prompts_of_zeros_are_said_aloud_once(cfg, tmp_path, caplog):
     asks = {"CLIP_WEIGHTS": str(tmp_path / "plain.safetensors"), "MASK_PROMPT_FWD": True}
     adapter = adapter_of(cfg, **asks)
     assert warnings_of(adapter) == 1 and "Set the key to False" in caplog.text
-    trained = copy.deepcopy(
-        adapter.state_dict()
-    )  # what training from a plain CLIP leaves behind: zeros that are no longer missing
+    trained = copy.deepcopy(adapter.state_dict())  # zeros that are there: what training from a plain CLIP leaves
     adapter.load_state_dict({f"clip_model.{name}": t for name, t in plain.items()}, strict=False)
     assert warnings_of(adapter) == 0
     again = adapter_of(cfg, **asks)
