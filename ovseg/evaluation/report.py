@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import detectron2
-import torch
 from rich.table import Table
 
 from ovseg.evaluation.proposals import MEAN_BEST_IOU, RECALL
 from ovseg.files import atomic_path
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what the numbers depend on; None for what is not installed as a package."""
-    packages = {"ovseg": "ovseg", "torch": "torch", "open_clip": "open_clip_torch", "numpy": "numpy"}
-    found: dict[str, str | None] = {"python": platform.python_version(), "detectron2": detectron2.__version__}
-    for name, distribution in packages.items():
-        try:
-            found[name] = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    found["torch"] = torch.__version__  # tells the CPU or CUDA build, too
-    return found
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:

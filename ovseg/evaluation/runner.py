@@ -27,9 +27,10 @@ from ovseg.evaluation.confusion import per_class_rows
 from ovseg.evaluation.crf import DenseCRF
 from ovseg.evaluation.oracle_model import check_oracle, describe_oracle, oracle_model
 from ovseg.evaluation.proposals import ProposalRecallEvaluator
-from ovseg.evaluation.report import results_table, versions, write_csv, write_json
+from ovseg.evaluation.report import results_table, write_csv, write_json
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.evaluation.tta import augmented_model
+from ovseg.evaluation.versions import versions
 from ovseg.images import read_image
 from ovseg.progress import progress_bar
 

@@ -1,0 +1,43 @@
+"""Telling in words how two nested settings differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_LONGEST = 60  # characters of a value that are shown
+_ABSENT = object()
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names; empty ones vanish."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def different_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Dotted names whose values differ or that only one has, in the order of ``first``; lists equal tuples."""
+    one, two = flatten(first), flatten(second)
+    return [name for name in {**one, **two} if _plain(one.get(name, _ABSENT)) != _plain(two.get(name, _ABSENT))]
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """``["KEY was ... and is ..."]`` for each of :func:`different_keys`."""
+    one, two = flatten(first), flatten(second)
+    return [
+        f"{name} was {short(one.get(name))} and is {short(two.get(name))}" for name in different_keys(first, second)
+    ]
+
+
+def short(value: Any) -> str:
+    """A value on one line, cut where it is long."""
+    text = repr(value) if isinstance(value, str) and not value else str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
