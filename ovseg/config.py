@@ -112,6 +112,10 @@ DEFAULTS: dict[str, Any] = {
     # ours: what a class is asked by: "names", the registered names verbatim (as OVSeg and SCAN), or "synonyms", the
     # prompt-engineered lists of the label sets (as OpenSeg, ODISE, FC-CLIP); results say which
     "TEST.VOCABULARY": "names",
+    "METRIC": "Vanilla",  # or "SG-IoU": beside mIoU, one that forgives names which contain the true one (SCAN)
+    # ours: which classes contain which, JSON {child: [father, ...]}; "" = those whose texts are similar to CLIP
+    "TEST.SG_IOU_TABLE": "",
+    "TEST.SG_IOU_THRESHOLD": 0.9,  # ours: cosine of the embeddings of similar texts
     "TEST.PROPOSAL_RECALL": False,  # ours: also recall@IoU0.5 of the proposals
     # ours, analyses for --eval-only (baselines 5): "masks" gives the true masks to CLIP to name; "labels" gives the
     # predicted masks the names of what they overlap most

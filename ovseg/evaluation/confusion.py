@@ -133,6 +133,7 @@ def scores_from_confusion(
     class_names: Sequence[str],
     evaluation_set: Mapping[str, Sequence[int]] | None = None,
     convention: str = "union",
+    credited: np.ndarray | None = None,
 ) -> dict[str, float]:
     """All scores of spec section 10.1, in percent.
 
@@ -149,6 +150,8 @@ def scores_from_confusion(
             harmonic mean of both mean IoUs.
         convention: which one ``mIoU`` and the subsets' mean IoUs follow; both are always there as ``mIoU-union`` and
             ``mIoU-gt``.
+        credited: (K,) pixels that count as right for each class, in place of the diagonal; a union is still that of
+            prediction and truth (:mod:`ovseg.evaluation.sg_iou`).
 
     Returns:
         scores by name; NaN where a score has no pixel to speak about.
@@ -160,15 +163,16 @@ def scores_from_confusion(
     num_classes = len(class_names)
     counts = np.asarray(conf)[:num_classes, :num_classes].astype(np.float64)
     tp, pos_gt, pos_pred = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)
-    iou = _ratio(tp, pos_gt + pos_pred - tp, where=pos_gt > 0)
-    acc = _ratio(tp, pos_gt, where=pos_gt > 0)
+    right = tp if credited is None else credited
+    iou = _ratio(right, pos_gt + pos_pred - tp, where=pos_gt > 0)
+    acc = _ratio(right, pos_gt, where=pos_gt > 0)
 
     def mean_iou(classes: np.ndarray, how: str) -> float:
         counted = pos_gt + pos_pred > 0 if how == "union" else pos_gt > 0
         return _divide(np.nansum(iou[classes]), np.count_nonzero(counted[classes]))
 
     def pixel_accuracy(classes: np.ndarray) -> float:
-        return _divide(tp[classes].sum(), pos_gt[classes].sum())
+        return _divide(right[classes].sum(), pos_gt[classes].sum())
 
     every = np.arange(num_classes)
     names = [str(name).strip() for name in class_names]

@@ -1,0 +1,183 @@
+"""Which classes are fathers of which, for SG-IoU: out of a file, or out of CLIP's text embeddings.
+
+The file is JSON, ``{child: father}`` or ``{child: [father, ...]}``; a class is named by its index or its name, and one
+file may hold ``{data set: table}`` for several data sets.
+
+Without a file, class f is a father of class c when the cosine of their text embeddings is at least
+TEST.SG_IOU_THRESHOLD, that of their nearest synonyms where a class has several. Similarity has no direction, so such
+entries are always mutual: the rule finds what nearly means the same, and cannot tell that an animal contains a dog.
+Scores by tables of different models cannot be compared. The table is written beside the results, in the format of the
+file, to be corrected by hand and used for all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from torch import nn
+
+from ovseg.data.protocol import Protocol
+from ovseg.errors import OvsegError
+from ovseg.evaluation.sg_iou import check_fathers
+
+FROM_TEXT = "CLIP text embeddings"
+
+
+@dataclass(frozen=True)
+class FatherTable:
+    """A checked table.
+
+    Attributes:
+        fathers: class index -> indices of its fathers, ascending; classes without any are left out.
+        class_names: K names.
+        origin: a file, or :data:`FROM_TEXT`.
+        threshold: the cosine that it takes, if it is from texts.
+    """
+
+    fathers: Mapping[int, tuple[int, ...]]
+    class_names: tuple[str, ...]
+    origin: str
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fathers(self.fathers, len(self.class_names), self.origin)
+
+    def describe(self) -> dict[str, Any]:
+        """What results.json says: origin, threshold, how many classes have fathers, pairs, of these mutual, a hash."""
+        pairs = {(child, father) for child, above in self.fathers.items() for father in above}
+        listed = json.dumps(sorted(pairs)).encode()
+        return {
+            "origin": self.origin,
+            "threshold": self.threshold,
+            "classes_with_fathers": len(self.fathers),
+            "pairs": len(pairs),
+            "mutual_pairs": sum((father, child) in pairs for child, father in pairs),
+            "sha256": hashlib.sha256(listed).hexdigest(),
+        }
+
+    def named(self) -> dict[str, list[str]]:
+        """The table in the format of the file: by name, or by index where two classes have the same name."""
+        unique = len(set(self.class_names)) == len(self.class_names)
+        names = self.class_names if unique else [str(index) for index in range(len(self.class_names))]
+        return {names[child]: [names[father] for father in above] for child, above in self.fathers.items()}
+
+
+def build_table(cfg: CfgNode, model: nn.Module, protocol: Protocol) -> FatherTable:
+    """The table that TEST.SG_IOU_TABLE and TEST.SG_IOU_THRESHOLD ask for.
+
+    Args:
+        model: has ``clip_adapter.text_matrix``, as OVSeg; only asked without a file.
+
+    Raises:
+        OvsegError: see :func:`read_table` and :func:`table_from_text`, or a model that reads no words.
+    """
+    if cfg.TEST.SG_IOU_TABLE:
+        return read_table(cfg.TEST.SG_IOU_TABLE, protocol)
+    adapter = getattr(model, "clip_adapter", None)
+    if adapter is None:
+        raise OvsegError(
+            f"METRIC SG-IoU: {type(model).__name__} has no CLIP to compare words by: give a table as TEST.SG_IOU_TABLE"
+        )
+    texts, classes = _texts(protocol)
+    embeddings = adapter.text_matrix(texts)[:-1].detach().float().cpu().numpy()  # the last is "no object"
+    return table_from_text(embeddings, classes, protocol.class_names, cfg.TEST.SG_IOU_THRESHOLD)
+
+
+def table_from_text(
+    embeddings: np.ndarray, classes: Sequence[int], class_names: Sequence[str], threshold: float
+) -> FatherTable:
+    """Fathers by similarity.
+
+    Args:
+        embeddings: (T,D) unit vectors.
+        classes: (T,) the class in [0,K) of each.
+        class_names: K names.
+        threshold: cosine, in (0,1].
+
+    Raises:
+        OvsegError: the threshold is out of range.
+    """
+    if not 0 < threshold <= 1:
+        raise OvsegError(f"TEST.SG_IOU_THRESHOLD is {threshold}: it is a cosine, so use a number above 0, up to 1")
+    similarity = np.full((len(class_names), len(class_names)), -np.inf)
+    index = np.asarray(classes)
+    np.maximum.at(similarity, (index[:, None], index[None, :]), embeddings.astype(np.float64) @ embeddings.T)
+    np.fill_diagonal(similarity, -np.inf)
+    fathers = {child: tuple(np.flatnonzero(row >= threshold).tolist()) for child, row in enumerate(similarity)}
+    fathers = {child: above for child, above in fathers.items() if above}
+    return FatherTable(fathers, tuple(class_names), FROM_TEXT, float(threshold))
+
+
+def read_table(path: str | Path, protocol: Protocol) -> FatherTable:
+    """The table of a data set's classes in a JSON file.
+
+    Raises:
+        OvsegError: missing or unreadable file, no JSON, a key twice, none for this data set, or a class that the data
+            set does not have.
+    """
+    content = _read_json(Path(path))
+    if not isinstance(content, dict):
+        raise OvsegError(f'{path} must hold {{"child": "father"}} or {{"child": ["father", ...]}}')
+    if content and all(isinstance(value, dict) for value in content.values()):
+        if protocol.dataset not in content:
+            raise OvsegError(
+                f"{path} holds tables for {', '.join(content)}, but none for {protocol.dataset}: add one, "
+                f'"{protocol.dataset}": {{}} for no fathers at all'
+            )
+        content = content[protocol.dataset]
+    fathers: dict[int, tuple[int, ...]] = {}
+    for child, above in content.items():
+        number = _class_index(child, protocol.class_names, path)
+        if number in fathers:
+            raise OvsegError(f"{path} holds class {number} ({protocol.class_names[number]!r}) twice: give it one entry")
+        above = above if isinstance(above, list) else [above]
+        fathers[number] = tuple(sorted(_class_index(father, protocol.class_names, path) for father in above))
+    return FatherTable({child: above for child, above in fathers.items() if above}, protocol.class_names, str(path))
+
+
+def _read_json(path: Path) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen = dict(pairs)
+        if len(seen) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise OvsegError(f"{path} holds the key {twice!r} twice: which one is meant? Remove the other")
+        return seen
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    except FileNotFoundError as error:
+        raise OvsegError(f"there is no {path}: check TEST.SG_IOU_TABLE") from error
+    except OSError as error:
+        raise OvsegError(f"cannot read {path} ({error.strerror}): check TEST.SG_IOU_TABLE") from error
+    except ValueError as error:
+        raise OvsegError(f"TEST.SG_IOU_TABLE {path} is not valid JSON: {error}") from error
+
+
+def _class_index(entry: object, names: Sequence[str], path: str | Path) -> int:
+    """A class by its name, else by its index; JSON's keys are texts even where they are numbers."""
+    if isinstance(entry, str) and (found := names.count(entry.strip())):
+        if found > 1:
+            raise OvsegError(f"{path} names {entry.strip()!r}, which {found} classes are called: give their indices")
+        return names.index(entry.strip())
+    if isinstance(entry, str) and entry.strip().isdecimal():
+        entry = int(entry)
+    if not isinstance(entry, int) or isinstance(entry, bool):
+        raise OvsegError(f"{path} names the class {entry!r}, which the data set does not have: check the spelling")
+    return entry
+
+
+def _texts(protocol: Protocol) -> tuple[list[str], list[int]]:
+    """All that CLIP reads for a data set, and the class of each."""
+    texts, classes = [], []
+    for word, synonyms in enumerate(protocol.vocabulary.synonyms):
+        texts += synonyms
+        classes += [word if protocol.to_class is None else protocol.to_class[word]] * len(synonyms)
+    return texts, classes
