@@ -41,24 +41,40 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.SEM_SEG_HEAD.EMBED_HIDDEN_DIM": 1024,
     "MODEL.SEM_SEG_HEAD.EMBED_LAYERS": 2,  # linear layers of the class embedding
     "MODEL.SEM_SEG_HEAD.MASK_DIM": 256,  # channels of the per-pixel mask features
-    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "BasePixelDecoder",  # or TransformerEncoderPixelDecoder
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 0,  # of TransformerEncoderPixelDecoder
+    # or TransformerEncoderPixelDecoder; OpenVocaMask2FormerHead needs MSDeformAttnPixelDecoder
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "BasePixelDecoder",
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 0,  # of the pixel decoder's encoder, where it has one
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": ["res3", "res4", "res5"],  # what it encodes
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 8,
     # --- proposals: transformer, losses, painting ----------------------------------------------------------
     "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,  # losses after every decoder layer
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,  # class weight of "no object" in the cross entropy
+    "MODEL.MASK_FORMER.CLASS_WEIGHT": 1.0,  # of the cross entropy, and of the class in the matching
     "MODEL.MASK_FORMER.DICE_WEIGHT": 1.0,
     "MODEL.MASK_FORMER.MASK_WEIGHT": 20.0,
+    # Mask2Former compares masks at random points, of which a part lies where the prediction is least certain
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 12544,  # per mask
+    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": 3.0,  # points drawn for each one wanted, to choose uncertain ones from
+    "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": 0.75,  # part of the points that are chosen so
+    # ours: True also trains the last but one of Mask2Former's predictions; the original computes its losses and
+    # drops them (specification of SCAN, 5.3)
+    "MODEL.MASK_FORMER.LAST_AUXILIARY_LOSS": False,
     "MODEL.MASK_FORMER.NHEADS": 8,
     "MODEL.MASK_FORMER.DROPOUT": 0.1,
     "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 2048,
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
     "MODEL.MASK_FORMER.ENC_LAYERS": 0,
     "MODEL.MASK_FORMER.DEC_LAYERS": 6,
     "MODEL.MASK_FORMER.PRE_NORM": False,
     "MODEL.MASK_FORMER.HIDDEN_DIM": 256,
     "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 100,
-    "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "res5",  # or "transformer_encoder" with that pixel decoder
+    # or transformer_encoder with that pixel decoder; OpenVocaMask2FormerHead needs multi_scale_pixel_decoder
+    "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "res5",
     "MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ": False,
     "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": 32,  # inputs are padded to a multiple; negative = the backbone's own
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,
+    "MODEL.MASK_FORMER.TEST.INSTANCE_ON": False,
     "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,
     "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,
@@ -98,6 +114,9 @@ DEFAULTS: dict[str, Any] = {
     "INPUT.COLOR_AUG_SSD": False,
     "INPUT.SIZE_DIVISIBILITY": -1,  # side that the mapper pads training crops to; <= 0 = no padding
     "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",
+    "INPUT.IMAGE_SIZE": 1024,
+    "INPUT.MIN_SCALE": 0.1,
+    "INPUT.MAX_SCALE": 2.0,
     # --- solver --------------------------------------------------------------------------------------------
     "SOLVER.OPTIMIZER": "ADAMW",  # or SGD
     "SOLVER.TEST_IMS_PER_BATCH": 1,
@@ -133,6 +152,11 @@ DEFAULTS: dict[str, Any] = {
 WITHOUT_EFFECT = {
     "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": "the stride of the mask features is always 4",
     "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": "set MODEL.MASK_FORMER.DICE_WEIGHT and MASK_WEIGHT",
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": "the deformable encoder always samples 4 points",
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": "set MODEL.MASK_FORMER.NHEADS",
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "the decoder follows from MODEL.SEM_SEG_HEAD.NAME",
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": "the semantic output is always on",
+    "MODEL.MASK_FORMER.TEST.INSTANCE_ON": "this system has no instance output",
     "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": "this system has no panoptic output",
     "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": "this system has no panoptic output",
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": "this system has no panoptic output",
@@ -142,6 +166,9 @@ WITHOUT_EFFECT = {
     "DATASETS.SAMPLE_PER_CLASS": "register a smaller data set",
     "DATASETS.SAMPLE_SEED": "register a smaller data set",
     "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic is the only mapper",
+    "INPUT.IMAGE_SIZE": "set INPUT.CROP.SIZE",
+    "INPUT.MIN_SCALE": "set INPUT.MIN_SIZE_TRAIN",
+    "INPUT.MAX_SCALE": "set INPUT.MIN_SIZE_TRAIN",
 }
 
 
