@@ -2,6 +2,6 @@
 
 from ovseg.vocabulary.labels import LabelSet, label_set, label_set_names
 from ovseg.vocabulary.templates import get_templates
-from ovseg.vocabulary.words import Vocabulary
+from ovseg.vocabulary.words import VARIANTS, Vocabulary
 
-__all__ = ["LabelSet", "Vocabulary", "get_templates", "label_set", "label_set_names"]
+__all__ = ["VARIANTS", "LabelSet", "Vocabulary", "get_templates", "label_set", "label_set_names"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import functools
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import resources
+from typing import Any
 
 from ovseg.errors import OvsegError
+from ovseg.vocabulary.derived import DERIVED
 
 _FOLDER = resources.files(__package__).joinpath("label_sets")
 
@@ -18,32 +21,47 @@ class LabelSet:
     """One data set's classes, in the order of their train ids 0..K-1.
 
     Attributes:
-        name: the file's name, e.g. ``"ade20k_150"``.
+        name: e.g. ``"ade20k_150"``.
+        tag: what tables of results call it, e.g. ``"A-150"``.
         title: one line for people.
         source: where the names come from.
         ignore_label: the pixel value that is no class.
-        registered_as: Detectron2 names of the data sets that use these classes.
         names: K names without blanks at their ends, unique.
         registry_names: K names verbatim as the published systems register them (blanks and commas kept).
         synonyms: K tuples of text queries, the leading one first; the score of a class is the maximum over them.
         dataset_ids: K numbers as in the raw annotation, None where there is none.
+        splits: train ids by name of a subset: ``base`` and ``novel``, or classes by frequency; mostly empty.
+        background: what becomes of pixels outside all things, when classes are asked by their names:
+            ``"none"``, nothing special; ``"ignored"``, they do not count; or they are a class of their own, which is
+            asked as the ``"word"`` that it is named, by ``"leftover words"`` (a pixel that gets one of them is
+            background), or by ``"synonyms"`` (the name and the left-over words, the best of which counts).
+        background_id: the class of those pixels, None where they have none.
+        background_words: the left-over words (OpenSeg, spec 7.4).
     """
 
     name: str
+    tag: str
     title: str
     source: str
     ignore_label: int
-    registered_as: tuple[str, ...]
     names: tuple[str, ...]
     registry_names: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...]
     dataset_ids: tuple[int | None, ...]
+    splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    background: str = "none"
+    background_id: int | None = None
+    background_words: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 @functools.cache
 def label_set_names() -> tuple[str, ...]:
-    """Names of all label sets, sorted."""
-    return tuple(sorted(entry.name[: -len(".json")] for entry in _FOLDER.iterdir() if entry.name.endswith(".json")))
+    """Names of all label sets, sorted; those of :mod:`ovseg.vocabulary.derived` among them."""
+    files = (entry.name for entry in _FOLDER.iterdir())
+    return tuple(sorted([*DERIVED, *(name.removesuffix(".json") for name in files if name.endswith(".json"))]))
 
 
 @functools.cache
@@ -57,16 +75,24 @@ def label_set(name: str) -> LabelSet:
         near = difflib.get_close_matches(name.casefold().replace("-", "_"), label_set_names(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(label_set_names())}"
         raise OvsegError(f"there is no label set {name!r}: {hint}")
-    data = json.loads(_FOLDER.joinpath(f"{name}.json").read_text(encoding="utf-8"))
+    data = DERIVED[name](_read) if name in DERIVED else _read(name)
     classes = data["classes"]
     return LabelSet(
-        name=data["name"],
+        name=name,
+        tag=data["tag"],
         title=data["title"],
         source=data["source"],
         ignore_label=data["ignore_label"],
-        registered_as=tuple(data["registered_as"]),
         names=tuple(c["name"] for c in classes),
         registry_names=tuple(c.get("registry_name", c["name"]) for c in classes),
         synonyms=tuple(tuple(c.get("synonyms", [c["name"]])) for c in classes),
         dataset_ids=tuple(c["dataset_id"] for c in classes),
+        splits={split: tuple(members) for split, members in data.get("splits", {}).items()},
+        background=data.get("background", "none"),
+        background_id=data.get("background_id"),
+        background_words=tuple(data.get("background_words", ())),
     )
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads(_FOLDER.joinpath(f"{name}.json").read_text(encoding="utf-8"))

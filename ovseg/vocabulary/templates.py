@@ -35,15 +35,17 @@ def get_templates(name: str, predefined: Sequence[str] = DEFAULT_PREDEFINED) -> 
         raise OvsegError(
             f"MODEL.CLIP_ADAPTER.TEXT_TEMPLATES is {name!r}; choose one of {', '.join(map(repr, TEMPLATE_SETS))}"
         )
-    if isinstance(predefined, str) or not predefined:
-        raise OvsegError(
-            "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES must be a list with at least one template, "
-            'for example ["a photo of a {}."]'
-        )
-    for template in predefined:
-        if template.count("{}") != 1:
-            raise OvsegError(
-                f"the template {template!r} in MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES must hold {{}} exactly "
-                "once: that is where the word goes"
-            )
+    check_templates(predefined, "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES")
     return tuple(predefined)
+
+
+def check_templates(templates: Sequence[str], where: str) -> None:
+    """Raise OvsegError unless ``templates``, found ``where``, is a list of at least one text with one ``{}`` each."""
+    if isinstance(templates, str) or not templates:
+        raise OvsegError(f'{where} must be a list with at least one template, for example ["a photo of a {{}}."]')
+    for template in templates:
+        if template.count("{}") != 1 or set(template.replace("{}", "")) & {"{", "}"}:
+            raise OvsegError(
+                f"the template {template!r} in {where} must hold {{}} exactly once, and no other braces: that is where "
+                "the word goes"
+            )

@@ -98,6 +98,6 @@ def test_files_that_are_no_lists(tmp_path):
 def test_label_sets_with_and_without_synonyms():
     with_synonyms = Vocabulary.from_label_set("pascal_voc_20")
     assert with_synonyms.class_names[11] == ("dog", "dogs", "puppy", "puppies")
-    assert Vocabulary.from_label_set("pascal_voc_20", synonyms=False).class_names[11] == "dog"
+    assert Vocabulary.from_label_set("pascal_voc_20", variant="names").class_names[11] == "dog"
     with pytest.raises(OvsegError, match=r"did you mean .*pascal_voc_20"):
         Vocabulary.from_label_set("pascal_voc_2")

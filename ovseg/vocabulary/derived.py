@@ -1,0 +1,97 @@
+"""Label sets that are other label sets in another order, a part of them, or with background as a class.
+
+Each is made from files, in the files' format: a dict with ``classes``, one dict per train id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Data = dict[str, Any]
+Read = Callable[[str], Data]
+
+
+def _coco_stuff_seen(read: Read) -> Data:
+    return _split(read, "base", "COCO-Stuff-156", "COCO-Stuff, the 156 seen classes of the zero-shot split")
+
+
+def _coco_stuff_unseen(read: Read) -> Data:
+    return _split(read, "novel", "COCO-Stuff-15", "COCO-Stuff, the 15 unseen classes of the zero-shot split")
+
+
+def _split(read: Read, split: str, tag: str, title: str) -> Data:
+    data = read("coco_stuff_171")
+    members = data.pop("splits")[split]
+    return {**data, "tag": tag, "title": title, "classes": [data["classes"][index] for index in members]}
+
+
+def _coco_object(read: Read) -> Data:
+    """GroupViT's: the things of COCO behind background, which is whatever is no thing; nothing is ignored."""
+    data = read("coco_panoptic_133")
+    things = data["classes"][:80]
+    return {
+        **data,
+        **{"tag": "COCO-Object", "title": "COCO-Object: background + 80 things"},
+        **{"background": "word", "background_id": 0, "classes": [_background(None), *things]},
+    }
+
+
+def _pascal_context_alphabetical(read: Read) -> Data:
+    """The order of SAN, CAT-Seg, FC-CLIP, ODISE and mmsegmentation (some of which write "diningtable" for "table")."""
+    data = read("pascal_context_59")
+    classes = sorted(data["classes"], key=lambda entry: entry["alphabetical_id"])
+    return {**data, "title": "PASCAL Context, 59 most frequent classes in alphabetical order", "classes": classes}
+
+
+def _pascal_context_60(read: Read) -> Data:
+    """mmsegmentation's: all that is none of the 59 classes is background."""
+    data = _pascal_context_alphabetical(read)
+    return {
+        **data,
+        **{"tag": "PC-60", "title": "PASCAL Context, background + 59 classes in alphabetical order"},
+        **{"background": "word", "background_id": 0, "classes": [_background(None), *data["classes"]]},
+    }
+
+
+def _pascal_voc_20b(read: Read) -> Data:
+    """CAT-Seg's: background comes last, and is asked by the left-over words (OpenSeg's rule)."""
+    data = _with_voc_background(read)
+    background, *things = data["classes"]
+    return {
+        **data,
+        **{"tag": "PAS-20b", "title": "PASCAL VOC 2012, 20 objects + background by left-over words (PAS-20b)"},
+        **{"background": "leftover words", "background_id": len(things), "classes": [*things, background]},
+    }
+
+
+def _pascal_voc_21(read: Read) -> Data:
+    """FC-CLIP's and ODISE's: background comes first, and has the left-over words for synonyms."""
+    return {
+        **_with_voc_background(read),
+        **{"tag": "PAS-21", "title": "PASCAL VOC 2012, background + 20 objects (PAS-21)"},
+        **{"background": "synonyms", "background_id": 0},
+    }
+
+
+def _with_voc_background(read: Read) -> Data:
+    data = read("pascal_voc_20")
+    # PC-59 begins with the 20 classes of VOC
+    leftover = [entry["name"] for entry in read("pascal_context_59")["classes"][len(data["classes"]) :]]
+    background = _background(0, data["background_synonyms"])
+    return {**data, "background_words": leftover, "classes": [background, *data["classes"]]}
+
+
+def _background(dataset_id: int | None, synonyms: list[str] | None = None) -> Data:
+    return {"name": "background", "dataset_id": dataset_id, "synonyms": synonyms or ["background"]}
+
+
+DERIVED: dict[str, Callable[[Read], Data]] = {
+    "coco_object_80": _coco_object,
+    "coco_stuff_15_unseen": _coco_stuff_unseen,
+    "coco_stuff_156_seen": _coco_stuff_seen,
+    "pascal_context_59_alphabetical": _pascal_context_alphabetical,
+    "pascal_context_60": _pascal_context_60,
+    "pascal_voc_20b": _pascal_voc_20b,
+    "pascal_voc_21": _pascal_voc_21,
+}

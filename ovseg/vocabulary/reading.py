@@ -1,0 +1,127 @@
+"""Words as people type them: what a text must be to be a word, and files with one word per line."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from ovseg.errors import OvsegError
+
+_LARGEST_FILE = 16 * 2**20  # bytes; a list of words is never larger, a model or a film given by mistake is
+
+Entry = tuple[str, ...]  # a name and its synonyms; mostly the texts that CLIP is asked
+
+
+def unique(texts: Sequence[str]) -> Entry:
+    """Each text once, in order."""
+    return tuple(dict.fromkeys(texts))
+
+
+def check_text(text: str, where: str) -> None:
+    """Raise OvsegError for a blank text, undecodable bytes or control characters."""
+    if not text.strip():
+        raise OvsegError(f"{where} is blank: remove it, or give it a name")
+    for character in text:
+        if unicodedata.category(character) == "Cs":  # undecodable bytes of a command line arrive as surrogates
+            raise OvsegError(f"{where} ({text!r}) is not valid UTF-8 text: type it again or use a vocabulary file")
+        if unicodedata.category(character) == "Cc":
+            raise OvsegError(f"{where} ({text!r}) holds the control character U+{ord(character):04X}: remove it")
+
+
+def read_list(words: Sequence[str | Sequence[str]], origin: str) -> list[Entry]:
+    """Words given in Python or on a command line, stripped; see :meth:`ovseg.vocabulary.Vocabulary.from_words`.
+
+    Raises:
+        OvsegError: one str instead of a list, a word that is no text, a comma at a word's end.
+    """
+    if isinstance(words, str):
+        raise OvsegError(f"{origin} is the single text {words!r}: give a list, for example ['cat', 'dog']")
+    entries = []
+    for position, word in enumerate(words, start=1):
+        entry = tuple(word) if isinstance(word, (list, tuple)) else (word,)
+        for text in entry:
+            if not isinstance(text, str):
+                raise OvsegError(f"word {position} in {origin} is {text!r}, which is not a text")
+        entries.append(entry)
+    for position, entry in enumerate(entries, start=1):
+        _check_commas(entry, position, entries, origin)
+    return [unique([text.strip() for text in entry] or [""]) for entry in entries]
+
+
+def read_string(text: str, origin: str) -> list[Entry]:
+    """``"person, child; dog"``: words divided by semicolons, a word's synonyms by commas; the last ``;`` may end it.
+
+    Raises:
+        OvsegError: an empty synonym, or an empty word between others.
+    """
+    parts = text.split(";")
+    if len(parts) > 1 and not parts[-1].strip():
+        parts.pop()
+    entries = []
+    for position, part in enumerate(parts, start=1):
+        texts = [synonym.strip() for synonym in part.split(",")]
+        if "" in texts:
+            problem = "a comma too many" if len(texts) > 1 else "a semicolon too many"
+            raise OvsegError(f"word {position} in {origin} ({text!r}) is blank: there is {problem}")
+        entries.append(unique(texts))
+    return entries
+
+
+def read_file(path: Path) -> list[Entry]:
+    """One word per line; see :meth:`ovseg.vocabulary.Vocabulary.from_file`.
+
+    Raises:
+        OvsegError: missing or unreadable file, not UTF-8 text, a bad line; names file and line.
+    """
+    entries = []
+    lines_of: dict[str, int] = {}
+    for number, line in enumerate(_read_lines(path), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, _, rest = (part.strip() for part in line.partition(":"))
+        where = f"line {number} of {path}"
+        if not name:
+            raise OvsegError(f"{where} has no name before the colon: write name: synonym, synonym")
+        if name.endswith(","):
+            raise OvsegError(f"{where} ends in a comma ({name!r}): write one word per line, without commas")
+        first = lines_of.setdefault(name.casefold(), number)
+        if first != number:
+            raise OvsegError(
+                f"the word {name!r} comes twice in {path} (lines {first} and {number}): remove one of them"
+            )
+        texts = [text.strip() for text in rest.split(",")] if rest else []
+        if "" in texts:
+            raise OvsegError(f"{where} has an empty synonym (a comma too many) after {name!r}")
+        for text in (name, *texts):
+            check_text(text, where)
+        entries.append(unique((name, *texts)))
+    return entries
+
+
+def _check_commas(entry: Entry, position: int, entries: Sequence[Entry], origin: str) -> None:
+    """``cat, dog`` unquoted reaches us as ``cat,`` and ``dog``; CLIP would read the comma as part of the name."""
+    for text in entry:
+        if text.strip(" ,") != text.strip():
+            bare = [other[0].strip(" ,") for other in entries if other]
+            shown = " ".join(f'"{name}"' for name in bare if name) or '"cat" "dog"'
+            raise OvsegError(
+                f"word {position} in {origin} is {text!r}, with a comma at one end: separate words by blanks, not by "
+                f"commas, and quote a name of several words, like {shown}"
+            )
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        if path.is_dir():
+            raise OvsegError(f"{path} is a folder: give a text file with one word per line")
+        if path.stat().st_size > _LARGEST_FILE:
+            raise OvsegError(f"{path} is larger than {_LARGEST_FILE >> 20} MB: is it really a list of words?")
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError as error:
+        raise OvsegError(f"there is no vocabulary file {path}") from error
+    except UnicodeDecodeError as error:
+        raise OvsegError(f"{path} is not UTF-8 text (byte {error.start}): save the list of words as UTF-8") from error
+    except OSError as error:
+        raise OvsegError(f"cannot read the vocabulary file {path}: {error.strerror}") from error
