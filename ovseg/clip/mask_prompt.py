@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from ovseg.clip.vit import embed_patches, encode_patches, foreground_patches, is_plain_vit
 from ovseg.errors import OvsegError
 
 
@@ -20,12 +19,12 @@ def add_mask_prompts(visual: nn.Module, depth: int) -> None:
     Raises:
         OvsegError: depth > 0 for a tower that is not a plain vision transformer, or deeper than the tower.
     """
-    if depth > 0 and not _is_plain_vit(visual):
+    if depth > 0 and not is_plain_vit(visual):
         raise OvsegError(
             "mask prompts need a plain CLIP vision transformer: set MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH to 0 and "
             f"MASK_PROMPT_FWD to False for a {type(visual).__name__} image tower"
         )
-    if not _is_plain_vit(visual):
+    if not is_plain_vit(visual):
         return
     blocks = len(visual.transformer.resblocks)
     if depth > blocks:
@@ -38,8 +37,7 @@ def encode_masked_image(visual: VisionTransformer, crops: Tensor, masks: Tensor)
     """Encode crops, with fully masked patches replaced by the learnt prompts.
 
     A patch is replaced when none of its pixels is foreground: before the class token and the position embedding are
-    added, and again after blocks 1 .. depth - 1. With open_clip's ``set_grad_checkpointing`` each block's activations
-    are worked out again in the backward pass.
+    added, and again after blocks 1 .. depth - 1.
 
     Args:
         visual: the tower, with ``mask_embedding`` (see :func:`add_mask_prompts`).
@@ -50,23 +48,14 @@ def encode_masked_image(visual: VisionTransformer, crops: Tensor, masks: Tensor)
         (V, D) features, not normalised.
     """
     prompts = visual.mask_embedding  # (depth, patches, width)
-    keep = F.avg_pool2d(masks, visual.conv1.kernel_size).ceil().flatten(1)[..., None]  # (V, patches, 1) 0 or 1
+    keep = foreground_patches(visual, masks)[..., None]  # (V, patches, 1)
 
     def prompted(tokens: Tensor, level: int) -> Tensor:
-        return tokens * keep + prompts[level] * (1 - keep)
+        return torch.where(keep, tokens, prompts[level])
 
-    patches = visual.conv1(crops).flatten(2).transpose(1, 2)  # (V, patches, width)
-    x = torch.cat((visual.class_embedding.expand(len(crops), 1, -1), prompted(patches, 0)), dim=1)
-    x = visual.ln_pre(visual.patch_dropout(x + visual.positional_embedding))
-    transformer = visual.transformer
-    for level, block in enumerate(transformer.resblocks, 1):
-        x = x if transformer.batch_first else x.transpose(0, 1)
-        x = checkpoint(block, x, use_reentrant=False) if transformer.grad_checkpointing else block(x)
-        x = x if transformer.batch_first else x.transpose(0, 1)
-        if level < len(prompts):
-            x = torch.cat((x[:, :1], prompted(x[:, 1:], level)), dim=1)
-    return visual.ln_post(x[:, 0]) @ visual.proj
+    def prompt_after(tokens: Tensor, block: int) -> Tensor:
+        if not 0 < block < len(prompts):
+            return tokens
+        return torch.cat((tokens[:, :1], prompted(tokens[:, 1:], block)), dim=1)
 
-
-def _is_plain_vit(visual: nn.Module) -> bool:
-    return isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
+    return encode_patches(visual, prompted(embed_patches(visual, crops), 0), prompt_after)
