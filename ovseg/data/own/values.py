@@ -1,0 +1,131 @@
+"""Raw values of label files -> class indices, and an account of the values that have no class."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ovseg.errors import OvsegError
+
+IGNORED, UNLISTED = -1, -2  # in place of a class index: does not count; has no class that we know of
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of one image.
+
+    Attributes:
+        indices: (H,W) int32, class index, ``IGNORED`` or ``UNLISTED``.
+        unlisted: pixels of each thing that has no class, by what messages call it.
+    """
+
+    indices: np.ndarray
+    unlisted: dict[str, int] = field(default_factory=dict)
+
+
+def show_unlisted(unlisted: Mapping[str, int], most: int = 5) -> str:
+    """``value 7 (1,200 pixels), value 9 (3 pixels)``, the commonest first."""
+    ordered = sorted(unlisted.items(), key=lambda item: -item[1])
+    shown = [f"{name} ({pixels:,} pixels)" if pixels else name for name, pixels in ordered[:most]]
+    return ", ".join(shown) + (f" and {len(ordered) - most:,} more" if len(ordered) > most else "")
+
+
+def look_up(
+    raw: np.ndarray, table: Mapping[int, int], unlisted: int = UNLISTED, show: Callable[[int], str] = str
+) -> Labels:
+    """Class indices of raw values.
+
+    Args:
+        raw: (H,W) integers.
+        table: class index or IGNORED by raw value; not empty.
+        unlisted: what other values become, UNLISTED or IGNORED.
+        show: what messages call a raw value.
+    """
+    keys = np.array(sorted(table), dtype=np.int64)
+    classes = np.array([table[key] for key in keys.tolist()], dtype=np.int32)
+    if raw.dtype.kind == "u" and raw.dtype.itemsize <= 2:  # most label files: several times as fast as searching
+        of_value = np.full(np.iinfo(raw.dtype).max + 1, unlisted, dtype=np.int32)
+        fits = (keys >= 0) & (keys < len(of_value))
+        of_value[keys[fits]] = classes[fits]
+        indices = of_value[raw]
+    else:
+        places = np.searchsorted(keys, raw).clip(max=len(keys) - 1)
+        indices = np.where(keys[places] == raw, classes[places], np.int32(unlisted))
+    if unlisted == IGNORED or not (foreign := indices == UNLISTED).any():
+        return Labels(indices)
+    values, counts = np.unique(raw[foreign], return_counts=True)
+    return Labels(indices, {show(v): n for v, n in zip(values.tolist(), counts.tolist(), strict=True)})
+
+
+def one_channel(raw: np.ndarray, path: Path) -> np.ndarray:
+    """(H,W) integers of a mask file's pixels; of a grey picture saved with several equal channels, one of them.
+
+    Raises:
+        OvsegError: real colours, or numbers that are not whole.
+    """
+    if raw.ndim == 3:
+        colors = raw if raw.shape[2] == 3 else raw[:, :, : 1 if raw.shape[2] == 2 else 3]  # without transparency
+        if (colors != colors[:, :, :1]).any():
+            raise OvsegError(f"mask {path} is a coloured picture: say in `colors` which class each colour is")
+        raw = colors[:, :, 0]
+    if raw.dtype == bool:
+        raw = raw.astype(np.uint8)
+    if raw.dtype.kind not in "ui":
+        raise OvsegError(f"mask {path} holds numbers of type {raw.dtype}: save whole numbers, 8 or 16 bit")
+    return raw
+
+
+def packed_colors(path: Path) -> np.ndarray:
+    """(H,W) int32, R * 65536 + G * 256 + B of every pixel of a mask file; palettes are followed.
+
+    Raises:
+        OvsegError: the file cannot be read.
+    """
+    red, green, blue = np.moveaxis(_pixels(path, "RGB").astype(np.int32), 2, 0)
+    return red << 16 | green << 8 | blue
+
+
+def raw_pixels(path: Path) -> np.ndarray:
+    """(H,W) or (H,W,C): the values of a mask file as they are, palette indices included.
+
+    Raises:
+        OvsegError: the file cannot be read.
+    """
+    return _pixels(path, None)
+
+
+def is_index_file(path: Path) -> bool:
+    """Whether a file holds one channel of whole numbers, so that it can be used as it is; reads its header only.
+
+    Raises:
+        OvsegError: the file cannot be read.
+    """
+    with _opened(path) as image:
+        return image.mode in ("L", "P") or image.mode.startswith("I")
+
+
+def _pixels(path: Path, mode: str | None) -> np.ndarray:
+    with _opened(path) as image:
+        return np.array(image if mode is None else image.convert(mode))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """``Image.open`` whose errors, those of decoding in the block included, are told in one sentence."""
+    try:
+        if path.stat().st_size == 0:
+            raise OvsegError(f"mask {path} is empty (0 bytes): copy or make it again")
+        with Image.open(path) as image:
+            yield image
+    except OvsegError:
+        raise
+    except FileNotFoundError as error:
+        raise OvsegError(f"there is no mask {path}") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged data
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise OvsegError(f"mask {path} cannot be read ({reason}): copy or make it again") from error
