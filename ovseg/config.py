@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode as Detectron2CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from ovseg.config_errors import explain_config_errors
+from ovseg.config_per_dataset import merge_layers, prepare_for_merge
 from ovseg.errors import OvsegError
 
 DEFAULTS: dict[str, Any] = {
@@ -135,6 +137,8 @@ DEFAULTS: dict[str, Any] = {
     # ours: which classes contain which, JSON {child: [father, ...]}; "" = those whose texts are similar to CLIP
     "TEST.SG_IOU_TABLE": "",
     "TEST.SG_IOU_THRESHOLD": 0.9,  # ours: cosine of the embeddings of similar texts
+    # ours: {data set: {MASK_THR, CLIP_ENSEMBLE_WEIGHT, REPLACE_RATIO}}, which win over MODEL.CLIP_ADAPTER's there
+    "TEST.PER_DATASET": {},
     "TEST.PROPOSAL_RECALL": False,  # ours: also recall@IoU0.5 of the proposals
     # ours, analyses for --eval-only (baselines 5): "masks" gives the true masks to CLIP to name; "labels" gives the
     # predicted masks the names of what they overlap most
@@ -181,17 +185,32 @@ class CfgNode(Detectron2CfgNode):
         Raises:
             OvsegError: missing file, bad YAML, executable tag, unknown key or wrong type of value.
         """
+        prepare_for_merge(self)
         with explain_config_errors(self, str(cfg_filename)):
             super().merge_from_file(str(cfg_filename), allow_unsafe=False)
 
-    def merge_from_list(self, cfg_list: Sequence[str]) -> None:
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        """Contents of a YAML file over those of its ``_BASE_``, which it may overrule in more than equal keys.
+
+        See :mod:`ovseg.config_per_dataset`; arguments as :meth:`merge_from_file`.
+        """
+        merged = super().load_yaml_with_base(filename, allow_unsafe=False)
+        with cls._open_cfg(filename) as file:
+            merge_layers(merged, yaml.safe_load(file))
+        return merged
+
+    def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
         """Merge ``[KEY, VALUE, KEY, VALUE, ...]``.
+
+        ``TEST.PER_DATASET`` takes a mapping in YAML, and gives way to keys that are set for all data sets: see
+        :mod:`ovseg.config_per_dataset`.
 
         Raises:
             OvsegError: unknown key, missing value or wrong type of value.
         """
         with explain_config_errors(self, "the KEY VALUE options"):
-            super().merge_from_list(list(cfg_list))
+            super().merge_from_list(prepare_for_merge(self, cfg_list))
 
 
 def get_cfg() -> CfgNode:
@@ -204,7 +223,7 @@ def get_cfg() -> CfgNode:
         node = cfg
         for parent in parents:
             node = node.setdefault(parent, CfgNode())
-        node[name] = default
+        node[name] = CfgNode(new_allowed=True) if isinstance(default, dict) else default
     return cfg
 
 
