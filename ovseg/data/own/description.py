@@ -62,6 +62,10 @@ class Description:
         """An error that names the file and the key."""
         return OvsegError(f"{self.file}, {key}: {what}")
 
+    def path(self, name: str) -> Path:
+        """A path of the file, from the root on."""
+        return self.root / name
+
     @property
     def kind(self) -> str:
         """Where the labels are: the first of :data:`KINDS` that is given."""
