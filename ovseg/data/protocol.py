@@ -1,4 +1,10 @@
-"""What a model is asked on a data set, and how its answers become the data set's classes."""
+"""What a model is asked on a data set, and how its answers become the data set's classes.
+
+The protocols of PASCAL VOC are those of ``baselines`` 6.1: PAS-20 (background is ignored), PAS-20b (OpenSeg's rule, its
+spec 7.4: the model chooses among the 59 names of PASCAL Context, and the 39 that VOC has not are background) and PAS-21
+(ODISE's and FC-CLIP's: background is one class with those 39 names for synonyms). Their figures differ by 13 to 17
+points for the same model and must not be compared.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from detectron2.data import MetadataCatalog
 
+from ovseg.data.benchmarks import find_dataset
 from ovseg.errors import OvsegError
-from ovseg.vocabulary import Vocabulary
-
-VARIANTS = ("names", "synonyms")
+from ovseg.vocabulary import VARIANTS, LabelSet, Vocabulary, label_set
 
 
 @dataclass(frozen=True)
@@ -20,14 +25,13 @@ class Protocol:
     Attributes:
         dataset: registered name.
         tag: the field's short name of the protocol, e.g. "PAS-20b"; the data set's name where there is none.
-        variant: "names", the registered names verbatim; or "synonyms", every synonym of a class, best one wins.
+        variant: "names", each class is asked by its registered name, verbatim; or "synonyms", by every synonym.
         vocabulary: the Q words that the model is asked.
         class_names: the K classes that are scored.
         to_class: the class of each of the Q words; None when the words are the classes.
         ignore_label: the value of pixels that do not count; None when there is none.
-        background: how pixels outside all named things are treated: "none" (there is no such class), "ignored", "word"
-            (asked as one word), "leftover words" (any of many words counts as background), "synonyms" (many words
-            are the background's synonyms).
+        background: what becomes of pixels outside all things: "none", "ignored", "word", "leftover words" or
+            "synonyms"; see :attr:`ovseg.vocabulary.LabelSet.background`.
     """
 
     dataset: str
@@ -40,41 +44,71 @@ class Protocol:
     background: str
 
     def classes_of(self, label_map: np.ndarray) -> np.ndarray:
-        """Class indices, any integer array, from indices of asked words; the array itself where they are the same."""
+        """Classes of words.
+
+        Args:
+            label_map: integers in [0,Q) of any shape, the indices of words in the vocabulary.
+
+        Returns:
+            integers in [0,K), of the same shape and dtype; the array itself when the words are the classes.
+        """
         if self.to_class is None:
             return label_map
         return np.asarray(self.to_class, dtype=label_map.dtype)[label_map]
 
-
-def check_variant(variant: str) -> None:
-    """Raise OvsegError unless ``variant`` is one of :data:`VARIANTS`."""
-    if variant not in VARIANTS:
-        raise OvsegError(f"TEST.VOCABULARY is {variant!r}; choose one of {', '.join(VARIANTS)}")
+    def record(self) -> dict[str, str | int | None]:
+        """What must agree before two results are compared, for JSON: an alias counts as the data set that it names."""
+        benchmark = find_dataset(self.dataset)
+        return {
+            "dataset": benchmark.name if benchmark else self.dataset,
+            "tag": self.tag,
+            "variant": self.variant,
+            "vocabulary": self.vocabulary.version,
+            "num_words": len(self.vocabulary),
+            "num_classes": len(self.class_names),
+            "ignore_label": self.ignore_label,
+            "background": self.background,
+        }
 
 
 def protocol_of(dataset_name: str, variant: str = "names") -> Protocol:
     """The protocol of a registered data set.
 
     Args:
-        dataset_name: has ``stuff_classes`` in its metadata.
-        variant: one of :data:`VARIANTS`.
+        dataset_name: has ``stuff_classes`` in its metadata, and possibly a ``vocabulary``
+            (:class:`ovseg.vocabulary.Vocabulary`) with a word for each of them, in order. Without one the benchmarks
+            have the words of their label sets, and any other data set has its class names alone.
+        variant: one of :data:`ovseg.vocabulary.VARIANTS`; see :class:`Protocol`.
 
     Raises:
-        OvsegError: no class names, or no synonyms where they are asked for.
+        OvsegError: no class names; a vocabulary of another size; or synonyms are asked for and there are none.
     """
-    check_variant(variant)
-    metadata = MetadataCatalog.get(dataset_name)
-    names = class_names_of(dataset_name)
-    vocabulary = metadata.get("vocabulary")
+    if variant not in VARIANTS:
+        raise OvsegError(f"TEST.VOCABULARY is {variant!r}; choose one of {', '.join(VARIANTS)}")
+    metadata, names = MetadataCatalog.get(dataset_name), class_names_of(dataset_name)
+    ignore_label = metadata.get("ignore_label")
+    vocabulary: Vocabulary | None = metadata.get("vocabulary")
+    labels = _label_set(dataset_name, names)
+    if vocabulary is None and labels is not None:
+        vocabulary = Vocabulary.from_label_set(labels.name, variant)
+        background = "synonyms" if variant == "synonyms" and labels.background_words else labels.background
+        classes = _classes_of_words(vocabulary, labels)
+        return Protocol(dataset_name, labels.tag, variant, vocabulary, names, classes, ignore_label, background)
     if vocabulary is None:
         if variant == "synonyms":
-            raise OvsegError(f"TEST.VOCABULARY is synonyms, but data set {dataset_name!r} has none: set it to names")
+            raise OvsegError(
+                f"TEST.VOCABULARY is synonyms, but the classes of {dataset_name!r} have none that we know: set it to "
+                "names, or give the data set a vocabulary"
+            )
         vocabulary = Vocabulary(names, tuple((name,) for name in names), f"stuff_classes of {dataset_name}")
-    elif variant == "names":
-        vocabulary = Vocabulary(vocabulary.names, tuple((name,) for name in vocabulary.names), vocabulary.origin)
-    return Protocol(
-        dataset_name, dataset_name, variant, vocabulary, names, None, metadata.get("ignore_label"), background="none"
-    )
+    if len(vocabulary) != len(names):
+        raise OvsegError(
+            f"data set {dataset_name!r} has {len(names)} classes but {len(vocabulary)} words in {vocabulary.origin}: "
+            "give one word for each class, in the same order"
+        )
+    if variant == "names":
+        vocabulary = vocabulary.names_only()
+    return Protocol(dataset_name, dataset_name, variant, vocabulary, names, None, ignore_label, background="none")
 
 
 def class_names_of(dataset_name: str) -> tuple[str, ...]:
@@ -90,3 +124,18 @@ def class_names_of(dataset_name: str) -> tuple[str, ...]:
             "registered for semantic segmentation?"
         )
     return tuple(str(name).strip() for name in names)
+
+
+def _label_set(dataset_name: str, names: tuple[str, ...]) -> LabelSet | None:
+    """A benchmark's label set, unless another library has registered the name with classes of its own."""
+    benchmark = find_dataset(dataset_name)
+    labels = label_set(benchmark.label_set) if benchmark else None
+    return labels if labels and labels.names == names else None
+
+
+def _classes_of_words(vocabulary: Vocabulary, labels: LabelSet) -> tuple[int, ...] | None:
+    """The class of each word: its own, or background for background words."""
+    if not vocabulary.background:
+        return None
+    own = tuple(labels.names.index(name) for name in vocabulary.foreground)
+    return own + (labels.background_id,) * len(vocabulary.background)
