@@ -12,6 +12,7 @@ from ovseg.config import get_cfg, load_cfg
 from ovseg.config_per_dataset import check_per_dataset, config_of, settings_of
 from ovseg.errors import OvsegError
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 ADE, VOC = "ade20k_sem_seg_val", "pascalvoc20_sem_seg_val"
 THR, WEIGHT = "MODEL.CLIP_ADAPTER.MASK_THR", "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
 BASE = f"""
@@ -150,3 +151,23 @@ def test_entries_that_cannot_work(base, text, message):
 def test_options_that_cannot_work(base, opts, message):
     with pytest.raises(OvsegError, match=message):
         load_cfg(base, opts)
+
+
+def test_the_published_settings():
+    """OVSeg, specification 10.4: CLIP's weight; the demo and the toy world have their own for everything."""
+    weights = {
+        ADE: 0.7,
+        "ade20k_full_sem_seg_val": 0.7,
+        "pascal_context_59_sem_seg_val": 0.6,
+        "pascal_context_459_sem_seg_val": 0.6,
+        VOC: 0.45,
+    }
+    for name, threshold in (("ovseg_swinB_vitL_bs32_120k", 0.4), ("ovseg_R101c_vitB_bs32_120k", 0.5)):
+        cfg = load_cfg(CONFIGS / f"{name}.yaml")
+        check_per_dataset(cfg)
+        for dataset, weight in weights.items():
+            adapter = config_of(cfg, dataset).MODEL.CLIP_ADAPTER
+            assert (threshold, weight) == (adapter.MASK_THR, adapter.CLIP_ENSEMBLE_WEIGHT)
+    for name, weight in (("ovseg_swinB_vitL_demo", 0.0), ("toy/ovseg_toy", 0.3)):
+        cfg = load_cfg(CONFIGS / f"{name}.yaml")
+        assert {config_of(cfg, dataset).MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT for dataset in weights} == {weight}
