@@ -84,16 +84,59 @@ def draw_picture(image: np.ndarray, label_map: np.ndarray, names: Sequence[str])
     scale = min(max(smallest / max(height, width), 1), largest / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     shares = _shares(label_areas(label_map, len(names)) / label_map.size)
-    if size != (width, height):
-        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-        label_map = cv2.resize(label_map.astype(np.int32), size, interpolation=cv2.INTER_NEAREST_EXACT)
-    picture = draw_regions(image, label_map, names)
-    legend = _draw_legend(max(size[0], 320), shares, names)
+    picture = draw_regions(*resize_labelled(image, label_map, size), names)
+    legend = draw_legend(max(size[0], 320), shares, names)
     canvas = np.full((picture.shape[0] + legend.shape[0], legend.shape[1], 3), 255, np.uint8)
     left = (legend.shape[1] - picture.shape[1]) // 2
     canvas[: picture.shape[0], left : left + picture.shape[1]] = picture
     canvas[picture.shape[0] :] = legend
     return canvas
+
+
+def draw_legend(width: int, shares: Sequence[tuple[int, float]], names: Sequence[str]) -> np.ndarray:
+    """A swatch, a name and a share for each word found, in as many columns as fit.
+
+    Args:
+        width: pixels.
+        shares: (index into ``names``, share of the area) in the order of their telling; index -1 is "unlabelled".
+        names: K words.
+
+    Returns:
+        (h,width,3) uint8 RGB.
+    """
+    size = _text_size((width, width))
+    line, margin, swatch = round(size * 1.6), round(size * 0.8), size
+    entries = []
+    for k, share in shares:
+        name = names[k] if k >= 0 else "(unlabelled)"
+        percent = f"{share:.1%}" if share >= 0.001 else "<0.1%"
+        font = text_font(name, size)
+        name = shorten_text(name, font, width - 2 * margin - 2 * swatch - font.getlength(f" {percent}"))
+        entries.append((k, name, percent, font, 2 * swatch + font.getlength(f"{name}  {percent}") + margin))
+    columns = max(1, min(len(entries), int((width - margin) // max(entry[-1] for entry in entries))))
+    rows = -(-len(entries) // columns)
+    legend = Image.new("RGB", (width, rows * line + 2 * margin), "white")
+    draw = ImageDraw.Draw(legend)
+    for position, (k, name, percent, font, _) in enumerate(entries):
+        left = margin + (position // rows) * (width - margin) // columns
+        middle = margin + (position % rows) * line + line / 2
+        box = (left, middle - swatch / 2, left + 1.4 * swatch, middle + swatch / 2)
+        if k >= 0:
+            draw.rounded_rectangle(box, radius=swatch * 0.2, fill=word_color(k).as_rgb())
+        else:
+            draw.rounded_rectangle(box, radius=swatch * 0.2, outline="#999999")
+        draw.text((left + 1.9 * swatch, middle), name, font=font, fill="#222222", anchor="lm")
+        after = left + 1.9 * swatch + font.getlength(name) + 0.5 * size
+        draw.text((after, middle), percent, font=text_font("", size), fill="#777777", anchor="lm")
+    return np.asarray(legend)
+
+
+def resize_labelled(image: np.ndarray, label_map: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """An (H,W,3) uint8 image and its (H,W) integer labels at (width,height); the same arrays if that is their size."""
+    if size == (label_map.shape[1], label_map.shape[0]):
+        return image, label_map
+    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    return resized, cv2.resize(label_map.astype(np.int32), size, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def _shares(fractions: np.ndarray) -> list[tuple[int, float]]:
@@ -138,35 +181,6 @@ def _write_names(picture: Image.Image, tags: Sequence[tuple[tuple[int, int], str
         taken.append(box)
         draw.rounded_rectangle(box, radius=size * 0.3, fill=color.as_rgb())
         draw.text((x, y), name, font=font, fill=_ink(color), anchor="mm")
-
-
-def _draw_legend(width: int, shares: Sequence[tuple[int, float]], names: Sequence[str]) -> np.ndarray:
-    """(h,width,3) uint8: a swatch, a name and a share of the picture for each word found, in as many columns as fit."""
-    size = _text_size((width, width))
-    line, margin, swatch = round(size * 1.6), round(size * 0.8), size
-    entries = []
-    for k, share in shares:
-        name = names[k] if k >= 0 else "(unlabelled)"
-        percent = f"{share:.1%}" if share >= 0.001 else "<0.1%"
-        font = text_font(name, size)
-        name = shorten_text(name, font, width - 2 * margin - 2 * swatch - font.getlength(f" {percent}"))
-        entries.append((k, name, percent, font, 2 * swatch + font.getlength(f"{name}  {percent}") + margin))
-    columns = max(1, min(len(entries), int((width - margin) // max(entry[-1] for entry in entries))))
-    rows = -(-len(entries) // columns)
-    legend = Image.new("RGB", (width, rows * line + 2 * margin), "white")
-    draw = ImageDraw.Draw(legend)
-    for position, (k, name, percent, font, _) in enumerate(entries):
-        left = margin + (position // rows) * (width - margin) // columns
-        middle = margin + (position % rows) * line + line / 2
-        box = (left, middle - swatch / 2, left + 1.4 * swatch, middle + swatch / 2)
-        if k >= 0:
-            draw.rounded_rectangle(box, radius=swatch * 0.2, fill=word_color(k).as_rgb())
-        else:
-            draw.rounded_rectangle(box, radius=swatch * 0.2, outline="#999999")
-        draw.text((left + 1.9 * swatch, middle), name, font=font, fill="#222222", anchor="lm")
-        after = left + 1.9 * swatch + font.getlength(name) + 0.5 * size
-        draw.text((after, middle), percent, font=text_font("", size), fill="#777777", anchor="lm")
-    return np.asarray(legend)
 
 
 def _text_size(size: tuple[int, int]) -> int:

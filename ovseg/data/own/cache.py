@@ -93,7 +93,7 @@ def _read(source: Source, pair: Pair) -> Labels:
     except OvsegError as error:
         raise BadFile(str(error)) from error  # the engine goes on with the others
     if labels.unlisted:
-        raise BadFile(f"{pair.labels} has {show_unlisted(labels.unlisted)}, and {advice_unlisted(source.own)}")
+        raise BadFile(f"{pair.where} has {show_unlisted(labels.unlisted)}, {advice_unlisted(source.own)}")
     return labels
 
 

@@ -33,6 +33,11 @@ class Pair:
     labels: Path
     entry: Any = None
 
+    @property
+    def where(self) -> str:
+        """The label file, for messages; with the image where one file has the labels of many."""
+        return str(self.labels) if self.entry is None else f"{self.labels} ({self.image.name})"
+
 
 @dataclass(frozen=True)
 class Pairing:

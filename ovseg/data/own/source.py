@@ -41,7 +41,7 @@ class Source:
             return self.reader(pair)
         except (KeyError, TypeError, ValueError) as error:
             raise OvsegError(
-                f"{pair.labels}: the labels of {pair.image} are unusable ({type(error).__name__}: {error})"
+                f"{pair.where}: the labels of {pair.image} are unusable ({type(error).__name__}: {error})"
             ) from error
 
     def usable_as_is(self, pair: Pair) -> bool:
@@ -90,7 +90,7 @@ def input_files(own: Description) -> list[Path]:
 def advice_unlisted(own: Description) -> str:
     """What to do about values, colours, labels or categories that have no class; a clause without an end."""
     key = "colors" if own.colors is not None else "ids"
-    return f"{own.file} gives that no class: add it to {key} (as ignore, if it is none), or write unlisted: ignore"
+    return f"no class of {own.file}: add it to {key} (as ignore, if it is to be none), or write unlisted: ignore"
 
 
 class MaskLabels:

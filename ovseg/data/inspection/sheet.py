@@ -1,0 +1,115 @@
+"""A contact sheet: images beside their labels, for people to see whether both fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ovseg.data.inspection.check import Report, evenly
+from ovseg.data.inspection.subject import Subject
+from ovseg.data.own.pairs import Pair
+from ovseg.data.own.values import UNLISTED
+from ovseg.errors import OvsegError
+from ovseg.files import atomic_path
+from ovseg.images import read_image
+from ovseg.visualize import draw_legend, draw_regions, label_areas, resize_labelled, shorten_text, text_font
+
+_COLUMNS = 3
+_PICTURE = (340, 300)  # largest width and height of one picture in pixels; image and labels stand side by side
+_SMALLEST = 200  # shorter ones are enlarged, so that names fit
+_GAP, _LINE, _TITLE = 14, 24, 46
+_NOT_LISTED = "(not in the list of classes)"
+
+
+def choose_pairs(report: Report, count: int) -> list[int]:
+    """Pairs for the sheet: as many classes as possible, each pair for those not yet shown; then some evenly spread.
+
+    Args:
+        report: of the data set.
+        count: how many, at most.
+
+    Returns:
+        Indices of pairs, ascending; only such whose files can be read and have one size.
+    """
+    left = {index: set(present.tolist()) for index, present in sorted(report.present.items())}
+    chosen: list[int] = []
+    shown: set[int] = set()
+    while left and len(chosen) < count:
+        best = max(left, key=lambda index: len(left[index] - shown))
+        if not left[best] - shown:
+            break
+        shown |= left.pop(best)
+        chosen.append(best)
+    rest = list(left)
+    return sorted(chosen + [rest[position] for position in evenly(len(rest), count - len(chosen))])
+
+
+def draw_sheet(subject: Subject, report: Report, chosen: Sequence[int], path: Path) -> None:
+    """Write the sheet: image and labels side by side with their file's name, and a legend of all classes on it.
+
+    Args:
+        chosen: indices of pairs, see :func:`choose_pairs`.
+        path: of any format that Pillow writes, by its suffix.
+
+    Raises:
+        OvsegError: there is nothing to draw, or the file cannot be written.
+    """
+    if not chosen:
+        raise OvsegError(f"no pair of {subject.name} can be drawn: none has readable files of one size")
+    names = [*subject.class_names, _NOT_LISTED]
+    areas = np.zeros(len(names))
+    cells = []
+    for index in chosen:
+        pair = subject.pairing.pairs[index]
+        picture, shares = _draw_pair(subject, pair, names)
+        areas += shares / len(chosen)
+        cells.append((pair, picture))
+    columns = min(_COLUMNS, len(cells))
+    cell_width = 2 * _PICTURE[0] + 2
+    width = columns * (cell_width + _GAP) + _GAP
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(picture.height for _, picture in row) + _LINE + _GAP for row in rows]
+    order = [(int(k), float(areas[k])) for k in np.argsort(-areas, kind="stable") if areas[k] > 0]
+    unlabelled = 1 - sum(share for _, share in order)
+    legend = draw_legend(width, [*order, *([(-1, unlabelled)] if unlabelled > 1e-9 else [])], names)
+    sheet = Image.new("RGB", (width, _TITLE + sum(heights) + legend.shape[0]), "white")
+    _write(sheet, _title(report, len(cells)), (_GAP, _TITLE // 2), 18, width - 2 * _GAP)
+    top = _TITLE
+    for row, height in zip(rows, heights, strict=True):
+        for column, (pair, picture) in enumerate(row):
+            left = _GAP + column * (cell_width + _GAP)
+            sheet.paste(picture, (left, top))
+            _write(sheet, pair.image.name, (left, top + picture.height + _LINE // 2), 13, cell_width)
+        top += height
+    sheet.paste(Image.fromarray(legend), (0, top))
+    with atomic_path(path) as temporary:
+        sheet.save(temporary)
+
+
+def _draw_pair(subject: Subject, pair: Pair, names: Sequence[str]) -> tuple[Image.Image, np.ndarray]:
+    """Image and labels side by side, and the share of the image that each name has."""
+    image, indices = read_image(pair.image), subject.read(pair).indices
+    label_map = np.where(indices == UNLISTED, len(names) - 1, indices)
+    shares = label_areas(label_map, len(names)) / label_map.size
+    height, width = label_map.shape
+    scale = min(_PICTURE[0] / width, _PICTURE[1] / height, max(1.0, _SMALLEST / min(width, height)))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    image, label_map = resize_labelled(image, label_map, size)
+    both = Image.new("RGB", (2 * size[0] + 2, size[1]), "white")
+    both.paste(Image.fromarray(image), (0, 0))
+    both.paste(Image.fromarray(draw_regions(image, label_map, names)), (size[0] + 2, 0))
+    return both, shares
+
+
+def _title(report: Report, drawn: int) -> str:
+    text = f"{report.name}: {drawn} of {report.num_pairs:,} images, {len(report.class_names)} classes"
+    return f"{text}; {len(report.wrong):,} problems" if report.wrong else text
+
+
+def _write(sheet: Image.Image, text: str, place: tuple[int, int], size: int, width: int) -> None:
+    """Write a line that begins at (x, middle y), shortened to ``width`` pixels."""
+    font = text_font(text, size)
+    ImageDraw.Draw(sheet).text(place, shorten_text(text, font, width), font=font, fill="#222222", anchor="lm")
