@@ -93,18 +93,21 @@ def draw_picture(image: np.ndarray, label_map: np.ndarray, names: Sequence[str])
     return canvas
 
 
-def draw_legend(width: int, shares: Sequence[tuple[int, float]], names: Sequence[str]) -> np.ndarray:
+def draw_legend(
+    width: int, shares: Sequence[tuple[int, float]], names: Sequence[str], text_size: int | None = None
+) -> np.ndarray:
     """A swatch, a name and a share for each word found, in as many columns as fit.
 
     Args:
         width: pixels.
         shares: (index into ``names``, share of the area) in the order of their telling; index -1 is "unlabelled".
         names: K words.
+        text_size: height of letters in pixels; by default it fits a picture of this width.
 
     Returns:
         (h,width,3) uint8 RGB.
     """
-    size = _text_size((width, width))
+    size = text_size or _text_size((width, width))
     line, margin, swatch = round(size * 1.6), round(size * 0.8), size
     entries = []
     for k, share in shares:

@@ -17,10 +17,9 @@ from ovseg.files import atomic_path
 from ovseg.images import read_image
 from ovseg.visualize import draw_legend, draw_regions, label_areas, resize_labelled, shorten_text, text_font
 
-_COLUMNS = 3
-_PICTURE = (340, 300)  # largest width and height of one picture in pixels; image and labels stand side by side
-_SMALLEST = 200  # shorter ones are enlarged, so that names fit
-_GAP, _LINE, _TITLE = 14, 24, 46
+_WIDTH = 1840  # of the sheet in pixels; cells, an image beside its labels, fill its rows
+_HEIGHT = 230  # of every picture, unless it is so wide that a cell would not fit
+_GAP, _LINE, _TITLE, _TEXT = 16, 24, 56, 17
 _NOT_LISTED = "(not in the list of classes)"
 
 
@@ -67,24 +66,16 @@ def draw_sheet(subject: Subject, report: Report, chosen: Sequence[int], path: Pa
         picture, shares = _draw_pair(subject, pair, names)
         areas += shares / len(chosen)
         cells.append((pair, picture))
-    columns = min(_COLUMNS, len(cells))
-    cell_width = 2 * _PICTURE[0] + 2
-    width = columns * (cell_width + _GAP) + _GAP
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    heights = [max(picture.height for _, picture in row) + _LINE + _GAP for row in rows]
     order = [(int(k), float(areas[k])) for k in np.argsort(-areas, kind="stable") if areas[k] > 0]
     unlabelled = 1 - sum(share for _, share in order)
-    legend = draw_legend(width, [*order, *([(-1, unlabelled)] if unlabelled > 1e-9 else [])], names)
-    sheet = Image.new("RGB", (width, _TITLE + sum(heights) + legend.shape[0]), "white")
-    _write(sheet, _title(report, len(cells)), (_GAP, _TITLE // 2), 18, width - 2 * _GAP)
-    top = _TITLE
-    for row, height in zip(rows, heights, strict=True):
-        for column, (pair, picture) in enumerate(row):
-            left = _GAP + column * (cell_width + _GAP)
-            sheet.paste(picture, (left, top))
-            _write(sheet, pair.image.name, (left, top + picture.height + _LINE // 2), 13, cell_width)
-        top += height
-    sheet.paste(Image.fromarray(legend), (0, top))
+    legend = draw_legend(_WIDTH, [*order, *([(-1, unlabelled)] if unlabelled > 1e-9 else [])], names, _TEXT)
+    places, bottom = _flow([picture.size for _, picture in cells])
+    sheet = Image.new("RGB", (_WIDTH, bottom + legend.shape[0]), "white")
+    _write(sheet, _title(report, len(cells)), (_GAP, _TITLE // 2), 24, _WIDTH - 2 * _GAP)
+    for (pair, picture), (left, top) in zip(cells, places, strict=True):
+        sheet.paste(picture, (left, top))
+        _write(sheet, pair.image.name, (left, top + picture.height + _LINE // 2), 14, picture.width)
+    sheet.paste(Image.fromarray(legend), (0, bottom))
     with atomic_path(path) as temporary:
         sheet.save(temporary)
 
@@ -95,13 +86,24 @@ def _draw_pair(subject: Subject, pair: Pair, names: Sequence[str]) -> tuple[Imag
     label_map = np.where(indices == UNLISTED, len(names) - 1, indices)
     shares = label_areas(label_map, len(names)) / label_map.size
     height, width = label_map.shape
-    scale = min(_PICTURE[0] / width, _PICTURE[1] / height, max(1.0, _SMALLEST / min(width, height)))
+    scale = min(_HEIGHT / height, ((_WIDTH - 2 * _GAP) // 2 - 1) / width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     image, label_map = resize_labelled(image, label_map, size)
     both = Image.new("RGB", (2 * size[0] + 2, size[1]), "white")
     both.paste(Image.fromarray(image), (0, 0))
     both.paste(Image.fromarray(draw_regions(image, label_map, names)), (size[0] + 2, 0))
     return both, shares
+
+
+def _flow(sizes: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
+    """(left, top) of each (width, height) in rows as text flows, and where the last row ends."""
+    places, left, top = [], _GAP, _TITLE
+    for width, _ in sizes:
+        if left > _GAP and left + width + _GAP > _WIDTH:
+            left, top = _GAP, top + _HEIGHT + _LINE + _GAP
+        places.append((left, top))
+        left += width + _GAP
+    return places, top + _HEIGHT + _LINE + _GAP
 
 
 def _title(report: Report, drawn: int) -> str:
