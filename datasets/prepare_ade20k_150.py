@@ -1,36 +1,46 @@
+#!/usr/bin/env python3
 """ADE20K-150: labels 1..150 -> 0..149, unlabeled -> 255.
 
-Reads ADEChallengeData2016/annotations/{validation,training}, writes annotations_detectron2/ beside it; training only
-if it is there.
+python datasets/prepare_ade20k_150.py [--archives ADEChallengeData2016.zip]
+python datasets/prepare_ade20k_150.py --verify
+
+Reads ADEChallengeData2016/annotations/{training,validation}, writes annotations_detectron2/ beside it.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
 
 from ovseg.data import prepare
 from ovseg.errors import user_errors
 
-EXPECTED = {"validation": 2000, "training": 20210}
+SPLITS = ("training", "validation")
+TREE = """
+ADEChallengeData2016/
+  images/{training,validation}/ADE_*.jpg
+  annotations/{training,validation}/ADE_*.png
+"""
 
 
-def main(root: Path, workers: int) -> None:
-    """Convert the splits that are there; validation must be."""
-    base = root / "ADEChallengeData2016"
-    table = prepare.class_table("ade20k_150", 256, ignore_label=255)
-    for split, expected in EXPECTED.items():
-        source, destination = base / "annotations" / split, base / "annotations_detectron2" / split
-        if split == "training" and not source.is_dir():
-            continue
+def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
+    base = args.root / "ADEChallengeData2016"
+    id_map = prepare.class_table("ade20k_150", 151)
+    sources = {split: base / "annotations" / split for split in SPLITS}
+    for split in prepare.find_splits(sources, args.splits):
+        items = [prepare.Item(name, (path,)) for name, path in prepare.find_files(sources[split], ".png").items()]
+        output = prepare.label_output(base / "annotations_detectron2" / split, id_map)
+        expected = prepare.expected_files(f"ADEChallengeData2016/annotations_detectron2/{split}", len(items))
+        yield prepare.Conversion(f"ADE20K-150 {split}", items, prepare.read_labels_of, [output], expected)
 
-        def convert(path: Path, destination: Path = destination) -> bool:
-            labels = prepare.look_up(table, prepare.raw_labels(path), path)
-            prepare.write_labels(destination / path.name, labels)
-            return True
 
-        prepare.convert_all(f"ADE20K-150 {split}", convert, prepare.find_files(source, "*.png"), workers, expected)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    args = prepare.parser(__doc__, TREE, SPLITS).parse_args(argv)
+    return prepare.run(args, "ade20k_150", TREE, conversions)
 
 
 if __name__ == "__main__":
     with user_errors():
-        main(**vars(prepare.parse_arguments(__doc__)))
+        sys.exit(main())

@@ -1,30 +1,44 @@
-"""ADE20K-847 (ADE20K_2021_17_01), validation: images and 16-bit labels, the shorter side at most 512 pixels.
+#!/usr/bin/env python3
+"""ADE20K-847 (ADE20K_2021_17_01): images and 16-bit labels, the shorter side at most 512 pixels.
 
-Reads ADE20K_2021_17_01/images/ADE/validation (its folders too), writes images_detectron2/validation/*.jpg and
-annotations_detectron2/validation/*.tif. The index pickle is not needed.
+python datasets/prepare_ade20k_847.py [--splits training validation]
+python datasets/prepare_ade20k_847.py --verify
+
+Reads ADE20K_2021_17_01/images/ADE/{training,validation} (its folders too), writes images_detectron2/*/*.jpg and
+annotations_detectron2/*/*.tif. The list of files comes from the folders; from index_ade20k.pkl with --index, or when
+there are no such folders.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from ovseg.data import prepare
+from ovseg.data.prepare.ade20k_index import read_index
 from ovseg.errors import OvsegError, user_errors
-from ovseg.files import atomic_path
 from ovseg.images import read_image
 
 SHORTEST_SIDE = 512  # pixels
+SPLITS = ("training", "validation")
+TREE = """
+ADE20K_2021_17_01/
+  index_ade20k.pkl                                        only for --index
+  images/ADE/{training,validation}/<group>/<scene>/ADE_*.jpg
+  images/ADE/{training,validation}/<group>/<scene>/ADE_*_seg.png
+"""
 
 
 def object_ids(path: Path) -> np.ndarray:
     """(H,W) int64 object numbers of a ``_seg.png``: floor(R / 10) * 256 + G."""
     raw = prepare.raw_labels(path)
     if raw.ndim != 3 or raw.shape[2] < 3:
-        raise OvsegError(f"{path} has shape {raw.shape}: expected an RGB image")
+        raise prepare.BadFile(f"{path} has shape {raw.shape}: expected an RGB image")
     return raw[:, :, 0].astype(np.int64) // 10 * 256 + raw[:, :, 1]
 
 
@@ -37,34 +51,69 @@ def output_size(height: int, width: int) -> tuple[int, int]:
     return (SHORTEST_SIDE, longer) if height <= width else (longer, SHORTEST_SIDE)
 
 
-def main(root: Path, workers: int) -> None:
-    """Convert the validation split."""
-    base = root / "ADE20K_2021_17_01"
-    table = prepare.class_table("ade20k_847", 26 * 256, ignore_label=65535)
-
-    def convert(path: Path) -> bool:
-        label_file = path.with_name(f"{path.stem}_seg.png")
-        labels = prepare.look_up(table, object_ids(label_file), label_file)
+def image_of(item: prepare.Item, ids: np.ndarray) -> np.ndarray | bytes:
+    """The picture of (H,W) object ids, resized; the file as it is where that is not needed."""
+    path = item.sources[1]
+    try:
         image = read_image(path)
-        if image.shape[:2] != labels.shape:
-            raise OvsegError(f"{path} and {label_file} differ in size: unpack the archive again")
-        height, width = output_size(*labels.shape)
-        image_file = base / "images_detectron2" / "validation" / path.name
-        if (height, width) == labels.shape:
-            with atomic_path(image_file) as temporary:
-                temporary.write_bytes(path.read_bytes())
-        else:
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-            labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
-            with atomic_path(image_file) as temporary:
-                Image.fromarray(image).save(temporary, quality=95)
-        prepare.write_labels(base / "annotations_detectron2" / "validation" / f"{path.stem}.tif", labels)
-        return True
+    except OvsegError as error:
+        raise prepare.BadFile(str(error)) from error
+    if image.shape[:2] != ids.shape:
+        raise prepare.BadFile(f"{path} and {item.sources[0]} differ in size: unpack the archive again")
+    height, width = output_size(*ids.shape)
+    if (height, width) == ids.shape:
+        return path.read_bytes()
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
-    paths = prepare.find_files(base / "images" / "ADE" / "validation", "**/ADE_val_*.jpg")
-    prepare.convert_all("ADE20K-847 validation", convert, paths, workers, expected=2000)
+
+def find_items(root: Path, split: str, from_index: bool) -> list[prepare.Item]:
+    """The annotations of a split, named after their images."""
+    base = root / "ADE20K_2021_17_01"
+    folder, index = base / "images" / "ADE" / split, base / "index_ade20k.pkl"
+    if from_index or (not folder.is_dir() and index.is_file()):
+        images = [root / path for path in read_index(index) if is_in(split, path.name)]
+    else:
+        labels = prepare.find_files(folder, "_seg.png", recursive=True).values()
+        images = [path.with_name(path.name.replace("_seg.png", ".jpg")) for path in labels]
+    items = {path.stem: prepare.Item(path.stem, (path.with_name(f"{path.stem}_seg.png"), path)) for path in images}
+    if not items:
+        raise prepare.NothingFound(f"{index} lists no {split} image")
+    return [items[name] for name in sorted(items)]
+
+
+def is_in(split: str, name: str) -> bool:
+    """ADE_val_00000001.jpg belongs to validation, all else to training."""
+    return (name.split("_")[1:2] == ["val"]) == (split == "validation")
+
+
+def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
+    base = args.root / "ADE20K_2021_17_01"
+    id_map = prepare.class_table("ade20k_847", 3689)
+
+    def labels_of(item: prepare.Item, ids: np.ndarray) -> np.ndarray:
+        labels = prepare.look_up(id_map, ids, item.sources[0])
+        height, width = output_size(*labels.shape)
+        return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+
+    for split in args.splits or ["validation"]:
+        outputs = [
+            prepare.Output(base / "images_detectron2" / split, image_of, ".jpg", "512"),
+            prepare.Output(base / "annotations_detectron2" / split, labels_of, ".tif", f"{id_map.recipe} 512"),
+        ]
+        items = find_items(args.root, split, args.index)
+        expected = prepare.expected_files(f"ADE20K_2021_17_01/annotations_detectron2/{split}", len(items))
+        yield prepare.Conversion(
+            f"ADE20K-847 {split}", items, lambda item: object_ids(item.sources[0]), outputs, expected
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = prepare.parser(__doc__, TREE, SPLITS, default_splits="validation")
+    parser.add_argument("--index", action="store_true", help="take the list of files from index_ade20k.pkl")
+    return prepare.run(parser.parse_args(argv), "ade20k_847", TREE, conversions)
 
 
 if __name__ == "__main__":
     with user_errors():
-        main(**vars(prepare.parse_arguments(__doc__)))
+        sys.exit(main())

@@ -1,0 +1,98 @@
+"""The command line of the preparation scripts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from ovseg.data.catalog import README, dataset_root
+from ovseg.data.prepare.archives import unpack
+from ovseg.data.prepare.engine import Conversion, convert
+from ovseg.data.prepare.facts import FOLDERS
+from ovseg.data.prepare.sources import NothingFound
+from ovseg.data.prepare.verify import verify
+from ovseg.errors import OvsegError
+
+
+def parser(
+    description: str, tree: str, splits: Sequence[str], default_splits: str = "those that are there"
+) -> argparse.ArgumentParser:
+    """The options that all preparation scripts have; a script adds its own.
+
+    Args:
+        description: of the script.
+        tree: what should lie below the root, a line each.
+        splits: what ``--splits`` may name.
+        default_splits: what the help says is done without it.
+    """
+    made = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"below the root:\n{tree.strip()}",
+    )
+    made.add_argument("--root", type=Path, default=dataset_root(), help="default: $DETECTRON2_DATASETS, else datasets")
+    made.add_argument("--splits", nargs="+", choices=splits, help=f"default: {default_splits}")
+    made.add_argument(
+        "--workers",
+        type=_count,
+        default=min(8, os.cpu_count() or 1),
+        help="threads; 0 or 1: none (default: %(default)s)",
+    )
+    made.add_argument("--archives", nargs="+", type=Path, default=[], metavar="FILE", help="unpack these first")
+    made.add_argument("--any-checksum", action="store_true", help="unpack archives whose checksum is not the published")
+    made.add_argument("--verify", action="store_true", help="convert nothing: check what is there; status 1 if wrong")
+    made.add_argument("--partial", action="store_true", help="with --verify: a part of the data set is enough")
+    return made
+
+
+def run(
+    args: argparse.Namespace,
+    key: str,
+    tree: str,
+    conversions: Callable[[argparse.Namespace], Iterable[Conversion]],
+    checks: Sequence[Callable[[Path], Iterable[str]]] = (),
+) -> int:
+    """Unpack, then convert or verify, as the options of :func:`parser` say.
+
+    Args:
+        args: the parsed options.
+        key: of the data set in :data:`ovseg.data.prepare.facts.FOLDERS`.
+        tree: as for :func:`parser`.
+        conversions: finds the raw files and says what to do; called after archives are unpacked.
+        checks: more to verify; each gets the root and yields faults.
+
+    Returns:
+        Exit status: 1 if ``--verify`` found something, else 0.
+
+    Raises:
+        OvsegError: whatever the user can mend; where files are missing, with the expected tree.
+    """
+    try:
+        unpack(args.archives, args.root, check=not args.any_checksum)
+        if args.verify:
+            return verify(args.root, FOLDERS[key], args.workers, args.partial, checks)
+        for conversion in conversions(args):
+            convert(conversion, args.workers)
+    except NothingFound as error:
+        raise OvsegError(_explain(error, args.root, tree.strip())) from error
+    return 0
+
+
+def _explain(error: NothingFound, root: Path, tree: str) -> str:
+    top = tree.split("/", 1)[0].strip()
+    advice = f"unpack the archives there (--archives does it, see {README}), or give another --root"
+    for folder in (root.absolute(), *root.absolute().parents):
+        if folder.name in (top, "VOC2012", "VOC2010"):  # people often give the data set's own folder
+            while folder.name in (top, "VOC2012", "VOC2010"):
+                folder = folder.parent
+            advice = f"give the folder that holds {top}: --root {folder}"
+            break
+    return f"{error}. The root is {root}; {advice}. What should lie below it:\n{tree}"
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise ValueError
+    return value

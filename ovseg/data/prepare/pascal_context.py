@@ -1,0 +1,129 @@
+"""PASCAL Context's two sources of labels, and the check of its two orders of classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as masks
+from scipy.io import loadmat
+
+from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels, scan
+from ovseg.errors import OvsegError
+from ovseg.vocabulary import label_set
+
+FOLDER = "VOCdevkit/VOC2010"
+# label sets of 59 classes by their folder; the values of both are told by the 459 classes
+ORDERS = {"pc59": "pascal_context_59", "pc59_alphabetical": "pascal_context_59_alphabetical"}
+
+
+def label_map(path: Path) -> np.ndarray:
+    """(H,W) uint16 values 0..459 of a ``.mat`` annotation.
+
+    Raises:
+        BadFile: it is missing, damaged or something else.
+    """
+    try:
+        return loadmat(path, variable_names=["LabelMap"])["LabelMap"]
+    except Exception as error:  # scipy raises many kinds on damaged files
+        raise BadFile(f"{path} is no PASCAL Context annotation ({error}): unpack its archive again") from error
+
+
+@dataclass(frozen=True)
+class DetailImage:
+    """An image of the Detail API's JSON.
+
+    Attributes:
+        split: train or val.
+        size: height and width in pixels.
+        segments: (category id, run-length encoded mask), the later ones on top.
+    """
+
+    split: str
+    size: tuple[int, int]
+    segments: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+
+    def draw(self, path: Path) -> np.ndarray:
+        """(H,W) uint16 category ids, 0 where there is none.
+
+        Raises:
+            BadFile: a mask is damaged or of another size than the image; ``path`` is named as its file.
+        """
+        labels = np.zeros(self.size, dtype=np.uint16)
+        for category, mask in self.segments:
+            try:
+                if isinstance(mask["counts"], list):
+                    mask = masks.frPyObjects(mask, *self.size)
+                labels[masks.decode(mask).astype(bool)] = category
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise BadFile(f"{path} holds a mask that cannot be drawn ({error}): download it again") from error
+        return labels
+
+
+def read_detail(path: Path) -> dict[str, DetailImage]:
+    """The images of ``trainval_merged.json`` by name.
+
+    Raises:
+        NothingFound: there is no such file.
+        OvsegError: it is damaged or something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        by_id = {entry["image_id"]: entry for entry in content["images"]}
+        images = {
+            key: DetailImage(entry["phase"], (int(entry["height"]), int(entry["width"])))
+            for key, entry in by_id.items()
+        }
+        for entry in content["annos_segmentation"]:
+            images[entry["image_id"]].segments.append((int(entry["category_id"]), entry["segmentation"]))
+        return {Path(by_id[key]["file_name"]).stem: image for key, image in images.items()}
+    except FileNotFoundError as error:
+        raise NothingFound(f"{path} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OvsegError(
+            f"{path} is not the Detail API's JSON ({type(error).__name__}: {error}): download it again"
+        ) from error
+
+
+def check_orders(root: Path) -> Iterator[str]:
+    """Labels of 59 classes that do not fit the 459 classes; mostly, they are in the order of another project."""
+    for folder in ORDERS:
+        for split in ("val", "train"):
+            place = root / FOLDER / "annotations_detectron2" / f"{folder}_{split}"
+            for name, entry in scan(place, ".png").items():
+                fitting = _fitting_orders(root, split, name, Path(entry.path))
+                if fitting is None or folder in fitting:
+                    continue
+                if fitting:
+                    yield (
+                        f"{place}: is in the order of {fitting[0]} (seen in {name}.png), as other projects write it; "
+                        "move the folder away and run the script again"
+                    )
+                    break
+                yield f"{entry.path}: holds other classes than the annotation of 459 classes"
+
+
+def _fitting_orders(root: Path, split: str, name: str, path: Path) -> list[str] | None:
+    """Those of :data:`ORDERS` by which a label file says what the 459 classes say; None if that cannot be told."""
+    try:
+        labels, values = raw_labels(path), _values(root, split, name)
+    except BadFile:
+        return None  # found by other checks
+    if values is None or labels.shape != values.shape or labels.max(initial=0, where=labels != 255) >= 59:
+        return None
+    counted = labels != 255
+    ids = {folder: np.array(label_set(classes).dataset_ids) for folder, classes in ORDERS.items()}
+    return [folder for folder in ORDERS if (ids[folder][labels[counted]] == values[counted]).all()]
+
+
+def _values(root: Path, split: str, name: str) -> np.ndarray | None:
+    """(H,W) values 0..459 (0 or 65536: none), from the labels of 459 classes or from the ``.mat`` file."""
+    base = root / FOLDER
+    prepared, source = base / f"annotations_detectron2/pc459_{split}/{name}.tif", base / f"trainval/{name}.mat"
+    if prepared.is_file():
+        return raw_labels(prepared).astype(np.int32) + 1
+    return label_map(source).astype(np.int32) if source.is_file() else None

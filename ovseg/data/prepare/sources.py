@@ -1,0 +1,108 @@
+"""Raw files: finding and reading them, and what is said when they are not there or damaged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ovseg.errors import OvsegError
+
+
+class BadFile(OvsegError):
+    """One file is damaged or not what it should be; the others may be fine."""
+
+
+class NothingFound(OvsegError):
+    """Files that should be below the root are not there; the command line adds the tree that it expects."""
+
+
+def scan(folder: Path, suffix: str, recursive: bool = False) -> dict[str, os.DirEntry]:
+    """Files of a folder whose names end with ``suffix``, by the rest of their names; hidden ones do not count.
+
+    Args:
+        folder: need not exist.
+        suffix: as ``".png"`` or ``"_gtFine_labelIds.png"``.
+        recursive: folders below, too; the keys are then relative paths with ``/``.
+
+    Returns:
+        Sorted by key. Asking an entry for its ``stat()`` costs little.
+    """
+    found: dict[str, os.DirEntry] = {}
+    pending = [(folder, "")]
+    while pending:
+        place, prefix = pending.pop()
+        try:
+            entries = os.scandir(place)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:
+            raise OvsegError(f"cannot read folder {place} ({error.strerror}): change its permissions") from error
+        with entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.endswith(suffix):
+                    found[prefix + entry.name.removesuffix(suffix)] = entry
+                elif recursive and entry.is_dir():
+                    pending.append((Path(entry.path), f"{prefix}{entry.name}/"))
+    return dict(sorted(found.items()))
+
+
+def find_files(folder: Path, suffix: str, recursive: bool = False) -> dict[str, Path]:
+    """As :func:`scan`, as paths.
+
+    Raises:
+        NothingFound: the folder is missing or holds no such file.
+    """
+    if not folder.is_dir():
+        raise NothingFound(f"folder {folder} is missing")
+    if not (files := {name: Path(entry.path) for name, entry in scan(folder, suffix, recursive).items()}):
+        raise NothingFound(f"no file in {folder} ends with {suffix}")
+    return files
+
+
+def find_splits(sources: Mapping[str, Path], chosen: Sequence[str] | None) -> list[str]:
+    """The splits to convert: the chosen ones, else those whose source (a folder or file) is there.
+
+    Raises:
+        NothingFound: a chosen source is missing, or none is there.
+    """
+    found = [split for split in chosen or sources if sources[split].exists()]
+    missing = [sources[split] for split in chosen or sources if split not in found]
+    if missing and (chosen or not found):
+        raise NothingFound(f"{' and '.join(map(str, missing))} {'is' if len(missing) == 1 else 'are'} missing")
+    return found
+
+
+def read_names(path: Path) -> list[str]:
+    """Names in a list file, one per line; blank lines do not count.
+
+    Raises:
+        NothingFound: the file is missing or empty.
+    """
+    try:
+        names = path.read_text(encoding="utf-8").split()
+    except FileNotFoundError as error:
+        raise NothingFound(f"list {path} is missing") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise OvsegError(f"list {path} cannot be read ({error}): unpack its archive again") from error
+    if not names:
+        raise NothingFound(f"list {path} is empty")
+    return names
+
+
+def raw_labels(path: Path) -> np.ndarray:
+    """The pixel values of an image file, palette indices included: (H,W), or (H,W,C) for colours.
+
+    Raises:
+        BadFile: the file is missing or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadFile(f"cannot read {path} ({error}): unpack its archive again") from error
