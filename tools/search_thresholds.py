@@ -24,6 +24,7 @@ from rich.table import Table
 from ovseg.checkpoint import load_weights
 from ovseg.config import CfgNode, load_cfg
 from ovseg.data.catalog import check_prepared
+from ovseg.data.own.registration import folder_name
 from ovseg.engine.launch import choose_device
 from ovseg.engine.setup import seed_everything
 from ovseg.errors import OvsegError, user_errors
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
     model.clip_adapter.ensure_weights()
     for name in cfg.DATASETS.TEST:
-        folder = (args.output or Path(cfg.OUTPUT_DIR) / "search") / name
+        folder = (args.output or Path(cfg.OUTPUT_DIR) / "search") / folder_name(name, cfg.DATASETS.TEST)
         with progress_bar() as progress:
             task = progress.add_task(f"searching on {name}", total=None)
             grid = search(
