@@ -144,7 +144,9 @@ DEFAULTS: dict[str, Any] = {
     # predicted masks the names of what they overlap most
     "TEST.ORACLE": "none",
     "TEST.ORACLE_LABEL": "iou",  # ours: what "overlap" is: iou, intersection, or soft_iou (names shared by IoU)
-    "TEST.SAVE_PREDICTIONS": False,  # ours: predictions as COCO RLE JSON
+    # ours: "rle" (or True), COCO RLE JSON; "png", label maps of 8 or 16 bit; None or False, not at all
+    "TEST.SAVE_PREDICTIONS": None,
+    "TEST.REPORT": False,  # ours: also report.html, with the worst images; opens offline
     # --- logging -------------------------------------------------------------------------------------------
     "WANDB.ENABLED": False,  # ours
     "WANDB.PROJECT": "open_vocab_seg",

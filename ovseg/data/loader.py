@@ -6,15 +6,15 @@ cannot be taken up in the middle, and in 0.6 the test loader has no batch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList
-from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ovseg.data.catalog import check_prepared
 from ovseg.data.mapper import SemSegTestMapper, SemSegTrainMapper
@@ -103,17 +103,32 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start: int = 0, mapper: Mappe
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str, outputs: Sequence[str] = ("sem_seg",)) -> SampleLoader:
-    """This process's share of a data set, in order, ``SOLVER.TEST_IMS_PER_BATCH`` at a time.
+    """This process's share of a data set; see :func:`test_dataset` and :func:`test_loader`."""
+    return test_loader(cfg, test_dataset(cfg, dataset_name, outputs))
+
+
+def test_dataset(cfg: CfgNode, dataset_name: str, outputs: Sequence[str]) -> MappedDataset:
+    """A registered data set as a model is evaluated on it.
 
     Args:
-        dataset_name: a registered data set.
         outputs: what the model shall return, handed on in every sample.
 
     Raises:
-        OvsegError: the data set is not prepared or empty; while iterating, unusable images.
+        OvsegError: the data set is not prepared or empty; when a sample is taken, an unusable image.
     """
-    dataset = MappedDataset(_records(dataset_name), SemSegTestMapper(cfg, dataset_name, outputs))
-    batches = BatchSampler(InferenceSampler(len(dataset)), max(cfg.SOLVER.TEST_IMS_PER_BATCH, 1), drop_last=False)
+    return MappedDataset(_records(dataset_name), SemSegTestMapper(cfg, dataset_name, outputs))
+
+
+def test_loader(cfg: CfgNode, dataset: MappedDataset, done: Iterable[int] = ()) -> SampleLoader:
+    """This process's share of the images that are not done yet, in order, ``SOLVER.TEST_IMS_PER_BATCH`` at a time.
+
+    Images that share a batch are padded to one size, so which ones do never depends on the number of processes and on
+    what is done: a batch is done when its first image is.
+    """
+    size, done = max(cfg.SOLVER.TEST_IMS_PER_BATCH, 1), frozenset(done)
+    firsts = [first for first in range(0, len(dataset), size) if first not in done]
+    share = np.array_split(np.array(firsts, dtype=np.int64), comm.get_world_size())[comm.get_rank()].tolist()
+    batches = [list(range(first, min(first + size, len(dataset)))) for first in share]
     return SampleLoader(dataset, batches, cfg.DATALOADER.NUM_WORKERS)
 
 

@@ -85,7 +85,8 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
 
     def evaluate_now() -> OrderedDict[str, Any]:
         results.clear()
-        results.update(evaluate_all(single_view, model))
+        iteration = min(trainer.iter + 1, cfg.SOLVER.MAX_ITER)
+        results.update(evaluate_all(single_view, model, resume=resume, iteration=iteration))
         return results
 
     trainer.register_hooks(
@@ -105,7 +106,8 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
     """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
 
     Args:
-        resume: evaluate the newest checkpoint in ``OUTPUT_DIR`` instead.
+        resume: evaluate the newest checkpoint in ``OUTPUT_DIR`` instead, if there is one; and leave out images that an
+            interrupted run has evaluated with the same weights, settings and data.
 
     Returns:
         results by data set, empty outside the main process.
@@ -127,8 +129,11 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
         load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
     else:
         _restore_model(model, *found)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = str(found[0])  # what the results are of
     _ensure_clip_weights(model)
-    return evaluate_all(cfg, model)
+    return evaluate_all(cfg, model, resume=resume)
 
 
 def autocast_dtype(enabled: bool, device: str) -> torch.dtype | None:

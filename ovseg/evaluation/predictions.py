@@ -1,17 +1,38 @@
-"""Saving predicted label maps as COCO run-length codes, without holding them in memory."""
+"""Saving predicted label maps, as COCO run-length codes or as pictures, without holding them in memory."""
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 from detectron2.utils import comm
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ovseg.errors import OvsegError
+from ovseg.evaluation.sem_seg import SeenImage
+from ovseg.evaluation.tally import State
 from ovseg.files import atomic_path
+
+RLE_FILE, PNG_FOLDER = "sem_seg_predictions.json", "predictions"
+_FORMATS = {None: None, False: None, True: "rle", "rle": "rle", "png": "png"}
+
+
+def prediction_format(value: Any) -> str | None:
+    """What ``TEST.SAVE_PREDICTIONS`` asks for: "rle" (also True), "png", or None.
+
+    Raises:
+        OvsegError: another value.
+    """
+    if not isinstance(value, bool | str | None) or value not in _FORMATS:
+        raise OvsegError(f"TEST.SAVE_PREDICTIONS is {value!r}: use False, True (rle), rle or png")
+    return _FORMATS[value]
 
 
 def encode_label_map(label_map: np.ndarray, file_name: str, dataset_ids: Mapping[int, int]) -> list[dict]:
@@ -35,48 +56,121 @@ def encode_label_map(label_map: np.ndarray, file_name: str, dataset_ids: Mapping
     return records
 
 
-class PredictionWriter:
-    """Streams records to one hidden file per process, joins them into one JSON list at the end.
+class RlePredictions:
+    """Streams records to a file of this process, and joins those of all processes, in the order of the images.
 
-    The files of all processes must be in one file system (the output folder of a distributed run is).
+    A tally, too: its state tells how much of the stream belongs to counted images. The streams of all processes must
+    be in one file system (the output folder of a distributed run is).
+
+    Args:
+        path: the JSON file that is written at the end, a list of :func:`encode_label_map`'s records.
+        stream: this process's own file, in a folder that is there and that others clear.
+        dataset_ids: category id by class index.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._part = self._part_of(comm.get_rank())
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._part, "w", encoding="utf-8")  # noqa: SIM115 - closed by close() or finish()
+    def __init__(self, path: str | Path, stream: str | Path, dataset_ids: Mapping[int, int]) -> None:
+        self.path, self._stream = Path(path), Path(stream)
+        self._dataset_ids = dataset_ids
+        self._file = open(self._stream, "w", encoding="ascii", newline="\n")  # noqa: SIM115 - closed by close() or finish()
+        self._earlier: list[tuple[Path, int]] = []
 
-    def write(self, records: list[dict]) -> None:
-        """Append records, one JSON line each."""
-        self._file.writelines(json.dumps(record) + "\n" for record in records)
+    def see(self, seen: SeenImage) -> None:
+        """Append the image's records on one line, after its number."""
+        records = encode_label_map(seen.label_map, seen.file_name, self._dataset_ids)
+        self._file.write(f"{seen.index}\t{json.dumps(records)}\n")
+
+    def state(self) -> State:
+        """Name and valid length of the stream, brought out of this process before that."""
+        self._file.flush()
+        return {"stream": np.array(self._stream.name), "bytes": np.array(self._file.tell())}
+
+    def add(self, state: State) -> None:
+        """Take over the stream of an earlier run, in the same folder."""
+        self._earlier.append((self._stream.with_name(str(state["stream"])), int(state["bytes"])))
 
     def finish(self) -> None:
-        """Join the parts of all processes, in process order, on the main process; call it in every process."""
+        """Write the JSON file on the main process; call it in every process.
+
+        Raises:
+            OvsegError: the stream of another process, or of an earlier run, is not there.
+        """
+        length = self._file.tell()
         self._file.close()
-        comm.synchronize()
+        own = comm.gather((self._stream, length), dst=0)
         if comm.is_main_process():
-            with atomic_path(self.path) as temporary, open(temporary, "w", encoding="utf-8") as joined:
+            streams = [*self._earlier, *own]
+            if missing := [stream for stream, _ in streams if not stream.is_file()]:
+                raise OvsegError(
+                    f"predictions of another process are not in {missing[0].parent}: OUTPUT_DIR must be a folder that "
+                    "all machines share, or set TEST.SAVE_PREDICTIONS to False"
+                )
+            with atomic_path(self.path) as temporary, contextlib.ExitStack() as stack:
+                opened = [(stack.enter_context(open(stream, encoding="ascii")), size) for stream, size in streams]
+                joined = stack.enter_context(open(temporary, "w", encoding="utf-8"))
                 separator = "[\n"
-                for rank in range(comm.get_world_size()):
-                    part = self._part_of(rank)
-                    if not part.is_file():
-                        raise OvsegError(
-                            f"predictions of process {rank} are not in {part.parent}: OUTPUT_DIR must be a folder that "
-                            "all machines share, or set TEST.SAVE_PREDICTIONS to False"
-                        )
-                    with open(part, encoding="utf-8") as lines:
-                        for line in lines:
-                            joined.write(separator + line.rstrip("\n"))
-                            separator = ",\n"
+                for _, records in heapq.merge(*(_numbered_lines(*item) for item in opened)):
+                    for record in json.loads(records):
+                        joined.write(separator + json.dumps(record))
+                        separator = ",\n"
                 joined.write("[]\n" if separator == "[\n" else "\n]\n")
         comm.synchronize()
         self.close()
 
     def close(self) -> None:
-        """Remove this process's part; safe to call at any time, twice too."""
+        """Let go of the stream; safe to call at any time, twice too."""
         self._file.close()
-        self._part.unlink(missing_ok=True)
 
-    def _part_of(self, rank: int) -> Path:
-        return self.path.with_name(f".{self.path.stem}.process{rank}.jsonl")
+
+def narrow(label_map: np.ndarray, num_classes: int) -> np.ndarray:
+    """A map of class indices as uint8, or as uint16 where there are more than 256 classes."""
+    return label_map.astype(np.uint8 if num_classes <= 256 else np.uint16)
+
+
+class PngPredictions:
+    """Saves each label map as ``<folder>/<image>.png``: class indices, 8 bit up to 256 classes, else 16 bit.
+
+    Args:
+        folder: made when the first is written.
+        file_names: of all images; images of several folders keep the part of their path in which they differ.
+        num_classes: K.
+    """
+
+    def __init__(self, folder: str | Path, file_names: Sequence[str], num_classes: int) -> None:
+        self._folder = Path(folder)
+        self._names = _distinct_names(file_names)
+        self._num_classes = num_classes
+
+    def see(self, seen: SeenImage) -> None:
+        """Write the image's file."""
+        with atomic_path(self._folder / self._names[seen.index]) as temporary:
+            Image.fromarray(narrow(seen.label_map, self._num_classes)).save(temporary)
+
+    def state(self) -> State:
+        """Nothing: the files are where they belong."""
+        return {}
+
+    def add(self, state: State) -> None:
+        """See :meth:`state`."""
+
+    def finish(self) -> None:
+        """See :meth:`state`."""
+
+    def close(self) -> None:
+        """See :meth:`state`."""
+
+
+def _distinct_names(file_names: Sequence[str]) -> list[str]:
+    """Relative PNG names, without the images' suffix where none are alike without it."""
+    absolute = [os.path.abspath(name) for name in file_names]
+    folder = os.path.commonpath([os.path.dirname(name) for name in absolute])
+    relative = [os.path.relpath(name, folder) for name in absolute]
+    stems = [os.path.splitext(name)[0] for name in relative]
+    return [f"{name}.png" for name in (stems if len(set(stems)) == len(stems) else relative)]
+
+
+def _numbered_lines(file: TextIO, size: int) -> Iterator[tuple[int, str]]:
+    """(image, records) of the first ``size`` bytes, which are ASCII; images come in ascending order."""
+    while size > 0 and (line := file.readline()):
+        size -= len(line)
+        number, _, records = line.partition("\t")
+        yield int(number), records

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import check_subset, checked_labels
 from ovseg.evaluation.ground_truth import GroundTruth
+from ovseg.evaluation.tally import State, add_other_processes
 
 IOU_THRESHOLD = 0.5
 RECALL, MEAN_BEST_IOU = "recall@0.5", "mean-best-IoU"
@@ -103,12 +104,19 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             self._sums[1, classes] += best >= IOU_THRESHOLD
             self._sums[2, classes] += np.rint(best * _FIXED_POINT).astype(np.int64)
 
+    def state(self) -> State:
+        """See :class:`ovseg.evaluation.tally.Tally`."""
+        return {"sums": self._sums}
+
+    def add(self, state: State) -> None:
+        """See :class:`ovseg.evaluation.tally.Tally`."""
+        self._sums += state["sums"]
+
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """``{"proposals": {name: percent}}`` over all processes; None outside the main process."""
-        gathered = comm.gather(self._sums, dst=0)
+        add_other_processes(self)
         if not comm.is_main_process():
             return None
-        self._sums = np.sum(gathered, axis=0)
         num_classes = len(self.ground_truth.class_names)
         subsets = {"": np.arange(num_classes)}
         for name, members in self.ground_truth.evaluation_set.items():

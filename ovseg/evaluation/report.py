@@ -9,10 +9,50 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from rich.console import Console
 from rich.table import Table
 
+from ovseg.evaluation.confusion import per_class_rows
+from ovseg.evaluation.differences import flatten, short
+from ovseg.evaluation.html_report import write_report
 from ovseg.evaluation.proposals import MEAN_BEST_IOU, RECALL
+from ovseg.evaluation.record import FILE as RECORD_FILE
 from ovseg.files import atomic_path
+
+CONFUSION_FILE, PER_CLASS_FILE = "confusion.npz", "per_class.csv"
+
+
+def write_results(folder: Path, record: Mapping[str, Any], confusion: np.ndarray, html: bool) -> None:
+    """Write ``confusion.npz``, ``per_class.csv``, ``report.html`` if asked for, and last ``results.json``.
+
+    Args:
+        folder: of the data set's results.
+        record: see :func:`ovseg.evaluation.record.results_record`.
+        confusion: (K+1,K+1) int64.
+        html: write the report.
+    """
+    with atomic_path(folder / CONFUSION_FILE) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, confusion=confusion)
+    rows = per_class_rows(confusion, record["class_names"], record["evaluation_set"])
+    write_csv(folder / PER_CLASS_FILE, rows)
+    if html:
+        write_report(folder, record, confusion)
+    write_json(folder / RECORD_FILE, record)
+
+
+def print_results(record: Mapping[str, Any], folder: Path) -> None:
+    """Print what a record says in short."""
+    console, dataset = Console(highlight=False), record["dataset"]
+    seconds = record["seconds_per_image"]["total"]
+    lines = [f"{dataset}: {record['num_images']} images, {seconds:.3f} s per image", _protocol_line(record["protocol"])]
+    if oracle := record["oracle"]:
+        told = ", ".join(f"{key}: {value}" for key, value in oracle.items())
+        lines.append(f"WITH AN ORACLE, not a result of the model alone ({told})")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
+    console.print(results_table(record["results"], list(record["evaluation_set"]), record["miou_convention"]))
+    console.print(f"details: {folder / RECORD_FILE}, {PER_CLASS_FILE}", soft_wrap=True, markup=False)
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -59,6 +99,11 @@ def results_table(results: Mapping[str, Mapping[str, float]], subsets: Sequence[
     for name, values in rows:
         table.add_row(name, *(_number(value) for value in values))
     return table
+
+
+def _protocol_line(protocol: Mapping[str, Any]) -> str:
+    told = (f"{name} {short(value)}" for name, value in flatten(protocol).items() if name != "dataset")
+    return f"protocol: {', '.join(told)}"
 
 
 def _mark(name: str, chosen: bool) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, inference_context
 from detectron2.utils import comm
 from detectron2.utils.logger import log_every_n_seconds
@@ -20,24 +20,33 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ovseg.data.catalog import check_prepared
-from ovseg.data.loader import SampleLoader, build_test_loader
+from ovseg.data.loader import SampleLoader, test_dataset, test_loader
+from ovseg.data.own.registration import folder_name
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
-from ovseg.evaluation.confusion import per_class_rows
 from ovseg.evaluation.crf import DenseCRF
-from ovseg.evaluation.oracle_model import check_oracle, describe_oracle, oracle_model
+from ovseg.evaluation.ground_truth import GroundTruth
+from ovseg.evaluation.identity import fingerprint, model_digest
+from ovseg.evaluation.oracle_model import check_oracle, oracle_model
+from ovseg.evaluation.partial import PartialEvaluation, remove_parts
+from ovseg.evaluation.predictions import PNG_FOLDER, RLE_FILE, PngPredictions, RlePredictions, prediction_format
 from ovseg.evaluation.proposals import ProposalRecallEvaluator
-from ovseg.evaluation.report import results_table, write_csv, write_json
-from ovseg.evaluation.sem_seg import SemSegEvaluator
+from ovseg.evaluation.record import finished_record, results_record
+from ovseg.evaluation.report import print_results, write_results
+from ovseg.evaluation.sem_seg import Keeper, SemSegEvaluator
+from ovseg.evaluation.tally import Stopwatch, add_other_processes
 from ovseg.evaluation.tta import augmented_model
-from ovseg.evaluation.versions import versions
+from ovseg.evaluation.worst import FILE as WORST_FILE
+from ovseg.evaluation.worst import WorstImages
 from ovseg.images import read_image
 from ovseg.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate_all(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, OrderedDict]:
+def evaluate_all(
+    cfg: CfgNode, model: nn.Module, *, resume: bool = False, iteration: int | None = None
+) -> OrderedDict[str, OrderedDict]:
     """Evaluate on every data set of ``DATASETS.TEST``; see :func:`evaluate_dataset`.
 
     Returns:
@@ -49,66 +58,134 @@ def evaluate_all(cfg: CfgNode, model: nn.Module) -> OrderedDict[str, OrderedDict
     if not cfg.DATASETS.TEST:
         raise OvsegError("DATASETS.TEST is empty: name the data sets to evaluate on")
     check_oracle(cfg)
+    prediction_format(cfg.TEST.SAVE_PREDICTIONS)
     for dataset_name in cfg.DATASETS.TEST:
         check_prepared(dataset_name)
         protocol_of(dataset_name, cfg.TEST.VOCABULARY)
-    return OrderedDict((name, evaluate_dataset(cfg, model, name)) for name in cfg.DATASETS.TEST)
+    digest = model_digest(model)
+    results: OrderedDict[str, OrderedDict] = OrderedDict()
+    for name in cfg.DATASETS.TEST:
+        results[name] = evaluate_dataset(cfg, model, name, resume=resume, iteration=iteration, digest=digest)
+    return results
 
 
-def evaluate_dataset(cfg: CfgNode, model: nn.Module, dataset_name: str) -> OrderedDict[str, dict[str, float]]:
+def evaluate_dataset(
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset_name: str,
+    *,
+    resume: bool = False,
+    iteration: int | None = None,
+    digest: str | None = None,
+) -> OrderedDict[str, dict[str, float]]:
     """Evaluate on one data set; every process of a distributed run calls it and takes its share of the images.
 
-    The main process writes ``<OUTPUT_DIR>/inference/<dataset>/results.json`` and ``per_class.csv`` (and
-    ``sem_seg_predictions.json`` with TEST.SAVE_PREDICTIONS) and prints a table. Keys that matter: TEST.VOCABULARY,
-    TEST.MIOU_CONVENTION, TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.AUG, TEST.SLIDING_*, TEST.DENSE_CRF,
-    TEST.ORACLE*.
+    The main process writes into ``<OUTPUT_DIR>/inference/<dataset>``: ``results.json`` (the record of
+    :mod:`ovseg.evaluation.record`, last of all), ``per_class.csv``, ``confusion.npz``, with TEST.SAVE_PREDICTIONS the
+    predictions, with TEST.REPORT ``report.html``; and prints a table. While it runs, and when it was broken off, what
+    is counted so far lies in ``.partial`` there. Keys that matter: TEST.VOCABULARY, TEST.MIOU_CONVENTION,
+    TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.REPORT, TEST.AUG, TEST.SLIDING_*, TEST.DENSE_CRF, TEST.ORACLE*.
+
+    Args:
+        resume: leave out images that an earlier run has counted, and all of them if there is a result: of the same
+            weights, settings, data and software; anything else is evaluated anew.
+        iteration: of the model in training; None if ``cfg`` names its files.
+        digest: the model's, where it is known.
 
     Returns:
         ``{"sem_seg": {score: percent}, "proposals": {...}}`` on the main process, empty elsewhere. The confusion
-        matrix is summed over processes before any score is computed: their number changes nothing.
+        matrix is summed before any score is computed: neither the number of processes nor interruptions change a bit.
 
     Raises:
         OvsegError: the data set is not prepared, an image or label file is unusable, or an option cannot work.
     """
     check_prepared(dataset_name)
-    output_dir = Path(cfg.OUTPUT_DIR) / "inference" / dataset_name
-    semantic = SemSegEvaluator(
-        dataset_name,
-        output_dir=output_dir,
-        convention=cfg.TEST.MIOU_CONVENTION,
-        save_predictions=cfg.TEST.SAVE_PREDICTIONS,
-        post_process=_crf_refinement() if cfg.TEST.DENSE_CRF else None,
-        variant=cfg.TEST.VOCABULARY,
-    )
-    outputs = ["sem_seg" if cfg.TEST.DENSE_CRF else "label_map"]
-    evaluators: list = [semantic]
-    if cfg.TEST.PROPOSAL_RECALL:
-        evaluators.append(ProposalRecallEvaluator(dataset_name))
-        outputs.append("proposals")
-    loader = build_test_loader(cfg, dataset_name, outputs=tuple(outputs))
     if isinstance(model, DistributedDataParallel):
         model = model.module  # shares differ in size, so its collective calls would wait for ever
+    folder = Path(cfg.OUTPUT_DIR) / "inference" / folder_name(dataset_name, cfg.DATASETS.TEST)
+    outputs = ["sem_seg" if cfg.TEST.DENSE_CRF else "label_map"]
+    if cfg.TEST.PROPOSAL_RECALL:
+        outputs.append("proposals")
+    dataset = test_dataset(cfg, dataset_name, outputs)
+    protocol = protocol_of(dataset_name, cfg.TEST.VOCABULARY)
+    file_names = [str(dataset.records[index]["file_name"]) for index in range(len(dataset))]
+    identity = fingerprint(cfg, digest or model_digest(model), file_names, protocol)
+    if resume and (record := comm.all_gather(finished_record(folder, identity))[0]) is not None:
+        logger.info("--resume: %s was evaluated before, with the same weights and settings", dataset_name)
+        if comm.is_main_process():
+            remove_parts(folder)
+        return _told(record, folder)
+    partial = PartialEvaluation(folder, identity, resume)
+    keepers = _keepers(cfg, dataset_name, folder, partial, file_names)
+    semantic = SemSegEvaluator(
+        dataset_name,
+        convention=cfg.TEST.MIOU_CONVENTION,
+        post_process=_crf_refinement() if cfg.TEST.DENSE_CRF else None,
+        variant=cfg.TEST.VOCABULARY,
+        observers=list(keepers.values()),
+    )
+    watch = Stopwatch()
+    partial.track(sem_seg=semantic, watch=watch, **keepers)
+    evaluators = [semantic]
+    if cfg.TEST.PROPOSAL_RECALL:
+        evaluators.append(ProposalRecallEvaluator(dataset_name))
+        partial.track(proposals=evaluators[-1])
     evaluator = DatasetEvaluators(evaluators)
     try:
-        with inference_context(model), torch.no_grad():
+        with inference_context(model), torch.no_grad(), partial.saving():
             viewed = augmented_model(cfg, oracle_model(cfg, model, dataset_name))
-            seconds = _run(viewed, loader, evaluator, dataset_name)
+            _run(viewed, test_loader(cfg, dataset, partial.done), evaluator, dataset_name, partial, watch)
+        partial.restore()
         results = OrderedDict(evaluator.evaluate())
+        add_other_processes(watch)
+        for keeper in keepers.values():
+            keeper.finish()
     finally:
-        semantic.close()
-    seconds = sum(comm.all_gather(seconds), Counter())
+        for keeper in keepers.values():
+            keeper.close()
     if not comm.is_main_process():
         return OrderedDict()
-    if semantic.num_images != len(loader.dataset):
-        raise RuntimeError(f"{semantic.num_images} images of {dataset_name} counted, but it has {len(loader.dataset)}")
-    _report(cfg, dataset_name, output_dir, semantic, results, seconds)
-    return results
+    if semantic.num_images != len(dataset):
+        raise RuntimeError(f"{semantic.num_images} images of {dataset_name} counted, but it has {len(dataset)}")
+    record = results_record(cfg, semantic, results, watch.seconds, identity, iteration)
+    write_results(folder, record, semantic.confusion, html=cfg.TEST.REPORT)
+    partial.remove()
+    return _told(record, folder)
 
 
-def _run(model: nn.Module, loader: SampleLoader, evaluator: DatasetEvaluators, dataset_name: str) -> Counter:
-    """Feed this process's images through; gives the seconds spent on reading, the model and evaluation."""
-    total = len(loader.batch_sampler.sampler)
-    seconds: Counter = Counter()
+def _told(record: dict[str, Any], folder: Path) -> OrderedDict[str, dict[str, float]]:
+    """Print a record on the main process, and give its scores; empty elsewhere."""
+    if not comm.is_main_process():
+        return OrderedDict()
+    print_results(record, folder)
+    return OrderedDict(record["results"])
+
+
+def _keepers(
+    cfg: CfgNode, dataset_name: str, folder: Path, partial: PartialEvaluation, file_names: Sequence[str]
+) -> dict[str, Keeper]:
+    """What looks at every image beside the evaluators, by name."""
+    truth, keepers = GroundTruth(dataset_name), {}
+    saved = prediction_format(cfg.TEST.SAVE_PREDICTIONS)
+    if saved == "rle":
+        keepers["rle"] = RlePredictions(folder / RLE_FILE, partial.part(".jsonl"), truth.dataset_ids)
+    elif saved == "png":
+        keepers["png"] = PngPredictions(folder / PNG_FOLDER, file_names, len(truth.class_names))
+    if cfg.TEST.REPORT:
+        keepers["worst"] = WorstImages(folder / WORST_FILE, len(truth.class_names))
+    return keepers
+
+
+def _run(
+    model: nn.Module,
+    loader: SampleLoader,
+    evaluator: DatasetEvaluators,
+    dataset_name: str,
+    partial: PartialEvaluation,
+    watch: Stopwatch,
+) -> None:
+    """Feed this process's images through."""
+    total = sum(map(len, loader.batch_sampler))
     done = 0
     console = Console(stderr=True)
     shares = comm.get_world_size()
@@ -116,30 +193,25 @@ def _run(model: nn.Module, loader: SampleLoader, evaluator: DatasetEvaluators, d
     show = comm.is_main_process() and console.is_terminal
     with progress_bar("{task.fields[speed]:.2f} img/s", console=console, show=show) as progress:
         task = progress.add_task(label, total=total, speed=0.0)
-        evaluator.reset()
-        began = now = time.perf_counter()
-        for inputs in loader:
-            now = _lap(seconds, "reading", now)
+        began = time.perf_counter()
+        watch.start()
+        for images, inputs in zip(loader.batch_sampler, loader, strict=True):
+            watch.lap("reading")
             outputs = model(inputs)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            now = _lap(seconds, "model", now)
-            evaluator.process(inputs, outputs)
-            now = _lap(seconds, "evaluation", now)
+            watch.lap("model")
+            with partial.counting(images):
+                numbered = [{**sample, "index": index} for index, sample in zip(images, inputs, strict=True)]
+                evaluator.process(numbered, outputs)
+                watch.lap("evaluation")
             done += len(inputs)
-            speed = done / (now - began)
+            speed = done / (time.perf_counter() - began)
             progress.update(task, completed=done, speed=speed)
             if not console.is_terminal and comm.is_main_process():
                 left = datetime.timedelta(seconds=round((total - done) / speed))
                 message = f"{label}: {done}/{total} images, {speed:.2f} img/s, {left} left"
                 log_every_n_seconds(logging.INFO, message, n=30, name=__name__)
-    return seconds
-
-
-def _lap(seconds: Counter, what: str, since: float) -> float:
-    now = time.perf_counter()
-    seconds[what] += now - since
-    return now
 
 
 def _crf_refinement():
@@ -149,43 +221,3 @@ def _crf_refinement():
         return crf(read_image(sample["file_name"]), scores)
 
     return refine
-
-
-def _report(
-    cfg: CfgNode,
-    dataset_name: str,
-    output_dir: Path,
-    semantic: SemSegEvaluator,
-    results: OrderedDict[str, dict[str, float]],
-    seconds: Counter,
-) -> None:
-    """Write results.json and per_class.csv, print the table."""
-    truth, num_images = semantic.ground_truth, semantic.num_images
-    per_image = {name: value / num_images for name, value in seconds.items()}
-    content = {
-        "dataset": dataset_name,
-        "num_images": num_images,
-        "num_classes": len(truth.class_names),
-        "miou_convention": semantic.convention,
-        "oracle": describe_oracle(cfg),
-        "results": results,
-        "weights": cfg.MODEL.WEIGHTS,
-        "seed": cfg.SEED,
-        "seconds_per_image": {**per_image, "total": sum(per_image.values())},
-        "num_processes": comm.get_world_size(),
-        "device": cfg.MODEL.DEVICE,
-        "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "evaluation_set": MetadataCatalog.get(dataset_name).get("evaluation_set"),
-        "config": yaml.safe_load(cfg.dump()),
-    }
-    write_json(output_dir / "results.json", content)
-    write_csv(output_dir / "per_class.csv", per_class_rows(semantic.confusion, truth.class_names, truth.evaluation_set))
-    total = content["seconds_per_image"]["total"]
-    console = Console(highlight=False)
-    console.print(f"{dataset_name}: {num_images} images, {total:.3f} s per image", soft_wrap=True, markup=False)
-    if content["oracle"]:
-        told = ", ".join(f"{key}: {value}" for key, value in content["oracle"].items())
-        console.print(f"WITH AN ORACLE, not a result of the model alone ({told})", soft_wrap=True, markup=False)
-    console.print(results_table(results, list(truth.evaluation_set), semantic.convention))
-    console.print(f"details: {output_dir / 'results.json'}, per_class.csv", soft_wrap=True, markup=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,11 +14,45 @@ from detectron2.utils import comm
 
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
-from ovseg.evaluation.confusion import check_convention, confusion_matrix, scores_from_confusion
+from ovseg.evaluation.confusion import LabelRuns, check_convention, label_runs, scores_from_confusion
 from ovseg.evaluation.ground_truth import GroundTruth
-from ovseg.evaluation.predictions import PredictionWriter, encode_label_map
+from ovseg.evaluation.tally import State, Tally, add_other_processes
 
-PREDICTIONS_FILE = "sem_seg_predictions.json"
+
+@dataclass(frozen=True)
+class SeenImage:
+    """An image that was evaluated.
+
+    Attributes:
+        index: its place in the data set.
+        file_name: of the image.
+        label_file: of its true labels.
+        label_map: (H,W) integers, the predicted classes.
+        runs: prediction and truth in short.
+    """
+
+    index: int
+    file_name: str
+    label_file: str
+    label_map: np.ndarray
+    runs: LabelRuns
+
+
+class Observer(Protocol):
+    """Something that looks at every image that a :class:`SemSegEvaluator` has counted."""
+
+    def see(self, seen: SeenImage) -> None:
+        """Look at an image; what is held in memory must not grow with their number."""
+
+
+class Keeper(Observer, Tally, Protocol):
+    """An observer that leaves a file."""
+
+    def finish(self) -> None:
+        """Write on the main process what all have seen; called in every process, at the end."""
+
+    def close(self) -> None:
+        """Let go of what is open; called at the end and after errors."""
 
 
 class SemSegEvaluator(DatasetEvaluator):
@@ -26,57 +61,46 @@ class SemSegEvaluator(DatasetEvaluator):
     Args:
         dataset_name: a registered data set with ``stuff_classes``, ``ignore_label`` and, optionally,
             ``evaluation_set`` in its metadata.
-        output_dir: where predictions go when they are saved.
         convention: what plain ``mIoU`` divides by, "union" or "ground_truth"; see
             :func:`ovseg.evaluation.confusion.scores_from_confusion`.
-        save_predictions: write ``sem_seg_predictions.json`` (COCO-Stuff result format) into ``output_dir``.
         post_process: called with the model input and its (Q,H,W) scores before the arg max, gives (Q,H,W) scores.
         variant: which words the model was asked, "names" or "synonyms"; see :func:`ovseg.data.protocol.protocol_of`.
+        observers: shown every image after it was counted.
 
     The model answers in the Q words of ``protocol.vocabulary``; ``protocol.classes_of`` makes them the K classes that
-    are scored and saved. Memory does not grow with the number of images: predictions are streamed to disk.
-    After :meth:`evaluate`, ``confusion`` on the main process is the (K+1,K+1) int64 matrix over all images and
-    ``num_images`` their number.
+    are scored and saved. Memory does not grow with the number of images.
+    ``confusion`` is a (K+1,K+1) int64 matrix over ``num_images`` images: those that this process has counted, and after
+    :meth:`evaluate`, on the main process, those of all.
     """
 
     def __init__(
         self,
         dataset_name: str,
-        output_dir: str | Path | None = None,
         convention: str = "union",
-        save_predictions: bool = False,
         post_process: Callable[[dict, torch.Tensor], torch.Tensor] | None = None,
         variant: str = "names",
+        observers: Sequence[Observer] = (),
     ) -> None:
         check_convention(convention)
-        if save_predictions and not output_dir:
-            raise OvsegError("saving predictions needs an output folder: set OUTPUT_DIR")
         self.ground_truth = GroundTruth(dataset_name)
         self.protocol = protocol_of(dataset_name, variant)
         self.convention = convention
         self._post_process = post_process
-        self._predictions_path = Path(output_dir) / PREDICTIONS_FILE if save_predictions else None
-        self._writer: PredictionWriter | None = None
+        self._observers = tuple(observers)
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
-        self.close()
         side = len(self.ground_truth.class_names) + 1
         self.confusion = np.zeros((side, side), dtype=np.int64)
         self.num_images = 0
-
-    def close(self) -> None:
-        """Remove what an unfinished run has streamed to disk."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Count the pixels of a batch.
 
         Args:
-            inputs: model inputs with ``file_name`` (and, optionally, ``sem_seg_file_name``).
+            inputs: model inputs with ``file_name``, and, optionally, ``sem_seg_file_name`` and ``index``, the image's
+                place in the data set; without, images come in the data set's order.
             outputs: for each input ``label_map`` (H,W) indices of words, or ``sem_seg`` (Q,H,W) scores, at label size.
 
         Raises:
@@ -85,7 +109,7 @@ class SemSegEvaluator(DatasetEvaluator):
         for sample, output in zip(inputs, outputs, strict=True):
             pred = self.protocol.classes_of(self._label_map(sample, output))
             labels, label_file = self.ground_truth.labels(sample)
-            self.confusion += confusion_matrix(
+            runs = label_runs(
                 pred,
                 labels,
                 len(self.ground_truth.class_names),
@@ -93,24 +117,28 @@ class SemSegEvaluator(DatasetEvaluator):
                 pred_source=str(sample.get("file_name", "an image")),
                 gt_source=label_file,
             )
+            runs.add_to(self.confusion)
+            if self._observers:
+                index = sample.get("index", self.num_images)
+                seen = SeenImage(index, str(sample["file_name"]), label_file, pred, runs)
+                for observer in self._observers:
+                    observer.see(seen)
             self.num_images += 1
-            if self._predictions_path is not None:
-                if self._writer is None:
-                    self._writer = PredictionWriter(self._predictions_path)
-                records = encode_label_map(pred, str(sample["file_name"]), self.ground_truth.dataset_ids)
-                self._writer.write(records)
+
+    def state(self) -> State:
+        """See :class:`ovseg.evaluation.tally.Tally`."""
+        return {"confusion": self.confusion, "num_images": np.array(self.num_images)}
+
+    def add(self, state: State) -> None:
+        """See :class:`ovseg.evaluation.tally.Tally`."""
+        self.confusion += state["confusion"]
+        self.num_images += int(state["num_images"])
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """Scores over all images of all processes, ``{"sem_seg": {name: percent}}``; None outside the main process."""
-        if self._predictions_path is not None:
-            writer = self._writer or PredictionWriter(self._predictions_path)
-            writer.finish()
-            self._writer = None
-        gathered = comm.gather((self.confusion, self.num_images), dst=0)
+        add_other_processes(self)
         if not comm.is_main_process():
             return None
-        self.confusion = np.sum([conf for conf, _ in gathered], axis=0)
-        self.num_images = sum(count for _, count in gathered)
         if self.num_images == 0:
             raise OvsegError(f"no image of data set {self.ground_truth.dataset_name!r} was evaluated: it is empty")
         truth = self.ground_truth

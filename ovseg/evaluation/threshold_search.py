@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import BatchSampler
 
 from ovseg.data.loader import SampleLoader, build_test_loader
+from ovseg.data.own.registration import folder_name
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import confusion_matrix, scores_from_confusion
@@ -61,7 +62,7 @@ class Grid:
     @property
     def is_reported_split(self) -> bool:
         """Whether results on this split are usually published, so that choosing settings on it is not fair."""
-        return any(part in _REPORTED for part in self.dataset.lower().replace("-", "_").split("_"))
+        return any(part in _REPORTED for part in folder_name(self.dataset).lower().replace("-", "_").split("_"))
 
     def rows(self) -> list[dict[str, Any]]:
         """One row for each setting: data set, images, both keys, mean IoUs and pixel accuracy."""
@@ -113,7 +114,7 @@ def search(
     num_classes = len(truth.class_names)
     loader = _spread(build_test_loader(cfg, dataset_name, outputs=("label_map",)), limit, cfg.DATALOADER.NUM_WORKERS)
     counts = np.zeros((len(thresholds), len(weights), num_classes + 1, num_classes + 1), dtype=np.int64)
-    configured, done, total = model.clip_adapter.mask_threshold, 0, len(loader.batch_sampler.sampler)
+    configured, done, total = model.clip_adapter.mask_threshold, 0, sum(map(len, loader.batch_sampler))
     try:
         with inference_context(model):
             for inputs in loader:

@@ -53,7 +53,7 @@ def test_results_and_what_is_left_on_disk(data_folder, capsys):
         assert word in printed
     assert f"{results['sem_seg']['mIoU-gt']:.2f}" in printed
     names = {path.name for path in (data_folder / "one" / "inference" / standin.NAME).iterdir()}
-    assert names == {"results.json", "per_class.csv", "sem_seg_predictions.json"}
+    assert names == {"results.json", "per_class.csv", "confusion.npz", "sem_seg_predictions.json"}
 
 
 def test_two_processes_give_the_same_as_one(data_folder):
@@ -107,7 +107,7 @@ def test_crf_gets_the_picture_and_its_answer_counts(data_folder, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named_and_nothing_is_left(data_folder, workers):
+def test_an_unreadable_image_is_named_and_no_result_is_left(data_folder, workers):
     broken = data_folder / "images" / "3.png"
     broken.write_bytes(broken.read_bytes()[:50])
     cfg = standin.configuration(data_folder / "out", "DATALOADER.NUM_WORKERS", workers)
@@ -115,7 +115,8 @@ def test_an_unreadable_image_is_named_and_nothing_is_left(data_folder, workers):
         runner.evaluate_all(cfg, standin.StandIn())
     assert str(broken) in str(error.value)
     assert "Traceback" not in str(error.value)
-    assert not [path for path in (data_folder / "out").rglob("*") if path.is_file()]
+    files = [path for path in (data_folder / "out").rglob("*") if path.is_file()]
+    assert {path.parent.name for path in files} == {".partial"}
 
 
 def test_configuration_errors(data_folder):

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import gc
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -12,10 +12,11 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator as Detectron2Evaluator
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from ovseg.errors import OvsegError
+from ovseg.evaluation.predictions import RlePredictions
 from ovseg.evaluation.sem_seg import SemSegEvaluator
+from ovseg.evaluation.worst import WorstImages
 
 
 def random_outputs(seed: int = 0) -> tuple[list[dict], list[dict]]:
@@ -70,44 +71,23 @@ def test_post_process_comes_before_the_arg_max(data_folder):
     assert scores["ACC-sky"] == 0
 
 
-def test_saved_predictions_give_back_the_label_maps(data_folder):
-    MetadataCatalog.get(standin.NAME).set(stuff_dataset_id_to_contiguous_id={10 * i + 1: i for i in range(5)})
-    inputs, outputs = random_outputs()
-    evaluator = SemSegEvaluator(standin.NAME, output_dir=data_folder / "out", save_predictions=True)
-    for sample, output in zip(inputs, outputs, strict=True):
-        evaluator.process([sample], [output])
-    evaluator.evaluate()
-    assert [path.name for path in (data_folder / "out").iterdir()] == ["sem_seg_predictions.json"]
-    records = json.loads((data_folder / "out" / "sem_seg_predictions.json").read_text())
-    for sample, output in zip(inputs, outputs, strict=True):
-        decoded = np.full((sample["height"], sample["width"]), -1)
-        for record in records:
-            if record["file_name"] == sample["file_name"]:
-                decoded[coco_mask.decode(record["segmentation"]).astype(bool)] = (record["category_id"] - 1) // 10
-        np.testing.assert_array_equal(decoded, output["sem_seg"].argmax(0))
-
-
-def test_interrupted_saving_leaves_nothing(data_folder):
-    inputs, outputs = random_outputs()
-    evaluator = SemSegEvaluator(standin.NAME, output_dir=data_folder / "out", save_predictions=True)
-    evaluator.process(inputs[:1], outputs[:1])
-    assert list((data_folder / "out").iterdir())
-    evaluator.close()
-    assert not list((data_folder / "out").iterdir())
-
-
 def test_memory_does_not_grow_with_the_number_of_images(data_folder):
     inputs, outputs = random_outputs()
-    evaluator = SemSegEvaluator(standin.NAME, output_dir=data_folder / "out", save_predictions=True)
-    evaluator.process(inputs, outputs)
+    size = len(standin.CLASSES)
+    rle = RlePredictions(data_folder / "out.json", data_folder / "out.jsonl", {})
+    observers = [rle, WorstImages(data_folder / "worst.npz", size, count=3)]
+    evaluator = SemSegEvaluator(standin.NAME, observers=observers)
+    held = []
     tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    for _ in range(20):
+    for round_ in range(25):
         evaluator.process(inputs, outputs)
-    grown = tracemalloc.get_traced_memory()[0] - before
+        if round_ in (4, 24):
+            gc.collect()  # Pillow's files are in cycles
+            held.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
-    evaluator.close()
-    assert grown < 20_000  # bytes; the 140 label maps alone are 1.5 MB
+    rle.close()
+    assert evaluator.num_images == 25 * len(inputs)
+    assert held[1] - held[0] < 8_000  # bytes; the 140 label maps of the last rounds alone are 1.5 MB
 
 
 def test_sixteen_bit_tif_labels(tmp_path):
@@ -168,7 +148,5 @@ def test_other_errors(data_folder):
         SemSegEvaluator(standin.NAME).process([{"file_name": "elsewhere.jpg"}], outputs[:1])
     with pytest.raises(OvsegError, match="is empty"):
         SemSegEvaluator(standin.NAME).evaluate()
-    with pytest.raises(OvsegError, match="OUTPUT_DIR"):
-        SemSegEvaluator(standin.NAME, save_predictions=True)
     with pytest.raises(OvsegError, match="no stuff_classes"):
         SemSegEvaluator("evaluation_no_such_data_set")

@@ -1,0 +1,123 @@
+"""The record that an evaluation leaves, ``results.json``: the scores, and all that one must know to compare them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from ovseg.errors import OvsegError
+from ovseg.evaluation.identity import digest_of, file_digest
+from ovseg.evaluation.oracle_model import describe_oracle
+from ovseg.evaluation.sem_seg import SemSegEvaluator
+from ovseg.evaluation.versions import git_commit, versions
+
+FILE = "results.json"
+SCHEMA = 2  # 1 had neither a number nor a protocol
+_NEEDED = ("dataset", "num_images", "file_list_sha256", "protocol", "miou_convention", "results", "config")
+
+
+def results_record(
+    cfg: CfgNode,
+    semantic: SemSegEvaluator,
+    results: Mapping[str, Mapping[str, float]],
+    seconds: Mapping[str, float],
+    fingerprint: Mapping[str, Any],
+    iteration: int | None = None,
+) -> dict[str, Any]:
+    """The content of ``results.json``.
+
+    Args:
+        cfg: of the evaluation.
+        semantic: after it was evaluated on the main process.
+        results: scores in percent by task, NaN where there are none.
+        seconds: of all processes together, by what they were spent on.
+        fingerprint: see :func:`ovseg.evaluation.identity.fingerprint`.
+        iteration: of the model in training that was evaluated; None for the files that ``cfg`` names.
+    """
+    per_image = {part: value / semantic.num_images for part, value in seconds.items()}
+    return {
+        "schema": SCHEMA,
+        "dataset": semantic.ground_truth.dataset_name,
+        "num_images": semantic.num_images,
+        "file_list_sha256": fingerprint["data"]["file_list_sha256"],
+        "num_classes": len(semantic.ground_truth.class_names),
+        "class_names": semantic.ground_truth.class_names,
+        "evaluation_set": semantic.ground_truth.evaluation_set,
+        "protocol": semantic.protocol.record(),
+        "miou_convention": semantic.convention,
+        "oracle": describe_oracle(cfg),
+        "views": _views(cfg),
+        "results": results,
+        "weights": {"model_sha256": fingerprint["model"], **_weights(cfg, iteration)},
+        "seed": cfg.SEED,
+        "seconds_per_image": {**per_image, "total": sum(per_image.values())},
+        "num_processes": comm.get_world_size(),
+        "device": cfg.MODEL.DEVICE,
+        "device_name": torch.cuda.get_device_name() if torch.device(cfg.MODEL.DEVICE).type == "cuda" else None,
+        "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "fingerprint": digest_of(fingerprint),
+        "config": yaml.safe_load(cfg.dump()),
+    }
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Read ``results.json``; scores that are null in it become NaN.
+
+    Raises:
+        OvsegError: missing, damaged, no such record, or written by another version of this package.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise OvsegError(f"there is no {path}: evaluate first, with train_net.py --eval-only") from error
+    except (OSError, ValueError) as error:
+        raise OvsegError(f"{path} cannot be read ({error}): evaluate again") from error
+    if not isinstance(content, dict) or not isinstance(content.get("results"), dict) or "dataset" not in content:
+        raise OvsegError(f"{path} is no results.json of train_net.py --eval-only")
+    if (schema := content.get("schema", 1)) != SCHEMA:
+        how = "does not tell protocol and data: it is of an older ovseg" if schema == 1 else f"has schema {schema!r}"
+        raise OvsegError(f"{path} {how}; evaluate again (this ovseg reads schema {SCHEMA})")
+    if lacking := [key for key in _NEEDED if key not in content]:
+        raise OvsegError(f"{path} lacks {', '.join(lacking)}: evaluate again")
+    content["results"] = {
+        task: {name: float("nan") if value is None else value for name, value in scores.items()}
+        for task, scores in content["results"].items()
+    }
+    return content
+
+
+def finished_record(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record in a folder if it is complete and of the same evaluation, else None."""
+    try:
+        content = read_record(folder / FILE)
+    except OvsegError:
+        return None
+    return content if content.get("fingerprint") == digest_of(fingerprint) else None
+
+
+def _views(cfg: CfgNode) -> dict[str, Any]:
+    """How often a model sees an image, and what becomes of its scores."""
+    test = cfg.TEST
+    return {
+        "augmentation": sorted(test.AUG.MIN_SIZES) if test.AUG.ENABLED else None,
+        "sliding_window": [test.SLIDING_TILE_SIZE, test.SLIDING_OVERLAP] if test.SLIDING_WINDOW else None,
+        "dense_crf": test.DENSE_CRF,
+    }
+
+
+def _weights(cfg: CfgNode, iteration: int | None) -> dict[str, Any]:
+    if iteration is not None:
+        return {"iteration": iteration}
+    files = {"model": cfg.MODEL.WEIGHTS, "clip": cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS}
+    return {name: {"name": file, "sha256": file_digest(file)} for name, file in files.items()}

@@ -1,0 +1,119 @@
+"""The images that went worst, kept while an evaluation runs, for its report."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from detectron2.utils import comm
+from PIL import Image
+
+from ovseg.errors import OvsegError
+from ovseg.evaluation.predictions import narrow
+from ovseg.evaluation.sem_seg import SeenImage
+from ovseg.evaluation.tally import State, add_other_processes
+from ovseg.files import atomic_path
+
+FILE = "worst_images.npz"
+COUNT = 12
+
+
+@dataclass(frozen=True, order=True)
+class WorstImage:
+    """One of them; ordered from worst to best.
+
+    Attributes:
+        accuracy: share of the pixels that count which have their true class, in [0,1].
+        index: its place in the data set, which decides between equals.
+        file_name, label_file: of the image and its true labels.
+        png: the predicted classes as a PNG file of 8 or 16 bit.
+    """
+
+    accuracy: float
+    index: int
+    file_name: str
+    label_file: str
+    png: bytes
+
+    def label_map(self) -> np.ndarray:
+        """(H,W) integers, the predicted classes."""
+        return np.array(Image.open(io.BytesIO(self.png)))
+
+
+class WorstImages:
+    """A tally of at most ``count`` images with the lowest pixel accuracy; memory holds their compressed maps alone.
+
+    Images without a pixel that counts are passed over.
+
+    Args:
+        path: the file that is written at the end, see :func:`read_worst`.
+        num_classes: K.
+    """
+
+    def __init__(self, path: str | Path, num_classes: int, count: int = COUNT) -> None:
+        self._path, self._num_classes, self._count = Path(path), num_classes, count
+        self._kept: list[WorstImage] = []
+
+    def see(self, seen: SeenImage) -> None:
+        """Keep the image if it is one of the worst so far."""
+        right, counted = seen.runs.right_and_counted(self._num_classes)
+        if not counted:
+            return
+        accuracy = right / counted
+        if len(self._kept) < self._count or (accuracy, seen.index) < (self._kept[-1].accuracy, self._kept[-1].index):
+            file = io.BytesIO()
+            Image.fromarray(narrow(seen.label_map, self._num_classes)).save(file, "PNG")
+            self._keep([WorstImage(accuracy, seen.index, seen.file_name, seen.label_file, file.getvalue())])
+
+    def state(self) -> State:
+        """See :class:`ovseg.evaluation.tally.Tally`."""
+        return {
+            "accuracy": np.array([image.accuracy for image in self._kept], dtype=np.float64),
+            "index": np.array([image.index for image in self._kept], dtype=np.int64),
+            "files": np.array([(image.file_name, image.label_file) for image in self._kept], dtype=str).reshape(-1, 2),
+            "bytes": np.array([len(image.png) for image in self._kept], dtype=np.int64),
+            "png": np.frombuffer(b"".join(image.png for image in self._kept), dtype=np.uint8),
+        }
+
+    def add(self, state: State) -> None:
+        """See :class:`ovseg.evaluation.tally.Tally`."""
+        self._keep(images_of(state))
+
+    def finish(self) -> None:
+        """Write the worst that any process has seen; call it in every process."""
+        add_other_processes(self)
+        if comm.is_main_process():
+            with atomic_path(self._path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **self.state())
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _keep(self, more: list[WorstImage]) -> None:
+        self._kept = sorted([*self._kept, *more])[: self._count]
+
+
+def read_worst(path: Path) -> list[WorstImage] | None:
+    """What :meth:`WorstImages.finish` wrote, from the worst on; None if there is no such file.
+
+    Raises:
+        OvsegError: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as state:
+            return images_of(dict(state))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise OvsegError(f"{path} cannot be read ({error}): evaluate again with TEST.REPORT True") from error
+
+
+def images_of(state: State) -> list[WorstImage]:
+    """The images in a state of :class:`WorstImages`."""
+    ends = np.cumsum(state["bytes"])
+    pngs = [state["png"][start:end].tobytes() for start, end in zip(ends - state["bytes"], ends, strict=True)]
+    rows = zip(state["accuracy"].tolist(), state["index"].tolist(), state["files"].tolist(), pngs, strict=True)
+    return [WorstImage(accuracy, index, *files, png) for accuracy, index, files, png in rows]
