@@ -57,6 +57,7 @@ def read_captions(
     image_column: str | None = None,
     caption_column: str | None = None,
     delimiter: str | None = None,
+    need_images: bool = True,
 ) -> CaptionedImages:
     """Read captions; the format is told by the suffix.
 
@@ -68,6 +69,7 @@ def read_captions(
         image_root: folder that relative image names start from; default: the file's own folder.
         image_column, caption_column: names of a table's columns; by default the usual ones are looked for.
         delimiter: between a table's columns; default: a tab; for ``.csv`` a comma, unless its header has only tabs.
+        need_images: leave out captions whose image file is not there; otherwise the paths are only what they should be.
 
     Raises:
         OvsegError: the file is missing, is not of its format as a whole, or holds no usable caption. Single bad lines,
@@ -83,12 +85,12 @@ def read_captions(
     if suffix == ".json":
         entries = _coco(source, result)
     elif suffix == ".jsonl":
-        entries = _narratives(source, root, result)
+        entries = _narratives(source, root if need_images else None, result)
     elif suffix in (".csv", ".tsv", ".txt"):
         entries = _table(source, image_column, caption_column, delimiter, result)
     else:
         raise OvsegError(f"captions can be read from .json, .jsonl, .csv and .tsv files, not from {source}")
-    _gather(source, root, entries, result)
+    _gather(source, root, entries, result, need_images)
     if not result.images:
         detail = f": {result.bad[0]}" if result.bad else ""
         raise OvsegError(f"no caption of {source} can be used{detail}; check --image-root (now {root}) and the columns")
@@ -104,7 +106,7 @@ def check_bad(bad: int, entries: int, what: str, listed_in: Path, allow: bool) -
         )
 
 
-def _gather(source: Path, root: Path, entries: Iterator[_Entry], result: CaptionedImages) -> None:
+def _gather(source: Path, root: Path, entries: Iterator[_Entry], result: CaptionedImages, need_images: bool) -> None:
     """Group captions by image file; note the entries without caption or image."""
     captions: dict[str, list[str]] = defaultdict(list)
     ids: dict[str, str] = {}
@@ -118,7 +120,7 @@ def _gather(source: Path, root: Path, entries: Iterator[_Entry], result: Caption
             result.bad.append(f"{where}: not UTF-8 text")
             continue
         if file not in exists:
-            exists[file] = "\0" not in file and (root / file).is_file()
+            exists[file] = not need_images or ("\0" not in file and (root / file).is_file())
         if not exists[file]:
             result.bad.append(f"{where}: there is no image {root / file}")
             continue
@@ -148,8 +150,8 @@ def _coco(source: Path, result: CaptionedImages) -> Iterator[_Entry]:
             result.bad.append(f"{where}: {type(error).__name__} {error}")
 
 
-def _narratives(source: Path, root: Path, result: CaptionedImages) -> Iterator[_Entry]:
-    find = _ImageFinder(root)
+def _narratives(source: Path, root: Path | None, result: CaptionedImages) -> Iterator[_Entry]:
+    find = _ImageFinder(root) if root else lambda image_id, dataset_id: image_id
     with source.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
