@@ -49,7 +49,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="the model (default: the toy model that comes with ovseg; it knows toy scenes only)",
     )
     words = parser.add_mutually_exclusive_group(required=True)
-    words.add_argument("--class-names", nargs="+", metavar="WORD", help="words to look for; quote those with blanks")
+    words.add_argument(
+        "--class-names",
+        nargs="+",
+        metavar="WORD",
+        help="words to look for; quote those with blanks. Or one text with synonyms: 'person, child; dog'",
+    )
     words.add_argument("--vocabulary", metavar="FILE", help="words, one per line: name, or name: synonym, synonym")
     words.add_argument("--label-set", metavar="NAME", help=f"words of a data set: {', '.join(label_set_names())}")
     parser.add_argument(
@@ -113,7 +118,8 @@ def _read_words(args: argparse.Namespace) -> Vocabulary:
         return Vocabulary.from_file(args.vocabulary)
     if args.label_set:
         return Vocabulary.from_label_set(args.label_set)
-    vocabulary = Vocabulary.from_words(args.class_names, origin="--class-names")
+    words = args.class_names
+    vocabulary = Vocabulary.of("; ".join(words) if any(";" in word for word in words) else words, "--class-names")
     for name in vocabulary.names:
         if "," in name:
             logger.warning("%r is looked for as one word; give several words separated by blanks", name)

@@ -96,8 +96,11 @@ class Segmenter:
         )
 
     @torch.inference_mode()
-    def prepare(self, words: Sequence[str | Sequence[str]] | Vocabulary) -> Vocabulary:
+    def prepare(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> Vocabulary:
         """Let CLIP read the words now: images that follow find them cached, and words it cannot read fail here.
+
+        Args:
+            words: as for a call.
 
         Returns:
             The words, checked, for use in calls.
@@ -105,26 +108,29 @@ class Segmenter:
         Raises:
             OvsegError: bad words, or one too long for CLIP.
         """
-        vocabulary = words if isinstance(words, Vocabulary) else Vocabulary.from_words(words)
-        self.model.clip_adapter.text_matrix(tuple(dict.fromkeys(chain.from_iterable(vocabulary.synonyms))))
+        vocabulary = Vocabulary.of(words)
+        texts = tuple(dict.fromkeys(chain.from_iterable(vocabulary.synonyms)))
+        self.model.clip_adapter.text_matrix(texts, vocabulary.templates)
         return vocabulary
 
     @torch.inference_mode()
     def __call__(
         self,
         image: str | Path | np.ndarray | Image.Image,
-        words: Sequence[str | Sequence[str]] | Vocabulary,
+        words: str | Sequence[str | Sequence[str]] | Vocabulary,
         *,
         explain: bool = False,
     ) -> Segmentation:
         """Segment one image.
 
-        Where nothing was painted the result is unlabelled. When one word is asked and the model adds its own
-        "others", what is "others" is unlabelled too; ask for ``[word, "others"]`` to see it as a word.
+        Where nothing was painted the result is unlabelled, and so is what a vocabulary's background words got. When
+        one word is asked and the model adds its own "others", what is "others" is unlabelled too; ask for
+        ``[word, "others"]`` to see it as a word.
 
         Args:
             image: file; (H,W,3) uint8 RGB or (H,W) uint8 grey array; or Pillow image.
-            words: K words, or sequences of synonyms, or a :class:`Vocabulary`; never changed.
+            words: K words, or sequences of synonyms, or a text like "person, child; dog", or a :class:`Vocabulary`;
+                never changed.
             explain: keep every mask's scores for :meth:`Segmentation.explain`.
 
         Returns:
@@ -133,7 +139,7 @@ class Segmenter:
         Raises:
             OvsegError: unreadable image, bad words, or not enough memory.
         """
-        vocabulary = words if isinstance(words, Vocabulary) else Vocabulary.from_words(words)
+        vocabulary = Vocabulary.of(words)
         pixels, source = _as_rgb(image)
         height, width = pixels.shape[:2]
         classes = min(max(len(vocabulary), 2), self.class_chunk_size)  # 2: the model may add "others"
@@ -143,6 +149,7 @@ class Segmenter:
             "height": max(1, int(height * shrink)),
             "width": max(1, int(width * shrink)),
             "class_names": vocabulary.class_names,
+            "templates": vocabulary.templates,
             "outputs": ("label_map", "explanations") if explain else ("label_map",),
         }
         with _explain_memory(source or "the image"):
@@ -153,7 +160,7 @@ class Segmenter:
         if labels.shape != (height, width):
             labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
             scores = cv2.resize(scores, (width, height), interpolation=cv2.INTER_NEAREST)
-        return Segmentation.from_maps(labels, scores, vocabulary.names, pixels, source, masks)
+        return Segmentation.from_maps(labels, scores, vocabulary.foreground, pixels, source, masks)
 
     @torch.inference_mode()
     def propose(self, image: str | Path | np.ndarray | Image.Image) -> torch.Tensor:

@@ -186,6 +186,16 @@ def test_vocabulary_file_and_label_set(here, halves):
     assert np.array(Image.open("two/a_labels.png")).dtype == np.uint16
 
 
+def test_one_text_of_words_with_synonyms(here, halves, capfd):
+    save_picture(here / "a.png")
+    assert demo.main(["--class-names", "person, child; dog", "--input", "a.png"]) == 0
+    assert json.loads((here / "predictions" / "a.json").read_text())["names"] == ["person", "dog"]
+    assert "one word" not in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        demo.main(["--class-names", "person,; dog", "--input", "a.png"])
+    assert "a comma too many" in capfd.readouterr().err
+
+
 def test_films(here, halves):
     save_film(here / "a.mp4")
     (here / "b.mp4").write_bytes(b"no film")

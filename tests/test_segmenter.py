@@ -93,6 +93,32 @@ def test_synonyms_reach_the_model_as_tuples():
     assert segment.model.requests[0]["class_names"] == [("cat", "kitty"), "dog"]
 
 
+def test_a_text_of_words_and_no_text_that_is_unclear():
+    segment = stand_in()
+    assert segment(picture(), "cat, kitty; dog").names == ("cat", "dog")
+    assert segment.model.requests[0]["class_names"] == [("cat", "kitty"), "dog"]
+    with pytest.raises(OvsegError, match="single text 'cat, dog': give a list"):
+        segment(picture(), "cat, dog")
+
+
+def test_what_background_words_get_is_unlabelled():
+    segment = stand_in()
+    result = segment(picture(), Vocabulary.from_words(["cat", "sofa"], background=[("wall", "walls")]))
+    assert segment.model.requests[0]["class_names"] == ["cat", "sofa", ("wall", "walls")]
+    assert result.names == ("cat", "sofa") and result.areas.tolist() == [29 * 20, 0]
+    assert (result.label_map[:, 20:] == -1).all()
+
+
+def test_prompts_of_a_vocabulary_are_used(tiny):
+    segment = Segmenter.from_config(*tiny)
+    words = Vocabulary.from_words(["cat", "dog"])
+    plain, own = segment(picture(), words), segment(picture(), words.with_templates(["{}, drawn by a child"]))
+    adapter = segment.model.clip_adapter
+    assert not np.array_equal(plain.scores, own.scores)
+    adapter.text.templates = ("{}, drawn by a child",)
+    np.testing.assert_array_equal(segment(picture(), words).scores, own.scores)
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 20_000), (20_000, 1), (3, 5)])
 def test_extreme_shapes(height, width):
     segment = stand_in()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -22,13 +23,16 @@ logger = logging.getLogger(__name__)
 PROMPTS_AT_A_TIME = 512
 WORDS_IN_MEMORY = 8192
 _SAMPLES_PER_TENSOR = 64
+_FORMAT = 2  # of what is remembered; raised when the way of embedding changes, so that older entries are not used
+_PROBE = "Probe: 2 naïve CATS &amp; a dog's tail,  кошка"  # its tokens tell tokenizers apart
 
 
 class TextEmbedder:
     """Averages a word's prompt embeddings, and remembers the result.
 
-    What is remembered belongs to the exact weights of the text tower: their fingerprint is part of every key, and is
-    taken anew when the weights change.
+    What is remembered belongs to the exact text tower: a fingerprint of its weights, its architecture (two CLIPs may
+    share weights and differ in their activation) and its tokens is part of every key, and is taken anew when the
+    weights change. So are the templates: an entry is one word in one set of them.
 
     Args:
         clip_model: open_clip's model.
@@ -60,13 +64,14 @@ class TextEmbedder:
         self.cache_dir = cache_dir
         self._memory: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
         self._state: tuple | None = None
-        self._fingerprint = ""
+        self._fingerprint = b""
 
-    def __call__(self, words: Sequence[str]) -> Tensor:
+    def __call__(self, words: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
         """Embed words.
 
         Args:
             words: K texts, used verbatim; repeated ones are worked out once.
+            templates: in place of the embedder's own.
 
         Returns:
             float32 (K, D) unit vectors on the model's device.
@@ -74,13 +79,14 @@ class TextEmbedder:
         Raises:
             OvsegError: a prompt is longer than the text tower's context and ``truncate`` is off.
         """
-        key = self._key()
+        templates = self.templates if templates is None else tuple(templates)
+        key = self._key(templates)
         missing = [word for word in dict.fromkeys(words) if (key, word) not in self._memory]
         device = next(self.clip_model.parameters()).device
         found = {word: feature.to(device) for word, feature in self._read(key, missing).items()}
         absent = [word for word in missing if word not in found]
         if absent:
-            encoded = dict(zip(absent, self._encode(absent), strict=True))
+            encoded = dict(zip(absent, self._encode(absent, templates), strict=True))
             self._write(key, encoded)
             found |= encoded
         for word, feature in found.items():
@@ -114,28 +120,38 @@ class TextEmbedder:
     # inference_mode(False): a cached tensor made under inference mode could not be used in training later
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _encode(self, words: Sequence[str]) -> Tensor:
-        prompts = [template.format(word) for word in words for template in self.templates]
+    def _encode(self, words: Sequence[str], templates: tuple[str, ...]) -> Tensor:
+        prompts = [template.format(word) for word in words for template in templates]
         tokens = self.tokenize(prompts)
         device = next(self.clip_model.parameters()).device
         features = []
         with self.autocast(device.type):
             for chunk in tokens.split(PROMPTS_AT_A_TIME):
                 features.append(self.clip_model.encode_text(chunk.to(device)).float())
-        features = torch.cat(features).unflatten(0, (len(words), len(self.templates)))  # (K, T, D)
+        features = torch.cat(features).unflatten(0, (len(words), len(templates)))  # (K, T, D)
         mean = (features / features.norm(dim=-1, keepdim=True)).mean(dim=1)
         return mean / mean.norm(dim=-1, keepdim=True)
 
-    def _key(self) -> str:
+    def _key(self, templates: tuple[str, ...]) -> str:
         """Name of everything but the word that an embedding depends on."""
         parameters = [p for name, p in self.clip_model.named_parameters() if not name.startswith("visual.")]
         state = self._cheap_state(parameters)
         if state != self._state:
-            digest = hashlib.sha256(repr((self.templates, self.precision, self.truncate)).encode())
+            digest = hashlib.sha256(repr((_FORMAT, self._architecture())).encode())
             for parameter in parameters:
                 digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
-            self._state, self._fingerprint = state, digest.hexdigest()
-        return self._fingerprint
+            self._state, self._fingerprint = state, digest.digest()
+        settings = json.dumps([templates, self.precision, self.truncate])
+        return hashlib.sha256(self._fingerprint + settings.encode("ascii")).hexdigest()
+
+    def _architecture(self) -> list:
+        """What weights do not tell: kinds of layers and their plain options (heads, pooling), and a text's tokens."""
+        layers = [
+            (name, type(module).__name__, sorted(_options(module).items()))
+            for name, module in self.clip_model.named_modules()
+            if not f"{name}.".startswith("visual.")
+        ]
+        return [layers, self.tokenizer([_PROBE]).tolist()]
 
     @staticmethod
     def _cheap_state(parameters: Sequence[nn.Parameter]) -> tuple:
@@ -169,3 +185,9 @@ class TextEmbedder:
         except (OvsegError, OSError, SafetensorError) as error:
             logger.warning("text embeddings are kept in memory only: %s", error)
             self.cache_dir = None
+
+
+def _options(module: nn.Module) -> dict[str, Any]:
+    changing = ("training", "grad_checkpointing", "output_dict")
+    public = {name: value for name, value in vars(module).items() if name[0] != "_" and name not in changing}
+    return {name: value for name, value in public.items() if isinstance(value, (bool, int, float, str))}

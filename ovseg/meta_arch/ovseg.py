@@ -33,6 +33,7 @@ class OVSeg(nn.Module):
 
     * ``image``: (3, H, W) RGB, 0 .. 255, any dtype; ``height``, ``width``: size of the result (default: H, W)
     * the words: ``class_names``, K entries, each a str or a sequence of synonyms; or ``meta["dataset_name"]``
+    * ``templates``: prompts for the words, in place of the model's own
     * ``outputs``: what to return, a subset of :data:`OUTPUTS`; default the first, ``("sem_seg",)``
     * in training ``instances``: ``gt_classes`` int64 (n,), ``gt_masks`` bool (n, H, W)
 
@@ -146,7 +147,7 @@ class OVSeg(nn.Module):
         found = []
         for request, image, embedding, logits in zip(batched_inputs, images, embeddings, mask_logits, strict=True):
             words = self.words_of(request)
-            text = self.clip_adapter.text_matrix(words.names)
+            text = self.clip_adapter.text_matrix(words.names, words.templates)
             class_logits = words.reduce(self.clip_adapter.similarity(embedding, text))  # (Q, K + 1)
             own = own_probabilities(class_logits, self.drop_no_object_before_softmax)
             masks = logits[:, : image.shape[1], : image.shape[2]].sigmoid()
@@ -171,7 +172,7 @@ class OVSeg(nn.Module):
             float32 (n, K) class probabilities.
         """
         words, image = self.words_of(request), request["image"].to(self.device).float()
-        text = self.clip_adapter.text_matrix(words.names)
+        text = self.clip_adapter.text_matrix(words.names, words.templates)
         logits, _ = self.clip_adapter.classify_masks(image, masks.to(self.device).float(), text)
         return words.reduce(logits)[:, :-1].softmax(-1)
 
@@ -191,7 +192,8 @@ class OVSeg(nn.Module):
         words = {requested_words(request) for request in batched_inputs}
         if len(words) > 1:
             raise OvsegError("the images of one training batch must share their words: train on one data set at a time")
-        text = self.clip_adapter.text_matrix(words.pop().names)
+        asked = words.pop()
+        text = self.clip_adapter.text_matrix(asked.names, asked.templates)
         instances = [request["instances"] for request in batched_inputs]
         gt_classes = [truth.gt_classes.to(self.device) for truth in instances]
         gt_masks = [pad_masks(truth.gt_masks, padded_size).to(self.device) for truth in instances]

@@ -49,13 +49,13 @@ def test_average_of_unit_prompt_embeddings(clip_model):
 def test_each_word_is_encoded_once(clip_model, tmp_path):
     text = embedder(clip_model, tmp_path)
     first = text(["cat", "dog", "cat"])
-    assert text.tokenizer.prompts == 2 * len(TEMPLATES)
+    assert text.tokenizer.prompts == 1 + 2 * len(TEMPLATES)  # one text tells which tokenizer it is
     assert torch.equal(first[0], first[2])
     text(["dog", "cat"])
-    assert text.tokenizer.prompts == 2 * len(TEMPLATES)
+    assert text.tokenizer.prompts == 1 + 2 * len(TEMPLATES)
     from_disk = embedder(clip_model, tmp_path)
     assert torch.equal(from_disk(["cat", "dog", "cat"]), first)
-    assert from_disk.tokenizer.prompts == 0
+    assert from_disk.tokenizer.prompts == 1
 
 
 @pytest.mark.parametrize("through_data", [False, True])
@@ -79,6 +79,34 @@ def test_other_templates_are_other_entries(clip_model, tmp_path):
     other = embedder(clip_model, tmp_path)
     other.templates = TEMPLATES[:1]
     assert not torch.allclose(other(["cat"]), first)
+
+
+def test_templates_of_a_call_are_those_of_an_embedder(clip_model, tmp_path):
+    text = embedder(clip_model, tmp_path)
+    own, other = text(["cat"]), text(["cat"], ["{}"])
+    alone = embedder(clip_model)
+    alone.templates = ("{}",)
+    assert torch.equal(alone(["cat"]), other) and not torch.equal(own, other)
+    assert torch.equal(text(["cat"]), own)  # no entry of another set is taken
+    again = embedder(clip_model, tmp_path)
+    assert torch.equal(again(["cat"], ("{}",)), other) and again.tokenizer.prompts == 1
+
+
+@pytest.mark.parametrize("change", ["activation", "heads", "tokens"])
+def test_the_same_weights_in_another_tower_are_other_entries(clip_model, tmp_path, change):
+    """CLIPs of one name with and without QuickGELU have tensors of the same names and sizes."""
+    first = embedder(clip_model, tmp_path)(["CAT"])
+    vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 16, "patch_size": 16}
+    text = {"width": 16, "heads": 2 if change == "heads" else 1, "layers": 1}
+    other = CLIP(16, vision, text, quick_gelu=change == "activation").eval().requires_grad_(False)
+    other.load_state_dict(clip_model.state_dict())
+    seen = embedder(other, tmp_path)
+    if change == "tokens":
+        seen.tokenizer.clean_fn = str.swapcase  # CLIP's makes lower case
+    assert not torch.equal(seen(["CAT"]), first)
+    expected = embedder(other)
+    expected.tokenizer = seen.tokenizer
+    assert torch.equal(seen(["CAT"]), expected(["CAT"]))
 
 
 def test_memory_is_bounded(clip_model, monkeypatch):

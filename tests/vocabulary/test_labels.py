@@ -124,5 +124,5 @@ def test_a_mistyped_label_set_gets_the_nearest_names():
         label_set("ADE20K-150")
     with pytest.raises(OvsegError, match="there are ade20k_150, "):
         label_set("???")
-    with pytest.raises(OvsegError, match="did you mean .*pascal_voc_20b"):
+    with pytest.raises(OvsegError, match=r"did you mean .*pascal_voc_20b"):
         label_set("pascal_voc_20c")
