@@ -84,6 +84,8 @@ DEFAULTS: dict[str, Any] = {
     # ours: "mask_sum" (OVSeg) adds up class probability x mask probability over all queries; "class_winner"
     # (OVSegDEMO) shows each class's best mask only
     "MODEL.MASK_FORMER.TEST.PAINTING": "mask_sum",
+    # ours: a single word gets a second class "others" (SCANDEMO); painting class_winner always does so
+    "MODEL.MASK_FORMER.TEST.ADD_OTHERS": False,
     "MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE": 64,  # ours: classes painted at a time; bounds memory
     # --- CLIP as the classifier of regions -----------------------------------------------------------------
     "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "vild",  # vild (14), imagenet (80) or predefined
@@ -91,8 +93,9 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "",
     # OpenAI's name, open_clip's name, path of an open_clip JSON file, hf-hub:..., local-dir:...
     "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": "ViT-B/16",
-    # ours: "openai" or another open_clip tag, a file, or "none"; read when first needed, for what MODEL.WEIGHTS lacks
-    "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": "openai",
+    # ours: an open_clip tag, a file, or "none"; "" = openai, and datacomp_xl_s13b_b90k in SCAN. Read when first needed,
+    # for what MODEL.WEIGHTS lacks
+    "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": "",
     "MODEL.CLIP_ADAPTER.MASK_FILL": "mean",  # background of a crop: CLIP's mean colour, or "zero"
     "MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO": 1.0,
     "MODEL.CLIP_ADAPTER.MASK_THR": 0.4,  # probability above which a pixel belongs to the mask
@@ -110,6 +113,24 @@ DEFAULTS: dict[str, Any] = {
     # ours: True drops MaskFormer's no-object column before its softmax, as the CLIP branch does; the original
     # drops it after (specification 16.3), and its published numbers depend on that
     "MODEL.CLIP_ADAPTER.DROP_NO_OBJECT_BEFORE_SOFTMAX": False,
+    # --- SCAN: queries that look at the whole image, crops that know its context ------------------------------
+    "MODEL.SELECT_ORI_CLIP_ID": [12, 18, 24],  # blocks of the original CLIP whose patch tokens the queries read
+    "MODEL.FREQUENCY_SIGMA": [9, 7, 3],  # of each one's frequency filter
+    # sizes that follow from CLIP, as the published files spell them out; others are refused
+    "MODEL.CLIP_VISION_DIM": 1024,  # width of CLIP's image tower
+    "MODEL.SCAN_DIM": 768,  # dimension of CLIP's joint space
+    "MODEL.PATCH_SIZE": 16,  # in spite of its name the number of patches along a side of CLIP's input
+    # contextual shift: the part of a crop's background patches replaced, and the blocks after which it is done
+    "MODEL.CLIP_ADAPTER.REPLACE_RATIO": 0.15,
+    "MODEL.CLIP_ADAPTER.REPLACE_LAYER": [1, 3, 5, 7, 9],
+    # ours: the patches are drawn at random; >= 0 seeds each image by itself, so that its result does not depend on the
+    # others; -1 draws from Python's global stream, as the original
+    "MODEL.CLIP_ADAPTER.REPLACE_SEED": 0,
+    # ours: True gives all images of a batch the context of its first one, as the original; False each its own
+    "MODEL.CLIP_ADAPTER.CONTEXT_OF_FIRST_IMAGE": True,
+    # ours: how the two classifiers are joined: "plain"; "log", which also normalises over the classes; "auto", as the
+    # original: log for ade20k_full_sem_seg_val and pascal_context_459_sem_seg_val
+    "MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT": "auto",
     # --- data ----------------------------------------------------------------------------------------------
     "DATASETS.SAMPLE_PER_CLASS": -1,
     "DATASETS.SAMPLE_SEED": 0,

@@ -12,6 +12,7 @@ from detectron2.config import configurable
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
+from ovseg.clip.contextual_shift import Context
 from ovseg.clip.mask_prompt import add_mask_prompts, encode_masked_image
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.regions import crop_regions, expand_boxes, mask_boxes
@@ -40,7 +41,7 @@ class ClipAdapter(nn.Module):
         mask_threshold: probability above which a pixel belongs to the mask.
         mask_matting: cut with the soft mask.
         mask_crops: False shows the mask's box to CLIP with its background, and nothing is left for prompts to replace.
-        mask_prompt_depth: number of levels of mask prompts.
+        mask_prompt_depth: number of levels of mask prompts; None gives CLIP no parameter for them.
         mask_prompt_forward: use them.
         precision: "fp32", "bf16" or "fp16" (autocast).
         region_chunk_size: crops that CLIP sees at a time.
@@ -50,6 +51,8 @@ class ClipAdapter(nn.Module):
     Raises:
         OvsegError: a value that cannot work, named by its configuration key.
     """
+
+    default_weights = "openai"  # where MODEL.CLIP_ADAPTER.CLIP_WEIGHTS is empty
 
     @configurable
     def __init__(
@@ -62,7 +65,7 @@ class ClipAdapter(nn.Module):
         mask_threshold: float = 0.4,
         mask_matting: bool = False,
         mask_crops: bool = True,
-        mask_prompt_depth: int = 3,
+        mask_prompt_depth: int | None = 3,
         mask_prompt_forward: bool = False,
         precision: str = "fp32",
         region_chunk_size: int = 32,
@@ -72,7 +75,7 @@ class ClipAdapter(nn.Module):
         super().__init__()
         _check_choice("MASK_FILL", mask_fill, ("mean", "zero"))
         _check_choice("PRECISION", precision, tuple(DTYPES))
-        if mask_prompt_forward and mask_prompt_depth <= 0:
+        if mask_prompt_forward and (mask_prompt_depth or 0) <= 0:
             raise OvsegError(
                 "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD is True but MASK_PROMPT_DEPTH is 0: there are no prompts to use; "
                 "set the depth of the checkpoint (3 in the published ones) or MASK_PROMPT_FWD to False"
@@ -80,7 +83,8 @@ class ClipAdapter(nn.Module):
         if region_chunk_size < 1:
             raise OvsegError("MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE must be at least 1")
         clip_model, tokenizer = build_clip(source)
-        add_mask_prompts(clip_model.visual, mask_prompt_depth)
+        if mask_prompt_depth is not None:
+            add_mask_prompts(clip_model.visual, mask_prompt_depth)
         text_width = clip_model.ln_final.weight.shape[0] if hasattr(clip_model, "ln_final") else embed_dim(clip_model)
 
         self.non_object_embedding = nn.Parameter(torch.randn(1, embed_dim(clip_model)) * text_width**-0.5)
@@ -116,7 +120,11 @@ class ClipAdapter(nn.Module):
         adapter = cfg.MODEL.CLIP_ADAPTER
         cache = adapter.TEXT_CACHE_DIR
         return {
-            "source": find_clip(adapter.CLIP_MODEL_NAME, adapter.CLIP_WEIGHTS),
+            "source": find_clip(
+                adapter.CLIP_MODEL_NAME,
+                adapter.CLIP_WEIGHTS or cls.default_weights,
+                openai=cls.default_weights == "openai",
+            ),
             "templates": get_templates(adapter.TEXT_TEMPLATES, adapter.PREDEFINED_PROMPT_TEMPLATES),
             "mask_fill": adapter.MASK_FILL,
             "mask_expand_ratio": adapter.MASK_EXPAND_RATIO,
@@ -182,10 +190,15 @@ class ClipAdapter(nn.Module):
                 PROMPTS,
             )
 
-    def text_matrix(self, words: Sequence[str]) -> Tensor:
-        """Unit text features and, as last row, the normalised no-object embedding; float32 (K + 1, D)."""
+    def text_matrix(self, words: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """Unit text features and, as last row, the normalised no-object embedding; float32 (K + 1, D).
+
+        Args:
+            words: K texts.
+            templates: prompts that they are put into; None for the adapter's own.
+        """
         self.ensure_weights()
-        return torch.cat((self.text(words), unit(self.non_object_embedding)))
+        return torch.cat((self.text(words, templates), unit(self.non_object_embedding)))
 
     def similarity(self, features: Tensor, text: Tensor) -> Tensor:
         """Logits 100 x cosine; (..., D), (K + 1, D) -> (..., K + 1)."""
@@ -195,23 +208,30 @@ class ClipAdapter(nn.Module):
         """Which masks have a pixel above the threshold; (Q, H, W) -> bool (Q,)."""
         return (probabilities > self.mask_threshold).flatten(1).any(1)
 
-    def classify_masks(self, image: Tensor, probabilities: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def classify_masks(
+        self, image: Tensor, probabilities: Tensor, text: Tensor, context: Context | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Name every mask that has a pixel above the threshold.
 
         Args:
             image: (3, H, W) RGB, 0 .. 255.
             probabilities: (Q, H, W) mask probabilities.
             text: (K + 1, D) from :meth:`text_matrix`.
+            context: of the image, for an adapter that looks beyond the crops.
 
         Returns:
             logits (V, K + 1) of the V valid masks in order, and ``valid``, bool (Q,).
         """
         self.ensure_weights()
         valid = self.valid_masks(probabilities)
-        features = [self.encode_regions(*regions) for regions in self.regions(image, probabilities[valid])]
-        if not features:
+        probabilities = probabilities[valid]
+        if not len(probabilities):
             return text.new_zeros(0, len(text)), valid
-        return self.similarity(torch.cat(features), text), valid
+        return self.similarity(self.encode_masks(image, probabilities, context), text), valid
+
+    def encode_masks(self, image: Tensor, probabilities: Tensor, context: Context | None) -> Tensor:
+        """CLIP's image features of V >= 1 valid masks, float32 (V, D), not normalised; see :meth:`classify_masks`."""
+        return torch.cat([self.encode_regions(*regions) for regions in self.regions(image, probabilities)])
 
     def regions(self, image: Tensor, probabilities: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield crops (v, 3, S, S), normalised, and their masks (v, 1, S, S) of valid masks, chunk by chunk.
@@ -219,15 +239,18 @@ class ClipAdapter(nn.Module):
         S is CLIP's input resolution (224 in the published models, the original's constant).
         """
         image = image.float()
-        fill = self.pixel_mean[0] if self.mask_fill == "mean" else torch.zeros_like(self.pixel_mean[0])
+        mean, std = self.pixel_mean[0], self.pixel_std[0]
+        fill = mean if self.mask_fill == "mean" else torch.zeros_like(mean)
+        for masks, boxes in self.cuts(probabilities):
+            yield crop_regions(image, masks, boxes, image_size(self.clip_model), mean, std, fill)
+
+    def cuts(self, probabilities: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what crops are cut with, float (v, H, W), and their boxes, int64 (v, 4), chunk by chunk."""
         for chunk in probabilities.split(self.region_chunk_size) if len(probabilities) else ():
             binary = chunk > self.mask_threshold
             boxes = expand_boxes(mask_boxes(binary), self.mask_expand_ratio, *binary.shape[1:])
             masks = chunk if self.mask_matting else binary.float()
-            masks = masks if self.mask_crops else torch.ones_like(masks)
-            yield crop_regions(
-                image, masks, boxes, image_size(self.clip_model), self.pixel_mean[0], self.pixel_std[0], fill
-            )
+            yield masks if self.mask_crops else torch.ones_like(masks), boxes
 
     def encode_regions(self, crops: Tensor, masks: Tensor) -> Tensor:
         """CLIP's image features of crops, float32 (v, D), not normalised."""

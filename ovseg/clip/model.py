@@ -42,13 +42,14 @@ class ClipSource:
     weights_hint: str
 
 
-def find_clip(name: str, weights: str) -> ClipSource:
+def find_clip(name: str, weights: str, *, openai: bool = True) -> ClipSource:
     """Resolve a model name and a source of weights, without building or downloading the model.
 
     Args:
         name: OpenAI's name ("ViT-L/14"), open_clip's ("ViT-L-14", "ViT-L-14-quickgelu", "ViT-L-14:TAG"), the path of
             an open_clip JSON configuration, "hf-hub:ORG/MODEL" or "local-dir:FOLDER".
         weights: an open_clip tag ("openai"), a file, or "none". A JSON configuration has no tags.
+        openai: without a tag to tell, OpenAI's names mean OpenAI's models, which were trained with QuickGELU.
 
     Raises:
         OvsegError: unknown name or tag, missing or bad file, Hugging Face's hub out of reach.
@@ -64,7 +65,7 @@ def find_clip(name: str, weights: str) -> ClipSource:
             f"{KEY} = {name!r} is a weight file: name the architecture there (for example ViT-L/14) and give the file "
             "as MODEL.CLIP_ADAPTER.CLIP_WEIGHTS"
         )
-    return _from_open_clip(name, weights)
+    return _from_open_clip(name, weights, openai)
 
 
 def build_clip(source: ClipSource) -> tuple[nn.Module, Callable[[list[str]], Any]]:
@@ -132,10 +133,10 @@ def load_clip_weights(model: nn.Module, source: ClipSource, names: Collection[st
     logger.info("CLIP %s: %d tensors from %s", source.name, len(found), path)
 
 
-def _from_open_clip(name: str, weights: str) -> ClipSource:
+def _from_open_clip(name: str, weights: str, openai: bool) -> ClipSource:
     name, _, tag = name.partition(":")
     tag = tag or weights
-    openai_name = "/" in name
+    openai_name = openai and "/" in name
     known = name.replace("/", "-").replace("@336px", "-336")
     architecture = open_clip.get_model_config(known)
     if architecture is None:
@@ -144,7 +145,7 @@ def _from_open_clip(name: str, weights: str) -> ClipSource:
         raise OvsegError(f"{KEY} = {name!r} is no CLIP that open_clip knows, nor a .json file{hint}")
     if tag == "none" or _is_file_name(tag):
         source = _from_file_or_none(tag)
-        pretrained = {}
+        quick_gelu = openai_name
     else:
         pretrained = open_clip.get_pretrained_cfg(known, tag)
         if not pretrained:
@@ -154,8 +155,8 @@ def _from_open_clip(name: str, weights: str) -> ClipSource:
                 "to a file, or to none"
             )
         source = (lambda: download_pretrained(pretrained)), _weights_hint(pretrained)
-    # OpenAI's models were trained with QuickGELU, which open_clip's plain names do not say
-    if openai_name or pretrained.get("quick_gelu"):
+        quick_gelu = pretrained.get("quick_gelu")
+    if quick_gelu:  # open_clip's plain names do not say so
         architecture["quick_gelu"] = True
     return ClipSource(name, architecture, *source)
 

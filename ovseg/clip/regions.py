@@ -81,10 +81,14 @@ def crop_regions(
             line.addcmul_(masked, column_weights[:, None, :, column_tap, None])
         crops.addcmul_(line, row_weights[:, :, None, row_tap, None])
     crops = crops.permute(0, 3, 1, 2) + background
+    return crops, crop_masks(masks, boxes, size)
 
-    index = _nearest(boxes[:, 1], boxes[:, 3], size)[:, :, None] * width
-    index = index + _nearest(boxes[:, 0], boxes[:, 2], size)[:, None]
-    return crops, flat_masks.gather(1, index.flatten(1)).view(regions, 1, size, size)
+
+def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """The second result of :func:`crop_regions` alone."""
+    rows, columns = _nearest(boxes[:, 1], boxes[:, 3], size), _nearest(boxes[:, 0], boxes[:, 2], size)
+    index = rows[:, :, None] * masks.shape[2] + columns[:, None]  # (V, S, S)
+    return masks.flatten(1).gather(1, index.flatten(1)).view(len(masks), 1, size, size)
 
 
 def _bicubic_taps(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tensor]:
