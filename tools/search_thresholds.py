@@ -24,7 +24,7 @@ from rich.table import Table
 from ovseg.checkpoint import load_weights
 from ovseg.config import CfgNode, load_cfg
 from ovseg.data.catalog import check_prepared
-from ovseg.data.own.registration import folder_name
+from ovseg.data.own.naming import folder_name
 from ovseg.engine.launch import choose_device
 from ovseg.engine.setup import seed_everything
 from ovseg.errors import OvsegError, user_errors

@@ -15,6 +15,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovseg.data.benchmarks import DATASETS, SemSegDataset, find_dataset
+from ovseg.data.own.naming import is_own
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import label_set
 
@@ -95,9 +96,9 @@ def check_prepared(dataset_name: str) -> None:
         OvsegError: unknown name (the nearest ones are given), a missing folder, or a folder without such files; says
             which folder and which section of ``datasets/README.md`` tells how to fill it.
     """
-    from ovseg.data.own.registration import is_own, register_own  # late: preparing data imports this file
-
     if is_own(dataset_name):
+        from ovseg.data.own.registration import register_own  # late: preparing data imports this file
+
         register_own(dataset_name)
         return
     if dataset_name not in DatasetCatalog.list():

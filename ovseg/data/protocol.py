@@ -14,6 +14,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from ovseg.data.benchmarks import find_dataset
+from ovseg.data.own.naming import folder_name
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import VARIANTS, LabelSet, Vocabulary, label_set
 
@@ -24,7 +25,8 @@ class Protocol:
 
     Attributes:
         dataset: registered name.
-        tag: the field's short name of the protocol, e.g. "PAS-20b"; the data set's name where there is none.
+        tag: the field's short name of the protocol, e.g. "PAS-20b"; the data set's name (the stem of a
+            YAML file) where there is none.
         variant: "names", each class is asked by its registered name, verbatim; or "synonyms", by every synonym.
         vocabulary: the Q words that the model is asked.
         class_names: the K classes that are scored.
@@ -60,7 +62,7 @@ class Protocol:
         """What must agree before two results are compared, for JSON: an alias counts as the data set that it names."""
         benchmark = find_dataset(self.dataset)
         return {
-            "dataset": benchmark.name if benchmark else self.dataset,
+            "dataset": benchmark.name if benchmark else folder_name(self.dataset),
             "tag": self.tag,
             "variant": self.variant,
             "vocabulary": self.vocabulary.version,
@@ -108,7 +110,8 @@ def protocol_of(dataset_name: str, variant: str = "names") -> Protocol:
         )
     if variant == "names":
         vocabulary = vocabulary.names_only()
-    return Protocol(dataset_name, dataset_name, variant, vocabulary, names, None, ignore_label, background="none")
+    tag = folder_name(dataset_name)
+    return Protocol(dataset_name, tag, variant, vocabulary, names, None, ignore_label, background="none")
 
 
 def class_names_of(dataset_name: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import SampleLoader, test_dataset, test_loader
-from ovseg.data.own.registration import folder_name
+from ovseg.data.own.naming import folder_name
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.crf import DenseCRF

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import BatchSampler
 
 from ovseg.data.loader import SampleLoader, build_test_loader
-from ovseg.data.own.registration import folder_name
+from ovseg.data.own.naming import folder_name
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import confusion_matrix, scores_from_confusion

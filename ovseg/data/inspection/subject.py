@@ -13,8 +13,8 @@ from ovseg.data.benchmarks import find_dataset
 from ovseg.data.catalog import check_prepared
 from ovseg.data.labels import read_labels
 from ovseg.data.own.description import read_description
+from ovseg.data.own.naming import is_own
 from ovseg.data.own.pairs import Pair, Pairing
-from ovseg.data.own.registration import is_own
 from ovseg.data.own.source import open_source
 from ovseg.data.own.values import IGNORED, Labels, look_up
 from ovseg.data.prepare.sources import scan

@@ -29,7 +29,7 @@ from ovseg.files import atomic_path, cache_dir
 from ovseg.vocabulary import Vocabulary
 
 _READERS = ("cache", "classes", "coco", "description", "labelme", "pairs", "source", "values")
-_WITHOUT_EFFECT = ("file", "vocabulary", "seen", "unseen")  # on label files
+_WITHOUT_EFFECT = ("file", "vocabulary", "templates", "seen", "unseen")  # on label files
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class Description:
         classes: K classes with their synonyms; None takes the categories of the COCO file.
         label_set: the label set that ``classes`` are, if they are one.
         vocabulary: the texts that are asked for each class, in place of the synonyms of ``classes``.
+        templates: prompts that the texts are put into, a set's name or a list; None for the model's own.
         ignore_label: value of pixels that do not count.
         first_id: value of the first class in the masks.
         ids: raw value, category or label -> class, or ``"label_set"`` for the label set's own numbers.
@@ -49,6 +50,7 @@ class Description:
     classes: Vocabulary | None = None
     label_set: str | None = None
     vocabulary: Vocabulary | None = None
+    templates: str | tuple[str, ...] | None = None
     ignore_label: int | None = None
     first_id: int | None = None
     ids: Mapping[Any, Any] | str | None = None
@@ -117,6 +119,8 @@ def _checked(own: Description) -> Description:
         )
     if own.vocabulary is not None:
         own = replace(own, classes=_with_texts(own))
+    if own.templates is not None:
+        own = replace(own, classes=_with_templates(own))
     if own.ids == "label_set":
         own = replace(own, ids=_own_numbers(own))
     elif own.ids is not None and not isinstance(own.ids, Mapping):
@@ -143,6 +147,15 @@ def _with_texts(own: Description) -> Vocabulary:
         name, problem = (min(lacking), "lacks the class") if lacking else (min(foreign), "has a word that is no class:")
         raise own.error("vocabulary", f"{own.vocabulary.origin} {problem} {name!r}: it must have a line for each class")
     return replace(own.classes, synonyms=tuple(texts[name] for name in own.classes.names))
+
+
+def _with_templates(own: Description) -> Vocabulary:
+    if own.classes is None:
+        raise own.error("templates", "are prompts for the classes: list the classes, too, or name a label_set")
+    try:
+        return own.classes.with_templates(own.templates)
+    except OvsegError as error:
+        raise own.error("templates", str(error)) from error
 
 
 def _own_numbers(own: Description) -> dict[int, str]:
@@ -214,6 +227,10 @@ def _map(own: Description, key: str, value: Any) -> Mapping[Any, Any] | str:
     return value
 
 
+def _templates(own: Description, key: str, value: Any) -> str | tuple[str, ...]:
+    return tuple(_text(own, key, entry) for entry in value) if isinstance(value, list) else _text(own, key, value)
+
+
 def _list(own: Description, key: str, value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list) else (value,)
 
@@ -235,6 +252,7 @@ _READERS = {
     "classes": _classes,
     "label_set": _text,
     "vocabulary": _words,
+    "templates": _templates,
     "ignore_label": _integer,
     "first_id": _integer,
     "ids": _map,

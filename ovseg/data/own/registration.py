@@ -6,24 +6,19 @@ import difflib
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovseg.data.own.cache import Prepared, prepare
 from ovseg.data.own.description import read_description
+from ovseg.data.own.naming import is_own
 from ovseg.errors import OvsegError
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".yaml", ".yml")
 _SHOWN = 5  # files that a warning names
-
-
-def is_own(name: str) -> bool:
-    """Whether a data set's name is the path of a YAML file (which need not be there)."""
-    return name.lower().endswith(_SUFFIXES)
 
 
 def register_own(name: str) -> None:
@@ -62,21 +57,6 @@ def register_own(name: str) -> None:
     )
     if classes.evaluation_set:
         MetadataCatalog.get(name).set(evaluation_set=classes.evaluation_set)
-
-
-def folder_name(name: str, others: Sequence[str] = ()) -> str:
-    """What folders for results on a data set are called: its name, or the stem of its YAML file.
-
-    Args:
-        name: registered.
-        others: data sets of the same run; where one has the same stem, a digest of the path is added.
-    """
-    if not is_own(name):
-        return name
-    path = Path(name)
-    if any(other != name and (Path(other).stem if is_own(other) else other) == path.stem for other in others):
-        return f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    return path.stem
 
 
 def _tell_missing(name: str, prepared: Prepared) -> None:
