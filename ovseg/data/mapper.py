@@ -17,6 +17,7 @@ from ovseg.data.labels import read_labels
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.images import read_image
+from ovseg.vocabulary import Vocabulary
 
 
 class SemSegTrainMapper:
@@ -106,7 +107,7 @@ class SemSegTestMapper:
 
     Args:
         dataset_name: the data set that the images belong to.
-        words: what they are to be segmented into, see :attr:`ovseg.vocabulary.Vocabulary.class_names`.
+        vocabulary: what they are to be segmented into.
         outputs: what the model shall return, see the meta-architecture.
         resize: applied to the image.
         image_format: "RGB" or "BGR".
@@ -117,13 +118,14 @@ class SemSegTestMapper:
         self,
         *,
         dataset_name: str,
-        words: Sequence[str | Sequence[str]],
+        vocabulary: Vocabulary,
         outputs: Sequence[str],
         resize: T.Augmentation,
         image_format: str,
     ):
         self.dataset_name = dataset_name
-        self.words = tuple(words)
+        self.words = tuple(vocabulary.class_names)
+        self.templates = vocabulary.templates
         self.outputs = tuple(outputs)
         self.resize = resize
         self.image_format = image_format
@@ -132,7 +134,7 @@ class SemSegTestMapper:
     def from_config(cls, cfg: CfgNode, dataset_name: str, outputs: Sequence[str]) -> dict[str, Any]:
         return {
             "dataset_name": dataset_name,
-            "words": protocol_of(dataset_name, cfg.TEST.VOCABULARY).vocabulary.class_names,
+            "vocabulary": protocol_of(dataset_name, cfg.TEST.VOCABULARY).vocabulary,
             "outputs": outputs,
             "resize": T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
             "image_format": cfg.INPUT.FORMAT,
@@ -143,7 +145,7 @@ class SemSegTestMapper:
 
         Returns:
             the dict with ``image`` (3,h,w) uint8, the file's own ``height`` and ``width``, ``class_names``,
-            ``meta`` and ``outputs``.
+            ``templates``, ``meta`` and ``outputs``.
 
         Raises:
             OvsegError: the image cannot be read.
@@ -157,6 +159,7 @@ class SemSegTestMapper:
             "height": image.shape[0],
             "width": image.shape[1],
             "class_names": self.words,
+            "templates": self.templates,
             "meta": {"dataset_name": self.dataset_name},
             "outputs": self.outputs,
         }

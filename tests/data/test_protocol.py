@@ -1,0 +1,212 @@
+"""What is asked and what is scored: the protocols of PASCAL VOC, of one's own data, and of other libraries' names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from ovseg.config import get_cfg
+from ovseg.data import catalog
+from ovseg.data.benchmarks import find_dataset
+from ovseg.data.mapper import SemSegTestMapper
+from ovseg.data.protocol import protocol_of
+from ovseg.errors import OvsegError
+from ovseg.evaluation.oracle_model import oracle_model
+from ovseg.evaluation.sem_seg import SemSegEvaluator
+from ovseg.meta_arch.words import requested_words
+from ovseg.vocabulary import Vocabulary, label_set
+
+OWN = "protocol_test_own"
+
+
+@pytest.fixture
+def own() -> Iterator:
+    """The metadata of a data set of one's own."""
+    yield MetadataCatalog.get(OWN).set(stuff_classes=["cat ", "red, brick wall"], ignore_label=255)
+    MetadataCatalog.remove(OWN)
+
+
+@pytest.mark.parametrize("name", ["toy_sem_seg_val", "ade20k_sem_seg_val", "pascal_context_59_sem_seg_val"])
+def test_by_default_the_registered_names_are_asked_verbatim(name):
+    protocol = protocol_of(name)
+    names = tuple(entry.strip() for entry in MetadataCatalog.get(name).stuff_classes)
+    assert protocol.vocabulary.class_names == list(names) and protocol.class_names == names
+    assert protocol.to_class is None and protocol.variant == "names"
+    sample = {"class_names": protocol.vocabulary.class_names}
+    assert requested_words(sample) == requested_words({"meta": {"dataset_name": name}})
+    label_map = np.arange(3)
+    assert protocol.classes_of(label_map) is label_map
+
+
+def test_synonyms_are_the_label_sets():
+    protocol = protocol_of("ade20k_sem_seg_val", "synonyms")
+    assert (protocol.tag, protocol.variant, protocol.background) == ("A-150", "synonyms", "none")
+    assert protocol.vocabulary.class_names[0] == ("wall", "walls", "brick wall", "stone wall", "interior wall")
+    assert protocol.record() != protocol_of("ade20k_sem_seg_val").record()
+
+
+def test_left_over_words_are_background():
+    """PAS-20b: 59 words, 21 classes; what got one of the 39 words that VOC has not is background."""
+    protocol = protocol_of("pascalvoc20b_sem_seg_val")
+    assert (protocol.tag, protocol.background) == ("PAS-20b", "leftover words")
+    assert len(protocol.vocabulary) == 59 and len(protocol.class_names) == 21
+    assert protocol.vocabulary.names[10] == "diningtable"  # VOC's word, not PASCAL Context's "table"
+    predicted = np.array([[0, 19, 20], [21, 58, 5]], dtype=np.int32)
+    classes = protocol.classes_of(predicted)
+    assert classes.tolist() == [[0, 19, 20], [20, 20, 5]] and classes.dtype == np.int32
+    synonyms = protocol_of("pascalvoc20b_sem_seg_val", "synonyms")
+    assert synonyms.to_class is None and len(synonyms.vocabulary) == 21 and synonyms.background == "synonyms"
+
+
+def test_background_with_synonyms_is_one_class():
+    """PAS-21: 21 words, of which background has 40 texts, or some 70 with synonyms."""
+    protocol = protocol_of("pascalvoc21_sem_seg_val")
+    assert (protocol.tag, protocol.background, protocol.to_class) == ("PAS-21", "synonyms", None)
+    words = requested_words({"class_names": protocol.vocabulary.class_names})
+    assert len(words) == 21 and len(words.names) == 60 and words.names[:2] == ("background", "bag")
+    logits = torch.zeros(1, 61)
+    logits[0, words.names.index("sky")] = 5  # the best synonym counts
+    assert words.reduce(logits)[0].tolist() == [5, *[0] * 21]
+    synonyms = protocol_of("pascalvoc21_sem_seg_val", "synonyms")
+    assert len(synonyms.vocabulary.synonyms[0]) == len(label_set("pascal_voc_21").synonyms[0]) > 60
+    assert synonyms.background == "synonyms"
+
+
+def test_background_as_a_word_and_ignored():
+    objects, ignored = protocol_of("coco_2017_val_object_sem_seg"), protocol_of("pascalvoc20_sem_seg_val")
+    assert objects.background == "word" and objects.vocabulary.class_names[0] == "background"
+    assert ignored.background == "ignored" and len(ignored.vocabulary) == 20
+    assert protocol_of("mapillary_vistas_sem_seg_val").ignore_label == 65
+
+
+def test_no_two_protocols_of_pascal_voc_look_alike():
+    records = [
+        protocol_of(f"pascalvoc{name}_sem_seg_val", variant).record()
+        for name in ("20", "20b", "21")
+        for variant in ("names", "synonyms")
+    ]
+    assert len({json.dumps(record, sort_keys=True) for record in records}) == 6
+    assert {record["tag"] for record in records} == {"PAS-20", "PAS-20b", "PAS-21"}
+
+
+def test_an_alias_has_the_record_of_what_it_names():
+    ours, theirs = protocol_of("pascalvoc20b_sem_seg_val"), protocol_of("voc_2012_test_background_sem_seg")
+    assert theirs.record() == ours.record() and theirs.dataset != ours.dataset
+
+
+def test_records_are_plain_json():
+    record = protocol_of("pascalvoc20b_sem_seg_val").record()
+    assert json.loads(json.dumps(record)) == record
+    assert record == {
+        "dataset": "pascalvoc20b_sem_seg_val",
+        "tag": "PAS-20b",
+        "variant": "names",
+        "vocabulary": "27913dab25b4",
+        "num_words": 59,
+        "num_classes": 21,
+        "ignore_label": 255,
+        "background": "leftover words",
+    }
+
+
+def test_a_data_set_of_ones_own(own):
+    protocol = protocol_of(OWN)
+    assert protocol.vocabulary.class_names == ["cat", "red, brick wall"] and protocol.tag == OWN
+    with pytest.raises(OvsegError, match="the classes of 'protocol_test_own' have none that we know"):
+        protocol_of(OWN, "synonyms")
+    with pytest.raises(OvsegError, match=r"TEST\.VOCABULARY is 'plain'; choose one of names, synonyms"):
+        protocol_of(OWN, "plain")
+    with pytest.raises(OvsegError, match="no stuff_classes"):
+        protocol_of("protocol_test_nobody")
+    own.set(vocabulary=Vocabulary.from_words([("cat", "kitty"), "red, brick wall"]))
+    assert protocol_of(OWN).vocabulary.class_names == ["cat", "red, brick wall"]
+    assert protocol_of(OWN, "synonyms").vocabulary.class_names == [("cat", "kitty"), "red, brick wall"]
+
+
+def test_a_vocabulary_of_another_size_is_refused(own):
+    own.set(vocabulary=Vocabulary.from_words(["cat"]))
+    with pytest.raises(OvsegError, match="has 2 classes but 1 words"):
+        protocol_of(OWN)
+
+
+def test_words_that_differ_in_case_only_are_refused_by_data_set(own):
+    MetadataCatalog.remove(OWN)
+    MetadataCatalog.get(OWN).set(stuff_classes=["cat", "Cat"])
+    with pytest.raises(OvsegError, match="'Cat' comes twice in stuff_classes of protocol_test_own"):
+        protocol_of(OWN)
+
+
+def test_another_librarys_classes_are_asked_as_they_are():
+    """Registered before us under a name that we know, with names of its own."""
+    name = "ade20k_150_test_sem_seg"
+    before = MetadataCatalog.pop(name)
+    try:
+        MetadataCatalog.get(name).set(stuff_classes=["wall", "shed"], ignore_label=255)
+        protocol = protocol_of(name)
+        assert protocol.vocabulary.class_names == ["wall", "shed"] and protocol.tag == name
+    finally:
+        MetadataCatalog.remove(name)
+        MetadataCatalog.get(name).set(**{key: value for key, value in before.as_dict().items() if key != "name"})
+
+
+def test_the_mapper_hands_on_the_words_of_the_variant(own, tmp_path):
+    own.set(vocabulary=Vocabulary.from_words([("cat", "kitty"), "wall"]).with_templates(["a {}"]))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    cfg = get_cfg()
+    record = {"file_name": str(tmp_path / "a.png")}
+    sample = SemSegTestMapper(cfg, OWN, ("label_map",))(record)
+    assert sample["class_names"] == ("cat", "wall") and sample["templates"] == ("a {}",)
+    cfg.TEST.VOCABULARY = "synonyms"
+    sample = SemSegTestMapper(cfg, OWN, ("label_map",))(record)
+    words = requested_words(sample)
+    assert words.names == ("cat", "kitty", "wall") and words.templates == ("a {}",)
+
+
+@pytest.fixture
+def voc(tmp_path) -> Iterator[list[dict]]:
+    """A PASCAL VOC with background as its last class: one row of pixels for an image, under its registered name."""
+    name = "pascalvoc20b_sem_seg_val"
+    loader, metadata = DatasetCatalog.pop(name), MetadataCatalog.pop(name)
+    catalog.register_all(tmp_path)
+    dataset = find_dataset(name)
+    for folder in (dataset.images, dataset.labels):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("RGB", (6, 1)).save(tmp_path / dataset.images / "2007_000033.jpg")
+    labels = np.array([[0, 0, 20, 20, 5, 255]], dtype=np.uint8)
+    Image.fromarray(labels).save(tmp_path / dataset.labels / "2007_000033.png")
+    yield DatasetCatalog.get(name)
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, loader)
+    MetadataCatalog.get(name).set(**{key: value for key, value in metadata.as_dict().items() if key != "name"})
+
+
+@pytest.mark.parametrize("as_scores", [False, True])
+def test_background_of_pascal_voc_from_labels_to_scores(voc, as_scores):
+    """The model answers in 59 words; "sky" and "grass" on background are right, "grass" on an aeroplane is wrong."""
+    words = protocol_of("pascalvoc20b_sem_seg_val").vocabulary.names
+    sky, grass = words.index("sky"), words.index("grass")
+    label_map = torch.tensor([[0, grass, sky, grass, 5, 7]])
+    scores = torch.nn.functional.one_hot(label_map, len(words)).permute(2, 0, 1).float()
+    evaluator = SemSegEvaluator("pascalvoc20b_sem_seg_val")
+    evaluator.process(voc, [{"sem_seg": scores} if as_scores else {"label_map": label_map}])
+    result = evaluator.evaluate()["sem_seg"]
+    assert evaluator.confusion.shape == (22, 22)
+    assert evaluator.confusion[20, 20] == 2 and evaluator.confusion[20, 0] == 1
+    assert result["IoU-background"] == pytest.approx(100 * 2 / 3)
+    assert result["IoU-aeroplane"] == pytest.approx(50) and result["IoU-bus"] == pytest.approx(100)
+    assert result["pACC"] == pytest.approx(80)
+
+
+def test_names_from_labels_need_words_that_are_classes():
+    cfg = get_cfg()
+    cfg.TEST.ORACLE = "labels"
+    with pytest.raises(OvsegError, match=r"\(PAS-20b\) the words that are asked are not the classes"):
+        oracle_model(cfg, torch.nn.Identity(), "pascalvoc20b_sem_seg_val")
+    assert oracle_model(cfg, torch.nn.Identity(), "pascalvoc21_sem_seg_val").num_classes == 21
