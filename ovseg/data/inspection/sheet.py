@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from ovseg.data.inspection.check import Report, evenly
 from ovseg.data.inspection.subject import Subject
+from ovseg.data.own.naming import folder_name
 from ovseg.data.own.pairs import Pair
 from ovseg.data.own.values import UNLISTED
 from ovseg.errors import OvsegError
@@ -107,7 +108,7 @@ def _flow(sizes: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]
 
 
 def _title(report: Report, drawn: int) -> str:
-    text = f"{report.name}: {drawn} of {report.num_pairs:,} images, {len(report.class_names)} classes"
+    text = f"{folder_name(report.name)}: {drawn} of {report.num_pairs:,} images, {len(report.class_names)} classes"
     return f"{text}; {len(report.wrong):,} problems" if report.wrong else text
 
 
