@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ovseg.clip.contextual_shift import Context
 from ovseg.meta_arch.words import Words
 
 
@@ -20,6 +21,8 @@ class Proposals:
         image: (3, H, W), 0 .. 255.
         masks: (Q, H, W) probabilities.
         own: (Q, K) the network's own class probabilities; what is missing to 1 is "no object".
+        context: what CLIP shall know of the image when it sees the masks' crops, if anything.
+        dataset_name: of the data set that the image belongs to, if any.
     """
 
     words: Words
@@ -27,6 +30,8 @@ class Proposals:
     image: Tensor
     masks: Tensor
     own: Tensor
+    context: Context | None = None
+    dataset_name: str | None = None
 
 
 @dataclass(frozen=True)

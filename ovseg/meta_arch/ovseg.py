@@ -2,246 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
-from detectron2.config import configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
-from detectron2.structures import ImageList
-from torch import Tensor, nn
-from torch.nn import functional as F
+from detectron2.modeling import META_ARCH_REGISTRY
 
-from ovseg.clip.adapter import ClipAdapter
-from ovseg.config import refuse_keys_without_effect
-from ovseg.errors import OvsegError
-from ovseg.meta_arch.naming import ClipOpinion, Proposals, explain, fuse, own_probabilities
-from ovseg.meta_arch.painting import class_winner_weights, paint_labels, paint_scores, resize
-from ovseg.meta_arch.words import Words, requested_words
-from ovseg.proposals.criterion import MaskClassificationCriterion, upsample
-
-PAINTINGS = ("mask_sum", "class_winner")
-OUTPUTS = ("sem_seg", "label_map", "proposals", "soft_proposals", "explanations")
-WITHOUT_NAMES = {"proposals", "soft_proposals"}  # outputs for which CLIP need not be asked
+from ovseg.meta_arch.segmenter_base import ProposalNamer
+from ovseg.proposals.criterion import MaskClassificationCriterion
 
 
 @META_ARCH_REGISTRY.register()
-class OVSeg(nn.Module):
-    """Open-vocabulary semantic segmentation by classifying proposals.
+class OVSeg(ProposalNamer):
+    """MaskFormer proposes; a CLIP adapted to masked crops names; the geometric mean of both decides.
 
-    Input: a list of dicts, one per image:
-
-    * ``image``: (3, H, W) RGB, 0 .. 255, any dtype; ``height``, ``width``: size of the result (default: H, W)
-    * the words: ``class_names``, K entries, each a str or a sequence of synonyms; or ``meta["dataset_name"]``
-    * ``templates``: prompts for the words, in place of the model's own
-    * ``outputs``: what to return, a subset of :data:`OUTPUTS`; default the first, ``("sem_seg",)``
-    * in training ``instances``: ``gt_classes`` int64 (n,), ``gt_masks`` bool (n, H, W)
-
-    Output in evaluation: a list of dicts with
-
-    * ``sem_seg``: float32 (K, height, width) scores, not probabilities
-    * for ``label_map``: ``label_map`` int64 (height, width), the argmax of ``sem_seg``, and ``score_map`` float32,
-      its maximum; much less memory than ``sem_seg``
-    * ``proposals``: bool (Q, height, width), mask probability > 0.5; ``soft_proposals``: float32, the probability
-    * ``explanations``: each mask's scores by each classifier, see :func:`ovseg.meta_arch.naming.explain`
-
-    With ``class_winner`` painting and a single word, a second class "others" is added. In training: a dict of losses.
-
-    Args:
-        backbone, sem_seg_head, clip_adapter, criterion: the parts.
-        pixel_mean, pixel_std: of the backbone's input, 0 .. 255, RGB.
-        size_divisibility: inputs are padded to a multiple; negative means the backbone's own.
-        deep_supervision: losses after every decoder layer.
-        clip_ensemble: let CLIP see the masks; otherwise the proposals' own classifier decides.
-        clip_ensemble_weight: CLIP's weight lambda in the geometric mean; not positive means CLIP alone.
-        painting: "mask_sum" or "class_winner" (the published demo's).
-        class_chunk_size: classes painted at a time.
-        drop_no_object_before_softmax: see the key of that name.
+    See :class:`ProposalNamer` for inputs, outputs and the steps, which are OVSeg's as they are there.
     """
-
-    @configurable
-    def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        sem_seg_head: nn.Module,
-        clip_adapter: ClipAdapter,
-        criterion: MaskClassificationCriterion,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        size_divisibility: int,
-        deep_supervision: bool,
-        clip_ensemble: bool,
-        clip_ensemble_weight: float,
-        painting: str = "mask_sum",
-        class_chunk_size: int = 64,
-        drop_no_object_before_softmax: bool = False,
-    ):
-        super().__init__()
-        if painting not in PAINTINGS:
-            raise OvsegError(f"MODEL.MASK_FORMER.TEST.PAINTING is {painting!r}; choose one of {', '.join(PAINTINGS)}")
-        if class_chunk_size < 1:
-            raise OvsegError("MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE must be at least 1")
-        self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
-        self.criterion = criterion
-        self.clip_adapter = clip_adapter
-        self.size_divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
-        self.deep_supervision = deep_supervision
-        self.clip_ensemble = clip_ensemble
-        self.clip_ensemble_weight = clip_ensemble_weight
-        self.painting = painting
-        self.class_chunk_size = class_chunk_size
-        self.drop_no_object_before_softmax = drop_no_object_before_softmax
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
-        refuse_keys_without_effect(cfg)
-        backbone = build_backbone(cfg)
-        head, former, adapter = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER, cfg.MODEL.CLIP_ADAPTER
-        clip_adapter = ClipAdapter(cfg)
-        if clip_adapter.embed_dim != head.EMBEDDING_DIM:
-            raise OvsegError(
-                f"MODEL.SEM_SEG_HEAD.EMBEDDING_DIM is {head.EMBEDDING_DIM}, but CLIP {adapter.CLIP_MODEL_NAME} has "
-                f"embeddings of {clip_adapter.embed_dim} dimensions: set the key to {clip_adapter.embed_dim}"
-            )
-        return {
-            "backbone": backbone,
-            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
-            "clip_adapter": clip_adapter,
-            "criterion": MaskClassificationCriterion(
-                head.NUM_CLASSES, former.NO_OBJECT_WEIGHT, former.MASK_WEIGHT, former.DICE_WEIGHT
-            ),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "size_divisibility": former.SIZE_DIVISIBILITY,
-            "deep_supervision": former.DEEP_SUPERVISION,
-            "clip_ensemble": adapter.CLIP_ENSEMBLE,
-            "clip_ensemble_weight": adapter.CLIP_ENSEMBLE_WEIGHT,
-            "painting": former.TEST.PAINTING,
-            "class_chunk_size": former.TEST.CLASS_CHUNK_SIZE,
-            "drop_no_object_before_softmax": adapter.DROP_NO_OBJECT_BEFORE_SOFTMAX,
-        }
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
-    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Segment, or compute the losses in training mode: see the class for inputs and outputs."""
-        if self.training:
-            _, predictions, padded_size = self._predict(batched_inputs)
-            return self._losses(batched_inputs, predictions, padded_size)
-        return [
-            self._answer(request, found)
-            for request, found in zip(batched_inputs, self.propose(batched_inputs), strict=True)
-        ]
-
-    def propose(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[Proposals]:
-        """What the proposal network finds in each image, in evaluation mode; CLIP has only read the words."""
-        images, predictions, padded_size = self._predict(batched_inputs)
-        embeddings, mask_logits = predictions[-1]
-        mask_logits = upsample(mask_logits, padded_size)  # (B, Q, Hp, Wp)
-        found = []
-        for request, image, embedding, logits in zip(batched_inputs, images, embeddings, mask_logits, strict=True):
-            words = self.words_of(request)
-            text = self.clip_adapter.text_matrix(words.names, words.templates)
-            class_logits = words.reduce(self.clip_adapter.similarity(embedding, text))  # (Q, K + 1)
-            own = own_probabilities(class_logits, self.drop_no_object_before_softmax)
-            masks = logits[:, : image.shape[1], : image.shape[2]].sigmoid()
-            found.append(Proposals(words, text, image, masks, own))
-        return found
-
-    def ask_clip(self, found: Proposals) -> ClipOpinion:
-        """Let CLIP name the masks, unless ``clip_ensemble`` is off."""
-        if not self.clip_ensemble:
-            return ClipOpinion(self.clip_adapter.valid_masks(found.masks), None)
-        logits, valid = self.clip_adapter.classify_masks(found.image, found.masks, found.text)
-        return ClipOpinion(valid, found.words.reduce(logits)[:, :-1].softmax(-1))
-
-    def name_masks(self, request: Mapping[str, Any], masks: Tensor) -> Tensor:
-        """CLIP's names for masks from elsewhere; no proposal is made.
-
-        Args:
-            request: see the class.
-            masks: (n, H, W) of the image's size, each with a pixel.
-
-        Returns:
-            float32 (n, K) class probabilities.
-        """
-        words, image = self.words_of(request), request["image"].to(self.device).float()
-        text = self.clip_adapter.text_matrix(words.names, words.templates)
-        logits, _ = self.clip_adapter.classify_masks(image, masks.to(self.device).float(), text)
-        return words.reduce(logits)[:, :-1].softmax(-1)
-
-    def words_of(self, request: Mapping[str, Any]) -> Words:
-        """The request's words, with "others" where the painting needs it."""
-        words = requested_words(request)
-        return words.with_others() if self.painting == "class_winner" and len(words) == 1 else words
-
-    def _predict(self, batched_inputs) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]], torch.Size]:
-        """Raw images, (embeddings, stride-4 mask logits) of every decoder layer, and the padded size."""
-        images = [request["image"].to(self.device).float() for request in batched_inputs]
-        normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        batch = ImageList.from_tensors(normalised, self.size_divisibility)
-        return images, self.sem_seg_head(self.backbone(batch.tensor)), batch.tensor.shape[-2:]
-
-    def _losses(self, batched_inputs, predictions, padded_size: torch.Size) -> dict[str, Tensor]:
-        words = {requested_words(request) for request in batched_inputs}
-        if len(words) > 1:
-            raise OvsegError("the images of one training batch must share their words: train on one data set at a time")
-        asked = words.pop()
-        text = self.clip_adapter.text_matrix(asked.names, asked.templates)
-        instances = [request["instances"] for request in batched_inputs]
-        gt_classes = [truth.gt_classes.to(self.device) for truth in instances]
-        gt_masks = [pad_masks(truth.gt_masks, padded_size).to(self.device) for truth in instances]
-        layers = predictions if self.deep_supervision else predictions[-1:]
-        logits = [(self.clip_adapter.similarity(embeddings, text), masks) for embeddings, masks in layers]
-        return self.criterion(logits, gt_classes, gt_masks)
-
-    def _answer(self, request: Mapping[str, Any], found: Proposals) -> dict[str, Any]:
-        """Name, fuse and paint the proposals of one image."""
-        size = (request.get("height", found.image.shape[1]), request.get("width", found.image.shape[2]))
-        wanted = set(request.get("outputs", OUTPUTS[:1]))
-        result: dict[str, Any] = {}
-        if wanted & WITHOUT_NAMES:
-            probabilities = resize(found.masks, size)
-            result["soft_proposals"], result["proposals"] = probabilities, probabilities > 0.5
-        if wanted - WITHOUT_NAMES:
-            clip = self.ask_clip(found)
-            result |= self.paint(found, clip, self.clip_ensemble_weight, size, wanted)
-        return {name: value for name, value in result.items() if name in (*wanted, "score_map")}
-
-    def paint(
-        self, found: Proposals, clip: ClipOpinion, weight: float, size: tuple[int, int], wanted: Collection[str]
-    ) -> dict[str, Any]:
-        """The outputs ``wanted`` that need names, at ``size``, with CLIP's weight in the geometric mean."""
-        fused = fuse(found.own, clip, weight)
-        weights, maps = fused, found.masks
-        if self.painting == "class_winner":
-            drop_last = len(found.words) == 2 and found.words.names[-1] == "others"
-            weights = class_winner_weights(fused[clip.valid], drop_last)
-            maps = (found.masks[clip.valid] > self.clip_adapter.mask_threshold).float()
-        result: dict[str, Any] = {}
-        if "sem_seg" in wanted:
-            result["sem_seg"] = paint_scores(weights, maps, size, self.class_chunk_size)
-        if "label_map" in wanted:
-            result["label_map"], result["score_map"] = paint_labels(weights, maps, size, self.class_chunk_size)
-        if "explanations" in wanted:
-            result["explanations"] = explain(found, clip, fused, self.clip_adapter.mask_threshold)
-        return result
+        head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+        criterion = MaskClassificationCriterion(
+            head.NUM_CLASSES, former.NO_OBJECT_WEIGHT, former.MASK_WEIGHT, former.DICE_WEIGHT
+        )
+        return super().from_config(cfg) | {"criterion": criterion}
 
 
 @META_ARCH_REGISTRY.register()
 def OVSegDEMO(cfg) -> OVSeg:
     """The published name of :class:`OVSeg` with the demo's way of painting."""
     return OVSeg(cfg, painting="class_winner")
-
-
-def pad_masks(masks: Tensor, size: torch.Size) -> Tensor:
-    """Pad (n, H, W) masks with False at right and bottom; accepts Detectron2's ``BitMasks``."""
-    masks = getattr(masks, "tensor", masks)
-    height, width = masks.shape[-2:]
-    return F.pad(masks, (0, size[1] - width, 0, size[0] - height))

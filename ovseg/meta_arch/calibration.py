@@ -1,0 +1,109 @@
+"""Semantic-assisted calibration: what makes a query's embedding agree with CLIP (SCAN, arXiv 2312.04089, section 3.2).
+
+Specification, section 7. Names of parameters are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HEADS = 8
+BLOCKS = 5
+
+
+class LFM(nn.Module):
+    """Low-frequency enhancement: maps changed in the frequency domain, added to what they were.
+
+    The filter is centred on the middle of a spectrum that is not shifted, so it damps the highest frequencies most,
+    and with a wide filter the mean, too (specification, section 7.2).
+
+    Args:
+        channels: V of the maps.
+        grid: sides (g, g) of the maps.
+        sigmas: width of each level's filter.
+    """
+
+    def __init__(self, channels: int, grid: tuple[int, int], sigmas: Sequence[float]):
+        super().__init__()
+        self.conv1 = nn.Conv2d(2 * channels, 2 * channels, kernel_size=1)
+        self.conv2 = nn.Conv2d(2 * channels, 2 * channels, kernel_size=1)
+        y, x = (torch.arange(side) - side // 2 for side in grid)
+        squares = y[:, None] ** 2 + x**2
+        keep = torch.stack([1 - torch.exp(-squares / (2 * sigma**2)) for sigma in sigmas])
+        self.register_buffer("keep", keep[:, None], persistent=False)  # (levels, 1, g, g)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, levels, V, g, g) -> the same shape, float32 whatever the autocast."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            spectrum = torch.fft.fft2(x) * self.keep
+            parts = torch.cat((spectrum.real, spectrum.imag), dim=2).flatten(0, 1)  # (B * levels, 2V, g, g)
+            parts = self.conv2(F.relu(self.conv1(parts))).unflatten(0, x.shape[:2])
+            real, imaginary = parts.chunk(2, dim=2)
+            return x + torch.fft.ifft2(torch.complex(real, imaginary)).real
+
+
+class FusionDecoder(nn.Module):
+    """Queries read a memory by cross-attention; they do not see each other (specification, section 7.4)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.multiattn = nn.ModuleList(nn.MultiheadAttention(dim, HEADS, batch_first=True) for _ in range(BLOCKS))
+        self.ln = nn.ModuleList(nn.LayerNorm(dim) for _ in range(BLOCKS - 1))
+
+    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
+        """(B, Q, D), (B, M, D) -> (B, Q, D)."""
+        for attention, norm in zip(self.multiattn, (*self.ln, nn.Identity()), strict=True):
+            queries = norm(queries + attention(queries, memory, memory, need_weights=False)[0])
+        return queries
+
+
+class LoneEncoderLayer(nn.Module):
+    """PyTorch's ``TransformerEncoderLayer`` (post-norm, ReLU) for sequences of one element.
+
+    Attention over one element gives that element's value whatever queries and keys say, so they are not worked out;
+    their weights keep their names, and get a gradient of zero.
+
+    Args:
+        dim: D.
+        feedforward: width between the two linear layers.
+        dropout: of attention weights, of the attention's result, and in the feed-forward part.
+    """
+
+    def __init__(self, dim: int, feedforward: int = 2048, dropout: float = 0.1):
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(dim, HEADS)  # its parameters; its forward is not called
+        self.linear1 = nn.Linear(dim, feedforward)
+        self.linear2 = nn.Linear(feedforward, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D), each row by itself."""
+        x = self.norm1(x + self.dropout(self._attend(x)))
+        return self.norm2(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        attention, dim = self.self_attn, x.shape[-1]
+        value = F.linear(x, attention.in_proj_weight[2 * dim :], attention.in_proj_bias[2 * dim :])
+        weight = self.dropout(value.new_ones(*value.shape[:-1], HEADS, 1))  # a head's attention to the one element
+        return attention.out_proj((value.unflatten(-1, (HEADS, -1)) * weight).flatten(-2))
+
+
+class LightweightTransformer(nn.Module):
+    """Encoder that sees each query as a sequence of its own, as the original does (specification, section 7.5)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.layers = nn.ModuleList(LoneEncoderLayer(dim) for _ in range(BLOCKS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D), each row by itself."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
