@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         other_number = check.released is not None and check.captions != check.released
         state = f"WRONG, {len(check.faults):,} faults" if check.faults else "right"
         if other_number:
-            state += f", but incomplete: the released file has {check.released:,} captions"
+            state += f", but the released file has {check.released:,} captions"
         wrong |= bool(check.faults) or (other_number and not args.partial)
         print(f"{path}: {check.kind}, {check.captions:,} captions{images}: {state}")
         for fault in check.faults[: args.show]:

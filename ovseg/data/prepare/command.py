@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ovseg.data.catalog import README, dataset_root
 from ovseg.data.prepare.archives import unpack
@@ -81,14 +81,11 @@ def run(
 
 
 def _explain(error: NothingFound, root: Path, tree: str) -> str:
-    top = tree.split("/", 1)[0].strip()
+    data_set = PurePath(tree.splitlines()[0]).parts
     advice = f"unpack the archives there (--archives does it, see {README}), or give another --root"
-    for folder in (root.absolute(), *root.absolute().parents):
-        if folder.name in (top, "VOC2012", "VOC2010"):  # people often give the data set's own folder
-            while folder.name in (top, "VOC2012", "VOC2010"):
-                folder = folder.parent
-            advice = f"give the folder that holds {top}: --root {folder}"
-            break
+    for length in range(1, len(data_set) + 1):
+        if root.absolute().parts[-length:] == data_set[:length]:  # people often give the data set's own folder
+            advice = f"give the folder that holds {data_set[0]}: --root {root.absolute().parents[length - 1]}"
     return f"{error}. The root is {root}; {advice}. What should lie below it:\n{tree}"
 
 
