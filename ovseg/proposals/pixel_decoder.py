@@ -1,7 +1,8 @@
-"""Pixel decoders: backbone features -> per-pixel mask features at stride 4.
+"""MaskFormer's pixel decoders: backbone features -> per-pixel mask features at stride 4.
 
 Cheng et al., "Per-Pixel Classification is Not All You Need" (MaskFormer), NeurIPS 2021, arXiv 2107.06278,
-section 3.2 and appendix; details from the specification, section 6.3.
+section 3.2 and appendix; details from the specification, section 6.3. Mask2Former's is in
+:mod:`ovseg.proposals.multi_scale_pixel_decoder`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class BasePixelDecoder(nn.Module):
         for i, name in enumerate(self.in_features, 1):
             channels = input_shape[name].channels
             if i < coarsest:
-                self.add_module(f"adapter_{i}", _conv(channels, conv_dim, 1, norm, relu=False))
+                self.add_module(f"adapter_{i}", conv(channels, conv_dim, 1, norm, relu=False))
                 channels = conv_dim
             self.add_module(f"layer_{i}", self._output_layer(i, coarsest, channels, conv_dim, norm))
         self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=3, padding=1)
@@ -47,7 +48,7 @@ class BasePixelDecoder(nn.Module):
 
     @staticmethod
     def _output_layer(i: int, coarsest: int, channels: int, conv_dim: int, norm: str) -> Conv2d:
-        return _conv(channels, conv_dim, 3, norm, relu=True)
+        return conv(channels, conv_dim, 3, norm, relu=True)
 
     @classmethod
     def from_config(cls, cfg, input_shape: Mapping[str, ShapeSpec]) -> dict:
@@ -59,15 +60,15 @@ class BasePixelDecoder(nn.Module):
             "norm": head.NORM,
         }
 
-    def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Decode.
 
         Args:
             features: the backbone's maps (B, C_i, H / s_i, W / s_i).
 
         Returns:
-            mask features (B, mask_dim, H / 4, W / 4), and the transformer encoder's map of the coarsest
-            feature (B, conv_dim, h, w), None without such an encoder.
+            mask features (B, mask_dim, H / 4, W / 4), and what the predictor can read: the transformer encoder's map
+            of the coarsest feature (B, conv_dim, h, w); empty without such an encoder.
         """
         *finer, coarsest = self.in_features
         encoded = self.encode(features[coarsest])
@@ -75,7 +76,7 @@ class BasePixelDecoder(nn.Module):
         for i in range(len(finer), 0, -1):
             lateral = getattr(self, f"adapter_{i}")(features[finer[i - 1]])
             y = getattr(self, f"layer_{i}")(lateral + F.interpolate(y, lateral.shape[-2:], mode="nearest"))
-        return self.mask_features(y), encoded
+        return self.mask_features(y), [] if encoded is None else [encoded]
 
     def encode(self, coarsest: Tensor) -> Tensor | None:
         """Refine the coarsest map (B, C, h, w); None where there is nothing to refine it with."""
@@ -115,7 +116,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
 
     @staticmethod
     def _output_layer(i: int, coarsest: int, channels: int, conv_dim: int, norm: str) -> Conv2d:
-        return _conv(conv_dim if i == coarsest else channels, conv_dim, 3, norm, relu=True)
+        return conv(conv_dim if i == coarsest else channels, conv_dim, 3, norm, relu=True)
 
     @classmethod
     def from_config(cls, cfg, input_shape: Mapping[str, ShapeSpec]) -> dict:
@@ -135,8 +136,9 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         return y.transpose(1, 2).reshape(x.shape)
 
 
-def _conv(in_channels: int, out_channels: int, kernel: int, norm: str, relu: bool) -> Conv2d:
-    conv = Conv2d(
+def conv(in_channels: int, out_channels: int, kernel: int, norm: str, relu: bool) -> Conv2d:
+    """Convolution that keeps the size, with a normalisation instead of a bias (bias where ``norm`` is "")."""
+    layer = Conv2d(
         in_channels,
         out_channels,
         kernel_size=kernel,
@@ -145,5 +147,5 @@ def _conv(in_channels: int, out_channels: int, kernel: int, norm: str, relu: boo
         norm=get_norm(norm, out_channels),
         activation=F.relu if relu else None,
     )
-    weight_init.c2_xavier_fill(conv)
-    return conv
+    weight_init.c2_xavier_fill(layer)
+    return layer

@@ -27,6 +27,20 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
+def input_projection(in_channels: int, hidden_dim: int, enforce: bool) -> nn.Module:
+    """1x1 convolution to the transformer's channels; nothing where they already match, unless enforced."""
+    if in_channels == hidden_dim and not enforce:
+        return nn.Identity()
+    projection = nn.Conv2d(in_channels, hidden_dim, kernel_size=1)
+    weight_init.c2_xavier_fill(projection)
+    return projection
+
+
+def mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+    """(B, Q, mask_dim), (B, mask_dim, h, w) -> (B, Q, h, w)."""
+    return torch.einsum("bqc,bchw->bqhw", mask_embeddings, mask_features)
+
+
 class OpenVocabPredictor(nn.Module):
     """Transformer over one feature map; each query gives a mask and an embedding in CLIP's joint space.
 
@@ -56,16 +70,12 @@ class OpenVocabPredictor(nn.Module):
         super().__init__()
         self.transformer = Transformer(dim=hidden_dim, **transformer)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
-        if in_channels != hidden_dim or enforce_input_proj:
-            self.input_proj = nn.Conv2d(in_channels, hidden_dim, kernel_size=1)
-            weight_init.c2_xavier_fill(self.input_proj)
-        else:
-            self.input_proj = nn.Identity()
+        self.input_proj = input_projection(in_channels, hidden_dim, enforce_input_proj)
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
         self.class_embed = MLP(hidden_dim, embed_hidden_dim, embedding_dim, embed_layers)
 
     def forward(self, features: Tensor, mask_features: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Predict after every decoder layer, the last one last.
+        """Predict after every decoder layer, the last one last; in evaluation mode after the last one only.
 
         Args:
             features: (B, in_channels, h, w).
@@ -80,6 +90,4 @@ class OpenVocabPredictor(nn.Module):
         outputs = self.transformer(x, position, self.query_embed.weight)
         if not self.training:
             outputs = outputs[-1:]
-        return [
-            (self.class_embed(x), torch.einsum("bqc,bchw->bqhw", self.mask_embed(x), mask_features)) for x in outputs
-        ]
+        return [(self.class_embed(x), mask_logits(self.mask_embed(x), mask_features)) for x in outputs]

@@ -1,6 +1,7 @@
-"""DETR's transformer: encoder and decoder layers that add positions to queries and keys only.
+"""Transformer layers that add positions to queries and keys only.
 
-Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, arXiv 2005.12872, appendix A.3.
+DETR's encoder and decoder, which MaskFormer uses (Carion et al., "End-to-End Object Detection with Transformers", ECCV
+2020, arXiv 2005.12872, appendix A.3), and the same steps as single blocks, of which Mask2Former makes its decoder.
 All sequences are batch-first: (B, tokens, C).
 """
 
@@ -12,11 +13,17 @@ from torch.nn import functional as F
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a ReLU feed-forward network, post-norm by default."""
+    """Self-attention and a ReLU feed-forward network, post-norm by default.
 
-    def __init__(self, dim: int, heads: int, feedforward: int, dropout: float, pre_norm: bool):
+    Args:
+        dim: channels C.
+        feedforward: inner channels of the feed-forward network.
+        attention: what :meth:`build_attention` needs, ``heads`` at least.
+    """
+
+    def __init__(self, dim: int, *, feedforward: int, dropout: float, pre_norm: bool, **attention):
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.self_attn = self.build_attention(dim, dropout=dropout, **attention)
         self.linear1 = nn.Linear(dim, feedforward)
         self.dropout = nn.Dropout(dropout)
         self.linear2 = nn.Linear(feedforward, dim)
@@ -24,9 +31,17 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.pre_norm = pre_norm
 
-    def forward(self, x: Tensor, position: Tensor) -> Tensor:
-        x = _residual(x, lambda y: attend(self.self_attn, y + position, y + position, y), self.norm1, self)
+    def forward(self, x: Tensor, position: Tensor, *geometry) -> Tensor:
+        """(B, tokens, C), positions (1 or B, tokens, C) -> (B, tokens, C); ``geometry`` is for :meth:`attention`."""
+        x = _residual(x, lambda y: self.attention(y, position, *geometry), self.norm1, self)
         return _residual(x, self.feedforward, self.norm2, self)
+
+    @staticmethod
+    def build_attention(dim: int, heads: int, dropout: float) -> nn.Module:
+        return nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+
+    def attention(self, x: Tensor, position: Tensor) -> Tensor:
+        return attend(self.self_attn, x + position, x + position, x)
 
     def feedforward(self, x: Tensor) -> Tensor:
         return self.linear2(self.dropout(F.relu(self.linear1(x))))
@@ -61,18 +76,79 @@ class DecoderLayer(nn.Module):
     feedforward = EncoderLayer.feedforward
 
 
-class Encoder(nn.Module):
-    """A stack of :class:`EncoderLayer`, with a final LayerNorm when pre-norm."""
+class CrossAttention(nn.Module):
+    """Attention of the queries to the image, alone."""
 
-    def __init__(self, layers: int, dim: int, pre_norm: bool, **layer):
+    def __init__(self, dim: int, heads: int, dropout: float, pre_norm: bool):
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(dim, pre_norm=pre_norm, **layer) for _ in range(layers))
+        self.multihead_attn = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dim)
+        self.pre_norm = pre_norm
+
+    def forward(
+        self, x: Tensor, memory: Tensor, position: Tensor, query_position: Tensor, allowed: Tensor | None = None
+    ) -> Tensor:
+        """(B, Q, C), (B, tokens, C) -> (B, Q, C); ``allowed``: see :func:`attend`."""
+
+        def attention(y: Tensor) -> Tensor:
+            return attend(self.multihead_attn, y + query_position, memory + position, memory, allowed)
+
+        return _residual(x, attention, self.norm, self)
+
+
+class SelfAttention(nn.Module):
+    """Attention of the queries to each other, alone."""
+
+    def __init__(self, dim: int, heads: int, dropout: float, pre_norm: bool):
+        super().__init__()
+        self.self_attn = EncoderLayer.build_attention(dim, heads, dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dim)
+        self.pre_norm = pre_norm
+
+    attention = EncoderLayer.attention
+
+    def forward(self, x: Tensor, query_position: Tensor) -> Tensor:
+        """(B, Q, C) -> (B, Q, C)."""
+        return _residual(x, lambda y: self.attention(y, query_position), self.norm, self)
+
+
+class FeedForward(nn.Module):
+    """The ReLU feed-forward network, alone."""
+
+    def __init__(self, dim: int, feedforward: int, dropout: float, pre_norm: bool):
+        super().__init__()
+        self.linear1 = nn.Linear(dim, feedforward)
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(feedforward, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.pre_norm = pre_norm
+
+    feedforward = EncoderLayer.feedforward
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, Q, C) -> (B, Q, C)."""
+        return _residual(x, self.feedforward, self.norm, self)
+
+
+class Encoder(nn.Module):
+    """A stack of layers, with a final LayerNorm when pre-norm.
+
+    Args:
+        layers: how many.
+        layer_type: of each, built with ``layer``.
+    """
+
+    def __init__(self, layers: int, dim: int, pre_norm: bool, layer_type: type[EncoderLayer] = EncoderLayer, **layer):
+        super().__init__()
+        self.layers = nn.ModuleList(layer_type(dim, pre_norm=pre_norm, **layer) for _ in range(layers))
         self.norm = nn.LayerNorm(dim) if pre_norm else None
 
-    def forward(self, x: Tensor, position: Tensor) -> Tensor:
-        """(B, tokens, C), positions (1 or B, tokens, C) -> (B, tokens, C)."""
+    def forward(self, x: Tensor, position: Tensor, *geometry) -> Tensor:
+        """See :meth:`EncoderLayer.forward`."""
         for layer in self.layers:
-            x = layer(x, position)
+            x = layer(x, position, *geometry)
         return x if self.norm is None else self.norm(x)
 
 
@@ -127,9 +203,30 @@ class Transformer(nn.Module):
         return self.decoder(torch.zeros_like(query_position), memory, position, query_position)
 
 
-def attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention output without the weights, which lets PyTorch use its fused kernels."""
-    return attention(query, key, value, need_weights=False)[0]
+def attend(
+    attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None
+) -> Tensor:
+    """Attention output without the weights, by PyTorch's fused kernels.
+
+    Args:
+        query: (B, Q, C).
+        key, value: (B, tokens, C).
+        allowed: bool (B, Q, tokens): what each query may attend to, the same for all heads; None means everything.
+            The module's own call would need a copy for every head, which costs more than the attention.
+
+    Returns:
+        (B, Q, C).
+    """
+    if allowed is None:
+        return attention(query, key, value, need_weights=False)[0]
+    projections = zip(
+        (query, key, value), attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True
+    )
+    # (B, heads, Q or tokens, C / heads)
+    parts = [F.linear(x, w, b).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x, w, b in projections]
+    dropout = attention.dropout if attention.training else 0.0
+    attended = F.scaled_dot_product_attention(*parts, attn_mask=allowed[:, None], dropout_p=dropout)
+    return attention.out_proj(attended.transpose(1, 2).flatten(2))
 
 
 def initialise(module: nn.Module) -> None:
@@ -139,7 +236,7 @@ def initialise(module: nn.Module) -> None:
             nn.init.xavier_uniform_(parameter)
 
 
-def _residual(x: Tensor, branch, norm: nn.LayerNorm, layer: EncoderLayer | DecoderLayer) -> Tensor:
+def _residual(x: Tensor, branch, norm: nn.LayerNorm, layer: nn.Module) -> Tensor:
     if layer.pre_norm:
         return x + layer.dropout(branch(norm(x)))
     return norm(x + layer.dropout(branch(x)))
