@@ -24,12 +24,10 @@ def different_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
     return [name for name in {**one, **two} if _plain(one.get(name, _ABSENT)) != _plain(two.get(name, _ABSENT))]
 
 
-def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """``["KEY was ... and is ..."]`` for each of :func:`different_keys`."""
+def differences(first: Mapping[str, Any], second: Mapping[str, Any], form: str = "{} was {} and is {}") -> list[str]:
+    """A sentence for each of :func:`different_keys`; ``form`` takes its name and both values."""
     one, two = flatten(first), flatten(second)
-    return [
-        f"{name} was {short(one.get(name))} and is {short(two.get(name))}" for name in different_keys(first, second)
-    ]
+    return [form.format(name, short(one.get(name)), short(two.get(name))) for name in different_keys(first, second)]
 
 
 def short(value: Any) -> str:

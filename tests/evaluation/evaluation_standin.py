@@ -1,11 +1,8 @@
-"""A small registered data set whose images encode their labels, and a model that reads them; for evaluation tests.
-
-Run as a script it evaluates in one of several processes: ``evaluation_standin.py FOLDER RANK WORLD_SIZE``.
-"""
+"""A small registered data set whose images encode their labels, and a model that reads them; for evaluation tests."""
 
 from __future__ import annotations
 
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -107,19 +104,23 @@ def configuration(output_dir: Path, *opts: object):
     return cfg
 
 
-def main() -> None:
-    folder, rank, world_size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def work(folder: Path, output: str, rank: int, world_size: int, seconds: float) -> None:
+    """Evaluate in one of several processes, resuming, and saving what it has after every image.
+
+    Args:
+        folder: of the data set, and of ``output``.
+        seconds: how long an image takes.
+    """
     import torch.distributed as dist
 
-    from ovseg.evaluation.runner import evaluate_all
+    from ovseg.evaluation import partial, runner
 
+    partial.SAVE_PERIOD = 0
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
     register(folder)
-    evaluate_all(configuration(folder / "two"), StandIn())
+    model = StandIn()
+    model.register_forward_hook(lambda *_: time.sleep(seconds))
+    runner.evaluate_all(configuration(folder / output, "TEST.REPORT", True), model, resume=True)
     dist.barrier()  # a process that leaves while another still talks to it can abort that one
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

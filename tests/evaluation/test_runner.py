@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import evaluation_standin as standin
@@ -14,7 +11,6 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 from rich.console import Console
 
-import ovseg
 from ovseg.errors import OvsegError
 from ovseg.evaluation import runner
 from ovseg.evaluation.report import results_table, write_json
@@ -54,28 +50,6 @@ def test_results_and_what_is_left_on_disk(data_folder, capsys):
     assert f"{results['sem_seg']['mIoU-gt']:.2f}" in printed
     names = {path.name for path in (data_folder / "one" / "inference" / standin.NAME).iterdir()}
     assert names == {"results.json", "per_class.csv", "confusion.npz", "sem_seg_predictions.json"}
-
-
-def test_two_processes_give_the_same_as_one(data_folder):
-    runner.evaluate_all(standin.configuration(data_folder / "one"), standin.StandIn())
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    paths = [str(Path(ovseg.__file__).parents[1]), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    command = [sys.executable, "-W", "ignore", standin.__file__, str(data_folder)]
-    both = [subprocess.Popen([*command, str(rank), "2"], env=environment) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=120) for process in both] == [0, 0]
-    finally:
-        for process in both:
-            process.kill()
-    one, two = results_of(data_folder / "one"), results_of(data_folder / "two")
-    assert (one["num_processes"], two["num_processes"]) == (1, 2)
-    assert one["results"] == two["results"]  # every digit
-    assert one["num_images"] == two["num_images"] == standin.NUM_IMAGES
-    for name in ("per_class.csv", "sem_seg_predictions.json"):
-        one_file, two_file = (data_folder / run / "inference" / standin.NAME / name for run in ("one", "two"))
-        assert one_file.read_bytes() == two_file.read_bytes()
-    assert not list((data_folder / "two" / "inference" / standin.NAME).glob(".*"))
 
 
 def test_test_time_augmentation_and_sliding_window(data_folder):

@@ -87,7 +87,7 @@ def test_memory_does_not_grow_with_the_number_of_images(data_folder):
     tracemalloc.stop()
     rle.close()
     assert evaluator.num_images == 25 * len(inputs)
-    assert held[1] - held[0] < 8_000  # bytes; the 140 label maps of the last rounds alone are 1.5 MB
+    assert held[1] - held[0] < 30_000  # bytes; the 140 label maps of the last rounds alone are 1.5 MB
 
 
 def test_sixteen_bit_tif_labels(tmp_path):

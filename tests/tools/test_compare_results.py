@@ -10,29 +10,132 @@ from tests.scripts import load_script
 
 compare_results = load_script("tools/compare_results.py")
 
+THREE = {"plain": 10.0, "ft_0": 20.0, "ft_1": 24.0}
 
-def evaluated(folder: Path, miou: float) -> Path:
-    file = folder / "inference" / "toy" / "results.json"
+
+def record(miou: float, **changes: object) -> dict:
+    protocol = {
+        "dataset": changes.get("dataset", "toy"),
+        "variant": changes.pop("variant", "names"),
+        "ignore_label": 255,
+    }
+    results = {
+        "sem_seg": {
+            "mIoU": miou,
+            "mIoU-union": miou,
+            "mIoU-gt": miou + 1,
+            "mIoU-base": miou,
+            "IoU-cat": 3.0,
+            "pACC": None,
+        },
+        "proposals": {"recall@0.5": 90.0},
+    }
+    return {
+        **{"schema": 2, "dataset": "toy", "num_images": 9, "file_list_sha256": "ab", "protocol": protocol},
+        **{"miou_convention": "union", "oracle": None, "weights": {"model_sha256": "12"}, "results": results},
+        **{"views": {}, "config": {"OUTPUT_DIR": str(miou), "MODEL": {"X": 1}}, "versions": {}, "git_commit": None},
+        **{"device": "cpu", **changes},
+    }
+
+
+def evaluated(folder: Path, content: dict) -> Path:
+    file = folder / "inference" / content["dataset"] / "results.json"
     file.parent.mkdir(parents=True)
-    results = {"sem_seg": {"mIoU": miou, "mIoU-base": miou + 1, "mIoU-novel": None}, "proposals": {"recall@0.5": 90.0}}
-    file.write_text(json.dumps({"dataset": "toy", "results": results}))
+    file.write_text(json.dumps(content))
     return folder
 
 
-def test_runs_that_differ_in_their_seed_are_one_row(tmp_path, capsys):
-    runs = [evaluated(tmp_path / name, miou) for name, miou in (("plain", 10.0), ("ft_0", 20.0), ("ft_1", 24.0))]
+def printed(capsys, *arguments: object) -> list[list[str]]:
+    compare_results.main([str(argument) for argument in arguments])
+    return [[cell.strip() for cell in line.strip("| \n").split("|")] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_column_for_each_run_with_differences_from_the_first(tmp_path, capsys):
+    runs = [
+        evaluated(tmp_path / name, record(miou)) for name, miou in (("plain", 10.0), ("ft_0", 20.0), ("ft_1", 24.0))
+    ]
     runs[1] /= "inference/toy/results.json"  # folders and files may be given
-    compare_results.main([*map(str, runs), "--scores", "mIoU", "recall@0.5"])
-    rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in capsys.readouterr().out.splitlines()]
-    assert ["plain", "1", "10.0", "90.0"] in rows
-    assert ["ft", "2", "22.0 ± 2.8", "90.0 ± 0.0"] in rows
+    rows = printed(capsys, *runs)
+    assert rows[1] == ["toy", "plain", "ft (2 runs)"]
+    assert ["mIoU", "10.00", "22.00 ± 2.83 (+12.00)"] in rows
+    assert ["recall@0.5", "90.00", "90.00 ± 0.00 (+0.00)"] in rows
+    assert ["pACC", "-", "-"] in rows
+    assert [row[0] for row in rows[3:]] == ["mIoU", "mIoU-union", "mIoU-gt", "mIoU-base", "pACC", "recall@0.5", ""]
+
+
+def test_a_row_for_each_run(tmp_path, capsys):
+    runs = [
+        evaluated(tmp_path / name, record(miou)) for name, miou in (("plain", 10.0), ("ft_0", 20.0), ("ft_1", 24.0))
+    ]
+    rows = printed(capsys, "--rows", *runs, "--scores", "mIoU", "recall@0.5")
+    assert rows[1] == ["toy", "mIoU", "recall@0.5"]
+    assert ["plain", "10.00", "90.00"] in rows
+    assert ["ft (2 runs)", "22.00 ± 2.83", "90.00 ± 0.00"] in rows
+
+
+def test_the_settings_in_which_runs_differ(tmp_path, capsys):
+    other = record(3.0, config={"OUTPUT_DIR": "", "MODEL": {"X": 2}}, oracle={"oracle": "masks"})
+    rows = printed(capsys, "--settings", evaluated(tmp_path / "a", record(2.0)), evaluated(tmp_path / "b", other))
+    assert rows[1] == ["toy", "a", "b (oracle masks)"]
+    assert ["config.MODEL.X: 1", "2"] in rows
+    assert not any("OUTPUT_DIR" in cell for row in rows for cell in row)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"variant": "synonyms"}, "protocol.variant is names / synonyms"),
+        ({"miou_convention": "ground_truth"}, "miou_convention is union / ground_truth"),
+        ({"num_images": 8, "file_list_sha256": "cd"}, "num_images is 9 / 8; file_list_sha256 is ab / cd"),
+    ],
+)
+def test_what_must_not_be_compared_is_refused_and_marked_when_forced(tmp_path, capsys, change, told):
+    runs = [evaluated(tmp_path / "a", record(2.0)), evaluated(tmp_path / "b", record(3.0, **change))]
+    with pytest.raises(OvsegError) as error:
+        compare_results.main(list(map(str, runs)))
+    assert f"a and b must not be compared: {told}." in str(error.value)
+    rows = printed(capsys, "--force", *runs)
+    assert rows[1] == ["toy", "a", "b *"]
+    assert [f"* b must not be compared with a: {told}"] in rows
+
+
+def test_runs_with_the_same_name_but_for_the_seed_must_agree_too(tmp_path):
+    runs = [evaluated(tmp_path / "a_0", record(2.0)), evaluated(tmp_path / "a_1", record(3.0, variant="synonyms"))]
+    with pytest.raises(OvsegError, match=r"protocol\.variant"):
+        compare_results.main(list(map(str, runs)))
+
+
+def test_other_data_sets_are_refused_and_side_by_side_when_forced(tmp_path, capsys):
+    runs = [evaluated(tmp_path / "a", record(2.0)), evaluated(tmp_path / "b", record(3.0, dataset="voc"))]
+    with pytest.raises(OvsegError, match="a: evaluated on toy, but not b"):
+        compare_results.main(list(map(str, runs)))
+    rows = printed(capsys, "--force", *runs)
+    assert rows[1] == ["toy / voc", "a on toy", "b on voc *"]
+
+
+def test_folders_of_the_same_name_are_told_apart(tmp_path, capsys):
+    runs = [evaluated(tmp_path / parent / "out", record(miou)) for parent, miou in (("x", 2.0), ("y", 3.0))]
+    assert printed(capsys, *runs)[1] == ["toy", "x/out", "y/out"]
 
 
 def test_a_score_that_a_run_lacks_is_named_with_those_it_has(tmp_path):
+    run = evaluated(tmp_path / "plain", record(10.0))
     with pytest.raises(OvsegError, match=r"plain has no mIoU-novel on toy.*mIoU-base"):
-        compare_results.compare([evaluated(tmp_path / "plain", 10.0)], ["mIoU", "mIoU-novel"])
+        compare_results.main([str(run), "--scores", "mIoU", "mIoU-novel"])
 
 
-def test_a_folder_without_an_evaluation_is_named(tmp_path):
-    with pytest.raises(OvsegError, match=r"no inference/<data set>/results.json in .*empty"):
-        compare_results.compare([tmp_path / "empty"], ["mIoU"])
+def test_what_cannot_be_compared_at_all_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    old = record(2.0)
+    del old["schema"]
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    (tmp_path / "broken.json").write_text("{")
+    for path, message in (
+        (tmp_path / "empty", r"no inference/<data set>/results.json in .*empty"),
+        (evaluated(tmp_path / "old", old), r"results.json does not tell protocol and data: it is of an older ovseg"),
+        (evaluated(tmp_path / "new", record(2.0, schema=3)), r"has schema 3; evaluate again"),
+        (tmp_path / "other.json", r"other\.json is no results\.json"),
+        (tmp_path / "broken.json", r"broken\.json cannot be read"),
+    ):
+        with pytest.raises(OvsegError, match=message):
+            compare_results.main([str(path)])
