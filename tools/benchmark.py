@@ -31,7 +31,7 @@ from ovseg.errors import OvsegError, user_errors
 from ovseg.files import atomic_path
 from ovseg.images import read_image
 from ovseg.meta_arch.painting import paint_labels
-from ovseg.proposals.criterion import upsample
+from ovseg.proposals.mask_comparison import upsample
 from ovseg.vocabulary import Vocabulary
 
 STAGES = ("text", "backbone", "head", "crops", "CLIP", "painting")

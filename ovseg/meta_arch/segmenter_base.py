@@ -19,7 +19,7 @@ from ovseg.errors import OvsegError
 from ovseg.meta_arch.naming import ClipOpinion, Proposals, explain, fuse, own_probabilities
 from ovseg.meta_arch.painting import class_winner_weights, paint_labels, paint_scores, resize
 from ovseg.meta_arch.words import Words, requested_words
-from ovseg.proposals.criterion import upsample
+from ovseg.proposals.mask_comparison import upsample
 
 PAINTINGS = ("mask_sum", "class_winner")
 OUTPUTS = ("sem_seg", "label_map", "proposals", "soft_proposals", "explanations")

@@ -1,37 +1,76 @@
-"""Losses of mask classification (MaskFormer, arXiv 2107.06278, section 3.2; specification 9.2)."""
+"""Losses of mask classification (MaskFormer, arXiv 2107.06278, section 3.2; specification 9.2).
+
+Mask2Former's are the same, with masks compared at points (arXiv 2112.01527, section 3.3; specification of SCAN, 5.3).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
-from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovseg.errors import OvsegError
-from ovseg.proposals.matcher import FOCAL_ALPHA, FOCAL_GAMMA, match
+from ovseg.proposals.mask_comparison import EveryPixel, MaskComparison, RandomPoints, dice
+from ovseg.proposals.matcher import match
+
+POINT_HEAD = "OpenVocaMask2FormerHead"  # whose masks are compared at points
 
 
 class MaskClassificationCriterion(nn.Module):
-    """Cross entropy of all queries, and focal and dice loss of the matched masks, after every decoder layer.
+    """Cross entropy of all queries, and losses of the matched masks, for every prediction.
 
     Args:
         num_classes: size K of the training vocabulary.
         no_object_weight: class weight of unmatched queries in the cross entropy.
-        mask_weight, dice_weight: weights of focal and dice loss, in the matching and in the total.
+        mask_weight, dice_weight, class_weight: of the comparison's loss, of dice and of the cross entropy, in the
+            matching and in the total.
+        comparison: where masks are compared and how; default :class:`EveryPixel`, MaskFormer's.
+        drop_last_auxiliary: leave out the losses of the prediction before the last, but draw its random numbers.
     """
 
-    def __init__(self, num_classes: int, no_object_weight: float, mask_weight: float, dice_weight: float):
+    @configurable
+    def __init__(
+        self,
+        num_classes: int,
+        no_object_weight: float,
+        mask_weight: float,
+        dice_weight: float,
+        *,
+        class_weight: float = 1.0,
+        comparison: MaskComparison | None = None,
+        drop_last_auxiliary: bool = False,
+    ):
         super().__init__()
         self.num_classes = num_classes
         self.mask_weight = mask_weight
         self.dice_weight = dice_weight
+        self.class_weight = class_weight
+        self.comparison = comparison or EveryPixel()
+        self.drop_last_auxiliary = drop_last_auxiliary
         empty_weight = torch.ones(num_classes + 1)
         empty_weight[-1] = max(no_object_weight, 0.0)
         # the published checkpoints lack this key when the weight is not positive
         self.register_buffer("empty_weight", empty_weight, persistent=no_object_weight > 0)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        former = cfg.MODEL.MASK_FORMER
+        at_points = cfg.MODEL.SEM_SEG_HEAD.NAME == POINT_HEAD
+        points = (former.TRAIN_NUM_POINTS, former.OVERSAMPLE_RATIO, former.IMPORTANCE_SAMPLE_RATIO)
+        return {
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "no_object_weight": former.NO_OBJECT_WEIGHT,
+            "mask_weight": former.MASK_WEIGHT,
+            "dice_weight": former.DICE_WEIGHT,
+            "class_weight": former.CLASS_WEIGHT,
+            "comparison": RandomPoints(*points) if at_points else EveryPixel(),
+            "drop_last_auxiliary": at_points and not former.LAST_AUXILIARY_LOSS,
+        }
 
     def forward(
         self,
@@ -42,12 +81,12 @@ class MaskClassificationCriterion(nn.Module):
         """Compute the weighted losses.
 
         Args:
-            predictions: per decoder layer, the last one last, class logits (B, Q, K + 1) and mask logits (B, Q, h, w).
+            predictions: the last one last; each class logits (B, Q, K + 1) and mask logits (B, Q, h, w).
             gt_classes: per image int64 (n,).
             gt_masks: per image bool (n, H, W), padded to the batch's size.
 
         Returns:
-            Scalars ``loss_ce``, ``loss_mask``, ``loss_dice`` of the last layer, and with suffix ``_i`` of layer i.
+            Scalars ``loss_ce``, ``loss_mask``, ``loss_dice`` of the last prediction, with suffix ``_i`` of the i-th.
 
         Raises:
             OvsegError: the vocabulary's size is not ``num_classes``.
@@ -61,13 +100,16 @@ class MaskClassificationCriterion(nn.Module):
         mask_count = torch.tensor(float(sum(map(len, gt_classes))), device=predictions[-1][0].device)
         num_masks = _average_over_processes(mask_count).clamp(min=1)
         *auxiliary, final = predictions
-        losses = self._layer_losses(*final, gt_classes, gt_masks, num_masks)
-        for i, layer in enumerate(auxiliary):
-            layer_losses = self._layer_losses(*layer, gt_classes, gt_masks, num_masks)
-            losses |= {f"{name}_{i}": loss for name, loss in layer_losses.items()}
+        losses = self._losses(*final, gt_classes, gt_masks, num_masks)
+        dropped = 1 if auxiliary and self.drop_last_auxiliary else 0
+        for i, prediction in enumerate(auxiliary[: len(auxiliary) - dropped]):
+            auxiliary_losses = self._losses(*prediction, gt_classes, gt_masks, num_masks)
+            losses |= {f"{name}_{i}": loss for name, loss in auxiliary_losses.items()}
+        if dropped:
+            self.comparison.skip(final[1].shape[1], [*map(len, gt_classes)], final[1].device)
         return losses
 
-    def _layer_losses(
+    def _losses(
         self,
         class_logits: Tensor,
         mask_logits: Tensor,
@@ -82,19 +124,19 @@ class MaskClassificationCriterion(nn.Module):
             gt_masks,
             mask_weight=self.mask_weight,
             dice_weight=self.dice_weight,
+            class_weight=self.class_weight,
+            comparison=self.comparison,
         )
         wanted = torch.full(class_logits.shape[:2], self.num_classes, device=class_logits.device)  # (B, Q)
         for row, (queries, targets), classes in zip(wanted, matches, gt_classes, strict=True):
             row[queries] = classes[targets]
         matched = torch.cat([masks[queries] for masks, (queries, _) in zip(mask_logits, matches, strict=True)])
-        truth = torch.cat([masks[targets] for masks, (_, targets) in zip(gt_masks, matches, strict=True)]).float()
-        matched = upsample(matched[:, None], truth.shape[-2:])[:, 0].flatten(1).float()  # (M, HW)
-        truth = truth.flatten(1)
-        focal = sigmoid_focal_loss(matched, truth, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA).mean(1).sum()
+        truth = torch.cat([masks[targets] for masks, (_, targets) in zip(gt_masks, matches, strict=True)])
+        matched, truth = self.comparison.for_loss(matched.float(), truth.float())  # (M, P) both
         return {
-            "loss_ce": self._cross_entropy(class_logits.float(), wanted),
-            "loss_mask": self.mask_weight * focal / num_masks,
-            "loss_dice": self.dice_weight * _dice(matched, truth).sum() / num_masks,
+            "loss_ce": self.class_weight * self._cross_entropy(class_logits.float(), wanted),
+            "loss_mask": self.mask_weight * self.comparison.loss(matched, truth).sum() / num_masks,
+            "loss_dice": self.dice_weight * dice(matched, truth).sum() / num_masks,
         }
 
     def _cross_entropy(self, class_logits: Tensor, wanted: Tensor) -> Tensor:
@@ -111,15 +153,3 @@ def _average_over_processes(value: Tensor) -> Tensor:
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(value)
     return value / comm.get_world_size()
-
-
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (B, C, h, w) to (B, C, *size); batches may be empty."""
-    if len(maps) == 0:
-        return maps.new_zeros(0, maps.shape[1], *size) + maps.sum()
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
-
-
-def _dice(logits: Tensor, truth: Tensor) -> Tensor:
-    probability = logits.sigmoid()
-    return 1 - (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn import functional as F
 
-FOCAL_ALPHA = 0.25
-FOCAL_GAMMA = 2.0
+from ovseg.proposals.mask_comparison import EveryPixel, MaskComparison, pairwise_dice
 
 
 @torch.no_grad()
@@ -22,17 +20,20 @@ def match(
     *,
     mask_weight: float,
     dice_weight: float,
+    class_weight: float = 1.0,
+    comparison: MaskComparison | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
     """Assign to each ground-truth mask its own query, at the lowest total cost (Hungarian algorithm).
 
-    Cost of a pair: minus the class probability + ``mask_weight`` x focal + ``dice_weight`` x dice, with
-    ground-truth masks resized to the predictions' size by nearest neighbour.
+    Cost of a pair: - ``class_weight`` x class probability + ``mask_weight`` x the comparison's measure (focal or cross
+    entropy) + ``dice_weight`` x dice.
 
     Args:
         class_logits: (B, Q, K + 1).
         mask_logits: (B, Q, h, w).
         gt_classes: per image int64 (n,).
         gt_masks: per image (n, H, W), 0 or 1.
+        comparison: where masks are compared and how; default every pixel.
 
     Returns:
         Per image the matched query and ground-truth indices, int64 (n,) each, queries ascending.
@@ -40,29 +41,16 @@ def match(
     Raises:
         FloatingPointError: a cost is not finite, that is, training has diverged.
     """
+    comparison = comparison or EveryPixel()
     matches = []
-    for logits, masks, classes, truth in zip(class_logits, mask_logits, gt_classes, gt_masks, strict=True):
-        truth = F.interpolate(truth[:, None].float(), masks.shape[-2:], mode="nearest")
-        cost_class = -logits.float().softmax(-1)[:, classes]  # (Q, n)
-        masks, truth = masks.float().flatten(1), truth.flatten(1)  # (Q, hw), (n, hw)
-        cost = cost_class + mask_weight * pairwise_focal(masks, truth) + dice_weight * pairwise_dice(masks, truth)
-        if not cost.isfinite().all():
-            raise FloatingPointError("the cost of matching queries and masks is not finite: training has diverged")
-        queries, targets = linear_sum_assignment(cost.cpu().numpy())
-        matches.append((torch.as_tensor(queries), torch.as_tensor(targets)))
+    # half precision, as autocast would have it, is too coarse for sums over so many pixels
+    with torch.autocast(class_logits.device.type, enabled=False):
+        for logits, masks, classes, truth in zip(class_logits, mask_logits, gt_classes, gt_masks, strict=True):
+            cost = -class_weight * logits.float().softmax(-1)[:, classes]  # (Q, n)
+            masks, truth = comparison.for_matching(masks.float(), truth.float())  # (Q, P), (n, P)
+            cost = cost + mask_weight * comparison.pairwise(masks, truth) + dice_weight * pairwise_dice(masks, truth)
+            if not cost.isfinite().all():
+                raise FloatingPointError("the cost of matching queries and masks is not finite: training has diverged")
+            queries, targets = linear_sum_assignment(cost.cpu().numpy())
+            matches.append((torch.as_tensor(queries), torch.as_tensor(targets)))
     return matches
-
-
-def pairwise_focal(logits: Tensor, truth: Tensor) -> Tensor:
-    """Sigmoid focal loss (alpha 0.25, gamma 2), averaged over pixels, of each pair; (Q, P), (n, P) -> (Q, n)."""
-    probability = logits.sigmoid()
-    if_foreground = FOCAL_ALPHA * (1 - probability) ** FOCAL_GAMMA * F.softplus(-logits)
-    if_background = (1 - FOCAL_ALPHA) * probability**FOCAL_GAMMA * F.softplus(logits)
-    return (if_foreground @ truth.T + if_background @ (1 - truth).T) / logits.shape[1]
-
-
-def pairwise_dice(logits: Tensor, truth: Tensor) -> Tensor:
-    """Dice loss 1 - (2 sum(s t) + 1) / (sum s + sum t + 1) of each pair; (Q, P), (n, P) -> (Q, n)."""
-    probability = logits.sigmoid()
-    total = probability.sum(1)[:, None] + truth.sum(1)[None]
-    return 1 - (2 * probability @ truth.T + 1) / (total + 1)

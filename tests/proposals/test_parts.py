@@ -11,7 +11,8 @@ from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
 from ovseg.proposals import D2SwinTransformer, OpenVocabMaskFormerHead
 from ovseg.proposals.criterion import MaskClassificationCriterion
-from ovseg.proposals.matcher import match, pairwise_dice, pairwise_focal
+from ovseg.proposals.mask_comparison import pairwise_dice, pairwise_focal
+from ovseg.proposals.matcher import match
 from ovseg.proposals.position_encoding import sine_position_encoding
 from ovseg.proposals.swin import relative_position_index, shifted_window_mask
 

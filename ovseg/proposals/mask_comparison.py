@@ -1,0 +1,153 @@
+"""How a predicted mask is compared with a true one, in matching and in the losses.
+
+MaskFormer compares every pixel, with the focal loss (arXiv 2107.06278, section 3.2). Mask2Former compares random
+points, with the cross entropy (arXiv 2112.01527, section 3.3; specification of SCAN, 5.3). Both add the dice loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness, point_sample
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovseg.errors import OvsegError
+
+FOCAL_ALPHA = 0.25
+FOCAL_GAMMA = 2.0
+
+
+class MaskComparison(Protocol):
+    """Masks as lists of P values, and the measure of their difference beside dice."""
+
+    def for_matching(self, masks: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """All masks of one image: logits (Q, h, w), truth float (n, H, W) -> (Q, P), (n, P)."""
+
+    def for_loss(self, masks: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Matched pairs: logits (M, h, w), truth float (M, H, W) -> (M, P) both."""
+
+    def pairwise(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """Cost of each pair: (Q, P), (n, P) -> (Q, n)."""
+
+    def loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """Loss of matched pairs: (M, P), (M, P) -> (M,)."""
+
+    def skip(self, queries: int, counts: Sequence[int], device: torch.device) -> None:
+        """Use up the random numbers of one comparison, of images with so many true masks, without comparing."""
+
+
+class EveryPixel:
+    """Focal loss of all pixels: in matching at the predictions' size, in the loss at the size of the truth."""
+
+    def for_matching(self, masks: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        truth = F.interpolate(truth[:, None], masks.shape[-2:], mode="nearest")
+        return masks.flatten(1), truth.flatten(1)
+
+    def for_loss(self, masks: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        return upsample(masks[:, None], truth.shape[-2:]).flatten(1), truth.flatten(1)
+
+    def pairwise(self, logits: Tensor, truth: Tensor) -> Tensor:
+        return pairwise_focal(logits, truth)
+
+    def loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        return sigmoid_focal_loss(logits, truth, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA).mean(1)
+
+    def skip(self, queries: int, counts: Sequence[int], device: torch.device) -> None:
+        pass
+
+
+class RandomPoints:
+    """Cross entropy at random points: uniform ones in matching, mostly uncertain ones in the loss.
+
+    Random numbers come from PyTorch's global generator of the masks' device. For one prediction they are, in this
+    order: (1, N, 2) for each image's matching; (M, N * oversample_ratio, 2), the points of which the uncertain ones are
+    chosen, for all M matched masks; (M, rest, 2), points that are taken as they are.
+
+    Args:
+        points: N per mask.
+        oversample_ratio: points drawn for each one wanted.
+        importance_ratio: part of the N points that are the most uncertain of those drawn (logit nearest to 0).
+    """
+
+    def __init__(self, points: int, oversample_ratio: float, importance_ratio: float):
+        for key, fine in (
+            ("TRAIN_NUM_POINTS", points >= 1),
+            ("OVERSAMPLE_RATIO", oversample_ratio >= 1),
+            ("IMPORTANCE_SAMPLE_RATIO", 0 <= importance_ratio <= 1),
+        ):
+            if not fine:
+                low, high = ("0", " and at most 1") if key.startswith("IMP") else ("1", "")
+                raise OvsegError(f"MODEL.MASK_FORMER.{key} must be at least {low}{high}")
+        self.points = points
+        self.oversample_ratio = oversample_ratio
+        self.importance_ratio = importance_ratio
+
+    def for_matching(self, masks: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        coordinates = torch.rand(1, self.points, 2, device=masks.device)
+        masks, truth = (point_sample(maps[None], coordinates, align_corners=False)[0] for maps in (masks, truth))
+        return masks, truth
+
+    def for_loss(self, masks: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        masks, truth = masks[:, None], truth[:, None]
+        with torch.no_grad():
+            coordinates = get_uncertain_point_coords_with_randomness(
+                masks, lambda logits: -logits.abs(), self.points, self.oversample_ratio, self.importance_ratio
+            )
+            truth = point_sample(truth, coordinates, align_corners=False)
+        return point_sample(masks, coordinates, align_corners=False)[:, 0], truth[:, 0]
+
+    def pairwise(self, logits: Tensor, truth: Tensor) -> Tensor:
+        return pairwise_cross_entropy(logits, truth)
+
+    def loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
+
+    def skip(self, queries: int, counts: Sequence[int], device: torch.device) -> None:
+        for _ in counts:
+            torch.rand(1, self.points, 2, device=device)
+        matched = sum(min(queries, count) for count in counts)
+        torch.rand(matched, int(self.points * self.oversample_ratio), 2, device=device)
+        rest = self.points - int(self.importance_ratio * self.points)
+        if rest:
+            torch.rand(matched, rest, 2, device=device)
+
+
+def pairwise_focal(logits: Tensor, truth: Tensor) -> Tensor:
+    """Sigmoid focal loss (alpha 0.25, gamma 2), averaged over pixels, of each pair; (Q, P), (n, P) -> (Q, n)."""
+    probability = logits.sigmoid()
+    if_foreground = FOCAL_ALPHA * (1 - probability) ** FOCAL_GAMMA * F.softplus(-logits)
+    if_background = (1 - FOCAL_ALPHA) * probability**FOCAL_GAMMA * F.softplus(logits)
+    return _pairwise(if_foreground, if_background, truth)
+
+
+def pairwise_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
+    """Binary cross entropy, averaged over points, of each pair; (Q, P), (n, P) -> (Q, n)."""
+    return _pairwise(F.softplus(-logits), F.softplus(logits), truth)
+
+
+def _pairwise(if_foreground: Tensor, if_background: Tensor, truth: Tensor) -> Tensor:
+    return (if_foreground @ truth.T + if_background @ (1 - truth).T) / truth.shape[1]
+
+
+def pairwise_dice(logits: Tensor, truth: Tensor) -> Tensor:
+    """Dice loss 1 - (2 sum(s t) + 1) / (sum s + sum t + 1) of each pair; (Q, P), (n, P) -> (Q, n)."""
+    probability = logits.sigmoid()
+    total = probability.sum(1)[:, None] + truth.sum(1)[None]
+    return 1 - (2 * probability @ truth.T + 1) / (total + 1)
+
+
+def dice(logits: Tensor, truth: Tensor) -> Tensor:
+    """Dice loss of matched pairs; (M, P), (M, P) -> (M,)."""
+    probability = logits.sigmoid()
+    return 1 - (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)
+
+
+def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of (B, C, h, w) to (B, C, *size); batches may be empty."""
+    if len(maps) == 0:
+        return maps.new_zeros(0, maps.shape[1], *size) + maps.sum()
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
