@@ -17,6 +17,7 @@ from ovseg.errors import OvsegError
 from ovseg.evaluation.identity import digest_of, file_digest
 from ovseg.evaluation.oracle_model import describe_oracle
 from ovseg.evaluation.sem_seg import SemSegEvaluator
+from ovseg.evaluation.sg_table import FatherTable
 from ovseg.evaluation.versions import git_commit, versions
 
 FILE = "results.json"
@@ -31,6 +32,8 @@ def results_record(
     seconds: Mapping[str, float],
     fingerprint: Mapping[str, Any],
     iteration: int | None = None,
+    dataset_settings: Mapping[str, float] | None = None,
+    sg_table: FatherTable | None = None,
 ) -> dict[str, Any]:
     """The content of ``results.json``.
 
@@ -41,6 +44,8 @@ def results_record(
         seconds: of all processes together, by what they were spent on.
         fingerprint: see :func:`ovseg.evaluation.identity.fingerprint`.
         iteration: of the model in training that was evaluated; None for the files that ``cfg`` names.
+        dataset_settings: those of this data set that are not for all, in ``cfg`` already.
+        sg_table: the table of SG-IoU, if that was asked for.
     """
     per_image = {part: value / semantic.num_images for part, value in seconds.items()}
     return {
@@ -55,6 +60,8 @@ def results_record(
         "miou_convention": semantic.convention,
         "oracle": describe_oracle(cfg),
         "views": _views(cfg),
+        "dataset_settings": dict(dataset_settings or {}),
+        "sg_iou": None if sg_table is None else sg_table.describe(),
         "results": results,
         "weights": {"model_sha256": fingerprint["model"], **_weights(cfg, iteration)},
         "seed": cfg.SEED,

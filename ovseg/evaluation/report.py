@@ -20,11 +20,12 @@ from ovseg.evaluation.proposals import MEAN_BEST_IOU, RECALL
 from ovseg.evaluation.record import FILE as RECORD_FILE
 from ovseg.files import atomic_path
 
-CONFUSION_FILE, PER_CLASS_FILE = "confusion.npz", "per_class.csv"
+CONFUSION_FILE, PER_CLASS_FILE, SG_TABLE_FILE = "confusion.npz", "per_class.csv", "sg_iou_table.json"
 
 
 def write_results(folder: Path, record: Mapping[str, Any], confusion: np.ndarray, html: bool) -> None:
-    """Write ``confusion.npz``, ``per_class.csv``, ``report.html`` if asked for, and last ``results.json``.
+    """Write ``confusion.npz``, ``per_class.csv``, and, if asked for, ``sg_iou_table.json`` and ``report.html``; last
+    ``results.json``.
 
     Args:
         folder: of the data set's results.
@@ -35,6 +36,9 @@ def write_results(folder: Path, record: Mapping[str, Any], confusion: np.ndarray
     with atomic_path(folder / CONFUSION_FILE) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, confusion=confusion)
     rows = per_class_rows(confusion, record["class_names"], record["evaluation_set"])
+    if table := record.get("sg_iou"):
+        write_json(folder / SG_TABLE_FILE, table["fathers"])
+        rows = [row | _sg_columns(row, record) for row in rows]
     write_csv(folder / PER_CLASS_FILE, rows)
     if html:
         write_report(folder, record, confusion)
@@ -49,6 +53,11 @@ def print_results(record: Mapping[str, Any], folder: Path) -> None:
     if oracle := record["oracle"]:
         told = ", ".join(f"{key}: {value}" for key, value in oracle.items())
         lines.append(f"WITH AN ORACLE, not a result of the model alone ({told})")
+    if settings := record.get("dataset_settings"):
+        lines.append(f"settings of this data set: {', '.join(f'{key} {value:g}' for key, value in settings.items())}")
+    if table := record.get("sg_iou"):
+        found = f"{table['pairs']} pairs of child and father ({table['mutual_pairs']} mutual) from {table['origin']}"
+        lines.append(f"SG-IoU: {found}" + ("" if table["threshold"] is None else f", cosine >= {table['threshold']:g}"))
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
     console.print(results_table(record["results"], list(record["evaluation_set"]), record["miou_convention"]))
@@ -81,11 +90,13 @@ def results_table(results: Mapping[str, Mapping[str, float]], subsets: Sequence[
     columns = [*subsets, f"un{subsets[0]}"] if len(subsets) == 1 else list(subsets)
     semantic, proposals = results["sem_seg"], results.get("proposals", {})
     union, ground_truth = (_mark("mIoU-union", convention == "union"), _mark("mIoU-gt", convention == "ground_truth"))
-    own = [semantic.get(f"mIoU-{name}") for name in columns]
+    forgiving, own_names = results.get("sg_iou", {}), [f"mIoU-{name}" for name in columns]
+    own = [semantic.get(name) for name in own_names]
     rows: list[tuple[str, list[float | None]]] = [
         (union, [semantic["mIoU-union"], *(own if convention == "union" else [None] * len(own))]),
         (ground_truth, [semantic["mIoU-gt"], *(own if convention == "ground_truth" else [None] * len(own))]),
         *([("hIoU with all others", [None, *(semantic.get(f"hIoU-{name}") for name in columns)])] if subsets else []),
+        *([("SG-mIoU", [forgiving.get(f"SG-{name}") for name in ("mIoU", *own_names)])] if forgiving else []),
         ("pACC", [semantic["pACC"], *(semantic.get(f"pAcc-{name}") for name in columns)]),
         ("mACC", [semantic["mACC"]]),
         ("fwIoU", [semantic["fwIoU"]]),
@@ -99,6 +110,13 @@ def results_table(results: Mapping[str, Mapping[str, float]], subsets: Sequence[
     for name, values in rows:
         table.add_row(name, *(_number(value) for value in values))
     return table
+
+
+def _sg_columns(row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """What SG-IoU adds to a class's row: its score, and its fathers as the table calls them."""
+    score, fathers = record["results"]["sg_iou"][f"SG-IoU-{row['name']}"], record["sg_iou"]["fathers"]
+    above = fathers.get(row["name"]) or fathers.get(str(row["index"]), [])
+    return {"SG-IoU": "" if math.isnan(score) else round(score, 4), "fathers": "; ".join(above)}
 
 
 def _protocol_line(protocol: Mapping[str, Any]) -> str:

@@ -19,12 +19,14 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ovseg.config_per_dataset import check_per_dataset, config_of, settings_of
 from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import SampleLoader, test_dataset, test_loader
 from ovseg.data.own.naming import folder_name
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.crf import DenseCRF
+from ovseg.evaluation.dataset_settings import check_settings, dataset_settings
 from ovseg.evaluation.ground_truth import GroundTruth
 from ovseg.evaluation.identity import fingerprint, model_digest
 from ovseg.evaluation.oracle_model import check_oracle, oracle_model
@@ -34,6 +36,8 @@ from ovseg.evaluation.proposals import ProposalRecallEvaluator
 from ovseg.evaluation.record import finished_record, results_record
 from ovseg.evaluation.report import print_results, write_results
 from ovseg.evaluation.sem_seg import Keeper, SemSegEvaluator
+from ovseg.evaluation.sg_iou import check_metric, sg_scores
+from ovseg.evaluation.sg_table import build_table
 from ovseg.evaluation.tally import Stopwatch, add_other_processes
 from ovseg.evaluation.tta import augmented_model
 from ovseg.evaluation.worst import FILE as WORST_FILE
@@ -53,15 +57,22 @@ def evaluate_all(
         results by data set; the results are empty outside the main process.
 
     Raises:
-        OvsegError: no data set is named, or one is not prepared (all are checked before the first starts).
+        OvsegError: no data set is named, one is not prepared, or an option cannot work for it (all are checked before
+            the first starts).
     """
     if not cfg.DATASETS.TEST:
         raise OvsegError("DATASETS.TEST is empty: name the data sets to evaluate on")
     check_oracle(cfg)
+    check_metric(cfg.METRIC)
+    check_per_dataset(cfg)
     prediction_format(cfg.TEST.SAVE_PREDICTIONS)
+    model = _bare(model)
     for dataset_name in cfg.DATASETS.TEST:
         check_prepared(dataset_name)
-        protocol_of(dataset_name, cfg.TEST.VOCABULARY)
+        protocol = protocol_of(dataset_name, cfg.TEST.VOCABULARY)
+        if cfg.METRIC == "SG-IoU":
+            build_table(cfg, model, protocol)
+        check_settings(model, settings_of(cfg, dataset_name))
     digest = model_digest(model)
     results: OrderedDict[str, OrderedDict] = OrderedDict()
     for name in cfg.DATASETS.TEST:
@@ -84,7 +95,8 @@ def evaluate_dataset(
     :mod:`ovseg.evaluation.record`, last of all), ``per_class.csv``, ``confusion.npz``, with TEST.SAVE_PREDICTIONS the
     predictions, with TEST.REPORT ``report.html``; and prints a table. While it runs, and when it was broken off, what
     is counted so far lies in ``.partial`` there. Keys that matter: TEST.VOCABULARY, TEST.MIOU_CONVENTION,
-    TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.REPORT, TEST.AUG, TEST.SLIDING_*, TEST.DENSE_CRF, TEST.ORACLE*.
+    TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.REPORT, TEST.AUG, TEST.SLIDING_*, TEST.DENSE_CRF, TEST.ORACLE*,
+    METRIC and TEST.SG_IOU_*. Settings of the data set (TEST.PER_DATASET) are given to the model until it is done.
 
     Args:
         resume: leave out images that an earlier run has counted, and all of them if there is a result: of the same
@@ -93,15 +105,29 @@ def evaluate_dataset(
         digest: the model's, where it is known.
 
     Returns:
-        ``{"sem_seg": {score: percent}, "proposals": {...}}`` on the main process, empty elsewhere. The confusion
-        matrix is summed before any score is computed: neither the number of processes nor interruptions change a bit.
+        ``{"sem_seg": {score: percent}, "proposals": {...}, "sg_iou": {...}}``, the latter two where asked for, on the
+        main process, empty elsewhere. The confusion matrix is summed before any score is computed: neither the number
+        of processes nor interruptions change a bit.
 
     Raises:
         OvsegError: the data set is not prepared, an image or label file is unusable, or an option cannot work.
     """
     check_prepared(dataset_name)
-    if isinstance(model, DistributedDataParallel):
-        model = model.module  # shares differ in size, so its collective calls would wait for ever
+    model = _bare(model)
+    with dataset_settings(model, settings_of(cfg, dataset_name)):
+        return _evaluate(cfg, model, dataset_name, resume, iteration, digest)
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The model without its wrapper: shares differ in size, so its collective calls would wait for ever."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _evaluate(
+    cfg: CfgNode, model: nn.Module, dataset_name: str, resume: bool, iteration: int | None, digest: str | None
+) -> OrderedDict[str, dict[str, float]]:
+    """See :func:`evaluate_dataset`; the model has the data set's settings."""
+    settings, cfg = settings_of(cfg, dataset_name), config_of(cfg, dataset_name)
     folder = Path(cfg.OUTPUT_DIR) / "inference" / folder_name(dataset_name, cfg.DATASETS.TEST)
     outputs = ["sem_seg" if cfg.TEST.DENSE_CRF else "label_map"]
     if cfg.TEST.PROPOSAL_RECALL:
@@ -109,7 +135,9 @@ def evaluate_dataset(
     dataset = test_dataset(cfg, dataset_name, outputs)
     protocol = protocol_of(dataset_name, cfg.TEST.VOCABULARY)
     file_names = [str(dataset.records[index]["file_name"]) for index in range(len(dataset))]
+    table = build_table(cfg, model, protocol) if cfg.METRIC == "SG-IoU" else None
     identity = fingerprint(cfg, digest or model_digest(model), file_names, protocol)
+    identity["sg_iou"] = None if table is None else table.digest
     if resume and (record := comm.all_gather(finished_record(folder, identity))[0]) is not None:
         logger.info("--resume: %s was evaluated before, with the same weights and settings", dataset_name)
         if comm.is_main_process():
@@ -147,7 +175,12 @@ def evaluate_dataset(
         return OrderedDict()
     if semantic.num_images != len(dataset):
         raise RuntimeError(f"{semantic.num_images} images of {dataset_name} counted, but it has {len(dataset)}")
-    record = results_record(cfg, semantic, results, watch.seconds, identity, iteration)
+    if table is not None:
+        truth = semantic.ground_truth
+        results["sg_iou"] = sg_scores(
+            semantic.confusion, truth.class_names, table.fathers, truth.evaluation_set, semantic.convention
+        )
+    record = results_record(cfg, semantic, results, watch.seconds, identity, iteration, settings, table)
     write_results(folder, record, semantic.confusion, html=cfg.TEST.REPORT)
     partial.remove()
     return _told(record, folder)

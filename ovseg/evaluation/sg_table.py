@@ -49,17 +49,27 @@ class FatherTable:
     def __post_init__(self) -> None:
         check_fathers(self.fathers, len(self.class_names), self.origin)
 
+    @property
+    def pairs(self) -> set[tuple[int, int]]:
+        """All (child, father)."""
+        return {(child, father) for child, above in self.fathers.items() for father in above}
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the pairs: equal for equal tables, whatever they were read from."""
+        return hashlib.sha256(json.dumps(sorted(self.pairs)).encode()).hexdigest()
+
     def describe(self) -> dict[str, Any]:
-        """What results.json says: origin, threshold, how many classes have fathers, pairs, of these mutual, a hash."""
-        pairs = {(child, father) for child, above in self.fathers.items() for father in above}
-        listed = json.dumps(sorted(pairs)).encode()
+        """What ``results.json`` says of it; ``fathers`` is the table, see :meth:`named`."""
+        pairs = self.pairs
         return {
             "origin": self.origin,
             "threshold": self.threshold,
             "classes_with_fathers": len(self.fathers),
             "pairs": len(pairs),
             "mutual_pairs": sum((father, child) in pairs for child, father in pairs),
-            "sha256": hashlib.sha256(listed).hexdigest(),
+            "sha256": self.digest,
+            "fathers": self.named(),
         }
 
     def named(self) -> dict[str, list[str]]:
