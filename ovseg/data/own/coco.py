@@ -157,7 +157,8 @@ class PanopticLabels(_Decoder):
         segment_ids = packed >> 16 | packed & 0xFF00 | (packed & 0xFF) << 16
         segments = {segment["id"]: segment for segment in pair.entry["annotations"][0]["segments_info"]}
         table = {number: self.class_of(segment) for number, segment in segments.items()}
-        labels = look_up(segment_ids, {0: self.classes.background, **table}, show=lambda id_: f"segment {id_}")
+        table = {0: self.classes.background, **table}
+        labels = look_up(segment_ids, table, self.classes.unlisted, show=lambda number: f"segment {number}")
         unlisted = {}
         for name, pixels in labels.unlisted.items():
             segment = segments.get(int(name.split()[1]))
