@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from ovseg.meta_arch.segmenter_base import ProposalNamer
-from ovseg.proposals.criterion import MaskClassificationCriterion
 
 
 @META_ARCH_REGISTRY.register()
@@ -16,14 +13,6 @@ class OVSeg(ProposalNamer):
 
     See :class:`ProposalNamer` for inputs, outputs and the steps, which are OVSeg's as they are there.
     """
-
-    @classmethod
-    def from_config(cls, cfg) -> dict[str, Any]:
-        head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
-        criterion = MaskClassificationCriterion(
-            head.NUM_CLASSES, former.NO_OBJECT_WEIGHT, former.MASK_WEIGHT, former.DICE_WEIGHT
-        )
-        return super().from_config(cfg) | {"criterion": criterion}
 
 
 @META_ARCH_REGISTRY.register()

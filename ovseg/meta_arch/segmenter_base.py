@@ -19,6 +19,7 @@ from ovseg.errors import OvsegError
 from ovseg.meta_arch.naming import ClipOpinion, Proposals, explain, fuse, own_probabilities
 from ovseg.meta_arch.painting import class_winner_weights, paint_labels, paint_scores, resize
 from ovseg.meta_arch.words import Words, requested_words
+from ovseg.proposals.criterion import MaskClassificationCriterion
 from ovseg.proposals.mask_comparison import upsample
 
 PAINTINGS = ("mask_sum", "class_winner")
@@ -70,7 +71,7 @@ class ProposalNamer(nn.Module):
         backbone: Backbone,
         sem_seg_head: nn.Module,
         clip_adapter: ClipAdapter,
-        criterion: nn.Module,
+        criterion: MaskClassificationCriterion,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         size_divisibility: int,
@@ -106,7 +107,7 @@ class ProposalNamer(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
-        """The arguments that all systems have, but for the ``criterion``."""
+        """The arguments that all systems have."""
         refuse_keys_without_effect(cfg)
         backbone = build_backbone(cfg)
         head, former, adapter = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER, cfg.MODEL.CLIP_ADAPTER
@@ -120,6 +121,7 @@ class ProposalNamer(nn.Module):
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "clip_adapter": clip_adapter,
+            "criterion": MaskClassificationCriterion(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": former.SIZE_DIVISIBILITY,
