@@ -95,11 +95,15 @@ def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     * Checkpoints from before the pixel decoder was a module of its own (specification, section 7): names under
       ``sem_seg_head.`` that belong neither to ``predictor`` nor to ``pixel_decoder`` get ``pixel_decoder.``.
+    * Mask2Former's first queries were called ``static_query`` (specification of SCAN, 5.2).
+
+    Only names are looked at: the versions that the originals go by get lost when a file is converted.
     """
     head, renamed = "sem_seg_head.", {}
     for name, tensor in state.items():
         if name.startswith(head) and not name.startswith((f"{head}predictor.", f"{head}pixel_decoder.")):
             name = f"{head}pixel_decoder.{name.removeprefix(head)}"
+        name = name.replace(f"{head}predictor.static_query.", f"{head}predictor.query_feat.")
         renamed[name] = tensor
     return renamed
 
@@ -173,7 +177,7 @@ def _shape_remedy(mis_shaped: Mapping[str, tuple]) -> str:
 
 # What gives a file away, by a part of its names; the first that matches.
 _SIGNATURES = (
-    ("sem_seg_head.predictor.static_query", "a Mask2Former-based checkpoint (SCAN)"),
+    ("sem_seg_head.predictor.query_feat.", "a Mask2Former-based checkpoint (SCAN)"),
     ("img_encoder.", "an OVSegmentor or GroupViT checkpoint"),
     ("visual.transformer.resblocks.", "a CLIP model: give it as MODEL.CLIP_ADAPTER.CLIP_WEIGHTS"),
     ("layers.0.blocks.0.attn.qkv", "a Swin backbone of other sizes"),

@@ -136,6 +136,13 @@ def test_old_names_of_the_head_are_brought_up_to_date(tmp_path, state):
     assert len(load_weights(Model(), save(tmp_path, old)).loaded) == len(state)
 
 
+def test_old_names_of_mask2formers_queries():
+    tensor, predictor = torch.ones(1), "sem_seg_head.predictor."
+    renamed = rename_keys({f"{predictor}static_query.weight": tensor, f"{predictor}query_embed.weight": tensor})
+    assert set(renamed) == {f"{predictor}query_feat.weight", f"{predictor}query_embed.weight"}
+    assert rename_keys(renamed) == renamed
+
+
 def test_backbone_alone(tmp_path, state):
     backbone = {name.removeprefix("backbone."): t for name, t in state.items() if name.startswith("backbone.")}
     backbone["head.weight"] = torch.ones(5)
