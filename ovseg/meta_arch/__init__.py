@@ -1,5 +1,6 @@
 """One file per system; importing this package registers them with Detectron2."""
 
 from ovseg.meta_arch.ovseg import OVSeg, OVSegDEMO
+from ovseg.meta_arch.scan import SCAN, SCANDEMO
 
-__all__ = ["OVSeg", "OVSegDEMO"]
+__all__ = ["SCAN", "SCANDEMO", "OVSeg", "OVSegDEMO"]

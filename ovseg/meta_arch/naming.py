@@ -10,6 +10,8 @@ from torch import Tensor
 from ovseg.clip.contextual_shift import Context
 from ovseg.meta_arch.words import Words
 
+LOG_EPSILON = 1e-8
+
 
 @dataclass(frozen=True)
 class Proposals:
@@ -71,6 +73,20 @@ def fuse(own: Tensor, clip: ClipOpinion, weight: float) -> Tensor:
         return torch.zeros_like(own).masked_scatter_(seen, clip.probabilities)
     opinion = torch.ones_like(own).masked_scatter_(seen, clip.probabilities)
     return own ** (1 - weight) * opinion**weight
+
+
+def normalise_over_classes(fused: Tensor, own: Tensor) -> Tensor:
+    """Scale each mask's scores to sum to the probability that it is an object, and smooth them (SCAN's variant "log").
+
+    The original's detour by logarithms (specification of SCAN, section 9, step 5) comes to this.
+
+    Args:
+        fused: (Q, K) from :func:`fuse`.
+        own: (Q, K) the network's own probabilities; what is missing to 1 is "no object".
+    """
+    objects = own.sum(-1, keepdim=True)
+    scores = fused / fused.sum(-1, keepdim=True).clamp_min(torch.finfo(fused.dtype).tiny) * objects + LOG_EPSILON
+    return scores / (scores.sum(-1, keepdim=True) + (1 - objects) + LOG_EPSILON)
 
 
 def explain(found: Proposals, clip: ClipOpinion, fused: Tensor, threshold: float) -> dict[str, Tensor]:

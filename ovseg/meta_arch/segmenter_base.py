@@ -30,8 +30,8 @@ WITHOUT_NAMES = {"proposals", "soft_proposals"}  # outputs for which CLIP need n
 class ProposalNamer(nn.Module):
     """Open-vocabulary semantic segmentation by classifying proposals.
 
-    A system is this class with its own ``from_config``, and where it differs its own :meth:`look`, :meth:`calibrate`,
-    :meth:`context` and :meth:`fuse`; as they are here, CLIP sees masked crops and nothing else.
+    A system is this class with its own :meth:`look`, :meth:`calibrate`, :meth:`context` and :meth:`fuse` where it
+    differs; as they are here, CLIP sees masked crops and nothing else.
 
     Input: a list of dicts, one per image:
 
@@ -107,7 +107,6 @@ class ProposalNamer(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
-        """The arguments that all systems have."""
         refuse_keys_without_effect(cfg)
         backbone = build_backbone(cfg)
         head, former, adapter = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER, cfg.MODEL.CLIP_ADAPTER
