@@ -127,7 +127,7 @@ def score_table(dataset: str, groups: Sequence[Group], wanted: Sequence[str] = (
     names = list(wanted) or _main_scores([one for group in scores for one in group])
     for group, own in zip(groups, scores, strict=True):
         if lacking := [name for name in names if any(name not in one for one in own)]:
-            there = ", ".join(name for name in own[0] if not name.startswith(("IoU-", "ACC-")))
+            there = ", ".join(name for name in own[0] if not name.startswith(("IoU-", "ACC-", "SG-IoU-", "SG-ACC-")))
             raise OvsegError(f"{group.name} has no {lacking[0]} on {dataset}: choose --scores among {there}")
     values = [[[one[name] for one in own] for name in names] for own in scores]
     table = Table(box=box.MARKDOWN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import per_class_rows
 from ovseg.evaluation.differences import flatten, short
 from ovseg.evaluation.html_report import write_report
@@ -43,6 +45,23 @@ def write_results(folder: Path, record: Mapping[str, Any], confusion: np.ndarray
     if html:
         write_report(folder, record, confusion)
     write_json(folder / RECORD_FILE, record)
+
+
+def read_confusion(folder: Path, num_classes: int) -> np.ndarray:
+    """The (K+1,K+1) int64 matrix of a finished evaluation, row = prediction, column = truth.
+
+    Raises:
+        OvsegError: missing, damaged, or of another number of classes.
+    """
+    path = folder / CONFUSION_FILE
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            confusion = file["confusion"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise OvsegError(f"{path} cannot be read ({error}): evaluate again") from error
+    if confusion.shape != (num_classes + 1, num_classes + 1):
+        raise OvsegError(f"{path} has shape {confusion.shape}, but {RECORD_FILE} has {num_classes} classes")
+    return confusion
 
 
 def print_results(record: Mapping[str, Any], folder: Path) -> None:
