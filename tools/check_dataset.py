@@ -79,8 +79,7 @@ def show(report: Report) -> None:
     if report.unlisted:
         console.print("\nvalues outside the list of classes", style="bold")
         for value, entry in list(report.unlisted.items())[:MOST_LINES]:
-            files = entry["files"]
-            console.print(f"  {value}: {entry['pixels']:,} pixels in {len(files):,} files, {_some(files, 3)}")
+            console.print(f"  {value}: {entry['pixels']:,} pixels in {_some(entry['files'], 3)}")
     checked = f"{report.num_pairs:,} pairs of image and labels, {len(report.checked):,} checked"
     console.print(f"\n{report.name}: {checked}; {_verdict(report)}", style="bold")
 
