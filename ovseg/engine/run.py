@@ -25,7 +25,7 @@ from ovseg.engine.setup import seed_everything
 from ovseg.engine.solver import build_lr_scheduler, build_optimizer
 from ovseg.engine.trainer import Trainer
 from ovseg.errors import OvsegError
-from ovseg.evaluation.runner import evaluate_all
+from ovseg.evaluation.runner import check_evaluation, evaluate_all
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,10 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
     Raises:
         OvsegError: see the parts; nothing is half-written in ``OUTPUT_DIR`` whenever it comes.
     """
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        check_prepared(name)  # the last of them is needed after hours only
+    for name in cfg.DATASETS.TRAIN:
+        check_prepared(name)
+    single_view = _single_view(cfg)
+    check_evaluation(single_view)  # it is needed after hours only
     checkpoints = CheckpointFolder(cfg.OUTPUT_DIR)
     found = _find_checkpoint(checkpoints, resume)
     seed, position = _progress(cfg, found)
@@ -78,10 +80,6 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
             checkpoints.save(name, {"model": model.state_dict(), "samples_used": used, **trainer.state_dict()})
 
     results: OrderedDict[str, Any] = OrderedDict()
-    single_view = cfg.clone()
-    single_view.defrost()
-    single_view.TEST.ORACLE = "none"  # an analysis, for --eval-only
-    single_view.TEST.AUG.ENABLED = False  # many times the cost: for --eval-only (specification 10.2)
 
     def evaluate_now() -> OrderedDict[str, Any]:
         results.clear()
@@ -115,8 +113,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
     Raises:
         OvsegError: no weights given, or see the parts.
     """
-    for name in cfg.DATASETS.TEST:
-        check_prepared(name)  # before the model is built, which can take a while
+    check_evaluation(cfg)
     found = CheckpointFolder(cfg.OUTPUT_DIR).load_newest() if resume else None
     if found is None and not cfg.MODEL.WEIGHTS:
         raise OvsegError(
@@ -141,6 +138,15 @@ def autocast_dtype(enabled: bool, device: str) -> torch.dtype | None:
     if not enabled:
         return None
     return torch.float16 if torch.device(device).type == "cuda" else torch.bfloat16
+
+
+def _single_view(cfg: CfgNode) -> CfgNode:
+    """The configuration of the evaluations while a model trains."""
+    single_view = cfg.clone()
+    single_view.defrost()
+    single_view.TEST.ORACLE = "none"  # an analysis, for --eval-only
+    single_view.TEST.AUG.ENABLED = False  # many times the cost: for --eval-only (specification 10.2)
+    return single_view
 
 
 def _find_checkpoint(checkpoints: CheckpointFolder, resume: bool) -> tuple[Path, dict[str, Any]] | None:

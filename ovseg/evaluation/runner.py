@@ -37,7 +37,7 @@ from ovseg.evaluation.record import finished_record, results_record
 from ovseg.evaluation.report import print_results, write_results
 from ovseg.evaluation.sem_seg import Keeper, SemSegEvaluator
 from ovseg.evaluation.sg_iou import check_metric, sg_scores
-from ovseg.evaluation.sg_table import build_table
+from ovseg.evaluation.sg_table import build_table, read_table
 from ovseg.evaluation.tally import Stopwatch, add_other_processes
 from ovseg.evaluation.tta import augmented_model
 from ovseg.evaluation.worst import FILE as WORST_FILE
@@ -46,6 +46,23 @@ from ovseg.images import read_image
 from ovseg.progress import progress_bar
 
 logger = logging.getLogger(__name__)
+
+
+def check_evaluation(cfg: CfgNode) -> None:
+    """Check all that can be checked without a model, which may take minutes to build.
+
+    Raises:
+        OvsegError: a data set is not prepared, or an option cannot work.
+    """
+    check_oracle(cfg)
+    check_metric(cfg.METRIC)
+    check_per_dataset(cfg)
+    prediction_format(cfg.TEST.SAVE_PREDICTIONS)
+    for dataset_name in cfg.DATASETS.TEST:
+        check_prepared(dataset_name)
+        protocol = protocol_of(dataset_name, cfg.TEST.VOCABULARY)
+        if cfg.METRIC == "SG-IoU" and cfg.TEST.SG_IOU_TABLE:
+            read_table(cfg.TEST.SG_IOU_TABLE, protocol)
 
 
 def evaluate_all(
@@ -62,17 +79,12 @@ def evaluate_all(
     """
     if not cfg.DATASETS.TEST:
         raise OvsegError("DATASETS.TEST is empty: name the data sets to evaluate on")
-    check_oracle(cfg)
-    check_metric(cfg.METRIC)
-    check_per_dataset(cfg)
-    prediction_format(cfg.TEST.SAVE_PREDICTIONS)
+    check_evaluation(cfg)
     model = _bare(model)
     for dataset_name in cfg.DATASETS.TEST:
-        check_prepared(dataset_name)
-        protocol = protocol_of(dataset_name, cfg.TEST.VOCABULARY)
-        if cfg.METRIC == "SG-IoU":
-            build_table(cfg, model, protocol)
         check_settings(model, settings_of(cfg, dataset_name))
+        if cfg.METRIC == "SG-IoU":
+            build_table(cfg, model, protocol_of(dataset_name, cfg.TEST.VOCABULARY))
     digest = model_digest(model)
     results: OrderedDict[str, OrderedDict] = OrderedDict()
     for name in cfg.DATASETS.TEST:
