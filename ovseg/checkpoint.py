@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 # Part of the keys under a prefix that must be found for the file to count as this part of the model.
 MOSTLY = 0.5
 CLIP_PREFIX = "clip_adapter.clip_model."
+# What a checkpoint lacks of these, MODEL.CLIP_ADAPTER.CLIP_WEIGHTS gives.
+CLIP_PREFIXES = (CLIP_PREFIX, "clip_adapter.original_clip.")
+# In the official SCAN.pth, and used by nothing (specification of SCAN, section 13).
+LEFTOVERS = (f"{CLIP_PREFIX}visual.cxt_decoder.", f"{CLIP_PREFIX}visual.learnable_weight")
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     model.load_state_dict({name: state[name].to(own[name].dtype) for name in report.loaded}, strict=False)
     _warn_of_settings(read_settings(file, content), model, path)
     # CLIP may come from a file of its own; if it does not, the adapter says so
-    surprising = [name for name in report.missing if not name.startswith(CLIP_PREFIX)] or report.unexpected
+    surprising = [name for name in report.missing if not name.startswith(CLIP_PREFIXES)] or report.unexpected
     logger.log(logging.WARNING if surprising else logging.INFO, "%s: %s", path, report)
     return report
 
@@ -96,11 +100,14 @@ def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     * Checkpoints from before the pixel decoder was a module of its own (specification, section 7): names under
       ``sem_seg_head.`` that belong neither to ``predictor`` nor to ``pixel_decoder`` get ``pixel_decoder.``.
     * Mask2Former's first queries were called ``static_query`` (specification of SCAN, 5.2).
+    * :data:`LEFTOVERS` are left out.
 
     Only names are looked at: the versions that the originals go by get lost when a file is converted.
     """
     head, renamed = "sem_seg_head.", {}
     for name, tensor in state.items():
+        if name.startswith(LEFTOVERS):
+            continue
         if name.startswith(head) and not name.startswith((f"{head}predictor.", f"{head}pixel_decoder.")):
             name = f"{head}pixel_decoder.{name.removeprefix(head)}"
         name = name.replace(f"{head}predictor.static_query.", f"{head}predictor.query_feat.")
@@ -143,7 +150,7 @@ def _refuse_wrong_file(report: LoadReport, path: str | Path, own: Mapping[str, T
 
 def _refuse_partial(report: LoadReport, path: str | Path, model: nn.Module) -> None:
     parameters = {name for name, _ in model.named_parameters()}
-    needed = [name for name in report.missing if name in parameters and not name.startswith(CLIP_PREFIX)]
+    needed = [name for name in report.missing if name in parameters and not name.startswith(CLIP_PREFIXES)]
     if needed:
         raise OvsegError(
             f"{path} holds only a part of the model ({len(needed)} tensors are missing, such as {needed[0]}): give a "

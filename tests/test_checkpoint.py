@@ -143,6 +143,19 @@ def test_old_names_of_mask2formers_queries():
     assert rename_keys(renamed) == renamed
 
 
+def test_what_is_left_over_in_the_official_scan_checkpoint_is_ignored_by_name(tmp_path, state, caplog):
+    visual = "clip_adapter.clip_model.visual."
+    extra = {
+        f"{visual}cxt_decoder.multiattn.0.out_proj.bias": torch.ones(2),
+        f"{visual}learnable_weight": torch.ones(1),
+    }
+    report = load_weights(Model(), save(tmp_path, state | extra))
+    assert not report.unexpected and not caplog.records
+    other = load_weights(Model(), save(tmp_path, state | extra | {f"{visual}cxt": torch.ones(1)}))
+    assert other.unexpected == (f"{visual}cxt",)
+    assert set(rename_keys({"learnable_weight": torch.ones(1)})) == {"learnable_weight"}  # the model's own
+
+
 def test_backbone_alone(tmp_path, state):
     backbone = {name.removeprefix("backbone."): t for name, t in state.items() if name.startswith("backbone.")}
     backbone["head.weight"] = torch.ones(5)
