@@ -119,6 +119,7 @@ DEFAULTS: dict[str, Any] = {
     # sizes that follow from CLIP, as the published files spell them out; others are refused
     "MODEL.CLIP_VISION_DIM": 1024,  # width of CLIP's image tower
     "MODEL.SCAN_DIM": 768,  # dimension of CLIP's joint space
+    "MODEL.SCAN_FEEDFORWARD": 2048,  # ours: hidden width of the lightweight transformer, fixed in the original
     "MODEL.PATCH_SIZE": 16,  # in spite of its name the number of patches along a side of CLIP's input
     # contextual shift: the part of a crop's background patches replaced, and the blocks after which it is done
     "MODEL.CLIP_ADAPTER.REPLACE_RATIO": 0.15,

@@ -74,7 +74,7 @@ class LoneEncoderLayer(nn.Module):
         dropout: of attention weights, of the attention's result, and in the feed-forward part.
     """
 
-    def __init__(self, dim: int, feedforward: int = 2048, dropout: float = 0.1):
+    def __init__(self, dim: int, feedforward: int, dropout: float = 0.1):
         super().__init__()
         self.self_attn = nn.MultiheadAttention(dim, HEADS)  # its parameters; its forward is not called
         self.linear1 = nn.Linear(dim, feedforward)
@@ -98,9 +98,9 @@ class LoneEncoderLayer(nn.Module):
 class LightweightTransformer(nn.Module):
     """Encoder that sees each query as a sequence of its own, as the original does (specification, section 7.5)."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, feedforward: int = 2048):
         super().__init__()
-        self.layers = nn.ModuleList(LoneEncoderLayer(dim) for _ in range(BLOCKS))
+        self.layers = nn.ModuleList(LoneEncoderLayer(dim, feedforward) for _ in range(BLOCKS))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D), each row by itself."""

@@ -40,6 +40,7 @@ class SCAN(ProposalNamer):
 
     Args:
         frequency_sigmas: width of the frequency filter for each of the adapter's ``kept_depths``.
+        feedforward: width between the two linear layers of the lightweight transformer's blocks.
         ensemble_variant: "plain", "log" or "auto", see the key of that name.
         parts: the arguments of :class:`ProposalNamer`.
     """
@@ -47,7 +48,14 @@ class SCAN(ProposalNamer):
     adapter_class = ContextClipAdapter
 
     @configurable
-    def __init__(self, *, frequency_sigmas: Sequence[float], ensemble_variant: str = "auto", **parts: Any):
+    def __init__(
+        self,
+        *,
+        frequency_sigmas: Sequence[float],
+        feedforward: int = 2048,
+        ensemble_variant: str = "auto",
+        **parts: Any,
+    ):
         super().__init__(**parts)
         depths = self.clip_adapter.kept_depths
         if len(frequency_sigmas) != len(depths) or min(frequency_sigmas) <= 0:
@@ -66,7 +74,7 @@ class SCAN(ProposalNamer):
         self.LFM = LFM(width, visual.grid_size, frequency_sigmas)
         self.oriclip_mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(width, dim), fc2=nn.Linear(dim, dim)))
         self.fusion_decoder = FusionDecoder(dim)
-        self.lightweight_transformer = LightweightTransformer(dim)
+        self.lightweight_transformer = LightweightTransformer(dim, feedforward)
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
@@ -74,6 +82,7 @@ class SCAN(ProposalNamer):
         _check_sizes(cfg, arguments["clip_adapter"])
         return arguments | {
             "frequency_sigmas": cfg.MODEL.FREQUENCY_SIGMA,
+            "feedforward": cfg.MODEL.SCAN_FEEDFORWARD,
             "ensemble_variant": cfg.MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT,
         }
 
