@@ -16,6 +16,20 @@ from ovseg.engine.solver import build_optimizer
 ROOT = Path(__file__).parents[2]
 
 
+def read(manifest):
+    return json.loads(gzip.decompress((ROOT / "tests/data/manifests" / f"{manifest}.json.gz").read_bytes()))
+
+
+def build(config):
+    cfg = load_cfg(ROOT / "configs" / f"{config}.yaml", ["MODEL.DEVICE", "meta"])
+    with torch.device("meta"):  # shapes without memory
+        return cfg, build_model(cfg)
+
+
+def shapes(model):
+    return {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in model.state_dict().items()}
+
+
 @pytest.mark.parametrize(
     ("config", "manifest"),
     [
@@ -25,12 +39,9 @@ ROOT = Path(__file__).parents[2]
     ],
 )
 def test_manifest(config, manifest):
-    expected = json.loads(gzip.decompress((ROOT / "tests/data/manifests" / f"{manifest}.json.gz").read_bytes()))
-    cfg = load_cfg(ROOT / "configs" / f"{config}.yaml", ["MODEL.DEVICE", "meta"])
-    with torch.device("meta"):  # shapes without memory
-        model = build_model(cfg)
-    own = {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in model.state_dict().items()}
-    assert own == expected["state_dict"]
+    expected = read(manifest)
+    cfg, model = build(config)
+    assert shapes(model) == expected["state_dict"]
     groups = build_optimizer(cfg, model).param_groups
     names = {parameter: name for name, parameter in model.named_parameters()}
     settings = {names[g["params"][0]]: {"lr": g["lr"], "weight_decay": g["weight_decay"]} for g in groups}
@@ -39,3 +50,29 @@ def test_manifest(config, manifest):
         assert values == pytest.approx(expected["optimizer_groups"][name]), name
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == set(expected["frozen_parameters"])
+
+
+@pytest.mark.parametrize(
+    ("config", "manifest", "trained"),
+    [
+        ("scan_vitL", "scan_vitL", 158_671_673),
+        ("scan_vitL_demo", "scan_vitL", 158_671_673),
+        ("scan_vitB", "scan_vitB", 135_647_801),
+    ],
+)
+def test_scan(config, manifest, trained):
+    """The specification, section 11: 743 tensors train, 158.7 M and 135.6 M numbers; norms and embeddings undecayed."""
+    cfg, model = build(config)
+    assert shapes(model) == read(manifest)["state_dict"]
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    towers = ("clip_adapter.clip_model.", "clip_adapter.original_clip.")
+    assert frozen == {name for name in model.state_dict() if name.startswith(towers)}
+    groups = build_optimizer(cfg, model).param_groups
+    assert (len(groups), sum(p.numel() for g in groups for p in g["params"])) == (743, trained)
+    assert {group["lr"] for group in groups} == {6e-5}
+    undecayed = {group["name"] for group in groups if group["weight_decay"] == 0}
+    predictor = "sem_seg_head.predictor."
+    assert {f"{predictor}{name}.weight" for name in ("query_feat", "query_embed", "level_embed")} <= undecayed
+    assert {"fusion_decoder.ln.0.bias", "lightweight_transformer.layers.4.norm2.weight"} <= undecayed
+    assert "sem_seg_head.pixel_decoder.transformer.level_embed" not in undecayed
+    assert {group["weight_decay"] for group in groups} == {0, 0.01}
