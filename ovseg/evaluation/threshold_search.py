@@ -14,11 +14,13 @@ from detectron2.evaluation import inference_context
 from torch import nn
 from torch.utils.data import BatchSampler
 
+from ovseg.config_per_dataset import check_per_dataset, settings_of
 from ovseg.data.loader import SampleLoader, build_test_loader
 from ovseg.data.own.naming import folder_name
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import confusion_matrix, scores_from_confusion
+from ovseg.evaluation.dataset_settings import dataset_settings
 from ovseg.evaluation.ground_truth import GroundTruth
 
 THRESHOLD, WEIGHT = "MODEL.CLIP_ADAPTER.MASK_THR", "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
@@ -97,7 +99,8 @@ def search(
     """Evaluate every setting of the grid, image by image.
 
     The proposal network sees each image once, CLIP once for each threshold; a weight costs the painting alone. The
-    scores are those of :func:`ovseg.evaluation.runner.evaluate_dataset` at each setting.
+    scores are those of :func:`ovseg.evaluation.runner.evaluate_dataset` at each setting; what TEST.PER_DATASET says of
+    other keys holds.
 
     Args:
         model: has ``propose``, ``ask_clip``, ``paint`` and ``clip_adapter.mask_threshold``, as OVSeg; unchanged after.
@@ -114,30 +117,28 @@ def search(
     num_classes = len(truth.class_names)
     loader = _spread(build_test_loader(cfg, dataset_name, outputs=("label_map",)), limit, cfg.DATALOADER.NUM_WORKERS)
     counts = np.zeros((len(thresholds), len(weights), num_classes + 1, num_classes + 1), dtype=np.int64)
-    configured, done, total = model.clip_adapter.mask_threshold, 0, sum(map(len, loader.batch_sampler))
-    try:
-        with inference_context(model):
-            for inputs in loader:
-                for sample, found in zip(inputs, model.propose(inputs), strict=True):
-                    labels, label_file = truth.labels(sample)
-                    for row, threshold in enumerate(thresholds):
-                        model.clip_adapter.mask_threshold = threshold
-                        clip = model.ask_clip(found)
-                        for column, weight in enumerate(weights):
-                            size = (sample["height"], sample["width"])
-                            painted = model.paint(found, clip, weight, size, ("label_map",))["label_map"]
-                            counts[row, column] += confusion_matrix(
-                                protocol.classes_of(painted.cpu().numpy()),
-                                labels,
-                                num_classes,
-                                truth.ignore_label,
-                                pred_source=str(sample["file_name"]),
-                                gt_source=label_file,
-                            )
-                    done += 1
-                    on_image(done, total)
-    finally:
-        model.clip_adapter.mask_threshold = configured
+    done, total = 0, sum(map(len, loader.batch_sampler))
+    settings = settings_of(cfg, dataset_name) | {"MASK_THR": thresholds[0]}
+    with inference_context(model), dataset_settings(model, settings):
+        for inputs in loader:
+            for sample, found in zip(inputs, model.propose(inputs), strict=True):
+                labels, label_file = truth.labels(sample)
+                for row, threshold in enumerate(thresholds):
+                    model.clip_adapter.mask_threshold = threshold
+                    clip = model.ask_clip(found)
+                    for column, weight in enumerate(weights):
+                        size = (sample["height"], sample["width"])
+                        painted = model.paint(found, clip, weight, size, ("label_map",))["label_map"]
+                        counts[row, column] += confusion_matrix(
+                            protocol.classes_of(painted.cpu().numpy()),
+                            labels,
+                            num_classes,
+                            truth.ignore_label,
+                            pred_source=str(sample["file_name"]),
+                            gt_source=label_file,
+                        )
+                done += 1
+                on_image(done, total)
     scores = tuple(
         tuple(scores_from_confusion(c, truth.class_names, truth.evaluation_set, cfg.TEST.MIOU_CONVENTION) for c in row)
         for row in counts
@@ -175,6 +176,7 @@ def _check(cfg: CfgNode, model: nn.Module, thresholds, weights, limit: int | Non
             raise OvsegError(f"--{name} must be numbers from {low} to {high}, not {list(values)}")
         if len(set(values)) < len(values):
             raise OvsegError(f"--{name} holds a value twice: {list(values)}")
+    check_per_dataset(cfg)
     if limit is not None and limit < 1:
         raise OvsegError(f"--limit must be at least 1, not {limit}")
     if not all(hasattr(model, part) for part in ("propose", "ask_clip", "paint")):
