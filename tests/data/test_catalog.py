@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,12 @@ def test_unprepared_data_sets_say_what_is_missing_and_where_to_read(dataset, emp
 def test_every_section_is_in_the_readme():
     headings = {line.removeprefix("## ") for line in README.read_text(encoding="utf-8").splitlines()}
     assert {dataset.section for dataset in DATASETS} <= headings
+
+
+def test_every_name_is_in_the_readme():
+    quoted = re.findall(r"`(\w+?)(?:\{([\w,]+)\})?(\w*)`", README.read_text(encoding="utf-8"))
+    listed = {f"{start}{split}{end}" for start, splits, end in quoted for split in splits.split(",")}
+    assert set(ALL_NAMES) <= listed
 
 
 def test_unknown_name_gets_the_nearest():
