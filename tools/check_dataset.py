@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = check_dataset(
             subject, args.limit, args.workers, lambda done, total: progress.update(task, completed=done, total=total)
         )
-    text = json.dumps(report.as_dict(), indent=2, ensure_ascii=False)
+    text = json.dumps(report.as_dict(), indent=2)
     if args.json == Path("-"):
         print(text)
     else:

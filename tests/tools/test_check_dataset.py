@@ -149,6 +149,7 @@ def test_the_sheet_shows_all_classes_and_what_is_in_none(clean, tmp_path, capsys
     report = check_dataset(subject)
     pairs = [subject.pairing.pairs[index].name for index in choose_pairs(report, 3)]
     assert pairs == ["0", "4", "5"]  # three classes, the fourth, values outside the list
+    assert [subject.pairing.pairs[index].name for index in choose_pairs(report, 1)] == ["5"]
     drawable = {subject.pairing.pairs[index].name for index in choose_pairs(report, 99)}
     assert drawable == {*"012345", "ignored"}
     assert tool.main([str(clean), "--sheet", str(tmp_path / "sheet.png"), "--sheet-images", "3"]) == 1

@@ -25,7 +25,7 @@ _NOT_LISTED = "(not in the list of classes)"
 
 
 def choose_pairs(report: Report, count: int) -> list[int]:
-    """Pairs for the sheet: as many classes as possible, each pair for those not yet shown; then some evenly spread.
+    """Pairs for the sheet: one with values outside the list, then as many classes as possible, then some evenly spread.
 
     Args:
         report: of the data set.
@@ -37,8 +37,9 @@ def choose_pairs(report: Report, count: int) -> list[int]:
     left = {index: set(present.tolist()) for index, present in sorted(report.present.items())}
     chosen: list[int] = []
     shown: set[int] = set()
+    outside = len(report.class_names)
     while left and len(chosen) < count:
-        best = max(left, key=lambda index: len(left[index] - shown))
+        best = max(left, key=lambda index: (outside in left[index] - shown, len(left[index] - shown)))
         if not left[best] - shown:
             break
         shown |= left.pop(best)
