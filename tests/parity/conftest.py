@@ -5,9 +5,15 @@ from tests.parity import fixture
 
 @pytest.fixture(scope="session")
 def parity():
-    yield fixture.load()
-    if fixture.COMPARED:
-        name, error = max(fixture.COMPARED, key=lambda item: item[1])
-        print(
-            f"\nparity: {len(fixture.COMPARED)} float arrays compared, largest relative difference {error:.2e} ({name})"
-        )
+    """OVSeg's recording."""
+    recording = fixture.load_ovseg()
+    yield recording
+    print(f"\nparity, {recording.report()}")
+
+
+@pytest.fixture(scope="session")
+def scan_parity():
+    """SCAN's recording."""
+    recording = fixture.load_scan()
+    yield recording
+    print(f"\nparity, {recording.report()}")

@@ -1,9 +1,10 @@
-"""The recorded numbers of the original system, in full ($OVSEG_PARITY) or the reduced copy in tests/data."""
+"""The recorded numbers of the original systems, in full ($OVSEG_PARITY, $SCAN_PARITY) or reduced, in tests/data."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -16,26 +17,27 @@ from torch import Tensor
 from ovseg.checkpoint import load_weights
 from ovseg.config import get_cfg
 
-REDUCED = Path(__file__).parent.parent / "data" / "ovseg_tiny"
-RELATIVE_TOLERANCE = 1e-4  # of the array's largest magnitude, on CPU in float32 (the fixture's README)
+DATA = Path(__file__).parent.parent / "data"
+REDUCED = DATA / "ovseg_tiny"
+RELATIVE_TOLERANCE = 1e-4  # of the array's largest magnitude, on CPU in float32 (the fixtures' READMEs)
 
 
 class RecordedBackbone(Backbone):
-    """A backbone whose last stage, too large for the reduced copy, is played back."""
+    """A backbone whose last stages, too large for the reduced copy, are played back."""
 
-    def __init__(self, backbone: Backbone, res5: Tensor):
+    def __init__(self, backbone: Backbone, recorded: Mapping[str, Tensor]):
         super().__init__()
         self.backbone = backbone
-        self.res5 = res5
+        self.recorded = dict(recorded)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return self.backbone(image) | {"res5": self.res5}
+        return self.backbone(image) | self.recorded
 
     def output_shape(self):
         return self.backbone.output_shape()
 
 
-class Parity:
+class Recording:
     """Configuration, inputs and expected outputs of one recorded case, and the model with its weights."""
 
     def __init__(self, folder: Path):
@@ -43,16 +45,16 @@ class Parity:
         self.reduced = not (folder / "weights.safetensors").is_file()
         self.inputs = np.load(folder / "inputs.npz", allow_pickle=False)
         self.outputs = np.load(folder / "outputs.npz", allow_pickle=False)
-        self.behaviour = json.loads((folder / "behaviour.json").read_text())
+        self.compared: list[tuple[str, float]] = []  # float arrays, with their relative differences
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
         if self.reduced:
-            arrays = {
-                name: array
+            arrays = dict(
+                _unpacked(name, array)
                 for file in sorted(self.folder.glob("weights*.npz"))
                 for name, array in np.load(file).items()
-            }
+            )
         else:
             arrays = load_file(self.folder / "weights.safetensors")
         return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
@@ -75,25 +77,17 @@ class Parity:
             load_weights(model, self.folder / "weights.safetensors")
         return model.eval()
 
-    def names(self, which: str) -> list[str]:
-        return [str(name) for name in self.inputs[f"names/{which}"]]
+    def replace_stages(self, model, recorded: Mapping[str, str]) -> None:
+        """In the reduced copy, replace stages of the backbone by what they gave for this input.
 
-    def request(self, image: int, which: str = "test") -> dict:
-        height, width = (int(x) for x in self.inputs[f"img{image}/out_hw"])
-        pixels = torch.from_numpy(self.inputs[f"img{image}/image"]).permute(2, 0, 1)
-        return {"image": pixels, "height": height, "width": width, "class_names": self.names(which)}
-
-    def play_back(self, model, res5_name: str) -> None:
-        """In the reduced copy, replace the last backbone stage by what it gave for this input."""
+        Args:
+            recorded: stage -> name of the recorded array.
+        """
         if self.reduced:
             backbone = getattr(model.backbone, "backbone", model.backbone)
-            res5 = torch.from_numpy(self.outputs[res5_name])
-            model.backbone = RecordedBackbone(backbone, res5 if res5.dim() == 4 else res5[None])
-
-    def segment(self, model, image: int, which: str = "test") -> Tensor:
-        self.play_back(model, f"img{image}/backbone/res5")
-        with torch.no_grad():
-            return model([self.request(image, which)])[0]["sem_seg"]
+            maps = {stage: torch.from_numpy(self.outputs[name]) for stage, name in recorded.items()}
+            maps = {stage: x if x.dim() == 4 else x[None] for stage, x in maps.items()}
+            model.backbone = RecordedBackbone(backbone, maps)
 
     def check(self, name: str, actual: Tensor, tolerance: float = RELATIVE_TOLERANCE) -> None:
         """Compare with a recorded array.
@@ -111,13 +105,73 @@ class Parity:
             assert (actual == expected).all(), name
         else:
             error = np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-12)
-            COMPARED.append((name, float(error)))
+            self.compared.append((name, float(error)))
             assert error <= tolerance, f"{name}: relative difference {error:.2e}"
 
+    def report(self) -> str:
+        """What was compared, in one sentence."""
+        if not self.compared:
+            return f"{self.folder.name}: nothing compared"
+        name, error = max(self.compared, key=lambda item: item[1])
+        return (
+            f"{self.folder.name}: {len(self.compared)} float arrays compared, largest relative difference "
+            f"{error:.2e} ({name})"
+        )
 
-COMPARED: list[tuple[str, float]] = []
+
+class Parity(Recording):
+    """OVSeg's."""
+
+    def names(self, which: str) -> list[str]:
+        return [str(name) for name in self.inputs[f"names/{which}"]]
+
+    def request(self, image: int, which: str = "test") -> dict:
+        height, width = (int(x) for x in self.inputs[f"img{image}/out_hw"])
+        pixels = torch.from_numpy(self.inputs[f"img{image}/image"]).permute(2, 0, 1)
+        return {"image": pixels, "height": height, "width": width, "class_names": self.names(which)}
+
+    def play_back(self, model, res5_name: str) -> None:
+        self.replace_stages(model, {"res5": res5_name})
+
+    def segment(self, model, image: int, which: str = "test") -> Tensor:
+        self.play_back(model, f"img{image}/backbone/res5")
+        with torch.no_grad():
+            return model([self.request(image, which)])[0]["sem_seg"]
 
 
-def load() -> Parity:
-    folder = os.environ.get("OVSEG_PARITY")
-    return Parity(Path(folder) if folder else REDUCED)
+class ScanParity(Recording):
+    """SCAN's."""
+
+    @cached_property
+    def case(self) -> dict:
+        """Settings of each run, with their seeds."""
+        return json.loads((self.folder / "case.json").read_text())
+
+    def names(self, which: str) -> list[str]:
+        """``class_names`` or ``train_class_names``."""
+        return [str(name) for name in self.inputs[which]]
+
+    def request(self, image: int) -> dict:
+        height, width = (int(x) for x in self.inputs[f"out_hw{image}"])
+        pixels = torch.from_numpy(self.inputs[f"image{image}"]).permute(2, 0, 1)
+        return {"image": pixels, "height": height, "width": width, "class_names": self.names("class_names")}
+
+    def play_back(self, model, run: str) -> None:
+        """``run``: run0, run1 or train."""
+        self.replace_stages(model, {stage: f"{run}/backbone/{stage}" for stage in ("res4", "res5")})
+
+
+def _unpacked(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
+    """Undo the reduced copies' way of storing float16: its two bytes along the first axis."""
+    if not name.endswith("@bytes"):
+        return name, array
+    values = array.reshape(2, -1).T.copy().view(np.float16)
+    return name.removesuffix("@bytes"), values.reshape(array.shape[1:])
+
+
+def load_ovseg() -> Parity:
+    return Parity(Path(os.environ.get("OVSEG_PARITY") or REDUCED))
+
+
+def load_scan() -> ScanParity:
+    return ScanParity(Path(os.environ.get("SCAN_PARITY") or DATA / "scan_tiny"))
