@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,19 +12,18 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluators, inference_context
 from detectron2.utils import comm
-from detectron2.utils.logger import log_every_n_seconds
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ovseg.config_per_dataset import check_per_dataset, config_of, settings_of
 from ovseg.data.catalog import check_prepared
-from ovseg.data.loader import SampleLoader, test_dataset, test_loader
+from ovseg.data.loader import test_dataset, test_loader
 from ovseg.data.own.naming import folder_name
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.crf import DenseCRF
 from ovseg.evaluation.dataset_settings import check_settings, dataset_settings
+from ovseg.evaluation.feed import feed
 from ovseg.evaluation.ground_truth import GroundTruth
 from ovseg.evaluation.identity import fingerprint, model_digest
 from ovseg.evaluation.oracle_model import check_oracle, oracle_model
@@ -43,7 +40,6 @@ from ovseg.evaluation.tta import augmented_model
 from ovseg.evaluation.worst import FILE as WORST_FILE
 from ovseg.evaluation.worst import WorstImages
 from ovseg.images import read_image
-from ovseg.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +170,7 @@ def _evaluate(
     try:
         with inference_context(model), torch.no_grad(), partial.saving():
             viewed = augmented_model(cfg, oracle_model(cfg, model, dataset_name))
-            _run(viewed, test_loader(cfg, dataset, partial.done), evaluator, dataset_name, partial, watch)
+            feed(viewed, test_loader(cfg, dataset, partial.done), evaluator, dataset_name, partial, watch)
         partial.restore()
         results = OrderedDict(evaluator.evaluate())
         add_other_processes(watch)
@@ -219,44 +215,6 @@ def _keepers(
     if cfg.TEST.REPORT:
         keepers["worst"] = WorstImages(folder / WORST_FILE, len(truth.class_names))
     return keepers
-
-
-def _run(
-    model: nn.Module,
-    loader: SampleLoader,
-    evaluator: DatasetEvaluators,
-    dataset_name: str,
-    partial: PartialEvaluation,
-    watch: Stopwatch,
-) -> None:
-    """Feed this process's images through."""
-    total = sum(map(len, loader.batch_sampler))
-    done = 0
-    console = Console(stderr=True)
-    shares = comm.get_world_size()
-    label = dataset_name if shares == 1 else f"{dataset_name} (1 of {shares} processes)"
-    show = comm.is_main_process() and console.is_terminal
-    with progress_bar("{task.fields[speed]:.2f} img/s", console=console, show=show) as progress:
-        task = progress.add_task(label, total=total, speed=0.0)
-        began = time.perf_counter()
-        watch.start()
-        for images, inputs in zip(loader.batch_sampler, loader, strict=True):
-            watch.lap("reading")
-            outputs = model(inputs)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            watch.lap("model")
-            with partial.counting(images):
-                numbered = [{**sample, "index": index} for index, sample in zip(images, inputs, strict=True)]
-                evaluator.process(numbered, outputs)
-                watch.lap("evaluation")
-            done += len(inputs)
-            speed = done / (time.perf_counter() - began)
-            progress.update(task, completed=done, speed=speed)
-            if not console.is_terminal and comm.is_main_process():
-                left = datetime.timedelta(seconds=round((total - done) / speed))
-                message = f"{label}: {done}/{total} images, {speed:.2f} img/s, {left} left"
-                log_every_n_seconds(logging.INFO, message, n=30, name=__name__)
 
 
 def _crf_refinement():
