@@ -11,7 +11,7 @@ from detectron2.modeling import build_backbone, build_sem_seg_head
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovseg.proposals.criterion import MaskClassificationCriterion
+from ovseg.proposals import criterion, mask_comparison
 
 RUNS = ("run0", "run1")
 TIGHT = 1e-5  # relative; much less than the recording asks for
@@ -28,7 +28,7 @@ class ProposalNetwork(nn.Module):
         super().__init__()
         self.backbone = build_backbone(cfg)
         self.sem_seg_head = build_sem_seg_head(cfg, self.backbone.output_shape())
-        self.criterion = MaskClassificationCriterion(cfg)
+        self.criterion = criterion.MaskClassificationCriterion(cfg)
 
     def forward(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         return self.sem_seg_head(self.backbone(image))
@@ -88,23 +88,25 @@ def test_predictions(scan_parity, run):
 
 
 class Step:
-    """The recorded training step, from our masks and the class logits as recorded; and what it drew and matched."""
+    """The recorded training step from our masks and the recorded class logits: what it drew, matched and compared."""
 
     def __init__(self, scan_parity, monkeypatch, *opts):
-        import ovseg.proposals.criterion as module
-
         self.model = network(scan_parity, "train", *opts).train()
         classes, truth = zip(*targets(scan_parity), strict=True)
         masks = [masks for _, masks in self.model(normalised(scan_parity, ["train/image0", "train/image1"]))]
         self.masks = masks[-1]
         names = [f"train/aux{i}_sim_logits" for i in range(len(masks) - 1)] + ["train/sim_logits"]
         logits = [torch.from_numpy(scan_parity.outputs[name]).requires_grad_() for name in names]
-        self.random, self.matches = [], []
-        rand, match = torch.rand, module.match
+        self.random, self.matches, points = [], [], []
+        rand, match, sample = torch.rand, criterion.match, mask_comparison.point_sample
         monkeypatch.setattr(torch, "rand", lambda *size, **kwargs: recorded(self.random, rand(*size, **kwargs)))
-        monkeypatch.setattr(module, "match", lambda *args, **kwargs: recorded(self.matches, match(*args, **kwargs)))
+        monkeypatch.setattr(criterion, "match", lambda *args, **kwargs: recorded(self.matches, match(*args, **kwargs)))
+        monkeypatch.setattr(
+            mask_comparison, "point_sample", lambda x, where, **kwargs: sample(x, recorded(points, where), **kwargs)
+        )
         torch.manual_seed(scan_parity.case["settings"]["train"]["torch_seed"])
         self.losses = self.model.criterion(list(zip(logits, masks, strict=True)), classes, truth)
+        self.loss_points = [where for where in points if len(where) > 1][::2]  # matching has one set for all masks
 
 
 def recorded(results: list, result):
@@ -132,6 +134,8 @@ def test_training_step(scan_parity, monkeypatch):
     for i, matches in enumerate(step.matches):  # of the final prediction first
         for image, pair in enumerate(matches):
             scan_parity.check(f"train/match{i}_img{image}", torch.stack(pair))
+    for i, where in enumerate(step.loss_points):
+        scan_parity.check(f"train/loss_points{i}", where, TIGHT)
     expected = by_name(scan_parity, "train/loss_names", "train/losses_weighted")
     assert {name: loss.item() for name, loss in step.losses.items()} == pytest.approx(expected, rel=LOSS_TOLERANCE)
     total = sum(step.losses.values())
@@ -149,7 +153,9 @@ def test_training_step(scan_parity, monkeypatch):
 
 def test_random_numbers_are_drawn_in_the_originals_order(scan_parity, monkeypatch):
     step = Step(scan_parity, monkeypatch)
-    assert len(step.matches) == 4  # the last auxiliary prediction is not matched, but its numbers are drawn:
+    assert (
+        len(step.matches) == len(step.loss_points) == 4
+    )  # the last auxiliary prediction is not matched, but its numbers are drawn:
     assert [tuple(x.shape) for x in step.random] == [(1, 64, 2), (1, 64, 2), (5, 192, 2), (5, 16, 2)] * 5
     for i, drawn in enumerate(step.random):
         if f"train/rand{i:02d}" in scan_parity.outputs:
@@ -167,19 +173,3 @@ def test_the_last_auxiliary_loss_can_be_kept(scan_parity, monkeypatch):
     assert set(step.losses) == set(raw)
     for name, weight in weights.items():
         assert step.losses[f"{name}_3"].item() == pytest.approx(weight * raw[f"{name}_3"], rel=LOSS_TOLERANCE)
-
-
-def test_points_of_the_losses(scan_parity, monkeypatch):
-    """The recorded points of the final prediction, from the recorded random numbers."""
-    model = network(scan_parity, "train").train()
-    classes, truth = zip(*targets(scan_parity), strict=True)
-    used = []
-    import ovseg.proposals.mask_comparison as module
-
-    sample = module.point_sample
-    monkeypatch.setattr(module, "point_sample", lambda x, points, **kw: sample(x, recorded(used, points), **kw))
-    with torch.no_grad():
-        masks = model(normalised(scan_parity, ["train/image0", "train/image1"]))[-1][1]
-        torch.manual_seed(scan_parity.case["settings"]["train"]["torch_seed"])
-        model.criterion([(torch.from_numpy(scan_parity.outputs["train/sim_logits"]), masks)], classes, truth)
-    scan_parity.check("train/loss_points0", used[-1], TIGHT)

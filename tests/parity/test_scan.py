@@ -1,0 +1,313 @@
+"""SCAN against the numbers of the original.
+
+The reduced copy has neither the original CLIP's tower nor the lightweight transformer: what they gave is played back.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovseg.clip.adapter import unit
+from ovseg.clip.contextual_shift import draw, draw_patches, encode_shifted, shifted_blocks
+from ovseg.clip.regions import crop_masks
+from ovseg.clip.vit import foreground_patches
+from ovseg.clip.whole_image import WholeImages, look_at_whole, squash
+from ovseg.engine.solver import build_optimizer
+from ovseg.meta_arch.painting import paint_scores
+
+RUNS = ("run0", "run1")
+PLAIN = ("A", "B", "C_log", "D_cliponly", "F_noreplace")
+DEMO = ("demo_multi", "demo_single")
+NORM_TOLERANCE = 1e-3  # of gradients, relative
+DEPTHS = (2, 3, 4)  # SELECT_ORI_CLIP_ID
+
+
+class Recorded(nn.Module):
+    """A module's recorded output, whatever its input."""
+
+    def __init__(self, output: Tensor):
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output.view(x.shape)
+
+
+def options(scan_parity, setting: str) -> tuple:
+    values = scan_parity.case["settings"][setting]
+    keys = ("MASK_THR", "REPLACE_RATIO", "CLIP_ENSEMBLE_WEIGHT", "CLIP_ENSEMBLE")
+    opts = [item for key in keys for item in (f"MODEL.CLIP_ADAPTER.{key}", values[key])]
+    architecture = "SCANDEMO" if setting in DEMO else "SCAN"
+    return (*opts, "MODEL.CLIP_ADAPTER.REPLACE_SEED", -1, "MODEL.META_ARCHITECTURE", architecture)
+
+
+def whole_image(scan_parity, run: str) -> WholeImages:
+    """What the original CLIP saw, as recorded."""
+    recorded = {name.removeprefix(f"{run}/oriclip/"): name for name in scan_parity.outputs.files}
+    read = lambda name: torch.from_numpy(scan_parity.outputs[recorded[name]])  # noqa: E731
+    patches = [read(str(depth))[:, 0].T.unflatten(1, (7, 7)) for depth in DEPTHS]
+    class_tokens = torch.cat([read(f"{depth}_cls_token") for depth in range(5)])
+    return WholeImages(torch.stack(patches)[None], class_tokens, read("final_cls_token"))
+
+
+def model_for(scan_parity, run: str, *opts):
+    model = scan_parity.model(*opts)
+    scan_parity.play_back(model, run)
+    if scan_parity.reduced:
+        model.clip_adapter.look = lambda images, divisibility: whole_image(scan_parity, run)
+        model.lightweight_transformer = Recorded(torch.from_numpy(scan_parity.outputs[f"{run}/cls/after_light"]))
+    return model
+
+
+def request(scan_parity, run: str, setting: str) -> dict:
+    values = scan_parity.case["settings"][setting]
+    asked = scan_parity.request(int(run[-1]))
+    names = {"class_names": values["class_names"]} if "class_names" in values else {}
+    meta = {"meta": {"dataset_name": values["dataset_name"]}} if "dataset_name" in values else {}
+    return asked | names | meta
+
+
+def seed(scan_parity, setting: str) -> None:
+    random.seed(scan_parity.case["settings"][setting]["python_random_seed"])
+
+
+@pytest.mark.parametrize("run", RUNS)
+@torch.no_grad()
+def test_whole_image(scan_parity, run):
+    model = scan_parity.model("MODEL.SELECT_ORI_CLIP_ID", "[0, 1, 2, 3, 4]", "MODEL.FREQUENCY_SIGMA", "[1, 1, 1, 1, 1]")
+    adapter = model.clip_adapter
+    image = scan_parity.request(int(run[-1]))["image"].float()
+    squashed = squash([image], 32, 224, adapter.pixel_mean[0], adapter.pixel_std[0])
+    scan_parity.check(f"{run}/clip_input_sub8", squashed[..., ::8, ::8])
+    scan_parity.check(f"{run}/clip_input_sum", squashed.double().sum((2, 3)))
+    if scan_parity.reduced:
+        return
+    seen = adapter.look([image], 32)
+    for depth in range(5):
+        scan_parity.check(f"{run}/oriclip/{depth}", seen.patches[:, depth].flatten(2).permute(2, 0, 1))
+        scan_parity.check(f"{run}/oriclip/{depth}_cls_token", seen.class_tokens[depth][None])
+    scan_parity.check(f"{run}/oriclip/final_cls_token", seen.features)
+
+
+@pytest.mark.parametrize("run", RUNS)
+@torch.no_grad()
+def test_calibration(scan_parity, run):
+    model = scan_parity.model()
+    seen = whole_image(scan_parity, run)
+    text = model.clip_adapter.text_matrix(scan_parity.names("class_names"))
+    scan_parity.check(f"{run}/text_features", text)
+    enhanced = model.LFM(seen.patches)
+    for level in range(3):
+        scan_parity.check(f"{run}/lfm/{level}", enhanced[:, level])
+    memory = model.oriclip_mlp(enhanced.flatten(3).transpose(2, 3).flatten(1, 2))
+    scan_parity.check(f"{run}/oriclip_mlp", memory)
+    embeddings = torch.from_numpy(scan_parity.outputs[f"{run}/pred/logits_raw"])
+    fused = model.fusion_decoder(embeddings, memory)
+    scan_parity.check(f"{run}/cls/after_fusion", fused)
+    with_image = fused + model.learnable_weight * unit(seen.features)[:, None]
+    scan_parity.check(f"{run}/cls/light_in", with_image[0])
+    if scan_parity.reduced:
+        calibrated = torch.from_numpy(scan_parity.outputs[f"{run}/cls/after_light"])[None]
+    else:
+        calibrated = model.calibrate(embeddings, seen)
+        scan_parity.check(f"{run}/cls/after_light", calibrated[0])
+    scan_parity.check(f"{run}/cls/sim_logits", model.clip_adapter.similarity(calibrated, text))
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("setting", PLAIN + DEMO)
+@torch.no_grad()
+def test_setting(scan_parity, run, setting):
+    model = model_for(scan_parity, run, *options(scan_parity, setting))
+    asked, place = request(scan_parity, run, setting), f"{run}/{setting}/img0"
+    seed(scan_parity, setting)
+    scores = model([asked])[0]["sem_seg"]
+    scan_parity.check(f"{place}/sem_seg", scores)
+    assert len(scores) == len(scan_parity.case["settings"][setting].get("effective_class_names", asked["class_names"]))
+
+    found, adapter = model.propose([asked])[0], model.clip_adapter
+    if setting in DEMO:
+        scan_parity.check(f"{run}/{setting}/text_features", found.text)
+        embeddings = torch.from_numpy(scan_parity.outputs[f"{run}/cls/after_light"])[None]
+        scan_parity.check(f"{run}/{setting}/sim_logits", adapter.similarity(embeddings, found.text))
+    seed(scan_parity, setting)
+    logits, valid = adapter.classify_masks(found.image, found.masks, found.text, found.context)
+    scan_parity.check(f"{place}/valid", valid)
+    scan_parity.check(f"{place}/clip_logits", logits)
+    seed(scan_parity, setting)
+    scan_parity.check(
+        f"{place}/clip_features", unit(adapter.encode_masks(found.image, found.masks[valid], found.context))
+    )
+    masks = torch.cat([crop_masks(*cut, 224) for cut in adapter.cuts(found.masks[valid])])
+    check_draws(scan_parity, place, model.clip_adapter.original_clip, masks, setting)
+
+
+def check_draws(scan_parity, place: str, visual, masks: Tensor, setting: str) -> None:
+    background = (~foreground_patches(visual, masks)).sum(1)
+    scan_parity.check(f"{place}/n_background", background)
+    seed(scan_parity, setting)
+    ratio = scan_parity.case["settings"][setting]["REPLACE_RATIO"]
+    expected = scan_parity.outputs[f"{place}/picked"]
+    picked = np.full_like(expected, -1)
+    for layer, of_layer in enumerate(draw(background.tolist(), ratio, len(expected), random)):
+        for region, numbers in enumerate(of_layer):
+            picked[layer, region, : len(numbers)] = numbers
+    scan_parity.check(f"{place}/picked", torch.from_numpy(picked))
+
+
+@pytest.mark.parametrize("run", RUNS)
+@torch.no_grad()
+def test_crops_and_their_tokens(scan_parity, run):
+    model = model_for(scan_parity, run, *options(scan_parity, "A"))
+    found, adapter = model.propose([request(scan_parity, run, "A")])[0], model.clip_adapter
+    masks = found.masks[adapter.valid_masks(found.masks)]
+    crops, shown = map(torch.cat, zip(*adapter.regions(found.image, masks), strict=True))
+    place, visual = f"{run}/A/img0", adapter.clip_model.visual
+    scan_parity.check(f"{place}/region_mean", crops.mean((2, 3)))
+    scan_parity.check(f"{place}/region_std", crops.std((2, 3), correction=0))
+    scan_parity.check(f"{place}/region0_sub4", crops[0, :, ::4, ::4])
+    scan_parity.check(f"{place}/patch_fg", foreground_patches(visual, shown).byte())
+    seed(scan_parity, "A")
+    drawn = adapter.draw(masks, found.context)
+    tokens = {}
+    for depth in adapter.replace_blocks:  # what the next block is given
+        visual.transformer.resblocks[depth].register_forward_pre_hook(
+            lambda block, given, depth=depth: tokens.update({depth: given[0]})
+        )
+    encode_shifted(visual, crops[:4], drawn[:, :4], found.context.class_tokens, adapter.replace_blocks)
+    for depth, given in tokens.items():
+        scan_parity.check(f"{place}/tokens_after_replace{depth}", given)
+    assert set(tokens) == {1, 3}
+
+
+@pytest.mark.parametrize("run", RUNS)
+@torch.no_grad()
+def test_raw_logits_that_the_original_paints_without_clip(scan_parity, run):
+    """CLIP_ENSEMBLE False gives class probabilities here, as in OVSeg; the original's map can be made from its logits."""
+    model = model_for(scan_parity, run, *options(scan_parity, "E_noclip"))
+    asked = request(scan_parity, run, "E_noclip")
+    found = model.propose([asked])[0]
+    logits = torch.from_numpy(scan_parity.outputs[f"{run}/cls/sim_logits"])[0]
+    size = (asked["height"], asked["width"])
+    scan_parity.check(f"{run}/E_noclip/img0/sem_seg", paint_scores(logits, found.masks, size, 64))
+    expected = paint_scores(logits.softmax(-1)[:, :-1], found.masks, size, 64)
+    torch.testing.assert_close(model([asked])[0]["sem_seg"], expected, rtol=1e-3, atol=1e-3)
+
+
+def training_batch(scan_parity) -> list[dict]:
+    requests = []
+    for index in (0, 1):
+        label = torch.from_numpy(scan_parity.inputs[f"train/label{index}"])
+        instances = Instances(label.shape)
+        instances.gt_classes = label.unique()[label.unique() != 255].long()
+        instances.gt_masks = label[None] == instances.gt_classes[:, None, None]
+        image = torch.from_numpy(scan_parity.inputs[f"train/image{index}"]).permute(2, 0, 1)
+        requests.append({"image": image, "instances": instances, "class_names": scan_parity.names("train_class_names")})
+    return requests
+
+
+@pytest.fixture(scope="module")
+def step(scan_parity):
+    """Model after one backward pass, and its losses."""
+    if scan_parity.reduced:
+        pytest.skip("the reduced copy lacks the weights that training needs: set SCAN_PARITY")
+    model = scan_parity.model().train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    torch.manual_seed(scan_parity.case["settings"]["train"]["torch_seed"])
+    losses = model(training_batch(scan_parity))
+    sum(losses.values()).backward()
+    return model, losses
+
+
+def test_losses(scan_parity, step):
+    _, losses = step
+    names = [str(name) for name in scan_parity.outputs["train/loss_names"]]
+    assert set(losses) == set(names)
+    scan_parity.check("train/losses_weighted", torch.stack([losses[name] for name in names]))
+    scan_parity.check("train/total", sum(losses.values()))
+
+
+def test_logits_of_all_layers(scan_parity, step):
+    model, _ = step
+    with torch.no_grad():
+        images = [request["image"].float() for request in training_batch(scan_parity)]
+        _, predictions, _ = model._predict(images)
+        text = model.clip_adapter.text_matrix(scan_parity.names("train_class_names"))
+        scan_parity.check("train/pred_masks", predictions[-1][1])
+        names = [f"train/aux{i}_sim_logits" for i in range(4)] + ["train/sim_logits"]
+        for name, (embeddings, _) in zip(names, predictions, strict=True):
+            scan_parity.check(name, model.clip_adapter.similarity(embeddings, text))
+
+
+def test_gradients(scan_parity, step):
+    model, _ = step
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    names = [str(name) for name in scan_parity.outputs["train/grad_names"]]
+    assert set(gradients) == set(names)
+    for name, expected in zip(names, scan_parity.outputs["train/grad_norms"], strict=True):
+        norm = 0.0 if gradients[name] is None else gradients[name].norm().item()
+        assert norm == pytest.approx(expected, rel=NORM_TOLERANCE, abs=1e-5), name
+    for layer in model.lightweight_transformer.layers:  # queries and keys of a sequence of one do nothing
+        assert not layer.self_attn.in_proj_weight.grad[:64].any()
+        assert layer.self_attn.in_proj_weight.grad[64:].any()
+
+
+def test_one_step_lowers_the_loss(scan_parity, step):
+    model, losses = step
+    optimizer = build_optimizer(scan_parity.config("SOLVER.BASE_LR", 1e-4), model)
+    optimizer.step()
+    torch.manual_seed(scan_parity.case["settings"]["train"]["torch_seed"])
+    assert sum(model(training_batch(scan_parity)).values()) < sum(losses.values())
+
+
+def test_fine_tuning_forward(scan_parity):
+    """CS-CLIP: each crop is shifted to the context of its own image."""
+    model = scan_parity.model()
+    adapter, settings = model.clip_adapter, scan_parity.case["settings"]["cs"]
+    visual = adapter.clip_model.visual.requires_grad_(True)
+    enlarge = lambda name: torch.from_numpy(scan_parity.inputs[name]).float().repeat_interleave(16, -1)  # noqa: E731
+    crops, images, masks = (
+        enlarge(f"cs/{name}_lowres").repeat_interleave(16, -2) for name in ("crop", "original", "mask")
+    )
+    masks = masks[:, None]
+    blocks = shifted_blocks(settings["REPLACE_LAYER"], visual)
+    assert len(blocks) == len(scan_parity.outputs["cs/picked"])
+    check_draws_of_tuning(scan_parity, visual, masks, settings)
+    if scan_parity.reduced:
+        return
+    crops, images = ((x - adapter.pixel_mean) / adapter.pixel_std for x in (crops, images))
+    seen = look_at_whole(adapter.original_clip, images, (0,))
+    random.seed(settings["python_random_seed"])
+    drawn = draw_patches(visual, masks, settings["REPLACE_RATIO"], len(blocks), random)
+    features = unit(encode_shifted(visual, crops, drawn, seen.class_tokens, blocks))
+    captions = [str(caption) for caption in scan_parity.inputs["cs/captions"]]
+    text = unit(adapter.clip_model.encode_text(adapter.text.tokenize(captions)))
+    scan_parity.check("cs/image_features", features)
+    scan_parity.check("cs/text_features", text)
+    logits, labels = adapter.clip_model.logit_scale.exp() * features @ text.T, torch.arange(4)
+    loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    scan_parity.check("cs/loss", loss)
+    loss.backward()
+    scan_parity.check("cs/grad_norm_conv1", visual.conv1.weight.grad.norm(), NORM_TOLERANCE)
+    scan_parity.check("cs/grad_norm_proj", visual.proj.grad.norm(), NORM_TOLERANCE)
+
+
+def check_draws_of_tuning(scan_parity, visual, masks: Tensor, settings: dict) -> None:
+    background = (~foreground_patches(visual, masks)).sum(1)
+    scan_parity.check("cs/n_background", background)
+    random.seed(settings["python_random_seed"])
+    expected = scan_parity.outputs["cs/picked"]
+    picked = np.full_like(expected, -1)
+    for layer, of_layer in enumerate(draw(background.tolist(), settings["REPLACE_RATIO"], len(expected), random)):
+        for region, numbers in enumerate(of_layer):
+            picked[layer, region, : len(numbers)] = numbers
+    scan_parity.check("cs/picked", torch.from_numpy(picked))
