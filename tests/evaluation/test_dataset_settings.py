@@ -31,12 +31,10 @@ def tiny(tmp_path_factory):
     """Configuration file and model; the data sets are registered."""
     folder = tmp_path_factory.mktemp("settings")
     rng = np.random.default_rng(3)
-    records = []
-    for index in range(2):
-        image, labels = (folder / f"{index}.{kind}.png" for kind in ("image", "labels"))
-        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(image)
-        Image.fromarray(rng.integers(0, 4, (64, 64), dtype=np.uint8)).save(labels)
-        records.append({"file_name": str(image), "sem_seg_file_name": str(labels), "height": 64, "width": 64})
+    image, labels = (folder / f"{kind}.png" for kind in ("image", "labels"))
+    Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(image)
+    Image.fromarray(rng.integers(0, 4, (64, 64), dtype=np.uint8)).save(labels)
+    records = [{"file_name": str(image), "sem_seg_file_name": str(labels), "height": 64, "width": 64}]
     for name in (FIRST, SECOND):
         DatasetCatalog.register(name, lambda: records)
         MetadataCatalog.get(name).set(stuff_classes=["a", "b", "c", "d"], ignore_label=255, evaluator_type="sem_seg")
@@ -76,7 +74,7 @@ def test_each_data_set_is_evaluated_with_its_own(tiny, tmp_path, capsys):
         assert alone[name]["dataset_settings"] == {}
     model.clip_adapter.mask_threshold, model.clip_ensemble_weight = former
     plain = evaluate(tiny, tmp_path / "plain", [FIRST])
-    # the same images under three settings
+    # the same image under three settings
     assert len({json.dumps(record["results"]) for record in (plain[FIRST], *together.values())}) == 3
 
 
