@@ -43,9 +43,9 @@ def sample_levels(value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Te
         (B, Q, heads, D) of the value's dtype; the computation is in float32, or float64 where an argument is.
     """
     dtype = functools.reduce(torch.promote_types, (x.dtype, y.dtype, weights.dtype, value.dtype), torch.float32)
-    operands = (value.to(dtype), x.to(dtype), y.to(dtype), weights.to(dtype))
+    operands = (value.to(dtype), sizes, x.to(dtype), y.to(dtype), weights.to(dtype))
     op = compiled_op() if value.is_cuda else None
-    result = _SampleTable.apply(*operands, sizes) if op is None else sample_compiled(op, *operands, sizes)
+    result = _SampleTable.apply(*operands) if op is None else sample_compiled(op, *operands)
     return result.to(value.dtype)
 
 
@@ -53,11 +53,11 @@ class _SampleTable(Function):
     """:func:`sample_levels`; the backward pass computes indices again instead of storing 8 numbers per sample."""
 
     @staticmethod
-    def forward(ctx, value: Tensor, x: Tensor, y: Tensor, weights: Tensor, sizes: Sizes) -> Tensor:
+    def forward(ctx, value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(value, x, y, weights)
         ctx.sizes = sizes
         corners = _Corners(x, y, weights, sizes)
-        return corners.sum_up(_with_border(value, sizes)).view(*x.shape[:3], -1)
+        return corners.sum_up(_with_border(value, sizes)).view(*x.shape[:3], value.shape[-1])
 
     @staticmethod
     @once_differentiable
@@ -68,9 +68,9 @@ class _SampleTable(Function):
         of_value = of_x = of_y = of_weights = None
         if ctx.needs_input_grad[0]:
             of_value = _without_border(corners.scatter(gradient, len(value)), ctx.sizes, value.shape)
-        if any(ctx.needs_input_grad[1:4]):
+        if any(ctx.needs_input_grad[2:]):
             of_x, of_y, of_weights = corners.gradients(_with_border(value, ctx.sizes), gradient)
-        return of_value, of_x, of_y, of_weights, None
+        return of_value, None, of_x, of_y, of_weights
 
 
 class _Corners:
@@ -82,8 +82,8 @@ class _Corners:
     def __init__(self, x: Tensor, y: Tensor, weights: Tensor, sizes: Sizes):
         self.shape = x.shape
         self.sizes = sizes
-        batch, _, heads, levels, points = x.shape
-        flat = (batch, -1, heads * levels * points)  # long inner axes: constants that vary in it cost nothing
+        batch, queries, heads, levels, points = x.shape
+        flat = (batch, queries, heads * levels * points)  # long inner axes: constants that vary in it cost nothing
 
         def per_sample(numbers: Sequence[int], dtype: torch.dtype) -> Tensor:
             row = torch.tensor(numbers, device=x.device).to(dtype)
@@ -214,14 +214,14 @@ def compiled_op() -> ModuleType | None:
         return None
 
 
-def sample_compiled(op: ModuleType, value: Tensor, x: Tensor, y: Tensor, weights: Tensor, sizes: Sizes) -> Tensor:
+def sample_compiled(op: ModuleType, value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """:func:`sample_levels` by the compiled op, whose points go from 0 to 1 over each map."""
     height, width = value.new_tensor(sizes).T[:, :, None]  # (L, 1) each
     locations = torch.stack(((x + 0.5) / width, (y + 0.5) / height), -1)
     shapes = torch.tensor(sizes, device=value.device)
     starts = F.pad(shapes.prod(1).cumsum(0)[:-1], (1, 0))
     result = _SampleCompiled.apply(value.contiguous(), shapes, starts, locations, weights.contiguous(), op)
-    return result.view(*x.shape[:3], -1)
+    return result.view(*x.shape[:3], value.shape[-1])
 
 
 class _SampleCompiled(Function):
