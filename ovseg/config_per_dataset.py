@@ -26,7 +26,7 @@ GENERAL = "MODEL.CLIP_ADAPTER."  # where the keys are for all data sets
 LIMITS = {"MASK_THR": (0.0, 1.0), "CLIP_ENSEMBLE_WEIGHT": (-1.0, 1.0), "REPLACE_RATIO": (0.0, 1.0)}
 
 
-def take_back(entries: Mapping[str, Any], names: Iterable[str], keep: Mapping[str, Any] | None = None) -> None:
+def take_back(entries: dict[str, Any], names: Iterable[str], keep: Mapping[str, Any] | None = None) -> None:
     """Remove what a later, general setting overrules.
 
     Args:
@@ -34,11 +34,13 @@ def take_back(entries: Mapping[str, Any], names: Iterable[str], keep: Mapping[st
         names: the keys that were set for all data sets.
         keep: entries that were made together with these, and stay.
     """
-    for dataset, settings in entries.items():
-        kept = _section(keep or {}, dataset)
-        for name in names:
-            if isinstance(settings, dict) and name not in kept:
-                settings.pop(name, None)
+    for dataset, settings in list(entries.items()):
+        taken = set(names) - set(_section(keep or {}, dataset))
+        if isinstance(settings, dict) and taken.intersection(settings):
+            for name in taken.intersection(settings):
+                del settings[name]
+            if not settings:
+                del entries[dataset]
 
 
 def merge_layers(merged: Mapping[str, Any], own: Mapping[str, Any]) -> None:

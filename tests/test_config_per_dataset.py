@@ -153,8 +153,37 @@ def test_options_that_cannot_work(base, opts, message):
         load_cfg(base, opts)
 
 
-def test_the_published_settings():
-    """OVSeg, specification 10.4: CLIP's weight; the demo and the toy world have their own for everything."""
+SCAN = {  # MASK_THR, CLIP_ENSEMBLE_WEIGHT, REPLACE_RATIO; SCAN's specification, section 2
+    "scan_vitL": {
+        "ade20k_full_sem_seg_val": (0.3, 0.75, 0.15),
+        ADE: (0.55, 0.75, 0.05),
+        "pascal_context_459_sem_seg_val": (0.25, 0.65, 0.05),
+        "pascal_context_59_sem_seg_val": (0.5, 0.5, 0.05),
+        VOC: (0.2, 0.65, 0.1),
+    },
+    "scan_vitB": {
+        "ade20k_full_sem_seg_val": (0.25, 0.75, 0.05),
+        ADE: (0.4, 0.7, 0.05),
+        "pascal_context_459_sem_seg_val": (0.25, 0.7, 0.05),
+        "pascal_context_59_sem_seg_val": (0.25, 0.35, 0.05),
+        VOC: (0.2, 0.45, 0.1),
+    },
+}
+
+
+@pytest.mark.parametrize("name", SCAN)
+def test_the_published_settings_of_scan(name):
+    cfg = load_cfg(CONFIGS / f"{name}.yaml")
+    check_per_dataset(cfg)
+    for dataset, expected in SCAN[name].items():
+        adapter = config_of(cfg, dataset).MODEL.CLIP_ADAPTER
+        assert expected == (adapter.MASK_THR, adapter.CLIP_ENSEMBLE_WEIGHT, adapter.REPLACE_RATIO)
+    opts = ["MODEL.CLIP_ADAPTER.REPLACE_RATIO", "0.05", WEIGHT, "0.75", THR, "0.55"]  # the published command
+    assert load_cfg(CONFIGS / f"{name}.yaml", opts).TEST.PER_DATASET == {}
+
+
+def test_the_published_settings_of_ovseg():
+    """Specification 10.4: CLIP's weight; the demo and the toy world have their own for everything."""
     weights = {
         ADE: 0.7,
         "ade20k_full_sem_seg_val": 0.7,
