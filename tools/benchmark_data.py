@@ -2,10 +2,17 @@
 """Throughput and memory of work on data sets at full size, without the data.
 
 python tools/benchmark_data.py prepare FOLDER --output prepare.json
+python tools/benchmark_data.py evaluate FOLDER --output evaluate.json
+python tools/benchmark_data.py paint
 
 prepare: writes 20,000 annotations in the size and manner of ADE20K into FOLDER, converts them by
 datasets/prepare_ade20k_150.py with 1 and with 2 workers, and runs that again when everything is there. What is in
 FOLDER from an earlier call is used again; remove it afterwards.
+
+evaluate: counts label maps of 150 classes (PNG) and 847 classes (TIFF, and PNG) against label files, without a model:
+reading the file, counting, and both by the evaluator; twice as many images show that memory does not grow.
+
+paint: paints a label map of 847 classes from 100 masks, as a model does, in chunks of classes and with all at once.
 
 Each measurement runs in a process of its own, so that the peaks of memory are its own, too.
 """
@@ -19,34 +26,42 @@ import multiprocessing
 import resource
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from rich.console import Console
 from rich.table import Table
 
+from ovseg.data.labels import read_labels
 from ovseg.data.prepare.engine import write_file
 from ovseg.errors import OvsegError, user_errors
+from ovseg.evaluation.confusion import label_runs
+from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.files import atomic_path
+from ovseg.meta_arch.painting import paint_labels
 from ovseg.progress import progress_bar
 
 HEIGHT, WIDTH = 512, 683  # pixels; ADE20K's most frequent size
 DISTINCT = 300  # annotations that differ; the others are copies of their bytes
+DISTINCT_MAPS = 40  # pairs of prediction and truth
 SCRIPT = Path(__file__).parents[1] / "datasets" / "prepare_ade20k_150.py"
 BASE = Path("ADEChallengeData2016")
 
 Figures = dict[str, Any]
 
 
-def blobs(rng: np.random.Generator, classes: int) -> np.ndarray:
-    """(HEIGHT, WIDTH) uint8 labels 0..classes: 6 to 24 smooth regions, as many as a picture of ADE20K has classes."""
+def blobs(rng: np.random.Generator, classes: int, dtype: type = np.uint8) -> np.ndarray:
+    """(HEIGHT, WIDTH) labels 0..classes: 6 to 24 smooth regions, as many as a picture of ADE20K has classes."""
     number = int(rng.integers(6, 25))
     noise = rng.normal(size=(12, 16, number)).astype(np.float32)
     scores = [cv2.resize(noise[:, :, i], (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC) for i in range(number)]
-    return rng.choice(classes + 1, number, replace=False).astype(np.uint8)[np.argmax(scores, axis=0)]
+    return rng.choice(classes + 1, number, replace=False).astype(dtype)[np.argmax(scores, axis=0)]
 
 
 def generate(folder: Path, files: int) -> None:
@@ -137,6 +152,95 @@ def add_prepare(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=prepare)
 
 
+def time_evaluation(folder: Path, classes: int, suffix: str, images: int) -> Figures:
+    """CPU milliseconds per image of reading label files, of counting, and of both by the evaluator."""
+    ignore_label = 255 if classes < 255 else 65535
+    files = [folder / f"labels_{classes}_{number}.{suffix}" for number in range(DISTINCT_MAPS)]
+    rng, predictions = np.random.default_rng(1), []
+    for file in files:
+        labels = blobs(rng, classes, np.uint16 if ignore_label > 255 else np.uint8)
+        labels[labels == classes] = ignore_label
+        if not file.exists():
+            write_file(file, labels)
+        predictions.append(blobs(rng, classes - 1, np.int64))  # what models answer
+    name = f"benchmark_{classes}_{suffix}"
+    DatasetCatalog.register(name, list)
+    MetadataCatalog.get(name).set(stuff_classes=[f"class {i}" for i in range(classes)], ignore_label=ignore_label)
+    evaluator, conf = SemSegEvaluator(name), np.zeros((classes + 1, classes + 1), dtype=np.int64)
+    DatasetCatalog.remove(name)  # the evaluator has read it
+    MetadataCatalog.remove(name)
+    seconds: Counter[str] = Counter()
+    for number in range(images):
+        which = number % DISTINCT_MAPS
+        begin = time.process_time()
+        labels = read_labels(str(files[which]))
+        read = time.process_time()
+        label_runs(predictions[which], labels, classes, ignore_label).add_to(conf)
+        counted = time.process_time()
+        plain_confusion(predictions[which], labels, classes, ignore_label)
+        plain = time.process_time()
+        sample = {"file_name": name, "sem_seg_file_name": str(files[which])}
+        evaluator.process([sample], [{"label_map": torch.from_numpy(predictions[which])}])
+        both = time.process_time()
+        seconds.update({"read": read - begin, "count": counted - read, "plain": plain - counted, "both": both - plain})
+    if not np.array_equal(conf, evaluator.confusion):
+        raise RuntimeError("the evaluator counts otherwise than label_runs")
+    per_image = {part: 1000 * value / images for part, value in seconds.items()}
+    return {
+        "read, CPU ms": per_image["read"],
+        "count, CPU ms": per_image["count"],
+        "bincount, CPU ms": per_image["plain"],
+        "images per CPU second": images / seconds["both"],
+    }
+
+
+def plain_confusion(pred: np.ndarray, gt: np.ndarray, classes: int, ignore_label: int) -> np.ndarray:
+    """The textbook way, for comparison: a code for each pixel, all of them counted into a matrix of their own."""
+    side = classes + 1
+    codes = side * pred + np.where(gt == ignore_label, classes, gt.astype(np.int64))
+    return np.bincount(codes.ravel(), minlength=side * side).reshape(side, side)
+
+
+def time_painting(classes: int, chunk: int) -> Figures:
+    """Seconds to paint one label map of 100 masks of a quarter of its side, ``chunk`` classes at a time."""
+    torch.manual_seed(0)
+    weights, maps = torch.rand(100, classes), torch.rand(100, HEIGHT // 4, WIDTH // 4)
+    begin = time.process_time()
+    paint_labels(weights, maps, (HEIGHT, WIDTH), chunk)
+    return {"CPU seconds": time.process_time() - begin}
+
+
+def evaluate(args: argparse.Namespace) -> list[Figures]:
+    """Each kind of label file with so many images and twice as many."""
+    args.folder.mkdir(parents=True, exist_ok=True)
+    return [
+        {"classes": classes, "file": suffix, "images": images}
+        | in_a_process(time_evaluation, args.folder, classes, suffix, images)
+        for classes, suffix in ((150, "png"), (847, "tif"), (847, "png"))
+        for images in (args.images, 2 * args.images)
+    ]
+
+
+def paint(args: argparse.Namespace) -> list[Figures]:
+    """A label map of 847 classes, in chunks as models are configured to, and at once."""
+    return [
+        {"classes": 847, "classes at a time": chunk} | in_a_process(time_painting, 847, chunk) for chunk in args.chunks
+    ]
+
+
+def add_evaluate(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("evaluate", help="count label maps of 150 and 847 classes against label files")
+    parser.add_argument("folder", type=Path, help="for the label files, about 20 MB")
+    parser.add_argument("--images", type=int, default=2_000)
+    parser.set_defaults(run=evaluate)
+
+
+def add_paint(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("paint", help="memory and time of label maps of 847 classes from masks")
+    parser.add_argument("--chunks", type=int, nargs="+", default=[64, 847], help="classes at a time")
+    parser.set_defaults(run=paint)
+
+
 def show(title: str, results: Sequence[Figures]) -> None:
     """Print a table with a row for each measurement."""
     table = Table(title=title)
@@ -150,7 +254,7 @@ def show(title: str, results: Sequence[Figures]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for add in (add_prepare,):
+    for add in (add_prepare, add_evaluate, add_paint):
         add(commands)
     for command in commands.choices.values():
         command.add_argument("--output", type=Path, help="also write the figures as JSON")

@@ -51,3 +51,27 @@ def test_files_of_another_run(tool, tmp_path):
     tool.generate(tmp_path / tool.BASE / "annotations/training", 6)
     with pytest.raises(OvsegError, match="6 converted files instead of 5: choose an empty folder"):
         tool.main(["prepare", str(tmp_path), "--files", "5", "--workers", "1"])
+
+
+def test_evaluate(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "DISTINCT_MAPS", 2)
+    output = tmp_path / "out.json"
+    tool.main(["evaluate", str(tmp_path / "maps"), "--images", "3", "--output", str(output)])
+    results = json.loads(output.read_text())
+    kinds = [(result["classes"], result["file"], result["images"]) for result in results]
+    assert kinds == [
+        (150, "png", 3),
+        (150, "png", 6),
+        (847, "tif", 3),
+        (847, "tif", 6),
+        (847, "png", 3),
+        (847, "png", 6),
+    ]
+    assert all(result["count, CPU ms"] > 0 and result["images per CPU second"] > 0 for result in results)
+    labels = load(tmp_path / "maps" / "labels_847_0.tif")
+    assert labels.shape == (512, 683) and labels.dtype == np.uint16 and labels.max() > 255
+
+
+def test_paint(tool, tmp_path, capsys):
+    tool.main(["paint", "--chunks", "200"])
+    assert "847" in capsys.readouterr().out
