@@ -19,6 +19,8 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from ovseg.data.benchmarks import find_dataset
+from ovseg.data.own.naming import is_own
 from ovseg.errors import OvsegError
 
 KEY = "TEST.PER_DATASET"
@@ -88,8 +90,14 @@ def prepare_for_merge(cfg: CfgNode, options: Sequence[Any] = ()) -> list[Any]:
 
 
 def settings_of(cfg: CfgNode, dataset_name: str) -> dict[str, float]:
-    """The settings of one data set, by the last part of their keys; empty where there are none."""
-    return dict(cfg.TEST.PER_DATASET.get(dataset_name, {}))
+    """The settings of one data set, by the last part of their keys; empty where there are none.
+
+    An alias that has no entry of its own has that of the name it stands for.
+    """
+    entries, benchmark = cfg.TEST.PER_DATASET, find_dataset(dataset_name)
+    if dataset_name not in entries and benchmark is not None:
+        dataset_name = benchmark.name
+    return dict(entries.get(dataset_name, {}))
 
 
 def config_of(cfg: CfgNode, dataset_name: str) -> CfgNode:
@@ -114,7 +122,7 @@ def check_per_dataset(cfg: CfgNode) -> None:
         OvsegError: an unknown data set or setting, or a value that cannot be; names it.
     """
     for dataset, settings in cfg.TEST.PER_DATASET.items():
-        if dataset not in DatasetCatalog.list():
+        if dataset not in DatasetCatalog.list() and not is_own(str(dataset)):
             near = difflib.get_close_matches(str(dataset), DatasetCatalog.list(), n=1)
             hint = f"did you mean {near[0]}?" if near else "register it first, or remove the entry"
             raise OvsegError(f"{KEY} has settings for {dataset!r}, but there is no such data set; {hint}")

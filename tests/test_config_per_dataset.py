@@ -47,6 +47,19 @@ def test_entries_win_over_the_keys_of_their_own_file(base):
     assert get_cfg().TEST.PER_DATASET == {}  # nothing is shared
 
 
+def test_an_alias_has_the_entry_of_what_it_stands_for_unless_it_has_its_own(base):
+    alias = "openvocab_ade20k_sem_seg_val"
+    assert settings_of(load_cfg(base), alias) == settings_of(load_cfg(base), ADE)
+    own = load_cfg(base, [f"TEST.PER_DATASET.{alias}.MASK_THR", "0.2"])
+    assert settings_of(own, alias) == {"MASK_THR": 0.2}
+
+
+def test_the_path_of_a_yaml_file_may_have_an_entry(base):
+    cfg = load_cfg(base, ["TEST.PER_DATASET", "{data/mine.yaml: {MASK_THR: 0.2}}"])
+    check_per_dataset(cfg)
+    assert settings_of(cfg, "data/mine.yaml") == {"MASK_THR": 0.2}
+
+
 def test_the_command_line_takes_entries_back(base):
     cfg = load_cfg(base, [WEIGHT, "0.8"])
     assert settings_of(cfg, ADE) == {"MASK_THR": 0.3} and settings_of(cfg, VOC) == {}
