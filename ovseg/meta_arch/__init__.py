@@ -1,6 +1,7 @@
 """One file per system; importing this package registers them with Detectron2."""
 
+from ovseg.meta_arch.mask2former import Mask2Former
 from ovseg.meta_arch.ovseg import OVSeg, OVSegDEMO
 from ovseg.meta_arch.scan import SCAN, SCANDEMO
 
-__all__ = ["SCAN", "SCANDEMO", "OVSeg", "OVSegDEMO"]
+__all__ = ["SCAN", "SCANDEMO", "Mask2Former", "OVSeg", "OVSegDEMO"]

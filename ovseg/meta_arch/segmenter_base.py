@@ -7,19 +7,15 @@ from typing import Any
 
 import torch
 from detectron2.config import configurable
-from detectron2.modeling import Backbone, build_backbone, build_sem_seg_head
-from detectron2.structures import ImageList
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.clip.contextual_shift import Context
-from ovseg.config import refuse_keys_without_effect
 from ovseg.errors import OvsegError
+from ovseg.meta_arch.mask_proposer import MaskProposer, output_size
 from ovseg.meta_arch.naming import ClipOpinion, Proposals, explain, fuse, own_probabilities
 from ovseg.meta_arch.painting import class_winner_weights, paint_labels, paint_scores, resize
 from ovseg.meta_arch.words import Words, requested_words
-from ovseg.proposals.criterion import MaskClassificationCriterion
 from ovseg.proposals.mask_comparison import upsample
 
 PAINTINGS = ("mask_sum", "class_winner")
@@ -27,7 +23,7 @@ OUTPUTS = ("sem_seg", "label_map", "proposals", "soft_proposals", "explanations"
 WITHOUT_NAMES = {"proposals", "soft_proposals"}  # outputs for which CLIP need not be asked
 
 
-class ProposalNamer(nn.Module):
+class ProposalNamer(MaskProposer):
     """Open-vocabulary semantic segmentation by classifying proposals.
 
     A system is this class with its own :meth:`look`, :meth:`calibrate`, :meth:`context` and :meth:`fuse` where it
@@ -52,63 +48,41 @@ class ProposalNamer(nn.Module):
     A single word may get a second class "others", see ``add_others``. In training: a dict of losses.
 
     Args:
-        backbone, sem_seg_head, clip_adapter, criterion: the parts.
-        pixel_mean, pixel_std: of the backbone's input, 0 .. 255, RGB.
-        size_divisibility: inputs are padded to a multiple; negative means the backbone's own.
-        deep_supervision: losses after every decoder layer.
+        clip_adapter: CLIP.
         clip_ensemble: let CLIP see the masks; otherwise the proposals' own classifier decides.
         clip_ensemble_weight: CLIP's weight lambda in the geometric mean; not positive means CLIP alone.
         painting: "mask_sum" or "class_winner" (OVSeg's published demo's).
         add_others: a single word gets a second class "others"; "class_winner" painting always does that.
-        class_chunk_size: classes painted at a time.
         drop_no_object_before_softmax: see the key of that name.
+        proposer: the arguments of :class:`MaskProposer`.
     """
 
     @configurable
     def __init__(
         self,
         *,
-        backbone: Backbone,
-        sem_seg_head: nn.Module,
         clip_adapter: ClipAdapter,
-        criterion: MaskClassificationCriterion,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        size_divisibility: int,
-        deep_supervision: bool,
         clip_ensemble: bool,
         clip_ensemble_weight: float,
         painting: str = "mask_sum",
         add_others: bool = False,
-        class_chunk_size: int = 64,
         drop_no_object_before_softmax: bool = False,
+        **proposer: Any,
     ):
-        super().__init__()
+        super().__init__(**proposer)
         if painting not in PAINTINGS:
             raise OvsegError(f"MODEL.MASK_FORMER.TEST.PAINTING is {painting!r}; choose one of {', '.join(PAINTINGS)}")
-        if class_chunk_size < 1:
-            raise OvsegError("MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE must be at least 1")
-        self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
-        self.criterion = criterion
         self.clip_adapter = clip_adapter
-        self.size_divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
-        self.deep_supervision = deep_supervision
         self.clip_ensemble = clip_ensemble
         self.clip_ensemble_weight = clip_ensemble_weight
         self.painting = painting
         self.add_others = add_others or painting == "class_winner"
-        self.class_chunk_size = class_chunk_size
         self.drop_no_object_before_softmax = drop_no_object_before_softmax
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     adapter_class: type[ClipAdapter] = ClipAdapter
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
-        refuse_keys_without_effect(cfg)
-        backbone = build_backbone(cfg)
         head, former, adapter = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER, cfg.MODEL.CLIP_ADAPTER
         clip_adapter = cls.adapter_class(cfg)
         if clip_adapter.embed_dim != head.EMBEDDING_DIM:
@@ -116,26 +90,14 @@ class ProposalNamer(nn.Module):
                 f"MODEL.SEM_SEG_HEAD.EMBEDDING_DIM is {head.EMBEDDING_DIM}, but CLIP {adapter.CLIP_MODEL_NAME} has "
                 f"embeddings of {clip_adapter.embed_dim} dimensions: set the key to {clip_adapter.embed_dim}"
             )
-        return {
-            "backbone": backbone,
-            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+        return super().from_config(cfg) | {
             "clip_adapter": clip_adapter,
-            "criterion": MaskClassificationCriterion(cfg),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "size_divisibility": former.SIZE_DIVISIBILITY,
-            "deep_supervision": former.DEEP_SUPERVISION,
             "clip_ensemble": adapter.CLIP_ENSEMBLE,
             "clip_ensemble_weight": adapter.CLIP_ENSEMBLE_WEIGHT,
             "painting": former.TEST.PAINTING,
             "add_others": former.TEST.ADD_OTHERS,
-            "class_chunk_size": former.TEST.CLASS_CHUNK_SIZE,
             "drop_no_object_before_softmax": adapter.DROP_NO_OBJECT_BEFORE_SOFTMAX,
         }
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Segment, or compute the losses in training mode: see the class for inputs and outputs."""
@@ -164,7 +126,7 @@ class ProposalNamer(nn.Module):
 
     def propose(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[Proposals]:
         """What the proposal network finds in each image, in evaluation mode; CLIP has not yet seen any crop."""
-        images = self._images(batched_inputs)
+        images = self.images_of(batched_inputs)
         seen, predictions, padded_size = self._predict(images)
         embeddings, mask_logits = predictions[-1]
         mask_logits = upsample(mask_logits, padded_size)  # (B, Q, Hp, Wp)
@@ -196,7 +158,7 @@ class ProposalNamer(nn.Module):
         Returns:
             float32 (n, K) class probabilities.
         """
-        words, images = self.words_of(request), self._images([request])
+        words, images = self.words_of(request), self.images_of([request])
         text = self.clip_adapter.text_matrix(words.names, words.templates)
         context = self.context(request, self.look(images), 0)
         logits, _ = self.clip_adapter.classify_masks(images[0], masks.to(self.device).float(), text, context)
@@ -207,19 +169,13 @@ class ProposalNamer(nn.Module):
         words = requested_words(request)
         return words.with_others() if self.add_others and len(words) == 1 else words
 
-    def _images(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        return [request["image"].to(self.device).float() for request in batched_inputs]
-
     def _predict(self, images: Sequence[Tensor]) -> tuple[Any, list[tuple[Tensor, Tensor]], torch.Size]:
         """What CLIP saw; calibrated embeddings and stride-4 mask logits of the layers in use; the padded size."""
-        normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        batch = ImageList.from_tensors(normalised, self.size_divisibility).tensor
-        layers = self.sem_seg_head(self.backbone(batch))
-        layers = layers if self.training and self.deep_supervision else layers[-1:]
+        layers, padded_size = self.predict(images)
         embeddings, masks = zip(*layers, strict=True)
         seen = self.look(images)
         calibrated = self.calibrate(torch.cat(embeddings, dim=1), seen).chunk(len(layers), dim=1)  # all at once
-        return seen, list(zip(calibrated, masks, strict=True)), batch.shape[-2:]
+        return seen, list(zip(calibrated, masks, strict=True)), padded_size
 
     def _losses(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         words = {requested_words(request) for request in batched_inputs}
@@ -227,16 +183,13 @@ class ProposalNamer(nn.Module):
             raise OvsegError("the images of one training batch must share their words: train on one data set at a time")
         asked = words.pop()
         text = self.clip_adapter.text_matrix(asked.names, asked.templates)
-        _, predictions, padded_size = self._predict(self._images(batched_inputs))
-        instances = [request["instances"] for request in batched_inputs]
-        gt_classes = [truth.gt_classes.to(self.device) for truth in instances]
-        gt_masks = [pad_masks(truth.gt_masks, padded_size).to(self.device) for truth in instances]
+        _, predictions, padded_size = self._predict(self.images_of(batched_inputs))
         logits = [(self.clip_adapter.similarity(embeddings, text), masks) for embeddings, masks in predictions]
-        return self.criterion(logits, gt_classes, gt_masks)
+        return self.losses(batched_inputs, logits, padded_size)
 
     def _answer(self, request: Mapping[str, Any], found: Proposals) -> dict[str, Any]:
         """Name, fuse and paint the proposals of one image."""
-        size = (request.get("height", found.image.shape[1]), request.get("width", found.image.shape[2]))
+        size = output_size(request)
         wanted = set(request.get("outputs", OUTPUTS[:1]))
         result: dict[str, Any] = {}
         if wanted & WITHOUT_NAMES:
@@ -265,13 +218,6 @@ class ProposalNamer(nn.Module):
         if "explanations" in wanted:
             result["explanations"] = explain(found, clip, fused, self.clip_adapter.mask_threshold)
         return result
-
-
-def pad_masks(masks: Tensor, size: torch.Size) -> Tensor:
-    """Pad (n, H, W) masks with False at right and bottom; accepts Detectron2's ``BitMasks``."""
-    masks = getattr(masks, "tensor", masks)
-    height, width = masks.shape[-2:]
-    return F.pad(masks, (0, size[1] - width, 0, size[0] - height))
 
 
 def _dataset_of(request: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,108 @@
+"""``MaskProposer``: images in, masks with class embeddings out; the part without words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import Backbone, build_backbone, build_sem_seg_head
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovseg.config import refuse_keys_without_effect
+from ovseg.errors import OvsegError
+from ovseg.proposals.criterion import MaskClassificationCriterion
+
+Predictions = Sequence[tuple[Tensor, Tensor]]
+
+
+class MaskProposer(nn.Module):
+    """Backbone, head and criterion, and what goes in and out of them.
+
+    Args:
+        backbone, sem_seg_head, criterion: the parts.
+        pixel_mean, pixel_std: of the backbone's input, 0 .. 255, RGB.
+        size_divisibility: inputs are padded to a multiple; negative means the backbone's own.
+        deep_supervision: losses of all predictions, not of the last one only.
+        class_chunk_size: classes painted at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        criterion: MaskClassificationCriterion,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_divisibility: int,
+        deep_supervision: bool,
+        class_chunk_size: int = 64,
+    ):
+        super().__init__()
+        if class_chunk_size < 1:
+            raise OvsegError("MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE must be at least 1")
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.size_divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
+        self.deep_supervision = deep_supervision
+        self.class_chunk_size = class_chunk_size
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        refuse_keys_without_effect(cfg)
+        backbone, former = build_backbone(cfg), cfg.MODEL.MASK_FORMER
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "criterion": MaskClassificationCriterion(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "size_divisibility": former.SIZE_DIVISIBILITY,
+            "deep_supervision": former.DEEP_SUPERVISION,
+            "class_chunk_size": former.TEST.CLASS_CHUNK_SIZE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def images_of(self, requests: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+        """The requests' images on our device, float32 (3, H, W), 0 .. 255."""
+        return [request["image"].to(self.device).float() for request in requests]
+
+    def predict(self, images: Sequence[Tensor]) -> tuple[Predictions, torch.Size]:
+        """Predictions in use, (B, Q, D) embeddings and stride-4 (B, Q, h, w) mask logits, and the padded size."""
+        normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        batch = ImageList.from_tensors(normalised, self.size_divisibility).tensor
+        predictions = self.sem_seg_head(self.backbone(batch))
+        in_use = predictions if self.training and self.deep_supervision else predictions[-1:]
+        return in_use, batch.shape[-2:]
+
+    def losses(
+        self, requests: Sequence[Mapping[str, Any]], predictions: Predictions, padded_size: torch.Size
+    ) -> dict[str, Tensor]:
+        """The criterion's losses, from class logits (B, Q, K + 1) and mask logits, and the requests' ``instances``."""
+        instances = [request["instances"] for request in requests]
+        gt_classes = [truth.gt_classes.to(self.device) for truth in instances]
+        gt_masks = [pad_masks(truth.gt_masks, padded_size).to(self.device) for truth in instances]
+        return self.criterion(predictions, gt_classes, gt_masks)
+
+
+def output_size(request: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the result: those asked for, else the image's."""
+    height, width = request["image"].shape[1:]
+    return request.get("height", height), request.get("width", width)
+
+
+def pad_masks(masks: Tensor, size: torch.Size) -> Tensor:
+    """Pad (n, H, W) masks with False at right and bottom; accepts Detectron2's ``BitMasks``."""
+    masks = getattr(masks, "tensor", masks)
+    height, width = masks.shape[-2:]
+    return F.pad(masks, (0, size[1] - width, 0, size[0] - height))
