@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ovseg.errors import OvsegError
 from ovseg.evaluation.differences import differences, flatten, short
+from ovseg.evaluation.identity import digest_of
 from ovseg.evaluation.record import FILE, read_record
 
 Record = Mapping[str, Any]
@@ -172,6 +173,9 @@ def _mark(groups: Sequence[Group], force: bool) -> None:
 
 def _unlike(first: Record, other: Record) -> list[str]:
     kept = [{key: record[key] for key in _MUST_AGREE} for record in (first, other)]
+    if all(record.get("sg_iou") for record in (first, other)):  # the rest can be compared if only one has it
+        for agree, record in zip(kept, (first, other), strict=True):
+            agree["sg_iou_table"] = digest_of(record["sg_iou"]["fathers"])[:12]
     return differences(*kept, form="{} is {} / {}")
 
 
@@ -187,10 +191,15 @@ def _scores(record: Record) -> dict[str, float]:
 
 
 def _main_scores(all_scores: Sequence[Mapping[str, float]]) -> list[str]:
-    """Names of the mean scores that all have; the subsets' come between those of all classes."""
+    """Names of the mean scores that all have; the subsets' come between those of all classes, none of them twice."""
     subsets = [name for name in all_scores[0] if name.startswith(("mIoU-", "hIoU-")) and name not in _FIRST_SCORES]
-    names = [*_FIRST_SCORES, *subsets, *_LAST_SCORES]
-    return [name for name in names if all(name in scores for scores in all_scores)]
+    subsets.sort(key=lambda name: name.startswith("mIoU-un"))  # of two subsets, one is all but the other
+    shown = [*_FIRST_SCORES]
+    for name in subsets:
+        values = [scores.get(name) for scores in all_scores]
+        if all([scores.get(other) for scores in all_scores] != values for other in shown if other in subsets):
+            shown.append(name)
+    return [name for name in [*shown, *_LAST_SCORES] if all(name in scores for scores in all_scores)]
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -99,6 +99,16 @@ def test_what_must_not_be_compared_is_refused_and_marked_when_forced(tmp_path, c
     assert [f"* b must not be compared with a: {told}"] in rows
 
 
+def test_scores_of_two_tables_of_fathers_must_not_be_compared(tmp_path, capsys):
+    tables = [None, {"fathers": {"dog": ["animal"]}}, {"fathers": {"cat": ["animal"]}}]
+    plain, dog, cat = (
+        evaluated(tmp_path / f"run{index}x", record(2.0, sg_iou=table)) for index, table in enumerate(tables)
+    )
+    assert len(printed(capsys, plain, dog)[1]) == 3
+    with pytest.raises(OvsegError, match="sg_iou_table is"):
+        compare_results.main([str(dog), str(cat)])
+
+
 def test_runs_with_the_same_name_but_for_the_seed_must_agree_too(tmp_path):
     runs = [evaluated(tmp_path / "a_0", record(2.0)), evaluated(tmp_path / "a_1", record(3.0, variant="synonyms"))]
     with pytest.raises(OvsegError, match=r"protocol\.variant"):
