@@ -1,10 +1,15 @@
-"""Fine-tune CLIP on mask-text pairs, or tune its mask prompts (OVSeg, section 3.2 and 3.3).
+"""Fine-tune CLIP on mask-text pairs, or tune its mask prompts (OVSeg, section 3.2 and 3.3; SCAN, section 3.3).
 
     # the image tower, then the mask prompts on top of it: the order that works best
     python tools/finetune_clip.py --architecture configs/toy/clip.json --clip weights/toy/clip.safetensors \\
         --pairs output/pairs --tune full --val toy --output output/ft
     python tools/finetune_clip.py --architecture configs/toy/clip.json --clip output/ft/best.safetensors \\
         --pairs output/pairs --tune mask-prompt --val toy --output output/ft_mpt
+
+    # the image tower for SCAN: part of a crop's background gives way to the whole image
+    python tools/finetune_clip.py --architecture configs/toy/clip.json --clip weights/toy/clip.safetensors \\
+        --pairs output/pairs --image-root toy:train --tune contextual-shift --val toy --output output/cs \\
+        --recipe configs/adaptation/scan_toy.yaml
 
     # a large CLIP on one GPU: batches of 256 without their memory, the same gradients
     python tools/finetune_clip.py --architecture ViT-L/14 --clip openai --pairs PAIRS --tune full --output OUT \\
@@ -44,6 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, type=Path, help="a new folder, or with --resume that of the run")
     parser.add_argument("--recipe", type=Path, help="YAML of the options below; flags override it")
     parser.add_argument("--val", help="zero-shot check after each epoch: toy, or a folder of filled crops per class")
+    parser.add_argument(
+        "--image-root", help="contextual-shift: folder of the whole images that the crops were cut from, or toy:train"
+    )
+    parser.add_argument("--val-image-root", help="contextual-shift: the same for a folder of crops given as --val")
     parser.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cuda falls back to the CPU")
     parser.add_argument(
@@ -69,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         resume=args.resume,
         depth_asked="depth" in args or "depth" in given,
         device=device,
+        image_root=args.image_root,
+        val_image_root=args.val_image_root,
     )
     launch(finetune, World(processes_here=max(args.num_gpus, 1), cuda=device == "cuda"), (job,))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -25,6 +25,11 @@ _STD = 255 * np.array(OPENAI_DATASET_STD, np.float32)
 _SQUARE = torch.empty(1, 2048, 2048, device="meta")  # what a crop is for RandomResizedCrop when ratios are its own
 
 
+def normalised(image: np.ndarray) -> np.ndarray:
+    """Pixels (h, w, 3) RGB, 0 .. 255, as CLIP's input, float32."""
+    return (image.astype(np.float32) - _MEAN) / _STD
+
+
 def filled(image: np.ndarray, mask: np.ndarray, fill: Sequence[float]) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
     """Put a colour behind the mask and normalise, before any resizing as at inference (specification, section 3).
 
@@ -36,8 +41,7 @@ def filled(image: np.ndarray, mask: np.ndarray, fill: Sequence[float]) -> tuple[
     Returns:
         float32 (3, h, w) and uint8 (1, h, w).
     """
-    foreground = (image.astype(np.float32) - _MEAN) / _STD
-    pixels = np.where(mask[..., None], foreground, (np.array(fill, np.float32) - _MEAN) / _STD)
+    pixels = np.where(mask[..., None], normalised(image), normalised(np.array(fill)))
     crop = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     return tv_tensors.Image(crop), tv_tensors.Mask(torch.from_numpy(mask[None].astype(np.uint8)))
 
@@ -53,6 +57,16 @@ def squash(crop: Tensor, mask: Tensor, window: Sequence[int], size: int) -> tupl
         transforms.resized_crop(x, *window, [size, size], interpolation=bicubic, antialias=False).as_subclass(Tensor)
         for x in (crop, mask)  # a tv_tensors.Mask is always resized by nearest neighbour
     )
+
+
+def unlike_fill(crop: Tensor, fill: Sequence[float]) -> Tensor:
+    """Where a resized crop has not the fill's colour, to half a level: uint8 (1, S, S) of float32 (3, S, S).
+
+    So SCAN's scripts find the mask of an augmented crop: it is wider than the mask resized, by what bicubic resizing
+    spreads (specification of SCAN, section 12).
+    """
+    colour, level = (torch.from_numpy(x)[:, None, None] for x in (normalised(np.array(fill)), 1 / _STD))
+    return ((crop - colour).abs() >= level / 2).any(0, keepdim=True).byte()
 
 
 def random_window(height: int, width: int, recipe: Recipe) -> Sequence[int]:
@@ -87,12 +101,15 @@ class TrainingCrops(Dataset):
         try:
             pair = self.pairs[index]
         except OvsegError as error:
-            return error  # torch would make a traceback of it; TrainingLoader raises it
+            return error  # torch would make a traceback of it; BatchLoader raises it
         crop, mask = filled(pair.image, pair.mask, self.recipe.fill)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(self.recipe.seed, epoch, index))
             window = random_window(*mask.shape[1:], self.recipe)
-        return *squash(crop, mask, window, self.size), self.text_ids[index]
+        crop, mask = squash(crop, mask, window, self.size)
+        if self.recipe.mask_from == "colour":
+            mask = unlike_fill(crop, self.recipe.fill)
+        return crop, mask, self.text_ids[index]
 
 
 class EpochBatches(Sampler):
@@ -122,22 +139,28 @@ class EpochBatches(Sampler):
             yield [(epoch, index) for index in order[first : first + self.share]]
 
 
-class TrainingLoader(DataLoader):
-    """Batches: crops float32 (b, 3, S, S), masks uint8 (b, 1, S, S), numbers of texts int64 (b,).
+class BatchLoader(DataLoader):
+    """Batches of a data set whose items are tuples of tensors, each stacked, or an OvsegError.
+
+    Args:
+        items: such as :class:`TrainingCrops`: crops float32 (b, 3, S, S), masks uint8 (b, 1, S, S), numbers of texts
+            int64 (b,).
+        batches: lists of keys.
+        workers: data-loader processes.
 
     Raises:
-        OvsegError: while iterating, a pair that cannot be read.
+        OvsegError: while iterating, the first in a batch.
     """
 
-    def __init__(self, crops: TrainingCrops, batches: EpochBatches, *, pin_memory: bool):
+    def __init__(self, items: Dataset, batches: Iterable[Sequence[Any]], *, workers: int, pin_memory: bool):
         super().__init__(
-            crops,
+            items,
             batch_sampler=batches,
-            num_workers=crops.recipe.workers,
+            num_workers=workers,
             collate_fn=_collate,
             worker_init_fn=_one_thread,
             pin_memory=pin_memory,
-            prefetch_factor=4 if crops.recipe.workers else None,
+            prefetch_factor=4 if workers else None,
         )
 
     def __iter__(self) -> Iterator[list[Tensor]]:

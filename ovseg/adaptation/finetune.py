@@ -1,4 +1,7 @@
-"""Fine-tuning CLIP on mask-text pairs: the run that ``tools/finetune_clip.py`` starts (specification 12.2, 12.3)."""
+"""Fine-tuning CLIP on mask-text pairs: the run that ``tools/finetune_clip.py`` starts.
+
+Specification of OVSeg, 12.2 and 12.3; of SCAN, section 12.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +22,14 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
+from ovseg.adaptation.context import CropsInContext, look_at_all
 from ovseg.adaptation.contrastive import average_gradients
-from ovseg.adaptation.crops import EpochBatches, TrainingCrops, TrainingLoader
+from ovseg.adaptation.crops import BatchLoader, EpochBatches, TrainingCrops
+from ovseg.adaptation.image_root import find_image_root
 from ovseg.adaptation.meter import Meter, log_to_terminal
 from ovseg.adaptation.pair_list import read_pair_list
 from ovseg.adaptation.pairs import PairDataset
-from ovseg.adaptation.recipe import FIELDS, Recipe
+from ovseg.adaptation.recipe import FIELDS, SHIFT, Recipe
 from ovseg.adaptation.run_folder import BEST, LAST, RECIPE, RunFolder
 from ovseg.adaptation.step import contrastive_backward
 from ovseg.adaptation.tuned_clip import build_optimizer, learning_rate, load_for_tuning
@@ -46,13 +52,15 @@ class Job:
     Attributes:
         architecture, clip: as :func:`ovseg.clip.model.find_clip`.
         pairs: folders and ``.tar`` shards of mined pairs, and lists (``.tsv``) in the original's format.
-        tune: "full" or "mask-prompt".
+        tune: one of :data:`ovseg.adaptation.recipe.MODES`.
         output: folder of the run.
         recipe: everything else.
         val: "toy", a folder of filled crops per class, or None.
         resume: go on with the run in ``output``.
         depth_asked: the prompts' depth in the recipe was given by the user.
         device: "cpu" or "cuda".
+        image_root, val_image_root: folders of the whole images of the pairs and of ``val``, for contextual-shift;
+            "toy:train" for the toy world's. ``val`` "toy" needs none.
     """
 
     architecture: str
@@ -65,6 +73,8 @@ class Job:
     resume: bool = False
     depth_asked: bool = False
     device: str = "cpu"
+    image_root: str | None = None
+    val_image_root: str | None = None
 
 
 def finetune(job: Job) -> None:
@@ -98,7 +108,8 @@ class _Run:
         self.steps_per_epoch = len(texts) // recipe.batch_size
         self.steps = self.steps_per_epoch * recipe.epochs
         _check_length(len(texts), self.steps, recipe)
-        self.settings = _settings(job, texts)
+        images = _find_images(pairs, job)
+        self.settings = _settings(job, texts, images)
         weights = job.clip
         if last is not None:
             _check_settings(json.loads(last["settings"]), self.settings, folder)
@@ -110,8 +121,10 @@ class _Run:
         names = sorted(set(texts))
         number = {text: k for k, text in enumerate(names)}
         self.text_features = self._embed(names, (recipe.template,))  # float32 (K, D)
-        self.crops = TrainingCrops(pairs, torch.tensor([number[text] for text in texts]), size, recipe)
+        self.crops: Dataset = TrainingCrops(pairs, torch.tensor([number[text] for text in texts]), size, recipe)
         self.validation = _validation_set(job.val, size) if job.val else None
+        if self.tuned.shift is not None:
+            self._look_at_contexts(images, size)
         if self.validation is not None:
             self.class_features = self._embed(self.validation.class_names, get_templates("vild"))
 
@@ -160,20 +173,37 @@ class _Run:
             meter.summarise()
         logger.info("done: %s is epoch %d; %s the last", self.folder.folder / BEST, self.best_epoch, LAST)
 
+    def _look_at_contexts(self, images: Sequence[Path], size: int) -> None:
+        """Give the crops, and those of the validation, what the original CLIP sees in their whole images."""
+        look = partial(
+            look_at_all,
+            self.tuned.shift,
+            size=size,
+            device=self.device,
+            autocast=self._autocast,
+            workers=self.recipe.workers,
+        )
+        self.crops = CropsInContext(self.crops, self.tuned.shift, images, look)
+        if self.validation is not None:
+            pictures = self.validation.pictures
+            images = pictures.find_images(self.job.val_image_root)
+            pictures = CropsInContext(pictures, self.tuned.shift, images, look)
+            self.validation = replace(self.validation, pictures=pictures)
+
     def _batches(self) -> Iterator[list[Tensor]]:
         rank, processes = comm.get_rank(), comm.get_world_size()
         batches = EpochBatches(len(self.crops), self.recipe, self.step, rank, processes)
-        return iter(TrainingLoader(self.crops, batches, pin_memory=self.device.type == "cuda"))
+        pinned = self.device.type == "cuda"
+        return iter(BatchLoader(self.crops, batches, workers=self.recipe.workers, pin_memory=pinned))
 
     def _train_step(self, batch: Sequence[Tensor]) -> Tensor:
-        crops, masks, ids = (part.to(self.device, non_blocking=True) for part in batch)
+        *inputs, ids = (part.to(self.device, non_blocking=True) for part in batch)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.steps, self.recipe)
         self.optimizer.zero_grad()
         loss = contrastive_backward(
             self._encode,
-            crops,
-            masks,
+            inputs,
             self.text_features[ids],
             ids,
             self.tuned.model.logit_scale,
@@ -188,10 +218,13 @@ class _Run:
         self.step += 1
         return loss
 
-    def _encode(self, crops: Tensor, masks: Tensor) -> Tensor:
-        enabled = self.recipe.precision != "fp32"
-        with torch.autocast(self.device.type, dtype=DTYPES[self.recipe.precision], enabled=enabled):
-            return self.tuned.encode(crops, masks).float()
+    def _encode(self, *inputs: Tensor) -> Tensor:
+        with self._autocast():
+            return self.tuned.encode(*inputs).float()
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.recipe.precision
+        return torch.autocast(self.device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
     def _embed(self, texts: Sequence[str], templates: Sequence[str]) -> Tensor:
         """float32 (n, D) unit vectors; the text tower is frozen, so each text is encoded once, in float32."""
@@ -243,7 +276,7 @@ class _Run:
         self.folder.save(LAST, self._open_clip_content(epoch) | state)
 
     def _open_clip_content(self, epoch: int) -> dict[str, Any]:
-        return {"epoch": epoch, "name": self.job.architecture, "state_dict": self.tuned.model.state_dict()}
+        return {"epoch": epoch, "name": self.job.architecture, "state_dict": self.tuned.state_dict()}
 
     def _write_recipe(self) -> None:
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.recipe).items()}
@@ -251,7 +284,7 @@ class _Run:
             temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
-def read_pairs(paths: Sequence[str]) -> tuple[Dataset, list[str]]:
+def read_pairs(paths: Sequence[str]) -> tuple[ConcatDataset, list[str]]:
     """The pairs of all sources as one data set, and their texts.
 
     Raises:
@@ -262,6 +295,14 @@ def read_pairs(paths: Sequence[str]) -> tuple[Dataset, list[str]]:
     if not texts:
         raise OvsegError(f"there are no pairs in {', '.join(paths)}: check --pairs")
     return ConcatDataset([source for source in sources if len(source)]), texts
+
+
+def _find_images(pairs: ConcatDataset, job: Job) -> list[Path]:
+    """The whole image of each pair, where the mode needs them."""
+    if job.tune != SHIFT:
+        return []
+    root = find_image_root(job.image_root, "--image-root")
+    return [path for source in pairs.datasets for path in source.find_images(root)]
 
 
 def _validation_set(name: str, size: int) -> Any:
@@ -285,18 +326,19 @@ def _check_length(pairs: int, steps: int, recipe: Recipe) -> None:
         )
 
 
-def _settings(job: Job, texts: Sequence[str]) -> dict[str, Any]:
+def _settings(job: Job, texts: Sequence[str], images: Sequence[Path]) -> dict[str, Any]:
     """What has to be the same for a run to be resumed."""
     recipe = {name: value for name, value in asdict(job.recipe).items() if FIELDS[name].metadata["same_run"]}
-    digest = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
+    content = [list(texts), [path.name for path in images]] if images else list(texts)
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     settings = {"tune": job.tune, "architecture": job.architecture, "val": job.val, "pairs": digest, **recipe}
     return json.loads(json.dumps(settings))
 
 
 def _check_settings(theirs: dict[str, Any], ours: dict[str, Any], folder: RunFolder) -> None:
     for name, value in ours.items():
-        if theirs.get(name) != value:
-            what = "other pairs" if name == "pairs" else f"{name} {theirs.get(name)}, not {value}"
+        if theirs.get(name, value) != value:  # options that are newer than the run had no effect on it
+            what = "other pairs" if name == "pairs" else f"{name} {theirs[name]}, not {value}"
             raise OvsegError(
                 f"the run in {folder.folder} has {what}: --resume needs the same, or choose another --output"
             )

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ovseg.checkpoint import CLIP_PREFIX, key_groups, save_safetensors, save_torch
+from ovseg.adaptation.tuned_clip import ORIGINAL, PROMPTS
+from ovseg.checkpoint import CLIP_PREFIX, CLIP_PREFIXES, LEFTOVERS, key_groups, save_safetensors, save_torch
 from ovseg.errors import OvsegError
 from ovseg.state_dicts import (
+    CLIP_MARK,
     MASK_PROMPT_DEPTH,
     MASK_PROMPT_FWD,
     SETTINGS_ENTRY,
@@ -24,9 +26,9 @@ from ovseg.state_dicts import (
     tensors_of,
 )
 
-PROMPTS = "visual.mask_embedding"
 _SCALES = ("logit_scale", "logit_bias")
 _NO_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}  # numbers in OpenAI's archives
+_SCAN_PARTS = ("clip_adapter.original_clip.", "oriclip_mlp.")
 _SEGMENTER_PARTS = ("backbone.", "sem_seg_head.", "clip_adapter.")
 
 
@@ -39,8 +41,11 @@ class FusionReport:
         added: keys that the segmenter lacked.
         untouched: the segmenter's other keys.
         left_out: the segmenter's text tower, which ``only_visual`` leaves to CLIP_WEIGHTS.
+        ignored: keys of the CLIP file that are known and not meant to be stored: the tower before fine-tuning, which
+            SCAN's scripts save beside the tuned one, and what is left over in its official files.
         unknown: keys of the CLIP file that a segmenter has no place for; they were not stored.
-        mask_prompt_forward: what MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD must be.
+        mask_prompt_forward: what MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD must be; None for a segmenter that knows no mask
+            prompts (SCAN).
         mask_prompt_depth: what MASK_PROMPT_DEPTH must be; None for any (there are no prompts in the file).
     """
 
@@ -48,30 +53,37 @@ class FusionReport:
     added: tuple[str, ...]
     untouched: tuple[str, ...]
     left_out: tuple[str, ...]
+    ignored: tuple[str, ...]
     unknown: tuple[str, ...]
-    mask_prompt_forward: bool
+    mask_prompt_forward: bool | None
     mask_prompt_depth: int | None
 
     @property
     def settings(self) -> dict[str, bool | int]:
         """The configuration keys that go with the file."""
+        if self.mask_prompt_forward is None:
+            return {}
         depth = {} if self.mask_prompt_depth is None else {MASK_PROMPT_DEPTH: self.mask_prompt_depth}
         return {MASK_PROMPT_FWD: self.mask_prompt_forward, **depth}
 
     def __str__(self) -> str:
-        kept_clip = tuple(name for name in self.untouched if name.startswith(CLIP_PREFIX))
+        kept_clip, original = (tuple(n for n in self.untouched if n.startswith(prefix)) for prefix in CLIP_PREFIXES)
         lines = []
         for label, keys in (
             ("replaced", self.replaced),
             ("added", self.added),
             ("untouched", self.untouched),
             ("of these the old CLIP's, which the CLIP file lacks", kept_clip),
+            ("of these the original CLIP's, which looks at whole images", original),
             ("left out (CLIP_WEIGHTS must give them)", self.left_out),
+            ("ignored in the CLIP file", self.ignored),
             ("unknown in the CLIP file, not stored", self.unknown),
         ):
             if keys or label in ("replaced", "added", "untouched"):
                 examples = f": {key_groups(keys)}; such as {keys[0]}" if keys else ""
                 lines.append(f"{len(keys):5d} {label}{examples}")
+        if self.mask_prompt_forward is None:
+            return "\n".join(lines)
         settings = " ".join(f"{key} {value}" for key, value in self.settings.items())
         why = "has" if self.mask_prompt_forward else "has no (or only zero)"
         return "\n".join((*lines, f"This CLIP {why} mask prompts. Use the file with:", f"  {settings}"))
@@ -103,13 +115,20 @@ def fuse(
             "CLIP checkpoint"
         )
     old = bare_clip_names({name: t for name, t in segmenter.items() if name.startswith(CLIP_PREFIX)})
-    wrapper = {name for name in clip if "clip_model." not in name} if len(unwrapped) < len(clip) else set()
-    chosen, unknown = {}, sorted(wrapper)
+    wrapper = [name for name in clip if CLIP_MARK not in name] if len(unwrapped) < len(clip) else []
+    ignored = [name for name in wrapper if name.removeprefix("module.").startswith(ORIGINAL)]
+    unknown = [name for name in wrapper if name not in ignored]
+    has_prompts = not any(name.startswith(_SCAN_PARTS) for name in segmenter)
+    chosen = {}
     for name, tensor in unwrapped.items():
         if only_visual and not _visual(name):
             continue
+        if (CLIP_PREFIX + name).startswith(LEFTOVERS):
+            ignored.append(name)
+            continue
         has_part = any(_visual(other) == _visual(name) for other in old)
-        if name in _NO_WEIGHTS or (has_part and name not in old and name != PROMPTS and name not in _SCALES):
+        alien = has_part and name not in old and name != PROMPTS and name not in _SCALES
+        if alien or name in _NO_WEIGHTS or (name == PROMPTS and not has_prompts):
             unknown.append(name)
         else:
             chosen[name] = tensor
@@ -125,8 +144,9 @@ def fuse(
         added=tuple(CLIP_PREFIX + name for name in chosen if name not in old),
         untouched=tuple(n for n in fused if n in segmenter and n.removeprefix(CLIP_PREFIX) not in chosen),
         left_out=tuple(CLIP_PREFIX + name for name in old if name not in kept),
+        ignored=tuple(ignored),
         unknown=tuple(unknown),
-        mask_prompt_forward=forward,
+        mask_prompt_forward=forward if has_prompts else None,
         mask_prompt_depth=len(new_clip[PROMPTS]) if PROMPTS in new_clip else None,
     )
 

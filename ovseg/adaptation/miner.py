@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class Miner:
         min_area: masks with a smaller share of the image are left out.
         max_size: larger images are made smaller first, longest side in pixels.
         seen: lower-case words of the seen classes, or None.
+        image_root: pairs remember where below it their image lies; of others its name alone.
     """
 
     masks: MaskSource
@@ -56,6 +58,7 @@ class Miner:
     min_area: float = 0.0005
     max_size: int = 1024
     seen: frozenset[str] | None = None
+    image_root: Path | None = None
 
     @torch.inference_mode()
     def __call__(self, item: CaptionedImage) -> list[FoundPair]:
@@ -131,7 +134,7 @@ class Miner:
         box = np.rint(np.array([x0, y0, x1, y1]) * np.tile(scale, 2)).astype(int).tolist()
         info = {
             "text": text,
-            "image": item.path.name,
+            "image": self._name(item.path),
             "image_id": item.image_id,
             "caption": caption,
             "box": box,
@@ -139,6 +142,10 @@ class Miner:
             "seen": None if self.seen is None else names_one_of(text, self.seen),
         }
         return FoundPair(pixels[y0:y1, x0:x1], inside[y0:y1, x0:x1].cpu().numpy(), info)
+
+    def _name(self, path: Path) -> str:
+        below = self.image_root is not None and path.is_relative_to(self.image_root)
+        return path.relative_to(self.image_root).as_posix() if below else path.name
 
 
 Mine = Callable[[CaptionedImage], list[FoundPair]]

@@ -120,17 +120,16 @@ def _mine(
     segmenter = None
     if options.config_file:
         segmenter = Segmenter.from_config(options.config_file, options.weights, options.opts, device)
+    root = options.image_root or Path(options.data)
+    root = root if root.is_dir() else root.parent
     masks: MaskSource
     if segmenter is not None:
         masks = SegmenterMasks(segmenter)
     elif options.masks == GROUND_TRUTH:
         masks = ToyMasks(records, CLASS_NAMES)
     else:
-        root = options.image_root or Path(options.data)
         names = names_of(options.label_names) if options.label_names else ()
-        masks = folder_masks(
-            Path(options.masks), options.masks_are, root if root.is_dir() else root.parent, names, options.ignore_label
-        )
+        masks = folder_masks(Path(options.masks), options.masks_are, root, names, options.ignore_label)
     clip = None
     if options.clip and not by_labels:
         clip = _build_clip(options, masks.threshold).to(device)
@@ -146,6 +145,7 @@ def _mine(
         min_area=options.min_area,
         max_size=options.max_size,
         seen=seen,
+        image_root=root,
     )
     largest_bad = math.inf if options.allow_bad else ALLOWED_BAD * len(work.images)
     title = "images" if world == 1 else f"images (1 of {world} processes)"

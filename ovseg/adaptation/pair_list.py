@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch.utils.data
 
+from ovseg.adaptation.image_root import ImageRoot
 from ovseg.adaptation.pairs import Pair, PairDataset, encode_png
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
@@ -18,15 +19,23 @@ from ovseg.images import read_image
 
 FILL = (124, 116, 103)  # RGB; ImageNet's mean, by which the original's training code knows the background
 COLUMNS = ("filepath", "title")
+IMAGE = "image"  # a column that our lists have beside the original's: the whole image
 LIST = "pairs.tsv"
 JPEG_NOISE = 12  # how far from FILL a background pixel of a JPEG may be, in each channel
 
 
 @dataclass(frozen=True)
 class PairList(torch.utils.data.Dataset):
-    """Pairs of a list; see :func:`read_pair_list`."""
+    """Pairs of a list; see :func:`read_pair_list`.
+
+    Attributes:
+        rows: picture and title of each pair.
+        images: the whole image of each, relative to a folder that is not told; "" where only the picture's name tells.
+        tolerance: how far from the fill's colour the background may be.
+    """
 
     rows: tuple[tuple[Path, str], ...]
+    images: tuple[str, ...]
     tolerance: int | None
 
     def __len__(self) -> int:
@@ -45,9 +54,22 @@ class PairList(torch.utils.data.Dataset):
         """The texts of all pairs."""
         return [title for _, title in self.rows]
 
+    def find_images(self, root: ImageRoot) -> list[Path]:
+        """The whole image of each pair: that of the column ``image``, or the one that the picture's name tells.
+
+        Raises:
+            OvsegError: one is not there.
+        """
+        return [
+            root.recorded(name, str(path)) if name else root.of_crop(path)
+            for (path, _), name in zip(self.rows, self.images, strict=True)
+        ]
+
 
 def read_pair_list(tsv: str | Path, tolerance: int | None = None) -> PairList:
     """Pairs of the original's list: tab separated, header with ``filepath`` and ``title`` in any order, no quoting.
+
+    A column ``image`` may give each pair's whole image.
 
     Args:
         tsv: the list; relative paths in it start at its folder.
@@ -69,14 +91,16 @@ def read_pair_list(tsv: str | Path, tolerance: int | None = None) -> PairList:
     if not lines or not set(COLUMNS) <= set(lines[0]):
         raise OvsegError(f"{tsv} does not begin with a line that holds the columns filepath and title, tab separated")
     path_column, title_column = (lines[0].index(name) for name in COLUMNS)
-    rows = []
+    image_column = lines[0].index(IMAGE) if IMAGE in lines[0] else None
+    rows, images = [], []
     for number, line in enumerate(lines[1:], start=2):
         if not line:
             continue
         if len(line) <= max(path_column, title_column) or not line[path_column] or not line[title_column].strip():
             raise OvsegError(f"line {number} of {tsv} lacks a path or a title: mend or remove it")
         rows.append((tsv.parent / line[path_column], line[title_column]))
-    return PairList(tuple(rows), tolerance)
+        images.append(line[image_column] if image_column is not None and image_column < len(line) else "")
+    return PairList(tuple(rows), tuple(images), tolerance)
 
 
 def write_crops(shard: Path, folder: Path) -> None:
@@ -100,12 +124,13 @@ def write_crops(shard: Path, folder: Path) -> None:
 def write_list(shards: Sequence[Path], tsv: Path, folder: Path) -> None:
     """Write the list of the crops of :func:`write_crops`, with paths relative to its own folder."""
     with atomic_path(tsv) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write("\t".join(COLUMNS) + "\n")
+        file.write("\t".join((*COLUMNS, IMAGE)) + "\n")
         for shard in shards:
             dataset = PairDataset([shard])
-            for key, text in zip(dataset.keys, dataset.texts(), strict=True):
-                path = crop_path(folder, shard, key).relative_to(tsv.parent)
-                file.write(f"{path.as_posix()}\t{' '.join(text.split())}\n")
+            for index, key in enumerate(dataset.keys):
+                path, info = crop_path(folder, shard, key).relative_to(tsv.parent), dataset.info(index)
+                text, image = (" ".join(words.split()) for words in (info["text"], info.get(IMAGE, "")))
+                file.write(f"{path.as_posix()}\t{text}\t{image}\n")
 
 
 def crop_path(folder: Path, shard: Path, key: str) -> Path:

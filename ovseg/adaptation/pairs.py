@@ -17,6 +17,7 @@ import numpy as np
 import torch.utils.data
 from webdataset import TarWriter
 
+from ovseg.adaptation.image_root import ImageRoot
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
 
@@ -151,7 +152,10 @@ class PairDataset(torch.utils.data.Dataset):
         return Pair(np.ascontiguousarray(pixels), inside, text, self.keys[index])
 
     def info(self, index: int) -> dict[str, Any]:
-        """What was remembered of a pair: "text", "image", "image_id", "caption", "box", "score", "seen"."""
+        """What was remembered of a pair: "text", "image", "image_id", "caption", "box", "score", "seen".
+
+        "image" is relative to the folder that image names started from in mining.
+        """
         try:
             return json.loads(self._read(index, first=2)[0])
         except ValueError as error:
@@ -160,6 +164,23 @@ class PairDataset(torch.utils.data.Dataset):
     def texts(self) -> list[str]:
         """The texts of all pairs; reads each pair's JSON, not its pictures."""
         return [self.info(index)["text"] for index in range(len(self))]
+
+    def find_images(self, root: ImageRoot) -> list[Path]:
+        """The whole image of each pair, by the name that mining has recorded.
+
+        Raises:
+            OvsegError: one is not there, or none was recorded.
+        """
+        found: dict[str, Path] = {}
+        paths = []
+        for index, key in enumerate(self.keys):
+            name, crop = self.info(index).get("image"), f"pair {key} of {self.shard_of(index)}"
+            if not name:
+                raise OvsegError(f"{crop} does not tell the image that it was cut from: mine the pairs again")
+            if name not in found:
+                found[name] = root.recorded(name, crop)
+            paths.append(found[name])
+        return paths
 
     def shard_of(self, index: int) -> Path:
         """The file that holds a pair."""

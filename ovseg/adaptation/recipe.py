@@ -13,9 +13,14 @@ from open_clip.constants import OPENAI_DATASET_MEAN
 from ovseg.errors import OvsegError
 from ovseg.plain_yaml import read_plain_yaml, unknown_key
 
-MODES = ("full", "mask-prompt")
-# what the paper trains each mode with (specification 12.2, 12.3)
-_OF_MODE = {"full": {"lr": 5e-6, "weight_decay": 0.2}, "mask-prompt": {"lr": 2e-2, "weight_decay": 0.0}}
+SHIFT = "contextual-shift"
+MODES = ("full", "mask-prompt", SHIFT)
+# what the papers train each mode with (specification of OVSeg, 12.2 and 12.3; of SCAN, 12)
+_OF_MODE = {
+    "full": {"lr": 5e-6, "weight_decay": 0.2, "mask_from": "mask"},
+    "mask-prompt": {"lr": 2e-2, "weight_decay": 0.0, "mask_from": "mask"},
+    SHIFT: {"lr": 5e-6, "weight_decay": 0.2, "mask_from": "colour"},
+}
 CLIP_MEAN = tuple(round(255 * value, 4) for value in OPENAI_DATASET_MEAN)
 
 
@@ -33,13 +38,20 @@ class Recipe:
     micro_batch: int = _option(
         0, "pairs that a process encodes at a time; 0: its whole share. Less memory, the same gradients", None, False
     )
-    lr: float = _option(0.0, "learning rate; 0: 5e-6 for full, 2e-2 for mask-prompt")
-    weight_decay: float = _option(-1.0, "of weights that are no biases, norms or scales; -1: 0.2 for full, else 0")
+    lr: float = _option(0.0, "learning rate; 0: 2e-2 for mask-prompt, else 5e-6")
+    weight_decay: float = _option(
+        -1.0, "of weights that are no biases, norms or scales; -1: 0 for mask-prompt, else 0.2"
+    )
     warmup: int = _option(100, "steps of linear warm-up before the cosine")
     beta1: float = _option(0.9, "AdamW's")
     beta2: float = _option(0.98, "AdamW's")
     eps: float = _option(1e-6, "AdamW's")
     depth: int = _option(3, "levels of mask prompts, where the CLIP has none yet (mode mask-prompt)")
+    replace_ratio: float = _option(0.15, "part of a crop's background patches that is replaced (contextual-shift)")
+    replace_layers: tuple[int, ...] = _option(
+        (1, 3, 5, 7, 9), "blocks after which it is, those that the tower has (contextual-shift)"
+    )
+    force_quick_gelu: bool = _option(False, "run a CLIP with QuickGELU whatever it was trained with")
     equal_nouns: str = _option(
         "negatives", "equal texts of other pairs in a batch: wrong answers, or left out", ("negatives", "ignore")
     )
@@ -54,22 +66,29 @@ class Recipe:
     fill: tuple[float, float, float] = _option(
         CLIP_MEAN, "RGB, 0 .. 255, behind the masks; CLIP's mean as at inference"
     )
+    mask_from: str = _option(
+        "auto",
+        "an augmented crop's mask: the mask, resized, or all that is not of the fill's colour (SCAN's scripts); auto: "
+        "colour for contextual-shift",
+        ("auto", "mask", "colour"),
+    )
     precision: str = _option("fp32", "of the image tower's forward and backward", ("fp32", "bf16", "fp16"))
     checkpoint_activations: bool = _option(
         False, "recompute activations in the backward pass: less memory", None, False
     )
-    seed: int = _option(0, "of prompts, order and augmentation")
+    seed: int = _option(0, "of prompts, order, augmentation and replaced patches")
     workers: int = _option(2, "data-loader processes for each training process", None, False)
     checkpoint_every: int = _option(200, "steps between checkpoints, besides those after epochs; 0: none", None, False)
     log_every: int = _option(20, "steps between lines of the log", None, False)
 
     def of_mode(self, mode: str) -> Recipe:
-        """With the mode's own learning rate and weight decay where none was given."""
+        """With the mode's own learning rate, weight decay and way of finding masks where none was given."""
         own = _OF_MODE[mode]
         return replace(
             self,
             lr=self.lr or own["lr"],
             weight_decay=own["weight_decay"] if self.weight_decay < 0 else self.weight_decay,
+            mask_from=own["mask_from"] if self.mask_from == "auto" else self.mask_from,
         )
 
     def check(self, processes: int) -> None:
@@ -86,6 +105,8 @@ class Recipe:
                 raise OvsegError(f"{key} is {getattr(self, key)}: it must not be negative")
         if self.batch_size % processes:
             raise OvsegError(f"batch_size {self.batch_size} cannot be shared by {processes} processes: use a multiple")
+        if not 0 <= self.replace_ratio <= 1:
+            raise OvsegError(f"replace_ratio is {self.replace_ratio}: give a number from 0 to 1")
         if self.template.count("{}") != 1:
             raise OvsegError(f"template {self.template!r} must hold {{}} exactly once: that is where the noun goes")
         if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
@@ -98,7 +119,7 @@ FIELDS = {f.name: f for f in fields(Recipe)}
 
 
 def read_recipe(path: str | Path, mode: str) -> dict[str, Any]:
-    """Values of a YAML file: keys of :class:`Recipe`, and those below ``full:`` or ``mask-prompt:`` for that mode.
+    """Values of a YAML file: keys of :class:`Recipe`, and those below the name of the mode.
 
     Raises:
         OvsegError: unreadable or no plain YAML, an unknown key (the nearest one is suggested), or a bad value.
@@ -127,6 +148,10 @@ def _checked(values: Mapping[str, Any], source: str, known: Sequence[str] = tupl
 def _convert(key: str, value: Any) -> Any:
     """``value`` as the field's type; YAML 1.1 reads 5e-6 as a text."""
     default, choices = FIELDS[key].default, FIELDS[key].metadata["choices"]
+    if isinstance(default, tuple) and isinstance(default[0], int):
+        if isinstance(value, str) or not isinstance(value, Sequence) or not all(type(part) is int for part in value):
+            raise ValueError("it must be a list of whole numbers")
+        return tuple(value)
     if isinstance(default, tuple):
         if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != len(default):
             raise ValueError(f"it must be a list of {len(default)} numbers")
@@ -153,6 +178,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         kwargs["help"] = kwargs["help"].replace("%", "%%")
         if isinstance(default, bool):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **kwargs)
+        elif isinstance(default, tuple) and isinstance(default[0], int):
+            group.add_argument(flag, type=int, nargs="+", metavar="N", **kwargs)
         elif isinstance(default, tuple):
             group.add_argument(flag, type=float, nargs=len(default), metavar="X", **kwargs)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,9 +11,8 @@ from ovseg.adaptation.contrastive import contrastive_loss
 
 
 def contrastive_backward(
-    encode: Callable[[Tensor, Tensor], Tensor],
-    crops: Tensor,
-    masks: Tensor,
+    encode: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
     texts: Tensor,
     text_ids: Tensor,
     logit_scale: Tensor,
@@ -29,7 +28,8 @@ def contrastive_backward(
     to hand these on (Gao et al. 2021, arXiv 2101.06983). The result is that of the whole batch.
 
     Args:
-        encode: crops (b, 3, S, S), masks (b, 1, S, S) -> float32 features (b, D).
+        encode: rows of all inputs -> float32 features (b, D).
+        inputs: crops (n, 3, S, S), and what else ``encode`` needs of each of the n pairs.
         texts: float32 (n, D), without gradient.
         text_ids, logit_scale, ignore_equal_texts: as :func:`ovseg.adaptation.contrastive.contrastive_loss`.
         micro_batch: pairs encoded at a time; 0 for all.
@@ -44,9 +44,9 @@ def contrastive_backward(
         scale_loss(loss).backward()
         return loss.detach()
 
-    if not 0 < micro_batch < len(crops):
-        return loss_of(encode(crops, masks))
-    parts = list(zip(crops.split(micro_batch), masks.split(micro_batch), strict=True))
+    if not 0 < micro_batch < len(texts):
+        return loss_of(encode(*inputs))
+    parts = list(zip(*(tensor.split(micro_batch) for tensor in inputs), strict=True))
     with torch.no_grad():
         features = torch.cat([encode(*part) for part in parts])
     features.requires_grad_()

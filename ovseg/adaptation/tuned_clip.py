@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ovseg.adaptation.recipe import Recipe
+from ovseg.adaptation.context import ContextualShift
+from ovseg.adaptation.recipe import SHIFT, Recipe
 from ovseg.clip.mask_prompt import add_mask_prompts, encode_masked_image
 from ovseg.clip.model import build_clip, find_clip, load_clip_weights
+from ovseg.clip.vit import is_plain_vit
 from ovseg.errors import OvsegError
-from ovseg.state_dicts import read_state_dict
+from ovseg.state_dicts import CLIP_MARK, bare_clip_names, read_state_dict
 
 logger = logging.getLogger(__name__)
 
 PROMPTS = "visual.mask_embedding"
+ORIGINAL = "original_clip_visual."  # the frozen tower in the state that SCAN's scripts save
 LOGIT_SCALE_MAX = math.log(100)
 _NO_DECAY = ("bn", "ln", "bias", "logit_scale")  # parts of names (specification 12.2)
 _PROMPT_STD = 0.02
@@ -35,14 +39,24 @@ class TunedClip:
             what does not train is frozen.
         tokenizer: its tokenizer.
         use_masks: crops are encoded with mask prompts.
+        shift: crops are encoded in the context of their whole images; None: by themselves.
     """
 
     model: nn.Module
     tokenizer: Any
     use_masks: bool
+    shift: ContextualShift | None = None
 
-    def encode(self, crops: Tensor, masks: Tensor) -> Tensor:
-        """Image features (b, D), not normalised, of normalised crops (b, 3, S, S) and masks (b, 1, S, S)."""
+    def encode(self, crops: Tensor, *around: Tensor) -> Tensor:
+        """Image features (b, D), not normalised, of normalised crops (b, 3, S, S).
+
+        Args:
+            around: masks (b, 1, S, S); or, with ``shift``, what :class:`ovseg.adaptation.context.CropsInContext` has in
+                their place.
+        """
+        if self.shift is not None:
+            return self.shift.encode(self.model.visual, crops, *around)
+        (masks,) = around
         if self.use_masks:
             return encode_masked_image(self.model.visual, crops, masks.to(crops.dtype))
         return self.model.encode_image(crops)
@@ -51,6 +65,15 @@ class TunedClip:
     def trained(self) -> dict[str, nn.Parameter]:
         """What trains, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The model's state; with ``shift`` as SCAN's scripts save it, the original tower beside the model."""
+        if self.shift is None:
+            return self.model.state_dict()
+        towers = {f"module.{CLIP_MARK}": self.model, f"module.{ORIGINAL}": self.shift.original}
+        return {
+            prefix + name: tensor for prefix, tower in towers.items() for name, tensor in tower.state_dict().items()
+        }
 
     def clamp_logit_scale(self) -> None:
         """Keep the inverse temperature within 1 .. 100."""
@@ -68,6 +91,7 @@ def flags_in_messages() -> Iterator[None]:
         "MODEL.DEVICE cpu": "--device cpu",
         "MODEL.WEIGHTS or CLIP_WEIGHTS": "--clip",
         " and CLIP_WEIGHTS agree": " and --clip agree",
+        "MODEL.CLIP_ADAPTER.REPLACE_LAYER": "--replace-layers",
     }
     try:
         yield
@@ -84,26 +108,32 @@ def load_for_tuning(architecture: str, weights: str, mode: str, recipe: Recipe, 
     ``full``: the image tower and the logit scale. Where the weights hold mask prompts, these are used in the forward
     but stay as they are, so that tower and prompts go on fitting each other (the paper's order MPT, FT).
     ``mask-prompt``: the prompts and the logit scale (specification 12.3); prompts are drawn from normal(0, 0.02)
-    where the weights hold none.
+    where the weights hold none. ``contextual-shift``: as ``full``, beside a frozen copy of the tower (specification of
+    SCAN, section 12), or beside the original that the weights of an earlier run hold.
 
     Args:
         architecture, weights: as :func:`ovseg.clip.model.find_clip`.
-        mode: "full" or "mask-prompt".
-        recipe: ``depth``, ``seed`` and ``checkpoint_activations`` are used.
+        mode: one of :data:`ovseg.adaptation.recipe.MODES`.
+        recipe: ``depth``, ``seed``, ``checkpoint_activations``, ``force_quick_gelu`` and ``replace_...`` are used.
         depth_asked: the user has given ``depth``, so weights with another one are refused.
 
     Raises:
-        OvsegError: weights that cannot be had, are those of another CLIP, or have prompts of another depth.
+        OvsegError: weights that cannot be had, are those of another CLIP, or have prompts of another depth; or, for the
+            contextual shift, have prompts at all or no plain vision transformer.
     """
     with flags_in_messages():
         source = find_clip(architecture, weights)
         if source.fetch_weights is None:
             raise OvsegError(f"--clip {weights} gives no weights: random ones cannot be adapted; give a file or a tag")
+        if recipe.force_quick_gelu:
+            source = replace(source, architecture=source.architecture | {"quick_gelu": True})
         model, tokenizer = build_clip(source)
         if not hasattr(model, "logit_scale"):
             raise OvsegError(f"{architecture} has no logit_scale: it is no contrastive CLIP")
         load_clip_weights(model, source)
-        depth = _load_prompts(model, weights, read_state_dict(source.fetch_weights()).get(PROMPTS))
+        state = read_state_dict(source.fetch_weights())
+        depth = _load_prompts(model, weights, bare_clip_names(state).get(PROMPTS))
+        shift = _beside_original(model, state, recipe) if mode == SHIFT else None
         if mode == "mask-prompt":
             if depth and depth_asked and depth != recipe.depth:
                 raise OvsegError(
@@ -119,15 +149,14 @@ def load_for_tuning(architecture: str, weights: str, mode: str, recipe: Recipe, 
     model.logit_scale.requires_grad_(True)
     if recipe.checkpoint_activations:
         model.visual.set_grad_checkpointing(True)
-    tuned = TunedClip(model, tokenizer, use_masks=depth > 0)
+    tuned = TunedClip(model, tokenizer, depth > 0, shift)
     count = sum(p.numel() for p in tuned.trained.values())
-    logger.info(
-        "%s: %d of %d parameters train; masks %s",
-        mode,
-        count,
-        sum(p.numel() for p in model.parameters()),
-        f"go to the tower (prompts of depth {depth})" if depth else "only cut the crops out",
-    )
+    if shift is not None:
+        use = f"give background patches to the whole image after blocks {', '.join(map(str, shift.blocks))}"
+    else:
+        use = f"go to the tower (prompts of depth {depth})" if depth else "only cut the crops out"
+    total = sum(p.numel() for p in model.parameters())
+    logger.info("%s: %d of %d parameters train; masks %s", mode, count, total, use)
     return tuned
 
 
@@ -165,6 +194,23 @@ def _load_prompts(model: nn.Module, weights: str, prompts: Tensor | None) -> int
             "give the --architecture that they were made with"
         ) from error
     return len(prompts)
+
+
+def _beside_original(model: nn.Module, state: Mapping[str, Tensor], recipe: Recipe) -> ContextualShift:
+    """The shift to the context that the tower sees before training, or that the original in a wrapper's state does."""
+    visual = model.visual
+    if not is_plain_vit(visual):
+        raise OvsegError(
+            f"--tune {SHIFT} needs a plain CLIP vision transformer, not a {type(visual).__name__}: choose ViT-L-14 or "
+            "ViT-B-16"
+        )
+    if hasattr(visual, "mask_embedding"):
+        raise OvsegError(f"--tune {SHIFT} has no use for mask prompts, but this CLIP has some: give one without")
+    original = copy.deepcopy(visual)
+    kept = {name.removeprefix(ORIGINAL): tensor for name, tensor in state.items() if name.startswith(ORIGINAL)}
+    if kept:
+        original.load_state_dict(kept)
+    return ContextualShift(original, recipe.replace_ratio, recipe.replace_layers, recipe.seed)
 
 
 def _draw_prompts(model: nn.Module, recipe: Recipe) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ovseg.adaptation.crops import filled, squash
+from ovseg.adaptation.image_root import find_image_root
 from ovseg.adaptation.pair_list import PairList
 from ovseg.adaptation.recipe import CLIP_MEAN
 from ovseg.errors import OvsegError
@@ -30,7 +31,7 @@ class ValidationSet:
     Attributes:
         class_names: K names.
         pictures: items are one picture's crops float32 (m, 3, S, S), normalised, their masks uint8 (m, 1, S, S) and
-            classes int64 (m,); or an OvsegError.
+            classes int64 (m,); or an OvsegError. ``find_images(root)`` gives each picture's whole image.
         groups: name of a group -> its class numbers, for results of their own.
     """
 
@@ -71,7 +72,7 @@ def _folder(folder: Path, size: int) -> ValidationSet:
     if not rows:
         raise OvsegError(f"--val {folder} holds no crops: give 'toy', or a folder with one folder of crops per class")
     names = [path.name.replace("_", " ") for path in classes]
-    return ValidationSet(names, _FilledCrops(PairList(tuple(rows), None), size), {})
+    return ValidationSet(names, _FilledCrops(PairList(tuple(rows), ("",) * len(rows), None), size), {})
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,10 @@ class _FilledCrops(Dataset):
         except OvsegError as error:
             return error
         return _cut(pair.image, [(pair.mask, int(pair.text))], self.size)
+
+    def find_images(self, root: str | None) -> list[Path]:
+        """The whole images that the crops' names tell."""
+        return self.pairs.find_images(find_image_root(root, "--val-image-root"))
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,10 @@ class _ToyRegions(Dataset):
         regions += [((labels == label) & (instances == 0), int(label)) for label in np.unique(ground)]
         return _cut(image, [(mask, label) for mask, label in regions if mask.any()], self.size)
 
+    def find_images(self, root: str | None) -> list[Path]:
+        """The scenes themselves."""
+        return [Path(record["file_name"]) for record in self.records]
+
 
 def _cut(image: np.ndarray, regions: Sequence[tuple[np.ndarray, int]], size: int) -> tuple[Tensor, Tensor, Tensor]:
     """The crops of an image's masks as at inference."""
@@ -126,15 +135,14 @@ def _cut(image: np.ndarray, regions: Sequence[tuple[np.ndarray, int]], size: int
 
 
 @torch.no_grad()
-def zero_shot(
-    encode: Callable[[Tensor, Tensor], Tensor], words: Tensor, data: ValidationSet, *, workers: int
-) -> dict[str, float]:
+def zero_shot(encode: Callable[..., Tensor], words: Tensor, data: ValidationSet, *, workers: int) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent, over all crops and over those of each group, and the mean over classes.
 
     The names of all classes compete always. Each process takes its share of the pictures; all get the result.
 
     Args:
-        encode: crops (b, 3, S, S) and masks (b, 1, S, S) on the device of ``words`` -> features (b, D).
+        encode: all of the items but the classes, such as crops (b, 3, S, S) and masks (b, 1, S, S), on the device of
+            ``words`` -> features (b, D).
         words: float32 (K, D) unit vectors of the class names.
         workers: data-loader processes.
 
@@ -144,9 +152,9 @@ def zero_shot(
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     share = Subset(data.pictures, range(rank, len(data.pictures), processes))
     counts = words.new_zeros(len(words), 3, dtype=torch.float64)  # crops, right at first, right among the first five
-    for crops, masks, labels in _batches(DataLoader(share, batch_size=None, num_workers=workers)):
+    for *inputs, labels in _batches(DataLoader(share, batch_size=None, num_workers=workers)):
         labels = labels.to(words.device)
-        features = encode(crops.to(words.device), masks.to(words.device)).float()
+        features = encode(*(tensor.to(words.device) for tensor in inputs)).float()
         ranked = (features @ words.T).topk(min(_TOP, len(words))).indices == labels[:, None]
         hits = torch.stack([torch.ones_like(labels), ranked[:, 0].long(), ranked.any(1).long()], dim=1)
         counts.index_add_(0, labels, hits.double())

@@ -35,8 +35,8 @@ def _gradients(rows: slice, **options) -> tuple[float, list[torch.Tensor]]:
         return tower(crops) + masks
 
     masks = torch.arange(ROWS)[:, None] / 10
-    parts = (part[rows] for part in (crops, masks, texts, ids))
-    loss = contrastive_backward(encode, *parts, scale, **options)
+    crops, masks, texts, ids = (part[rows] for part in (crops, masks, texts, ids))
+    loss = contrastive_backward(encode, (crops, masks), texts, ids, scale, **options)
     parameters = [*tower.parameters(), scale]
     average_gradients(parameters)
     return loss.item(), [parameter.grad for parameter in parameters]

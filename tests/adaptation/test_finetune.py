@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -11,7 +10,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,7 +18,7 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from ovseg.adaptation import run_folder
 from ovseg.adaptation.crops import EpochBatches, TrainingCrops, filled, random_window, squash
 from ovseg.adaptation.finetune import finetune, read_pairs
-from ovseg.adaptation.recipe import CLIP_MEAN, Recipe, read_recipe
+from ovseg.adaptation.recipe import CLIP_MEAN, SHIFT, Recipe, read_recipe
 from ovseg.adaptation.run_folder import RunFolder
 from ovseg.adaptation.tuned_clip import build_optimizer, learning_rate, load_for_tuning
 from ovseg.clip.mask_prompt import encode_masked_image
@@ -42,54 +40,14 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    """clip.json, clip.safetensors, pairs/, and val/ with a folder of filled crops for each noun."""
-    folder = tmp_path_factory.mktemp("inputs")
-    tiny.write_clip(folder)
-    tiny.write_pairs(folder / "pairs")
-    generator = np.random.default_rng(1)
-    for noun, colour in tiny.NOUNS.items():
-        (folder / "val" / noun.replace(" ", "_")).mkdir(parents=True)
-        for k in range(2):
-            image, mask = tiny.disc(generator, colour)
-            image[~mask] = (124, 116, 103)
-            cv2.imwrite(str(folder / "val" / noun.replace(" ", "_") / f"{k}.png"), image[:, :, ::-1])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(inputs, tmp_path_factory):
-    """The output of an uninterrupted run of mode full: 2 epochs of 5 steps."""
-    output = tmp_path_factory.mktemp("finished") / "run"
-    finetune(tiny.make_job(inputs, output, val=str(inputs / "val")))
-    return output
-
-
-def _metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def _same_run(ours: Path, theirs: Path) -> None:
-    for name in ("epoch_1.pt", "epoch_2.pt", "last.pt", "best.safetensors"):
-        torch.testing.assert_close(read_state_dict(ours / name), read_state_dict(theirs / name), rtol=0, atol=0)
-    a, b = ([(m["step"], m.get("loss"), m.get("val/top1")) for m in _metrics(folder)] for folder in (ours, theirs))
-    assert a == b
-
-
-def _changed(before: Path | str, after: Path | str) -> set[str]:
-    before, after = read_state_dict(before), read_state_dict(after)
-    return {name for name in after if name not in before or not torch.equal(before[name], after[name])}
-
-
 def test_full_trains_the_image_tower_and_the_scale_alone(inputs, finished):
-    changed = _changed(inputs / "clip.safetensors", finished / "last.pt")
+    changed = tiny.changed(inputs / "clip.safetensors", finished / "last.pt")
     own = read_state_dict(inputs / "clip.safetensors")
     assert changed == {name for name in own if name.startswith("visual.")} | {"logit_scale"}
     content = torch.load(finished / "epoch_2.pt", weights_only=True)
     assert content["epoch"] == 2 and content["name"] == str(inputs / "clip.json")
     assert content["state_dict"].keys() == own.keys(), "open_clip's names, and no prompts where there were none"
-    lines = _metrics(finished)
+    lines = tiny.metrics(finished)
     assert [m["epoch"] for m in lines if "val/top1" in m] == [0, 1, 2]
     assert {"loss", "lr", "pairs_per_second", "waiting", "memory_gib"} <= lines[1].keys()
     assert any((finished / "tensorboard").iterdir())
@@ -98,25 +56,25 @@ def test_full_trains_the_image_tower_and_the_scale_alone(inputs, finished):
 def test_loss_falls_and_names_are_learnt(inputs, tmp_path):
     options = {"epochs": 12, "equal_nouns": "ignore", "precision": "bf16", "lr": 3e-3, "val": str(inputs / "val")}
     finetune(tiny.make_job(inputs, tmp_path / "run", checkpoint_activations=True, micro_batch=3, **options))
-    losses = [m["loss"] for m in _metrics(tmp_path / "run") if "loss" in m]
-    tops = [m["val/top1"] for m in _metrics(tmp_path / "run") if "val/top1" in m]
+    losses = [m["loss"] for m in tiny.metrics(tmp_path / "run") if "loss" in m]
+    tops = [m["val/top1"] for m in tiny.metrics(tmp_path / "run") if "val/top1" in m]
     assert losses[-1] < 0.6 * losses[0]
     assert max(tops[1:]) >= 75 and tops[0] < 75
     best = run_folder.read_checkpoint(tmp_path / "run" / "last.pt")["best_epoch"]
     assert tops[best] == max(tops[1:])
-    assert not _changed(tmp_path / "run" / f"epoch_{best}.pt", tmp_path / "run" / "best.safetensors")
+    assert not tiny.changed(tmp_path / "run" / f"epoch_{best}.pt", tmp_path / "run" / "best.safetensors")
 
 
 def test_mask_prompts_alone_then_the_tower_around_them(inputs, finished, tmp_path):
     finetune(tiny.make_job(inputs, tmp_path / "mpt", "mask-prompt", clip=str(finished / "best.safetensors"), lr=0.02))
-    changed = _changed(finished / "best.safetensors", tmp_path / "mpt" / "best.safetensors")
+    changed = tiny.changed(finished / "best.safetensors", tmp_path / "mpt" / "best.safetensors")
     assert changed == {"visual.mask_embedding", "logit_scale"}
     prompts = read_state_dict(tmp_path / "mpt" / "best.safetensors")["visual.mask_embedding"]
     assert prompts.shape == (2, 16, 32)
 
     again = tiny.make_job(inputs, tmp_path / "ft", clip=str(tmp_path / "mpt" / "last.pt"), epochs=1)
     finetune(again)
-    changed = _changed(tmp_path / "mpt" / "last.pt", tmp_path / "ft" / "last.pt")
+    changed = tiny.changed(tmp_path / "mpt" / "last.pt", tmp_path / "ft" / "last.pt")
     assert "visual.mask_embedding" not in changed and "visual.conv1.weight" in changed
     with pytest.raises(OvsegError, match=r"have depth 2, not 3: leave --depth out"):
         finetune(tiny.make_job(inputs, tmp_path / "no", "mask-prompt", clip=again.clip, depth=3, depth_asked=True))
@@ -148,18 +106,20 @@ def test_killed_in_the_middle_of_writing_and_resumed(inputs, finished, tmp_path)
     assert step() == 4 and (output / "epoch_1.pt").exists()
     finetune(tiny.make_job(inputs, output, val=str(inputs / "val"), resume=True, workers=1))
     assert step() == 10 and not list(output.glob(".*tmp*"))
-    _same_run(output, finished)
+    tiny.assert_same_run(output, finished)
     finetune(tiny.make_job(inputs, output, val=str(inputs / "val"), resume=True))  # complete: nothing to do
-    _same_run(output, finished)
+    tiny.assert_same_run(output, finished)
 
 
-def test_two_processes_train_as_one(inputs, finished, tmp_path):
+def test_two_processes_train_as_one(inputs, finished, finished_shift, tmp_path):
     job = tiny.make_job(inputs, tmp_path / "two", val=str(inputs / "val"))
-    launch(tiny.finetune_on_one_thread, World(processes_here=2), (job,))
-    ours, theirs = (read_state_dict(folder / "last.pt") for folder in (tmp_path / "two", finished))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)  # Adam divides by tiny second moments
-    a, b = ([m["loss"] for m in _metrics(folder) if "loss" in m] for folder in (tmp_path / "two", finished))
-    assert a == pytest.approx(b, abs=1e-4)
+    shift = tiny.make_job(inputs, tmp_path / "two_shift", SHIFT, val=str(inputs / "val"))
+    launch(tiny.finetune_on_one_thread, World(processes_here=2), (job, shift))
+    for two, one in ((job.output, finished), (shift.output, finished_shift)):
+        ours, theirs = (read_state_dict(folder / "last.pt") for folder in (two, one))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)  # Adam divides by tiny second moments
+        a, b = ([m["loss"] for m in tiny.metrics(folder) if "loss" in m] for folder in (two, one))
+        assert a == pytest.approx(b, abs=1e-4)
 
 
 def test_one_folder_for_one_run(inputs, finished, tmp_path):
@@ -211,7 +171,7 @@ def test_disk_full_is_explained_and_resumable(inputs, finished, tmp_path, monkey
         with pytest.raises(OvsegError, match=r"disk full while writing .*: free some space and run again"):
             finetune(tiny.make_job(inputs, output, val=str(inputs / "val")))
     finetune(tiny.make_job(inputs, output, val=str(inputs / "val"), resume=True))
-    _same_run(output, finished)
+    tiny.assert_same_run(output, finished)
 
 
 def test_clip_of_another_size(inputs, tmp_path):

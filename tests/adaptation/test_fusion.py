@@ -63,11 +63,24 @@ def test_every_wrapping_is_unwrapped(segmenter, adapted, prefix):
 
 def test_scans_wrapper_has_a_second_tower_that_stays_out(segmenter, adapted):
     clip = {f"module.clip_model.{name}": tensor for name, tensor in adapted.items()}
-    clip |= {"module.original_clip_visual.proj": torch.ones(2), "module.clip_model.visual.cxt_decoder.w": torch.ones(2)}
+    leftovers = {"module.original_clip_visual.proj", "module.clip_model.visual.cxt_decoder.w"}
+    clip |= {name: torch.ones(2) for name in (*leftovers, "module.head.w", "module.clip_model.visual.extra")}
     fused, report = fuse(segmenter, clip)
     assert fused.keys() == segmenter.keys()
-    assert set(report.unknown) == {"module.original_clip_visual.proj", "visual.cxt_decoder.w"}
-    assert "2 unknown in the CLIP file" in str(report)
+    assert set(report.ignored) == {"module.original_clip_visual.proj", "visual.cxt_decoder.w"}
+    assert set(report.unknown) == {"module.head.w", "visual.extra"}
+    assert "2 ignored in the CLIP file" in str(report) and "2 unknown in the CLIP file" in str(report)
+
+
+@pytest.mark.parametrize("sign", ["clip_adapter.original_clip.proj", "oriclip_mlp.fc1.bias"])
+def test_scan_keeps_its_original_tower_and_has_no_prompts(segmenter, adapted, sign):
+    del segmenter[CLIP_PREFIX + "visual.mask_embedding"]
+    original = torch.ones(2)
+    fused, report = fuse(segmenter | {sign: original}, adapted)
+    assert fused[sign] is original and sign in report.untouched
+    assert report.unknown == ("visual.mask_embedding",) and report.settings == {}
+    assert FWD not in str(report)
+    assert ("1 of these the original CLIP's" in str(report)) == ("original_clip" in sign)
 
 
 def test_a_segmenter_without_clip_gets_one(segmenter, adapted):

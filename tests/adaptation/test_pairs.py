@@ -21,7 +21,7 @@ def some_pairs(count: int, seed: int = 0):
         image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         mask = rng.random((height, width)) < 0.5
         mask[0, 0] = True
-        yield f"{number:09d}_{0:03d}", image, mask, {"text": f"Wörd {number}", "score": None}
+        yield f"{number:09d}_{0:03d}", image, mask, {"text": f"Wörd {number}", "image": f"sub/{number % 2}.jpg"}
 
 
 def write_shard(path: Path, count: int, seed: int = 0) -> Path:
@@ -127,7 +127,7 @@ def test_original_list_and_back(folder):
         write_crops(shard, folder / "crops")
     write_list(shards, folder / "pairs.tsv", folder / "crops")
     lines = (folder / "pairs.tsv").read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "filepath\ttitle" and lines[1] == "crops/pairs-00000/000000000_000.png\tWörd 0"
+    assert lines[:2] == ["filepath\ttitle\timage", "crops/pairs-00000/000000000_000.png\tWörd 0\tsub/0.jpg"]
     listed, dataset = read_pair_list(folder / "pairs.tsv"), PairDataset(folder)
     assert len(listed) == len(dataset) and listed.texts() == dataset.texts()
     for own, original in zip(listed, dataset, strict=True):
