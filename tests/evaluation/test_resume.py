@@ -81,6 +81,17 @@ def test_an_interrupted_evaluation_goes_on(data_folder, undisturbed, error):
     assert left(data_folder / "out") == undisturbed
 
 
+def test_pictures_of_predictions_are_those_of_an_undisturbed_run(data_folder):
+    opts = ("TEST.SAVE_PREDICTIONS", None, "TEST.SAVE_PREDICTIONS", "png")
+    evaluate(data_folder / "whole", None, False, *opts)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(data_folder / "out", Stops(4, KeyboardInterrupt()), True, *opts)
+    evaluate(data_folder / "out", None, True, *opts)
+    whole, out = (folder_of(data_folder / name) / "predictions" for name in ("whole", "out"))
+    assert [path.name for path in sorted(whole.iterdir())] == [f"{index}.png" for index in range(standin.NUM_IMAGES)]
+    assert all((out / path.name).read_bytes() == path.read_bytes() for path in whole.iterdir())
+
+
 def test_an_interruption_in_the_middle_of_counting_counts_nothing_twice(data_folder, undisturbed, monkeypatch):
     """The matrix has the image, the recall of proposals not yet: the last state that was whole is kept."""
     monkeypatch.setattr(partial, "SAVE_PERIOD", 0)
