@@ -1,8 +1,9 @@
-"""A complete OVSeg of a few thousand weights, all random: fast, and wrong about every picture."""
+"""A complete OVSeg, or SCAN, of a few thousand weights, all random: fast, and wrong about every picture."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -54,13 +55,40 @@ CONFIG = {
     "VERSION": 2,
 }
 
+# over CONFIG, and CLIP with more blocks
+SCAN = {
+    "MODEL.META_ARCHITECTURE": "SCAN",
+    "MODEL.SELECT_ORI_CLIP_ID": [1, 3],
+    "MODEL.FREQUENCY_SIGMA": [2, 1],
+    "MODEL.CLIP_VISION_DIM": 32,
+    "MODEL.SCAN_DIM": 16,
+    "MODEL.SCAN_FEEDFORWARD": 16,
+    "MODEL.PATCH_SIZE": 4,
+    "MODEL.SEM_SEG_HEAD.NAME": "OpenVocaMask2FormerHead",
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "MSDeformAttnPixelDecoder",
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
+    "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "multi_scale_pixel_decoder",
+    "MODEL.MASK_FORMER.DEC_LAYERS": 2,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 32,
+    "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD": False,
+    "MODEL.CLIP_ADAPTER.REPLACE_LAYER": [1, 2],
+    "MODEL.CLIP_ADAPTER.REPLACE_RATIO": 0.5,
+}
 
-def make_tiny_model(folder: Path) -> tuple[Path, Path]:
+
+def make_tiny_scan(folder: Path, *opts) -> tuple[Path, Path]:
+    """The same for SCAN; ``opts`` are KEY VALUE pairs over :data:`SCAN`."""
+    settings = [item for pair in SCAN.items() for item in pair]
+    clip = CLIP | {"quick_gelu": False, "vision_cfg": CLIP["vision_cfg"] | {"layers": 3}}
+    return make_tiny_model(folder, clip, [*settings, *opts])
+
+
+def make_tiny_model(folder: Path, clip: dict = CLIP, opts: Sequence = ()) -> tuple[Path, Path]:
     """Write a configuration and a checkpoint of the tiny model into ``folder``; return their paths."""
-    (folder / "clip.json").write_text(json.dumps(CLIP))
+    (folder / "clip.json").write_text(json.dumps(clip))
     config = folder / "tiny.yaml"
     config.write_text(yaml.safe_dump(CONFIG))
-    cfg = load_cfg(str(config), ["MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME", str(folder / "clip.json")])
+    cfg = load_cfg(str(config), ["MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME", str(folder / "clip.json"), *opts])
     config.write_text(cfg.dump())
     torch.manual_seed(0)
     weights = folder / "tiny.safetensors"

@@ -1,0 +1,258 @@
+"""The contract of SCAN, beyond the recorded numbers."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+
+from ovseg.checkpoint import load_weights
+from ovseg.config import load_cfg
+from ovseg.engine.solver import build_optimizer
+from ovseg.errors import OvsegError
+from ovseg.meta_arch.naming import normalise_over_classes
+from ovseg.segmenter import Segmenter
+from tests.tiny_model import make_tiny_scan
+
+ADAPTER = "MODEL.CLIP_ADAPTER."
+WORDS = ["cat", "dog", "sofa"]
+A847 = {"dataset_name": "ade20k_full_sem_seg_val"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_tiny_scan(tmp_path_factory.mktemp("scan"))
+
+
+def model_of(tiny, *opts):
+    config, weights = tiny
+    model = build_model(load_cfg(str(config), [str(value) for value in opts]))
+    load_weights(model, weights)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return model_of(tiny)
+
+
+def request(seed: int = 0, height: int = 70, width: int = 90, **extra) -> dict:
+    pixels = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return {"image": pixels, "class_names": WORDS} | extra
+
+
+@torch.no_grad()
+def scores(model, *requests) -> list[torch.Tensor]:
+    return [answer["sem_seg"] for answer in model(list(requests))]
+
+
+def test_keys_arrive(tiny):
+    keys = {
+        "MASK_THR": 0.3,
+        "REPLACE_RATIO": 0.25,
+        "REPLACE_SEED": 7,
+        "CONTEXT_OF_FIRST_IMAGE": False,
+        "CLIP_ENSEMBLE_WEIGHT": 0.2,
+        "CLIP_ENSEMBLE": False,
+        "ENSEMBLE_VARIANT": "log",
+    }
+    model = model_of(tiny, *(item for key, value in keys.items() for item in (ADAPTER + key, value)))
+    adapter = model.clip_adapter
+    assert (adapter.mask_threshold, adapter.replace_ratio, adapter.replace_seed) == (0.3, 0.25, 7)
+    assert (model.clip_ensemble_weight, model.clip_ensemble, model.ensemble_variant) == (0.2, False, "log")
+    assert not adapter.context_of_first and adapter.replace_blocks == (1, 2) and adapter.kept_depths == (1, 3)
+
+
+def test_any_number_of_queries_and_any_size(model):
+    for size in ((70, 90), (33, 200), (40, 40)):
+        (map_,) = scores(model, request(height=size[0], width=size[1]))
+        assert map_.shape == (3, *size) and map_.isfinite().all()
+    outputs = ("label_map", "proposals", "explanations")
+    with torch.no_grad():
+        answer = model([request(outputs=outputs, height=50, width=60)])[0]
+    assert answer["proposals"].shape == (6, 50, 60) and answer["label_map"].shape == (50, 60)
+    assert answer["explanations"]["clip"].shape == answer["explanations"]["own"].shape
+
+
+def test_an_image_gives_the_same_whatever_was_before(model):
+    first = scores(model, request(1))[0]
+    state = random.getstate()
+    scores(model, request(2))
+    assert torch.equal(scores(model, request(1))[0], first)
+    assert random.getstate() == state
+
+
+def test_a_batch_equals_its_images_when_each_has_its_own_context(tiny):
+    model = model_of(tiny, f"{ADAPTER}CONTEXT_OF_FIRST_IMAGE", False)
+    one, two = request(1, 64, 96), request(2, 64, 96)
+    for together, alone in zip(scores(model, one, two), (*scores(model, one), *scores(model, two)), strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_by_default_a_batch_has_the_context_of_its_first_image(model):
+    """As in the original, where the index of the context is fixed to 0."""
+    one, two = request(1, 64, 96), request(2, 64, 96)
+    with torch.no_grad():
+        together = model.propose([one, two])
+        alone = [model.propose([asked])[0] for asked in (one, two)]
+        masks = torch.eye(64, 96)[None]  # a box full of background, to be shifted
+        opinions = [model.ask_clip(replace(found, masks=masks)).probabilities for found in (*together, *alone)]
+    for found in together:
+        torch.testing.assert_close(found.context.class_tokens, alone[0].context.class_tokens)
+    torch.testing.assert_close(opinions[0], opinions[2], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(opinions[1], opinions[3], rtol=0.01)
+
+
+def test_draws_of_the_global_stream_go_image_by_image(tiny):
+    model = model_of(tiny, f"{ADAPTER}REPLACE_SEED", -1, f"{ADAPTER}CONTEXT_OF_FIRST_IMAGE", False)
+    one, two = request(1, 64, 96), request(2, 64, 96)
+    random.seed(3)
+    together = scores(model, one, two)
+    random.seed(3)
+    for actual, expected in zip(together, (*scores(model, one), *scores(model, two)), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_no_valid_mask_leaves_the_networks_own_opinion(tiny):
+    """Where the original crashes: CLIP's factor is 1; with CLIP alone nothing is painted."""
+    opts = (f"{ADAPTER}MASK_THR", 1.0)
+    model = model_of(tiny, *opts)
+    with torch.no_grad():
+        (found,) = model.propose([request()])
+    fused = model.fuse(found, model.ask_clip(found), 0.7)
+    torch.testing.assert_close(fused, found.own**0.3)
+    assert scores(model, request())[0].any()
+    assert scores(model, request(meta=A847))[0].isfinite().all()
+    assert not scores(model_of(tiny, *opts, f"{ADAPTER}CLIP_ENSEMBLE_WEIGHT", 0.0), request())[0].any()
+
+
+def test_without_clip_there_are_class_probabilities(tiny):
+    model = model_of(tiny, f"{ADAPTER}CLIP_ENSEMBLE", False)
+    with torch.no_grad():
+        (found,) = model.propose([request(meta=A847)])
+    assert torch.equal(model.fuse(found, model.ask_clip(found), 0.7), found.own)
+    assert len(scores(model, request(meta=A847))[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("variant", "dataset", "log"),
+    [
+        ("auto", "ade20k_full_sem_seg_val", True),
+        ("auto", "pascal_context_459_sem_seg_val", True),
+        ("auto", "ade20k_sem_seg_val", False),
+        ("auto", None, False),
+        ("log", None, True),
+        ("plain", "ade20k_full_sem_seg_val", False),
+    ],
+)
+def test_variants_of_the_ensemble(model, monkeypatch, variant, dataset, log):
+    monkeypatch.setattr(model, "ensemble_variant", variant)
+    meta = {} if dataset is None else {"meta": {"dataset_name": dataset}}
+    with torch.no_grad():
+        (found,) = model.propose([request(**meta)])
+        opinion = model.ask_clip(found)
+        fused = model.fuse(found, opinion, 0.7)
+        clip_alone = model.fuse(found, opinion, 0.0)
+    sums_to_objects = torch.allclose(fused.sum(1), found.own.sum(1), atol=1e-6)
+    assert sums_to_objects == log
+    assert torch.allclose(clip_alone[opinion.valid], opinion.probabilities)  # never with CLIP alone
+
+
+def test_the_log_variant_is_the_originals_formula():
+    """Specification, section 9, step 5, in its own words, in float64."""
+    torch.manual_seed(0)
+    own = torch.randn(20, 8).softmax(-1)[:, :-1]
+    fused = own**0.3 * torch.rand(20, 7) ** 0.7
+    void = 1 - own.double().sum(-1, keepdim=True)
+    scores_ = fused.double().log().softmax(-1) * (1 - void)
+    expected = (torch.cat((scores_, void), dim=1) + 1e-8).log().softmax(-1)[:, :-1]
+    torch.testing.assert_close(normalise_over_classes(fused, own), expected.float())
+    nothing = normalise_over_classes(torch.zeros(1, 7), own[:1])  # NaN in the original
+    assert nothing.isfinite().all() and nothing.max() < 1e-5
+
+
+def test_the_demo_adds_others_to_one_word(tiny):
+    demo = model_of(tiny, "MODEL.META_ARCHITECTURE", "SCANDEMO")
+    words = ["cat"]
+    assert len(scores(demo, request(class_names=words))[0]) == 2 and words == ["cat"]
+    assert len(scores(demo, request())[0]) == 3
+    assert demo.ensemble_variant == "plain"
+    explicit = model_of(tiny, "MODEL.META_ARCHITECTURE", "SCANDEMO", f"{ADAPTER}ENSEMBLE_VARIANT", "log")
+    assert explicit.ensemble_variant == "log"
+    added = model_of(tiny, "MODEL.MASK_FORMER.TEST.ADD_OTHERS", True)
+    assert torch.equal(scores(added, request(class_names=words))[0], scores(demo, request(class_names=words))[0])
+
+
+def test_masks_from_elsewhere_are_named_in_their_context(model):
+    masks = torch.zeros(2, 70, 90, dtype=torch.bool)
+    masks[0, 10:30, 10:30], masks[1, 40:60, 5:80] = torch.eye(20, dtype=torch.bool), True
+    with torch.no_grad():
+        names = model.name_masks(request(), masks)
+        adapter = model.clip_adapter
+        image, text = request()["image"].float(), adapter.text_matrix(WORDS)
+        context = adapter.context(adapter.look([image], 32), 0, request()["image"])
+        logits, _ = adapter.classify_masks(image, masks.float(), text, context)
+    torch.testing.assert_close(names, logits[:, :-1].softmax(-1))
+    assert names.shape == (2, 3)
+
+
+def test_the_segmenter_runs_it(tiny):
+    segmenter = Segmenter.from_config(*tiny, device="cpu")
+    result = segmenter(request(5)["image"].permute(1, 2, 0).numpy(), ["cat", "dog"], explain=True)
+    assert result.label_map.shape == (70, 90) and len(result.explain(top_k=1)) == 6
+
+
+def training_request(seed: int) -> dict:
+    asked = request(seed, 64, 64)
+    instances = Instances((64, 64))
+    instances.gt_classes = torch.tensor([0, 2])
+    instances.gt_masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    instances.gt_masks[0, :30], instances.gt_masks[1, 40:, 20:] = True, True
+    return asked | {"instances": instances}
+
+
+def test_training_moves_all_but_clip(tiny):
+    model = model_of(tiny).train()
+    assert not model.clip_adapter.original_clip.training and not model.clip_adapter.clip_model.training
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(load_cfg(str(tiny[0]), ["SOLVER.BASE_LR", "1e-3", "SOLVER.WEIGHT_DECAY", "0.0"]), model)
+    losses = model([training_request(1), training_request(2)])
+    assert set(losses) == {f"loss_{kind}{at}" for kind in ("ce", "mask", "dice") for at in ("", "_0")}
+    sum(losses.values()).backward()
+    optimizer.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    frozen = {name for name in before if name.startswith(("clip_adapter.clip_model.", "clip_adapter.original_clip."))}
+    assert not moved & frozen
+    for part in ("learnable_weight", "LFM", "oriclip_mlp", "fusion_decoder", "lightweight_transformer", "backbone"):
+        assert any(name.startswith(part) for name in moved), part
+    assert "clip_adapter.non_object_embedding" in moved
+
+
+def test_reduced_precision_of_clip_is_close(tiny, model):
+    exact = scores(model, request())[0]
+    reduced = scores(model_of(tiny, f"{ADAPTER}PRECISION", "bf16"), request())[0]
+    assert not torch.equal(reduced, exact)
+    torch.testing.assert_close(reduced, exact, rtol=0.2, atol=0.05 * exact.max().item())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.SCAN_DIM", 32, "MODEL.SCAN_DIM is 32, but CLIP .* has 16: set the key to 16"),
+        ("MODEL.CLIP_VISION_DIM", 1024, "MODEL.CLIP_VISION_DIM is 1024, but CLIP .* has 32"),
+        ("MODEL.PATCH_SIZE", 16, "MODEL.PATCH_SIZE is 16, but CLIP .* has 4"),
+        ("MODEL.FREQUENCY_SIGMA", [1], r"FREQUENCY_SIGMA is \[1\]: give one positive number for each of .* \[1, 3\]"),
+        ("MODEL.FREQUENCY_SIGMA", [1, 0], "give one positive number"),
+        ("MODEL.SELECT_ORI_CLIP_ID", [1, 4], "give numbers of the 3 blocks"),
+        (f"{ADAPTER}ENSEMBLE_VARIANT", "harmonic", "'harmonic'; choose one of auto, plain, log"),
+        (f"{ADAPTER}MASK_PROMPT_FWD", True, "has no mask prompts"),
+        ("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True, "PANOPTIC_ON = True has no effect"),
+    ],
+)
+def test_wrong_keys(tiny, key, value, message):
+    with pytest.raises(OvsegError, match=message):
+        model_of(tiny, key, value)
