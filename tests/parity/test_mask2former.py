@@ -171,5 +171,7 @@ def test_the_last_auxiliary_loss_can_be_kept(scan_parity, monkeypatch):
     weights = {"loss_ce": 2.0, "loss_mask": 5.0, "loss_dice": 5.0}
     raw = by_name(scan_parity, "train/raw_loss_names", "train/losses_raw")
     assert set(step.losses) == set(raw)
+    for image, pair in enumerate(step.matches[4]):
+        scan_parity.check(f"train/match4_img{image}", torch.stack(pair))
     for name, weight in weights.items():
         assert step.losses[f"{name}_3"].item() == pytest.approx(weight * raw[f"{name}_3"], rel=LOSS_TOLERANCE)
