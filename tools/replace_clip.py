@@ -2,7 +2,7 @@
 """Put an adapted CLIP into a segmenter's checkpoint, and say which configuration keys go with it.
 
 python tools/replace_clip.py --clip output/finetune/best.safetensors --segmenter model_final.pth --output fused.pth
-python tools/replace_clip.py --clip CS_CLIP.pt --segmenter Seg_model.pth --output SCAN.safetensors --half
+python tools/replace_clip.py --clip CS_CLIP.pt --segmenter Seg_model.pth --output SCAN.pth  # what SCAN's script does
 python tools/replace_clip.py --clip CLIP --segmenter MODEL --output OUT.safetensors --only-visual --dry-run
 """
 
