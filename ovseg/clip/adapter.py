@@ -17,6 +17,7 @@ from ovseg.clip.mask_prompt import add_mask_prompts, encode_masked_image
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.regions import crop_regions, expand_boxes, mask_boxes
 from ovseg.clip.text import TextEmbedder
+from ovseg.clip.vit import embed_patches, encode_patches, is_plain_vit
 from ovseg.errors import OvsegError
 from ovseg.files import cache_dir
 from ovseg.vocabulary.templates import get_templates
@@ -254,9 +255,12 @@ class ClipAdapter(nn.Module):
 
     def encode_regions(self, crops: Tensor, masks: Tensor) -> Tensor:
         """CLIP's image features of crops, float32 (v, D), not normalised."""
+        visual = self.clip_model.visual
         with self.autocast(crops.device.type):
             if self.mask_prompt_forward:
-                features = encode_masked_image(self.clip_model.visual, crops, masks)
+                features = encode_masked_image(visual, crops, masks)
+            elif is_plain_vit(visual):
+                features = encode_patches(visual, embed_patches(visual, crops))
             else:
                 features = self.clip_model.encode_image(crops)
         return features.float()

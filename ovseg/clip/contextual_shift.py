@@ -14,7 +14,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
-from ovseg.clip.vit import embed_patches, encode_patches, foreground_patches
+from ovseg.clip.vit import Replacement, embed_patches, encode_patches, foreground_patches
 from ovseg.errors import OvsegError
 
 
@@ -112,12 +112,6 @@ def encode_shifted(
     Returns:
         (V, D) features, not normalised.
     """
-    replaced = dict(zip(blocks, drawn[..., None], strict=True))  # (V, P, 1) each
-
-    def shift_after(tokens: Tensor, block: int) -> Tensor:
-        if block not in replaced:
-            return tokens
-        patches = torch.where(replaced[block], class_tokens[block][:, None], tokens[:, 1:])
-        return torch.cat((tokens[:, :1], patches), dim=1)
-
-    return encode_patches(visual, embed_patches(visual, crops), shift_after)
+    tokens = (class_tokens[block][:, None] for block in blocks)
+    replaced = dict(zip(blocks, map(Replacement, drawn, tokens), strict=True))
+    return encode_patches(visual, embed_patches(visual, crops), replaced)

@@ -6,7 +6,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ovseg.clip.vit import embed_patches, encode_patches, foreground_patches, is_plain_vit
+from ovseg.clip.vit import Replacement, embed_patches, encode_patches, foreground_patches, is_plain_vit
 from ovseg.errors import OvsegError
 
 
@@ -48,14 +48,6 @@ def encode_masked_image(visual: VisionTransformer, crops: Tensor, masks: Tensor)
         (V, D) features, not normalised.
     """
     prompts = visual.mask_embedding  # (depth, patches, width)
-    keep = foreground_patches(visual, masks)[..., None]  # (V, patches, 1)
-
-    def prompted(tokens: Tensor, level: int) -> Tensor:
-        return torch.where(keep, tokens, prompts[level])
-
-    def prompt_after(tokens: Tensor, block: int) -> Tensor:
-        if not 0 < block < len(prompts):
-            return tokens
-        return torch.cat((tokens[:, :1], prompted(tokens[:, 1:], block)), dim=1)
-
-    return encode_patches(visual, prompted(embed_patches(visual, crops), 0), prompt_after)
+    masked = ~foreground_patches(visual, masks)
+    first, *later = (Replacement(masked, level) for level in prompts)
+    return encode_patches(visual, first.apply(embed_patches(visual, crops)), dict(enumerate(later, 1)))

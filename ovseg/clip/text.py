@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.model import CLIP
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 PROMPTS_AT_A_TIME = 512
 WORDS_IN_MEMORY = 8192
 _SAMPLES_PER_TENSOR = 64
-_FORMAT = 2  # of what is remembered; raised when the way of embedding changes, so that older entries are not used
+_FORMAT = 3  # of what is remembered; raised when the way of embedding changes, so that older entries are not used
 _PROBE = "Probe: 2 naïve CATS &amp; a dog's tail,  кошка"  # its tokens tell tokenizers apart
 
 
@@ -127,7 +128,7 @@ class TextEmbedder:
         features = []
         with self.autocast(device.type):
             for chunk in tokens.split(PROMPTS_AT_A_TIME):
-                features.append(self.clip_model.encode_text(chunk.to(device)).float())
+                features.append(encode_text(self.clip_model, chunk.to(device), _longest(chunk)).float())
         features = torch.cat(features).unflatten(0, (len(words), len(templates)))  # (K, T, D)
         mean = (features / features.norm(dim=-1, keepdim=True)).mean(dim=1)
         return mean / mean.norm(dim=-1, keepdim=True)
@@ -185,6 +186,32 @@ class TextEmbedder:
         except (OvsegError, OSError, SafetensorError) as error:
             logger.warning("text embeddings are kept in memory only: %s", error)
             self.cache_dir = None
+
+
+def encode_text(clip_model: nn.Module, tokens: Tensor, length: int) -> Tensor:
+    """open_clip's ``encode_text`` without work for the padding behind the prompts, which no prompt's end looks at.
+
+    Args:
+        tokens: int64 (n, context_length).
+        length: tokens of the longest prompt, its marks included.
+
+    Returns:
+        (n, D) features, not normalised.
+    """
+    causal = isinstance(clip_model, CLIP) and clip_model.text_pool_type == "argmax" and clip_model.attn_mask is not None
+    if not causal:
+        return clip_model.encode_text(tokens)
+    x = clip_model.token_embedding(tokens[:, :length]) + clip_model.positional_embedding[:length]
+    x = clip_model.transformer(x, attn_mask=clip_model.attn_mask[:length, :length])
+    ends = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
+    projection = clip_model.text_projection
+    ends = clip_model.ln_final(ends)
+    return projection(ends) if isinstance(projection, nn.Linear) else ends @ projection
+
+
+def _longest(tokens: Tensor) -> int:
+    """Tokens of the longest of some prompts; the mark of a prompt's end has the largest number of all."""
+    return int(tokens.argmax(dim=1).max()) + 1
 
 
 def _options(module: nn.Module) -> dict[str, Any]:

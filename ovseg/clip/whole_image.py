@@ -58,14 +58,13 @@ def look_at_whole(visual: VisionTransformer, images: Tensor, depths: Sequence[in
     patches: dict[int, Tensor] = {}
     class_tokens: list[Tensor] = []
 
-    def keep(tokens: Tensor, depth: int) -> Tensor:
+    def keep(tokens: Tensor, depth: int) -> None:
         class_tokens.append(tokens[:, 0].float())
         if depth in depths:
             grid = tokens[:, 1:].float().transpose(1, 2).unflatten(2, visual.grid_size)  # (B, width, g, g)
             patches[depth] = grid
-        return tokens
 
-    features = encode_patches(visual, embed_patches(visual, images), keep)
+    features = encode_patches(visual, embed_patches(visual, images), observe=keep)
     return WholeImages(
         torch.stack([patches[depth] for depth in depths], dim=1), torch.stack(class_tokens), features.float()
     )

@@ -7,7 +7,7 @@ import torch
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 
-from ovseg.clip.text import TextEmbedder
+from ovseg.clip.text import TextEmbedder, encode_text
 from ovseg.errors import OvsegError
 
 TEMPLATES = ("a photo of a {}.", "There is a {} in the scene")
@@ -44,6 +44,23 @@ def test_average_of_unit_prompt_embeddings(clip_model):
     encoded = clip_model.encode_text(SimpleTokenizer()(prompts))
     mean = (encoded / encoded.norm(dim=1, keepdim=True)).mean(0)
     torch.testing.assert_close(features[1], mean / mean.norm())
+
+
+@torch.no_grad()
+def test_padding_behind_prompts_is_left_out():
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 16, "patch_size": 16}
+    plain, linear, open_ended = (
+        CLIP(16, vision, {"width": 32, "heads": 2, "layers": 3, **options}).eval()
+        for options in ({}, {"proj_bias": True}, {"no_causal_mask": True})
+    )
+    tokens = SimpleTokenizer()(["a", "a photo of many small houses by the sea", "two cats"])
+    longest = int((tokens != 0).sum(1).max())
+    assert longest < 20
+    tokens[:, longest:] = 7  # whatever the padding is
+    for model in (plain, linear):
+        torch.testing.assert_close(encode_text(model, tokens, longest), model.encode_text(tokens))
+    assert torch.equal(encode_text(open_ended, tokens, longest), open_ended.encode_text(tokens))  # the padding counts
 
 
 def test_each_word_is_encoded_once(clip_model, tmp_path):
