@@ -90,7 +90,7 @@ def make_tiny_model(folder: Path, clip: dict = CLIP, opts: Sequence = ()) -> tup
     config.write_text(yaml.safe_dump(CONFIG))
     cfg = load_cfg(str(config), ["MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME", str(folder / "clip.json"), *opts])
     config.write_text(cfg.dump())
-    torch.manual_seed(0)
+    torch.manual_seed(9)  # of these weights, thresholds and weights of the two classifiers change the answers
     weights = folder / "tiny.safetensors"
     save_safetensors(build_model(cfg).state_dict(), weights)
     return config, weights

@@ -23,7 +23,7 @@ from tests.tiny_model import make_tiny_model
 
 FIRST, SECOND = "settings_first", "settings_second"
 THR, WEIGHT = "MODEL.CLIP_ADAPTER.MASK_THR", "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
-ENTRIES = f"{{{FIRST}: {{MASK_THR: 0.1, CLIP_ENSEMBLE_WEIGHT: 0.95}}, {SECOND}: {{CLIP_ENSEMBLE_WEIGHT: 0.0}}}}"
+ENTRIES = f"{{{FIRST}: {{MASK_THR: 0.1, CLIP_ENSEMBLE_WEIGHT: 0.3}}, {SECOND}: {{CLIP_ENSEMBLE_WEIGHT: 0.1}}}}"
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,11 @@ def test_each_data_set_is_evaluated_with_its_own(tiny, tmp_path, capsys):
     together = evaluate(tiny, tmp_path / "together", (FIRST, SECOND), "TEST.PER_DATASET", ENTRIES)
     assert (model.clip_adapter.mask_threshold, model.clip_ensemble_weight) == former
     adapters = {name: record["config"]["MODEL"]["CLIP_ADAPTER"] for name, record in together.items()}
-    assert [(a["MASK_THR"], a["CLIP_ENSEMBLE_WEIGHT"]) for a in adapters.values()] == [(0.1, 0.95), (0.4, 0.0)]
-    assert together[FIRST]["dataset_settings"] == {"MASK_THR": 0.1, "CLIP_ENSEMBLE_WEIGHT": 0.95}
-    assert "settings of this data set: MASK_THR 0.1, CLIP_ENSEMBLE_WEIGHT 0.95" in capsys.readouterr().out
+    assert [(a["MASK_THR"], a["CLIP_ENSEMBLE_WEIGHT"]) for a in adapters.values()] == [(0.1, 0.3), (0.4, 0.1)]
+    assert together[FIRST]["dataset_settings"] == {"MASK_THR": 0.1, "CLIP_ENSEMBLE_WEIGHT": 0.3}
+    assert "settings of this data set: MASK_THR 0.1, CLIP_ENSEMBLE_WEIGHT 0.3" in capsys.readouterr().out
 
-    for name, (threshold, weight) in {FIRST: (0.1, 0.95), SECOND: (0.4, 0.0)}.items():
+    for name, (threshold, weight) in {FIRST: (0.1, 0.3), SECOND: (0.4, 0.1)}.items():
         model.clip_adapter.mask_threshold, model.clip_ensemble_weight = threshold, weight
         alone = evaluate(tiny, tmp_path / name, [name], THR, threshold, WEIGHT, weight)
         assert alone[name]["results"] == together[name]["results"]
