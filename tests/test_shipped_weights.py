@@ -1,4 +1,4 @@
-"""What `make demo` and the README show: the shipped toy weights, with the settings of the toy configuration."""
+"""What `make demo` and the README show: the shipped toy weights, with the settings of the toy configurations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _ROOT = Path(__file__).parents[1]
 _SEEDS = range(1_000_000, 1_000_012)  # of toy_sem_seg_val
 
 
-@pytest.fixture
-def segmenter(monkeypatch: pytest.MonkeyPatch) -> Segmenter:
+@pytest.fixture(params=["ovseg", "scan"])
+def segmenter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Segmenter:
     monkeypatch.chdir(_ROOT)  # the configuration names its files from here
-    return Segmenter.from_config("configs/toy/ovseg_toy.yaml", device="cpu")
+    return Segmenter.from_config(f"configs/toy/{request.param}_toy.yaml", device="cpu")
 
 
 def test_shipped_weights_name_most_pixels_of_base_words_right(segmenter):
