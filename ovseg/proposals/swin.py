@@ -61,15 +61,15 @@ class WindowAttention(nn.Module):
         windows, tokens, channels = x.shape
         # (3, B*nW, heads, w*w, C/heads)
         qkv = self.qkv(x).reshape(windows, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(tokens, tokens, self.num_heads).permute(2, 0, 1)  # (heads, w*w, w*w)
-        logits = (query * self.scale) @ key.transpose(-2, -1) + bias
-        if mask is not None:
-            logits = logits.view(-1, len(mask), self.num_heads, tokens, tokens) + mask[:, None]
-            logits = logits.view(windows, self.num_heads, tokens, tokens)
-        attended = self.attn_drop(logits.softmax(-1)) @ value  # (B*nW, heads, w*w, C/heads)
-        return self.proj_drop(self.proj(attended.transpose(1, 2).reshape(windows, tokens, channels)))
+        if mask is not None:  # all heads of an image's windows side by side: the mask is the same for each image
+            bias = (bias + mask[:, None]).flatten(0, 1)  # (nW * heads, w*w, w*w)
+            qkv = qkv.reshape(3, -1, len(bias), *qkv.shape[3:])
+        dropout = self.attn_drop.p if self.training else 0.0
+        attended = F.scaled_dot_product_attention(*qkv, attn_mask=bias[None], dropout_p=dropout, scale=self.scale)
+        attended = attended.reshape(windows, self.num_heads, tokens, -1).transpose(1, 2)
+        return self.proj_drop(self.proj(attended.reshape(windows, tokens, channels)))
 
 
 class SwinBlock(nn.Module):
