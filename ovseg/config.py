@@ -107,7 +107,7 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH": 3,
     "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD": False,  # replace fully masked patches by the learnt prompts
     "MODEL.CLIP_ADAPTER.PRECISION": "fp32",  # ours: fp32, bf16 or fp16 (autocast of both CLIP towers)
-    "MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE": 32,  # ours: crops that CLIP sees at a time; bounds memory
+    "MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE": 0,  # ours: crops that CLIP sees at a time; 0: 8 on a CPU, 32 on a GPU
     "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR": "",  # ours: "" = the user's cache folder, "none" = memory only
     "MODEL.CLIP_ADAPTER.TRUNCATE_PROMPTS": False,  # ours: cut prompts of more than 77 tokens instead of refusing
     # ours: True drops MaskFormer's no-object column before its softmax, as the CLIP branch does; the original

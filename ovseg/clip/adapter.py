@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ovseg.clip.contextual_shift import Context
 from ovseg.clip.mask_prompt import add_mask_prompts, encode_masked_image
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
-from ovseg.clip.regions import crop_regions, expand_boxes, mask_boxes
+from ovseg.clip.regions import crop_regions, expand_boxes, mask_boxes, regroup
 from ovseg.clip.text import TextEmbedder
 from ovseg.clip.vit import embed_patches, encode_patches, is_plain_vit
 from ovseg.errors import OvsegError
@@ -27,7 +28,27 @@ logger = logging.getLogger(__name__)
 # CLIP's own logit_scale is not used: every system of the family multiplies cosines by this (specification 2.2).
 LOGIT_SCALE = 100.0
 PROMPTS = "visual.mask_embedding"  # in the names of the CLIP model's state
+CROPS_AT_A_TIME = {"cpu": 8, "cuda": 32}  # intermediate results of 8 stay near a CPU's caches; docs/speed.md
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class MaskedImage:
+    """An image and masks of it that CLIP shall see.
+
+    Attributes:
+        image: (3, H, W) RGB, 0 .. 255.
+        probabilities: (Q, H, W) mask probabilities.
+        context: of the image, for an adapter that looks beyond the crops.
+    """
+
+    image: Tensor
+    probabilities: Tensor
+    context: Context | None = None
+
+    def only(self, kept: Tensor) -> MaskedImage:
+        """The same with the masks of ``kept``, bool (Q,)."""
+        return replace(self, probabilities=self.probabilities[kept])
 
 
 class ClipAdapter(nn.Module):
@@ -45,7 +66,7 @@ class ClipAdapter(nn.Module):
         mask_prompt_depth: number of levels of mask prompts; None gives CLIP no parameter for them.
         mask_prompt_forward: use them.
         precision: "fp32", "bf16" or "fp16" (autocast).
-        region_chunk_size: crops that CLIP sees at a time.
+        region_chunk_size: crops that CLIP sees at a time; 0 for :data:`CROPS_AT_A_TIME`.
         text_cache_dir: folder for text embeddings; None for memory only.
         truncate_prompts: cut prompts that are too long instead of refusing them.
 
@@ -69,7 +90,7 @@ class ClipAdapter(nn.Module):
         mask_prompt_depth: int | None = 3,
         mask_prompt_forward: bool = False,
         precision: str = "fp32",
-        region_chunk_size: int = 32,
+        region_chunk_size: int = 0,
         text_cache_dir: Path | None = None,
         truncate_prompts: bool = False,
     ):
@@ -81,8 +102,8 @@ class ClipAdapter(nn.Module):
                 "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD is True but MASK_PROMPT_DEPTH is 0: there are no prompts to use; "
                 "set the depth of the checkpoint (3 in the published ones) or MASK_PROMPT_FWD to False"
             )
-        if region_chunk_size < 1:
-            raise OvsegError("MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE must be at least 1")
+        if region_chunk_size < 0:
+            raise OvsegError("MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE must be at least 1, or 0 for what suits the device")
         clip_model, tokenizer = build_clip(source)
         if mask_prompt_depth is not None:
             add_mask_prompts(clip_model.visual, mask_prompt_depth)
@@ -144,6 +165,11 @@ class ClipAdapter(nn.Module):
     def embed_dim(self) -> int:
         """Dimension D of CLIP's joint space."""
         return self.non_object_embedding.shape[1]
+
+    @property
+    def crops_at_a_time(self) -> int:
+        """Crops that CLIP sees at a time."""
+        return self.region_chunk_size or CROPS_AT_A_TIME.get(self.pixel_mean.device.type, CROPS_AT_A_TIME["cuda"])
 
     def train(self, mode: bool = True) -> ClipAdapter:
         """Set the mode; CLIP is frozen and stays in evaluation mode."""
@@ -207,32 +233,50 @@ class ClipAdapter(nn.Module):
 
     def valid_masks(self, probabilities: Tensor) -> Tensor:
         """Which masks have a pixel above the threshold; (Q, H, W) -> bool (Q,)."""
-        return (probabilities > self.mask_threshold).flatten(1).any(1)
+        return probabilities.flatten(1).amax(1) > self.mask_threshold
 
     def classify_masks(
         self, image: Tensor, probabilities: Tensor, text: Tensor, context: Context | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Name every mask that has a pixel above the threshold.
+        """Name every mask of an image that has a pixel above the threshold: :meth:`classify` of one image."""
+        return self.classify([MaskedImage(image, probabilities, context)], [text])[0]
+
+    def classify(self, images: Sequence[MaskedImage], texts: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Name every mask that has a pixel above the threshold; the crops of all images go through CLIP as one stream.
 
         Args:
-            image: (3, H, W) RGB, 0 .. 255.
-            probabilities: (Q, H, W) mask probabilities.
-            text: (K + 1, D) from :meth:`text_matrix`.
-            context: of the image, for an adapter that looks beyond the crops.
+            images: with all their masks.
+            texts: for each image (K + 1, D) from :meth:`text_matrix`.
 
         Returns:
-            logits (V, K + 1) of the V valid masks in order, and ``valid``, bool (Q,).
+            for each image logits (V, K + 1) of its V valid masks in order, and ``valid``, bool (Q,).
         """
         self.ensure_weights()
-        valid = self.valid_masks(probabilities)
-        probabilities = probabilities[valid]
-        if not len(probabilities):
-            return text.new_zeros(0, len(text)), valid
-        return self.similarity(self.encode_masks(image, probabilities, context), text), valid
+        valid = [self.valid_masks(image.probabilities) for image in images]
+        features = self.encode_masks(image.only(kept) for image, kept in zip(images, valid, strict=True))
+        return [(self.similarity(*pair), kept) for *pair, kept in zip(features, texts, valid, strict=True)]
 
-    def encode_masks(self, image: Tensor, probabilities: Tensor, context: Context | None) -> Tensor:
-        """CLIP's image features of V >= 1 valid masks, float32 (V, D), not normalised; see :meth:`classify_masks`."""
-        return torch.cat([self.encode_regions(*regions) for regions in self.regions(image, probabilities)])
+    def encode_masks(self, images: Iterable[MaskedImage]) -> list[Tensor]:
+        """CLIP's image features of valid masks, for each image float32 (V, D), not normalised; see :meth:`classify`."""
+        counts: list[int] = []
+
+        def pieces() -> Iterator[tuple[Tensor, ...]]:
+            for image in images:
+                counts.append(len(image.probabilities))
+                if counts[-1]:
+                    yield from self.pieces(image)
+
+        features = [self.encode(*rows) for rows in regroup(pieces(), self.crops_at_a_time)]
+        together = torch.cat(features) if features else self.non_object_embedding.new_zeros(0, self.embed_dim)
+        return list(together.split(counts))
+
+    def pieces(self, image: MaskedImage) -> Iterator[tuple[Tensor, ...]]:
+        """Yield what :meth:`encode` wants to know of an image's valid masks, a few masks at a time."""
+        return self.regions(image.image, image.probabilities)
+
+    def encode(self, *rows: Tensor) -> Tensor:
+        """CLIP's image features of masks, float32 (v, D), not normalised, from :meth:`pieces`."""
+        return self.encode_regions(*rows)
 
     def regions(self, image: Tensor, probabilities: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield crops (v, 3, S, S), normalised, and their masks (v, 1, S, S) of valid masks, chunk by chunk.
@@ -247,7 +291,7 @@ class ClipAdapter(nn.Module):
 
     def cuts(self, probabilities: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what crops are cut with, float (v, H, W), and their boxes, int64 (v, 4), chunk by chunk."""
-        for chunk in probabilities.split(self.region_chunk_size) if len(probabilities) else ():
+        for chunk in probabilities.split(self.crops_at_a_time) if len(probabilities) else ():
             binary = chunk > self.mask_threshold
             boxes = expand_boxes(mask_boxes(binary), self.mask_expand_ratio, *binary.shape[1:])
             masks = chunk if self.mask_matting else binary.float()

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import configurable
 from torch import Tensor, nn
 
-from ovseg.clip.adapter import ClipAdapter, image_size
+from ovseg.clip.adapter import ClipAdapter, MaskedImage, image_size
 from ovseg.clip.contextual_shift import Context, draw_patches, encode_shifted, shifted_blocks
 from ovseg.clip.model import ClipSource, load_clip_weights
 from ovseg.clip.regions import crop_masks
@@ -123,20 +123,27 @@ class ContextClipAdapter(ClipAdapter):
         seed = None if self.replace_seed < 0 else f"{self.replace_seed} {_digest(image)}"
         return Context(seen.class_tokens[:, source : source + 1], seed)
 
-    def encode_masks(self, image: Tensor, probabilities: Tensor, context: Context | None) -> Tensor:
-        """See :meth:`ClipAdapter.encode_masks`; without a context the crops stand alone."""
-        if context is None:
-            return super().encode_masks(image, probabilities, None)
-        drawn = self.draw(probabilities, context)
-        features = []
-        for (crops, _), chunk in zip(
-            self.regions(image, probabilities), drawn.split(self.region_chunk_size, dim=1), strict=True
-        ):
-            with self.autocast(crops.device.type):
-                features.append(
-                    encode_shifted(self.clip_model.visual, crops, chunk, context.class_tokens, self.replace_blocks)
-                )
-        return torch.cat(features).float()
+    def pieces(self, image: MaskedImage) -> Iterator[tuple[Tensor, ...]]:
+        """Yield crops (v, 3, S, S), which of their patches are drawn (v, blocks, P), class tokens (v, L + 1, width).
+
+        Without a context the crops stand alone: nothing is drawn.
+        """
+        if image.context is None:
+            visual = self.clip_model.visual
+            blocks, patches = len(visual.transformer.resblocks), len(visual.positional_embedding) - 1
+            tokens = image.image.new_zeros(blocks + 1, 1, visual.conv1.out_channels)
+            drawn = tokens.new_zeros(len(self.replace_blocks), len(image.probabilities), patches).bool()
+        else:
+            tokens, drawn = image.context.class_tokens, self.draw(image.probabilities, image.context)
+        regions = self.regions(image.image, image.probabilities)
+        for (crops, _), which in zip(regions, drawn.transpose(0, 1).split(self.crops_at_a_time), strict=True):
+            yield crops, which, tokens.transpose(0, 1).expand(len(crops), -1, -1)
+
+    def encode(self, crops: Tensor, drawn: Tensor, class_tokens: Tensor) -> Tensor:
+        drawn, class_tokens = drawn.transpose(0, 1), class_tokens.transpose(0, 1)
+        with self.autocast(crops.device.type):
+            features = encode_shifted(self.clip_model.visual, crops, drawn, class_tokens, self.replace_blocks)
+        return features.float()
 
     def draw(self, probabilities: Tensor, context: Context) -> Tensor:
         """Draw the patches to replace of all V valid masks of an image at once; bool (blocks, V, P)."""

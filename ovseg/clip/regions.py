@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -89,6 +91,27 @@ def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
     rows, columns = _nearest(boxes[:, 1], boxes[:, 3], size), _nearest(boxes[:, 0], boxes[:, 2], size)
     index = rows[:, :, None] * masks.shape[2] + columns[:, None]  # (V, S, S)
     return masks.flatten(1).gather(1, index.flatten(1)).view(len(masks), 1, size, size)
+
+
+def regroup(pieces: Iterable[tuple[Tensor, ...]], size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Rows in groups of ``size``, the last one smaller, whatever the pieces are that they come in.
+
+    Args:
+        pieces: tensors of equal length each; a piece is asked for when its rows are needed.
+    """
+    waiting: list[list[Tensor]] = []
+    count = 0
+    for piece in pieces:
+        while len(piece[0]):
+            room = size - count
+            waiting.append([rows[:room] for rows in piece])
+            piece = tuple(rows[room:] for rows in piece)
+            count += len(waiting[-1][0])
+            if count == size:
+                yield tuple(map(torch.cat, zip(*waiting, strict=True)))
+                waiting, count = [], 0
+    if waiting:
+        yield tuple(map(torch.cat, zip(*waiting, strict=True)))
 
 
 def _bicubic_taps(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -125,7 +125,7 @@ def search(
                 labels, label_file = truth.labels(sample)
                 for row, threshold in enumerate(thresholds):
                     model.clip_adapter.mask_threshold = threshold
-                    clip = model.ask_clip(found)
+                    clip = model.ask_clip([found])[0]
                     for column, weight in enumerate(weights):
                         size = (sample["height"], sample["width"])
                         painted = model.paint(found, clip, weight, size, ("label_map",))["label_map"]

@@ -60,11 +60,16 @@ def paint_labels(weights: Tensor, maps: Tensor, size: tuple[int, int], class_chu
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (n, H, W) to (n, height, width), ``align_corners=False``."""
+    """Bilinear resize of (n, H, W) to (n, height, width), ``align_corners=False``; no copy at the same size."""
+    if maps.shape[1:] == size:
+        return maps
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def _chunks(weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int) -> Iterator[tuple[int, Tensor]]:
+    # resizing is linear, so it may come before the sums or after them: where it is less work
+    if size[0] * size[1] <= maps.shape[1] * maps.shape[2] and 0 < len(maps) <= weights.shape[1]:
+        maps = resize(maps, size)
     for start in range(0, weights.shape[1], class_chunk):
         scores = torch.einsum("nk,nhw->khw", weights[:, start : start + class_chunk], maps)
         yield start, resize(scores, size)

@@ -9,7 +9,7 @@ import torch
 from detectron2.config import configurable
 from torch import Tensor
 
-from ovseg.clip.adapter import ClipAdapter
+from ovseg.clip.adapter import ClipAdapter, MaskedImage
 from ovseg.clip.contextual_shift import Context
 from ovseg.errors import OvsegError
 from ovseg.meta_arch.mask_proposer import MaskProposer, output_size
@@ -103,9 +103,12 @@ class ProposalNamer(MaskProposer):
         """Segment, or compute the losses in training mode: see the class for inputs and outputs."""
         if self.training:
             return self._losses(batched_inputs)
+        proposals = self.propose(batched_inputs)
+        to_name = [index for index, request in enumerate(batched_inputs) if _outputs_of(request) - WITHOUT_NAMES]
+        opinions = dict(zip(to_name, self.ask_clip([proposals[index] for index in to_name]), strict=True))
         return [
-            self._answer(request, found)
-            for request, found in zip(batched_inputs, self.propose(batched_inputs), strict=True)
+            self._answer(request, found, opinions.get(index))
+            for index, (request, found) in enumerate(zip(batched_inputs, proposals, strict=True))
         ]
 
     def look(self, images: Sequence[Tensor]) -> Any:
@@ -129,24 +132,28 @@ class ProposalNamer(MaskProposer):
         images = self.images_of(batched_inputs)
         seen, predictions, padded_size = self._predict(images)
         embeddings, mask_logits = predictions[-1]
-        mask_logits = upsample(mask_logits, padded_size)  # (B, Q, Hp, Wp)
         found = []
         for index, (request, image) in enumerate(zip(batched_inputs, images, strict=True)):
             words = self.words_of(request)
             text = self.clip_adapter.text_matrix(words.names, words.templates)
             class_logits = words.reduce(self.clip_adapter.similarity(embeddings[index], text))  # (Q, K + 1)
             own = own_probabilities(class_logits, self.drop_no_object_before_softmax)
-            masks = mask_logits[index, :, : image.shape[1], : image.shape[2]].sigmoid()
+            masks = upsample(mask_logits[index : index + 1], padded_size)[0, :, : image.shape[1], : image.shape[2]]
+            masks = masks.contiguous().sigmoid_()
             context = self.context(request, seen, index)
             found.append(Proposals(words, text, image, masks, own, context, _dataset_of(request)))
         return found
 
-    def ask_clip(self, found: Proposals) -> ClipOpinion:
-        """Let CLIP name the masks, unless ``clip_ensemble`` is off."""
+    def ask_clip(self, proposals: Sequence[Proposals]) -> list[ClipOpinion]:
+        """Let CLIP name the masks of several images, unless ``clip_ensemble`` is off."""
         if not self.clip_ensemble:
-            return ClipOpinion(self.clip_adapter.valid_masks(found.masks), None)
-        logits, valid = self.clip_adapter.classify_masks(found.image, found.masks, found.text, found.context)
-        return ClipOpinion(valid, found.words.reduce(logits)[:, :-1].softmax(-1))
+            return [ClipOpinion(self.clip_adapter.valid_masks(found.masks), None) for found in proposals]
+        images = [MaskedImage(found.image, found.masks, found.context) for found in proposals]
+        named = self.clip_adapter.classify(images, [found.text for found in proposals])
+        return [
+            ClipOpinion(valid, found.words.reduce(logits)[:, :-1].softmax(-1))
+            for found, (logits, valid) in zip(proposals, named, strict=True)
+        ]
 
     def name_masks(self, request: Mapping[str, Any], masks: Tensor) -> Tensor:
         """CLIP's names for masks from elsewhere; no proposal is made.
@@ -187,16 +194,14 @@ class ProposalNamer(MaskProposer):
         logits = [(self.clip_adapter.similarity(embeddings, text), masks) for embeddings, masks in predictions]
         return self.losses(batched_inputs, logits, padded_size)
 
-    def _answer(self, request: Mapping[str, Any], found: Proposals) -> dict[str, Any]:
-        """Name, fuse and paint the proposals of one image."""
-        size = output_size(request)
-        wanted = set(request.get("outputs", OUTPUTS[:1]))
+    def _answer(self, request: Mapping[str, Any], found: Proposals, clip: ClipOpinion | None) -> dict[str, Any]:
+        """Fuse and paint the proposals of one image; ``clip``: None where no output needs names."""
+        size, wanted = output_size(request), _outputs_of(request)
         result: dict[str, Any] = {}
         if wanted & WITHOUT_NAMES:
             probabilities = resize(found.masks, size)
             result["soft_proposals"], result["proposals"] = probabilities, probabilities > 0.5
-        if wanted - WITHOUT_NAMES:
-            clip = self.ask_clip(found)
+        if clip is not None:
             result |= self.paint(found, clip, self.clip_ensemble_weight, size, wanted)
         return {name: value for name, value in result.items() if name in (*wanted, "score_map")}
 
@@ -218,6 +223,10 @@ class ProposalNamer(MaskProposer):
         if "explanations" in wanted:
             result["explanations"] = explain(found, clip, fused, self.clip_adapter.mask_threshold)
         return result
+
+
+def _outputs_of(request: Mapping[str, Any]) -> set[str]:
+    return set(request.get("outputs", OUTPUTS[:1]))
 
 
 def _dataset_of(request: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ovseg.clip.adapter import ClipAdapter
+from ovseg.clip.adapter import ClipAdapter, MaskedImage
 from ovseg.clip.model import build_clip, find_clip
 from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
@@ -49,6 +49,32 @@ def test_chunks_do_not_change_the_result(cfg, chunk):
     assert valid.tolist() == [True, True, False, True, True]
     expected = adapter_of(cfg, REGION_CHUNK_SIZE=100).classify_masks(image, masks, text)[0]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_crops_of_several_images_are_one_stream(cfg, monkeypatch):
+    adapter = adapter_of(cfg, REGION_CHUNK_SIZE=4)
+    images = [MaskedImage(torch.rand(3, *size) * 255, torch.rand(3, *size)) for size in ((40, 50), (30, 20), (25, 60))]
+    images[1].probabilities.mul_(0.1)  # nothing above the threshold
+    texts = [adapter.text_matrix(["cat", "dog"][:count]) for count in (1, 2, 2)]
+    alone = [
+        adapter.classify_masks(image.image, image.probabilities, text)
+        for image, text in zip(images, texts, strict=True)
+    ]
+    seen, encode = [], adapter.encode_regions
+    monkeypatch.setattr(adapter, "encode_regions", lambda crops, masks: seen.append(len(crops)) or encode(crops, masks))
+    together = adapter.classify(images, texts)
+    assert seen == [4, 2]
+    for (logits, valid), (expected, expected_valid) in zip(together, alone, strict=True):
+        assert torch.equal(valid, expected_valid)
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-3)
+    assert [logits.shape for logits, _ in together] == [(3, 2), (0, 3), (3, 3)]
+    assert adapter.classify([], []) == []
+
+
+def test_crops_at_a_time_suit_the_device(cfg):
+    assert adapter_of(cfg).crops_at_a_time == 8
+    assert adapter_of(cfg).to("meta").crops_at_a_time == 32  # what is no CPU
+    assert adapter_of(cfg, REGION_CHUNK_SIZE=5).crops_at_a_time == 5
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -220,7 +246,7 @@ def test_unmasked_crops_are_the_boxes_with_their_background(cfg):
         ({"PRECISION": "int8"}, "PRECISION is 'int8'"),
         ({"MASK_PROMPT_DEPTH": 0, "MASK_PROMPT_FWD": True}, "there are no prompts to use"),
         ({"MASK_PROMPT_DEPTH": 9}, "the image tower has 3 blocks"),
-        ({"REGION_CHUNK_SIZE": 0}, "REGION_CHUNK_SIZE must be at least 1"),
+        ({"REGION_CHUNK_SIZE": -1}, "REGION_CHUNK_SIZE must be at least 1"),
         ({"CLIP_MODEL_NAME": "ViT-L/15"}, "did you mean ViT-L-16, ViT-L-14"),
         ({"CLIP_MODEL_NAME": "ViT-L-14:openia"}, "has no weights 'openia'"),
         ({"CLIP_MODEL_NAME": "nowhere.json"}, "cannot read the CLIP configuration nowhere.json"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovseg.clip.regions import crop_regions, expand_boxes, mask_boxes
+from ovseg.clip.regions import crop_regions, expand_boxes, mask_boxes, regroup
 
 MEAN = torch.tensor((122.8, 116.7, 104.1))[:, None, None]
 STD = torch.tensor((68.5, 66.6, 70.3))[:, None, None]
@@ -55,3 +55,19 @@ def test_expanded_boxes_truncate_toward_zero_and_stay_inside():
 
 def test_shrunk_boxes_keep_a_pixel():
     assert expand_boxes(torch.tensor([[5.0, 5.0, 6.0, 6.0]]), 0.1, 10, 10).tolist() == [[5, 5, 6, 6]]
+
+
+@pytest.mark.parametrize("lengths", [(), (0,), (1, 0, 1), (4,), (3, 9, 2), (8,), (5, 5, 5)])
+def test_rows_come_in_full_groups(lengths):
+    rows = torch.arange(sum(lengths))
+    groups = list(regroup(((part, -part) for part in rows.split(list(lengths))), 4))
+    assert [len(group) for group, _ in groups] == [4] * (len(rows) // 4) + [len(rows) % 4] * (len(rows) % 4 > 0)
+    assert torch.cat([rows[:0], *(group for group, _ in groups)]).equal(rows)
+    assert all(group.equal(-negative) for group, negative in groups)
+
+
+def test_pieces_wait_until_their_rows_are_needed():
+    asked = []
+    stream = regroup(((asked.append(i) or torch.zeros(3),) for i in range(4)), 3)
+    next(stream)
+    assert asked == [0]

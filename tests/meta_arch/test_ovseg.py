@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+from torch.nn import functional as F
 
 from ovseg.errors import OvsegError
 from ovseg.meta_arch.painting import class_winner_weights, paint_labels, paint_scores
@@ -110,20 +111,36 @@ def test_wrong_keys(tiny, key, value, message):
         tiny.model(key, value)
 
 
+SIZES = [(61, 77), (30, 40), (20, 33), (31, 39)]  # of results, from maps of 30 x 40
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("classes", [5, 150])
+def test_scores_are_the_resized_sums(size, classes):
+    """Whatever comes first."""
+    torch.manual_seed(0)
+    weights, maps = torch.rand(20, classes).softmax(1), torch.rand(20, 30, 40)
+    sums = (weights.T @ maps.flatten(1)).view(classes, 30, 40)
+    expected = F.interpolate(sums[None], size, mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(paint_scores(weights, maps, size, 64), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
-def test_labels_are_exactly_the_argmax_for_any_chunk(chunk):
+def test_labels_are_exactly_the_argmax_for_any_chunk(chunk, size):
     torch.manual_seed(0)
     weights, maps = torch.rand(20, 150).softmax(1), torch.rand(20, 30, 40)
     weights[:, 77] = weights[:, 12]  # a tie: the lower index wins
-    scores = paint_scores(weights, maps, (61, 77), chunk)
-    labels, best = paint_labels(weights, maps, (61, 77), chunk)
+    scores = paint_scores(weights, maps, size, chunk)
+    labels, best = paint_labels(weights, maps, size, chunk)
     assert torch.equal(best, scores.max(0).values)
     assert torch.equal(labels, scores.max(0).indices)
-    torch.testing.assert_close(scores, paint_scores(weights, maps, (61, 77), 10_000))
+    torch.testing.assert_close(scores, paint_scores(weights, maps, size, 10_000))
 
 
-def test_painting_nothing_is_zero_everywhere():
-    labels, best = paint_labels(torch.zeros(0, 5), torch.zeros(0, 4, 4), (8, 8), 2)
+@pytest.mark.parametrize("size", [(8, 8), (4, 4), (3, 2)])
+def test_painting_nothing_is_zero_everywhere(size):
+    labels, best = paint_labels(torch.zeros(0, 5), torch.zeros(0, 4, 4), size, 2)
     assert not labels.any()
     assert not best.any()
 

@@ -100,7 +100,8 @@ def test_by_default_a_batch_has_the_context_of_its_first_image(model):
         together = model.propose([one, two])
         alone = [model.propose([asked])[0] for asked in (one, two)]
         masks = torch.eye(64, 96)[None]  # a box full of background, to be shifted
-        opinions = [model.ask_clip(replace(found, masks=masks)).probabilities for found in (*together, *alone)]
+        found = [replace(proposals, masks=masks) for proposals in (*together, *alone)]
+        opinions = [opinion.probabilities for opinion in model.ask_clip(found)]
     for found in together:
         torch.testing.assert_close(found.context.class_tokens, alone[0].context.class_tokens)
     torch.testing.assert_close(opinions[0], opinions[2], rtol=1e-4, atol=1e-4)
@@ -123,7 +124,7 @@ def test_no_valid_mask_leaves_the_networks_own_opinion(tiny):
     model = model_of(tiny, *opts)
     with torch.no_grad():
         (found,) = model.propose([request()])
-    fused = model.fuse(found, model.ask_clip(found), 0.7)
+    fused = model.fuse(found, model.ask_clip([found])[0], 0.7)
     torch.testing.assert_close(fused, found.own**0.3)
     assert scores(model, request())[0].any()
     assert scores(model, request(meta=A847))[0].isfinite().all()
@@ -134,7 +135,7 @@ def test_without_clip_there_are_class_probabilities(tiny):
     model = model_of(tiny, f"{ADAPTER}CLIP_ENSEMBLE", False)
     with torch.no_grad():
         (found,) = model.propose([request(meta=A847)])
-    assert torch.equal(model.fuse(found, model.ask_clip(found), 0.7), found.own)
+    assert torch.equal(model.fuse(found, model.ask_clip([found])[0], 0.7), found.own)
     assert len(scores(model, request(meta=A847))[0]) == 3
 
 
@@ -154,7 +155,7 @@ def test_variants_of_the_ensemble(model, monkeypatch, variant, dataset, log):
     meta = {} if dataset is None else {"meta": {"dataset_name": dataset}}
     with torch.no_grad():
         (found,) = model.propose([request(**meta)])
-        opinion = model.ask_clip(found)
+        (opinion,) = model.ask_clip([found])
         fused = model.fuse(found, opinion, 0.7)
         clip_alone = model.fuse(found, opinion, 0.0)
     sums_to_objects = torch.allclose(fused.sum(1), found.own.sum(1), atol=1e-6)
