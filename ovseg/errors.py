@@ -28,8 +28,8 @@ def user_errors() -> Iterator[None]:
     except OvsegError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:
-        if not str(error).startswith(_LOST_WORKER):
+    except (RuntimeError, ConnectionResetError) as error:  # the latter where its socket is noticed first
+        if isinstance(error, RuntimeError) and not str(error).startswith(_LOST_WORKER):
             raise
         print(
             f"error: a process that loads data is gone ({str(error).strip()}): what was saved is whole, run the same "
