@@ -53,7 +53,7 @@ def crop_regions(
 
     Equal to cutting each box, blending ``image * mask + (1 - mask) * fill``, normalising, and resizing with
     PyTorch's bicubic interpolation (no antialias, ``align_corners=False``, borders of the box repeated); the mask by
-    nearest neighbour. Works without any transfer to the host.
+    nearest neighbour. On a GPU this works without any transfer to the host.
 
     Args:
         image: float (3, H, W), 0 .. 255.
@@ -65,10 +65,25 @@ def crop_regions(
     Returns:
         crops float32 (V, 3, S, S) and their masks float32 (V, 1, S, S).
     """
-    regions, width = len(masks), image.shape[2]
     background = (fill - mean) / std
-    # channels last: one look-up fetches a pixel's three values
-    foreground = ((image - mean) / std - background).flatten(1).T.contiguous()  # (H*W, 3)
+    resample = resample_each if image.device.type == "cpu" else resample_together
+    crops = resample((image - mean) / std - background, masks, boxes, size) + background
+    return crops, crop_masks(masks, boxes, size)
+
+
+def resample_each(image: Tensor, masks: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Boxes of ``image * mask``, resized, one after the other: the quickest way on a CPU; (V, 3, S, S)."""
+    crops = image.new_empty(len(masks), len(image), size, size)
+    for crop, mask, (x0, y0, x1, y1) in zip(crops, masks, boxes.tolist(), strict=True):
+        region = image[:, y0:y1, x0:x1] * mask[y0:y1, x0:x1]
+        crop.copy_(F.interpolate(region[None], (size, size), mode="bicubic", align_corners=False)[0])
+    return crops
+
+
+def resample_together(image: Tensor, masks: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """:func:`resample_each` of all boxes at once, whose places stay on the device."""
+    regions, width = len(masks), image.shape[2]
+    pixels = image.flatten(1).T.contiguous()  # (H*W, 3): one look-up fetches a pixel's three values
     flat_masks = masks.reshape(regions, -1)
     columns, column_weights = _bicubic_taps(boxes[:, 0], boxes[:, 2], size)  # (V, S, 4)
     rows, row_weights = _bicubic_taps(boxes[:, 1], boxes[:, 3], size)
@@ -79,11 +94,10 @@ def crop_regions(
         for column_tap in range(4):
             index = rows[:, :, None, row_tap] * width + columns[:, None, :, column_tap]  # (V, S, S)
             mask = flat_masks.gather(1, index.flatten(1)).view(index.shape)
-            masked = F.embedding(index, foreground).mul_(mask[..., None])  # (V, S, S, 3)
+            masked = F.embedding(index, pixels).mul_(mask[..., None])  # (V, S, S, 3)
             line.addcmul_(masked, column_weights[:, None, :, column_tap, None])
         crops.addcmul_(line, row_weights[:, :, None, row_tap, None])
-    crops = crops.permute(0, 3, 1, 2) + background
-    return crops, crop_masks(masks, boxes, size)
+    return crops.permute(0, 3, 1, 2)
 
 
 def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:

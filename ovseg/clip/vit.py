@@ -89,11 +89,14 @@ def _run_block(block: nn.Module, x: Tensor, replacement: Replacement | None, cla
     plain = isinstance(block, ResidualAttentionBlock)
     if plain and class_only:
         return _finish(block, x[:, :1], _attend(block.attn, block.ln_1(x), slice(1)))
-    if plain and replacement is not None and not x.is_cuda:  # a GPU would wait for the number of patches that stay
+    if (
+        plain and replacement is not None and x.device.type == "cpu"
+    ):  # a GPU would wait for the number of patches that stay
         stay = F.pad(~replacement.where, (1, 0), value=True)  # (B, 1 + P)
         attended = _attend(block.attn, block.ln_1(x))
-        patches = replacement.by.expand(len(x), x.shape[1] - 1, -1)
-        return F.pad(patches, (0, 0, 1, 0)).index_put((stay,), _finish(block, x[stay], attended[stay]))
+        tokens = F.pad(replacement.by.expand(len(x), x.shape[1] - 1, -1), (0, 0, 1, 0))
+        tokens[stay] = _finish(block, x[stay], attended[stay])
+        return tokens
     x = _finish(block, x, _attend(block.attn, block.ln_1(x))) if plain else block(x)
     return x if replacement is None else torch.cat((x[:, :1], replacement.apply(x[:, 1:])), dim=1)
 

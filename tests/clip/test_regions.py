@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ovseg.clip import regions
 from ovseg.clip.regions import crop_regions, expand_boxes, mask_boxes, regroup
 
 MEAN = torch.tensor((122.8, 116.7, 104.1))[:, None, None]
@@ -26,7 +27,9 @@ def random_masks(count: int, height: int, width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("fill", [MEAN, torch.zeros_like(MEAN)], ids=["mean", "zero"])
 @pytest.mark.parametrize("size", [(97, 141), (240, 320)])
-def test_equals_resizing_each_crop(fill, size):
+@pytest.mark.parametrize("way", ["resample_each", "resample_together"])
+def test_equals_resizing_each_crop(fill, size, way, monkeypatch):
+    monkeypatch.setattr(regions, "resample_each", getattr(regions, way))
     image = torch.rand(3, *size, generator=torch.Generator().manual_seed(1)) * 255
     masks = random_masks(12, *size)
     boxes = expand_boxes(mask_boxes(masks), 1.0, *size)
