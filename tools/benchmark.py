@@ -1,189 +1,246 @@
 #!/usr/bin/env python3
-"""Time the stages of a model on one picture, and its peak memory.
+"""Time the stages of full-size models on a picture: seconds per stage, images per second, peak memory.
 
-python tools/benchmark.py --config-file configs/ovseg_swinB_vitL_bs32_120k.yaml --input photo.jpg --random-weights
-python tools/benchmark.py --config-file CONFIG --input photo.jpg --precision fp32 bf16 --opts MODEL.WEIGHTS model.pth
+python tools/benchmark.py --config configs/ovseg_swinB_vitL_bs32_120k.yaml --input photo.jpg --json before.json
+python tools/benchmark.py --config configs/scan_vitL.yaml --compare configs/ovseg_swinB_vitL_bs32_120k.yaml before.json
+python tools/benchmark.py --config configs/scan_vitL.yaml --batch 1 4 --precision bf16 --compile --device cuda
 
-Each precision runs in a process of its own, so that the peaks of memory are its own too.
+Weights are random unless MODEL.WEIGHTS is among --opts; ellipses stand in for the masks of random weights.
+Each line of the table is the median over the runs after warm-up. Each combination of configuration, device, precision
+and batch runs in a process of its own, so that the peaks of memory are its own too.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import multiprocessing
 import platform
 import resource
-import time
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from ovseg.checkpoint import load_weights
 from ovseg.config import load_cfg
+from ovseg.engine.timing import REST, STAGES, Stages, clock_of, time_stages
 from ovseg.errors import OvsegError, user_errors
 from ovseg.files import atomic_path
 from ovseg.images import read_image
-from ovseg.meta_arch.painting import paint_labels
-from ovseg.proposals.mask_comparison import upsample
 from ovseg.vocabulary import Vocabulary
 
-STAGES = ("text", "backbone", "head", "crops", "CLIP", "painting")
+ELLIPSE_AREAS = (0.005, 0.3)  # parts of the image
+ELLIPSE_ASPECTS = (1.0, 4.0)
+COMPILED = (
+    ("backbone", "forward"),
+    ("sem_seg_head.pixel_decoder", "forward"),
+    ("sem_seg_head.predictor", "forward"),
+    ("clip_adapter", "encode"),
+)
+Figures = dict[str, Any]
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--input", required=True, help="a picture")
+    parser.add_argument("--config", "--config-file", required=True, help="configuration of the model")
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="FILE", help="other configurations, or --json files"
+    )
+    parser.add_argument("--input", help="a picture; default: one of 640 x 427 pixels without a subject")
     parser.add_argument("--class-names", nargs="+", default=["person", "sky", "building", "tree", "water"])
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], help="of CLIP: fp32, bf16, fp16")
-    parser.add_argument("--random-weights", action="store_true", help="needs no checkpoint; the masks mean nothing")
-    parser.add_argument("--repeat", type=int, default=1, help="runs of which the fastest counts")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", help="also write the figures as JSON")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images at a time")
+    parser.add_argument("--device", nargs="+", help="cpu, cuda; default: both, where there is a GPU")
+    parser.add_argument("--compile", action="store_true", help="compile the networks (torch.compile)")
+    parser.add_argument("--warm-up", type=int, default=1, help="runs that do not count")
+    parser.add_argument("--repeat", type=int, default=3, help="runs that do")
+    parser.add_argument("--threads", type=int, help="of the CPU")
+    parser.add_argument("--processor-time", action="store_true", help="of the CPU's threads together, not of the clock")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of the configuration")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if min(*args.batch, args.repeat) < 1 or args.warm_up < 0:
+        parser.error("--batch and --repeat must be at least 1, --warm-up at least 0")
+    args.device = args.device or ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
+    return args
 
 
-class Stopwatch:
-    """Wall-clock seconds between start and stop, after all work of the device is done."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self._start = 0.0
-
-    def start(self) -> None:
-        self._synchronise()
-        self._start = time.perf_counter()
-
-    def stop(self) -> float:
-        self._synchronise()
-        return time.perf_counter() - self._start
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-def build(args: argparse.Namespace, precision: str) -> tuple[nn.Module, dict]:
-    """The model in evaluation mode, and the request for the picture."""
-    opts = [*args.opts, "MODEL.DEVICE", args.device, "MODEL.CLIP_ADAPTER.PRECISION", precision]
-    opts += ["MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR", "none"]
-    if args.random_weights:
-        opts += ["MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "none"]
-    cfg = load_cfg(args.config_file, opts)
-    if not (cfg.MODEL.WEIGHTS or args.random_weights):
-        raise OvsegError("MODEL.WEIGHTS is empty: add --opts MODEL.WEIGHTS FILE, or --random-weights")
-    image = read_image(args.input)
-    transform = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST).get_transform(image)
+def build(args: argparse.Namespace, config: str, device: str, precision: str, batch: int) -> tuple[nn.Module, list]:
+    """The model in evaluation mode, and the requests of a batch."""
+    trained = "MODEL.WEIGHTS" in args.opts
+    opts = [] if trained else ["MODEL.WEIGHTS", "", "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "none"]
+    opts += ["MODEL.DEVICE", device, "MODEL.CLIP_ADAPTER.PRECISION", precision]
+    cfg = load_cfg(config, [*opts, "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR", "none", *args.opts])
     torch.manual_seed(0)
+    image = read_image(args.input) if args.input else torch.randint(256, (427, 640, 3), dtype=torch.uint8).numpy()
+    transform = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST).get_transform(image)
     model = build_model(cfg).eval()
-    if not args.random_weights:
+    if trained:
         load_weights(model, cfg.MODEL.WEIGHTS)
+    else:
+        model.sem_seg_head.predictor.register_forward_hook(_with_ellipses)
+    if args.compile:
+        for part, method in COMPILED:
+            owner = model.get_submodule(part)
+            setattr(owner, method, torch.compile(getattr(owner, method)))
     pixels = torch.from_numpy(transform.apply_image(image).copy()).permute(2, 0, 1)
+    words = Vocabulary.from_words(args.class_names).class_names
     request = {"image": pixels, "height": image.shape[0], "width": image.shape[1], "outputs": ("label_map",)}
-    return model, request | {"class_names": Vocabulary.from_words(args.class_names).class_names}
+    return model, [request | {"class_names": words}] * batch
+
+
+def _with_ellipses(module: nn.Module, inputs: Any, predictions: list[tuple[Tensor, Tensor]]) -> list:
+    """A forward hook of predictors: their own embeddings, and ellipses for masks."""
+    embeddings, masks = predictions[-1]
+    return [*predictions[:-1], (embeddings, ellipses(masks.shape[1], *masks.shape[-2:]).to(masks).expand_as(masks))]
+
+
+def ellipses(count: int, height: int, width: int) -> Tensor:
+    """Logits (count, height, width) of ellipses of many sizes, shapes and directions, the same on each call."""
+    draw = np.random.default_rng(0).uniform
+    area = np.exp(draw(*np.log(ELLIPSE_AREAS), count)) * height * width
+    aspect, angle = draw(*ELLIPSE_ASPECTS, count), draw(0, math.pi, count)
+    long, short = np.sqrt(area / math.pi * aspect), np.sqrt(area / math.pi / aspect)
+    x = np.arange(width) - draw(0.2, 0.8, count)[:, None, None] * width
+    y = np.arange(height)[:, None] - draw(0.2, 0.8, count)[:, None, None] * height
+    cosine, sine, long, short = (row[:, None, None] for row in (np.cos(angle), np.sin(angle), long, short))
+    radius = np.hypot((x * cosine + y * sine) / long, (y * cosine - x * sine) / short)
+    return torch.from_numpy(np.clip(20 * (1 - radius), -8, 8)).float()
 
 
 @torch.no_grad()
-def time_stages(model: nn.Module, request: dict) -> dict[str, float]:
-    """Seconds of each of :data:`STAGES`, calling the model's parts one by one."""
-    watch, seconds = Stopwatch(model.device), {}
-    adapter = model.clip_adapter
-    image = request["image"].to(model.device).float()
+def measure(args: argparse.Namespace, config: str, device: str, precision: str, batch: int) -> Figures:
+    """Build the model of a configuration and time it."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model, requests = build(args, config, device, precision, batch)
+    clock = clock_of(model.device, args.processor_time)
+    text = Stages(clock)
+    with text.stage("text"):
+        words = model.words_of(requests[0])
+        model.clip_adapter.text_matrix(words.names, words.templates)
+    runs = []
+    for _ in range(args.warm_up + args.repeat):
+        with time_stages(model, clock) as stages:
+            model(requests)
+        runs.append(stages.seconds)
+    runs = runs[args.warm_up :]
+    figures = {
+        "config": Path(config).stem,
+        "device": device,
+        "machine": torch.cuda.get_device_name() if model.device.type == "cuda" else platform.machine(),
+        "precision": precision,
+        "compiled": args.compile,
+        "batch": batch,
+        "input": list(requests[0]["image"].shape[1:]),
+        "threads": torch.get_num_threads(),
+        "clock": "processor time" if args.processor_time else "wall clock",
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+        "text": text.seconds["text"],
+        "seconds": {
+            stage: statistics.median(run[stage] for run in runs) for stage in (*STAGES, REST) if stage in runs[0]
+        },
+        "images/s": batch / statistics.median(sum(run.values()) for run in runs),
+        "peak memory, GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,  # from KiB
+    }
+    if model.device.type == "cuda":
+        figures["peak GPU memory, GB"] = torch.cuda.max_memory_allocated() / 2**30
+    return figures
 
-    watch.start()
-    text = adapter.text_matrix([name if isinstance(name, str) else name[0] for name in request["class_names"]])
-    seconds["text"] = watch.stop()
 
-    padding = (0, -image.shape[2] % model.size_divisibility, 0, -image.shape[1] % model.size_divisibility)
-    batch = nn.functional.pad((image - model.pixel_mean) / model.pixel_std, padding)[None]
-    watch.start()
-    features = model.backbone(batch)
-    seconds["backbone"] = watch.stop()
-    watch.start()
-    embeddings, masks = model.sem_seg_head(features)[-1]
-    masks = upsample(masks, batch.shape[-2:])[0, :, : image.shape[1], : image.shape[2]].sigmoid()
-    seconds["head"] = watch.stop()
+def in_child(*arguments: Any) -> Figures:
+    """:func:`measure` in a process of its own.
 
-    seconds["crops"] = seconds["CLIP"] = 0.0
-    chunks = adapter.regions(image, masks[adapter.valid_masks(masks)])
-    while True:
-        watch.start()
-        regions = next(chunks, None)
-        seconds["crops"] += watch.stop()
-        if regions is None:
-            break
-        watch.start()
-        adapter.encode_regions(*regions)
-        seconds["CLIP"] += watch.stop()
-
-    weights = adapter.similarity(embeddings[0], text).softmax(-1)[:, :-1]
-    watch.start()
-    paint_labels(weights, masks, (request["height"], request["width"]), model.class_chunk_size)
-    seconds["painting"] = watch.stop()
-    return seconds
-
-
-def measure(args: argparse.Namespace, precision: str, pipe) -> None:
-    """Run in a child process: sends the figures, or the error, through ``pipe``."""
+    Raises:
+        OvsegError: the child's, or it was killed.
+    """
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_report, args=(theirs, *arguments))
+    process.start()
+    theirs.close()
     try:
-        model, request = build(args, precision)
-        runs = [time_stages(model, request) for _ in range(args.repeat)]
-        seconds = {stage: min(run[stage] for run in runs) for stage in STAGES}
-        height, width = request["image"].shape[1:]
-        figures = {"precision": precision, "input": [height, width], "seconds": seconds}
-        figures["peak memory, GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # from KiB
-        if model.device.type == "cuda":
-            figures["peak GPU memory, GB"] = torch.cuda.max_memory_allocated() / 2**30
-        pipe.send(figures)
+        result = ours.recv()
+    except EOFError:
+        raise OvsegError("a run ended without a result: it may have run out of memory") from None
+    finally:
+        process.join()
+    if isinstance(result, OvsegError):
+        raise result
+    return result
+
+
+def _report(pipe: Any, *arguments: Any) -> None:
+    try:
+        pipe.send(measure(*arguments))
     except OvsegError as error:
         pipe.send(error)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def read_figures(path: str) -> list[Figures]:
+    """What an earlier run wrote with ``--json``, each named by its file.
+
+    Raises:
+        OvsegError: it is something else.
+    """
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        return [result | {"config": f"{result['config']} ({Path(path).stem})"} for result in results]
+    except OSError as error:
+        raise OvsegError(f"cannot read {path} ({error.strerror}): give a file that --json wrote") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise OvsegError(f"{path} is no file that --json wrote: give a configuration (.yaml) or such a file") from error
+
+
+def main(argv: Sequence[str] | None = None, run: Callable[..., Figures] = in_child) -> None:
+    """``run``: has the arguments and the result of :func:`measure`."""
     args = parse(argv)
+    earlier = [figures for path in args.compare if path.endswith(".json") for figures in read_figures(path)]
+    configs = [args.config, *(path for path in args.compare if not path.endswith(".json"))]
     results = []
-    for precision in args.precision:
-        ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.get_context("spawn").Process(target=measure, args=(args, precision, theirs))
-        process.start()
-        theirs.close()
-        try:
-            result = ours.recv()
-        except EOFError:
-            raise OvsegError(f"the run with {precision} was killed: it may have run out of memory") from None
-        finally:
-            process.join()
-        if isinstance(result, OvsegError):
-            raise result
-        results.append(result)
-    show(args, results)
-    if args.output:
-        with atomic_path(Path(args.output)) as temporary:
-            temporary.write_text(json.dumps(results, indent=1))
+    for device, precision, batch in itertools.product(args.device, args.precision, args.batch):
+        group = [run(args, config, device, precision, batch) for config in configs]
+        results += group
+        same = ("device", "precision", "batch")
+        show(group + [figures for figures in earlier if all(figures[key] == group[0][key] for key in same)])
+    if args.json:
+        with atomic_path(Path(args.json)) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def show(args: argparse.Namespace, results: list[dict]) -> None:
-    height, width = results[0]["input"]
-    threads = f"{torch.get_num_threads()} threads, {platform.machine()}" if args.device == "cpu" else args.device
-    table = Table(
-        title=f"{Path(args.config_file).stem}, {width} x {height} pixels, {threads}, torch {torch.__version__}"
-    )
+def show(group: Sequence[Figures]) -> None:
+    """A table of figures side by side; of others than the first also how many times the first's they are."""
+    first = group[0]
+    height, width = first["input"]
+    compiled = ", compiled" if first["compiled"] else ""
+    title = f"{first['precision']}{compiled}, batch of {first['batch']}, {width} x {height} pixels"
+    machine = f"{first['machine']}, {first['threads']} threads, {first['clock']}, torch {first['torch']}"
+    table = Table(title=f"{title}\n{machine}")
     table.add_column("seconds")
-    for result in results:
-        table.add_column(result["precision"], justify="right")
-    for stage in STAGES:
-        table.add_row(stage, *(f"{result['seconds'][stage]:.2f}" for result in results))
-    table.add_row("all", *(f"{sum(result['seconds'].values()):.2f}" for result in results))
-    for key in [key for key in results[0] if key.endswith("GB")]:
-        table.add_row(key, *(f"{result[key]:.1f}" for result in results))
+    for figures in group:
+        table.add_column(figures["config"], justify="right")
+    rows = {"text, once": [figures["text"] for figures in group]}
+    for stage in (*STAGES, REST):
+        seconds = [figures["seconds"].get(stage, 0.0) for figures in group]
+        if max(seconds) >= 5e-4:
+            rows[stage] = seconds
+    rows["all but the text"] = [sum(figures["seconds"].values()) for figures in group]
+    for key in ("images/s", *(key for key in first if key.endswith("GB"))):
+        rows[key] = [figures[key] for figures in group]
+    for name, (own, *others) in rows.items():
+        table.add_row(name, f"{own:.3f}", *(f"{value:.3f}  x {value / own:.2f}" if own else "" for value in others))
     Console().print(table)
 
 
