@@ -89,9 +89,8 @@ def _run_block(block: nn.Module, x: Tensor, replacement: Replacement | None, cla
     plain = isinstance(block, ResidualAttentionBlock)
     if plain and class_only:
         return _finish(block, x[:, :1], _attend(block.attn, block.ln_1(x), slice(1)))
-    if (
-        plain and replacement is not None and x.device.type == "cpu"
-    ):  # a GPU would wait for the number of patches that stay
+    if plain and replacement is not None and x.device.type == "cpu":
+        # a GPU would have to tell how many patches stay before it is given more work
         stay = F.pad(~replacement.where, (1, 0), value=True)  # (B, 1 + P)
         attended = _attend(block.attn, block.ln_1(x))
         tokens = F.pad(replacement.by.expand(len(x), x.shape[1] - 1, -1), (0, 0, 1, 0))
