@@ -16,11 +16,10 @@ except ImportError:  # Windows: two runs at the same time are not noticed there
     fcntl = None
 
 
-def _usual_mode() -> int:
-    """Permissions that a new file gets by the user's umask, which can only be read by setting it."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return 0o666 & ~umask
+# Permissions that a new file gets. The user's umask can only be read by setting it, for all threads: so once, here.
+_umask = os.umask(0o077)
+os.umask(_umask)
+USUAL_MODE = 0o666 & ~_umask
 
 
 @contextlib.contextmanager
@@ -38,7 +37,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        temporary.chmod(_usual_mode())  # some libraries write for the owner's eyes only
+        temporary.chmod(USUAL_MODE)  # some libraries write for the owner's eyes only
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -76,10 +76,10 @@ SCAN = {
 }
 
 
-def make_tiny_scan(folder: Path, *opts) -> tuple[Path, Path]:
+def make_tiny_scan(folder: Path, *opts, clip: dict = CLIP) -> tuple[Path, Path]:
     """The same for SCAN; ``opts`` are KEY VALUE pairs over :data:`SCAN`."""
     settings = [item for pair in SCAN.items() for item in pair]
-    clip = CLIP | {"quick_gelu": False, "vision_cfg": CLIP["vision_cfg"] | {"layers": 3}}
+    clip = clip | {"quick_gelu": False, "vision_cfg": clip["vision_cfg"] | {"layers": 3}}
     return make_tiny_model(folder, clip, [*settings, *opts])
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -23,6 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ovseg.cpus import usable_cpus
 from ovseg.data.inspection import Report, check_dataset, choose_pairs, draw_sheet, open_subject
 from ovseg.data.inspection.check import KINDS, NOTES
 from ovseg.errors import user_errors
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw some images with their labels (.png, .jpg)")
     parser.add_argument("--sheet-images", type=int, default=12, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="open N pairs only, evenly spread")
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads (%(default)s)")
+    parser.add_argument("--workers", type=int, default=min(8, usable_cpus()), help="threads (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found; - is the terminal")
     args = parser.parse_args(argv)
     subject = open_subject(args.dataset)

@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ovseg.cpus import usable_cpus
 from ovseg.data.catalog import check_prepared
 from ovseg.data.mapper import SemSegTestMapper, SemSegTrainMapper
 from ovseg.data.sampler import StreamBatchSampler, mix, seeded
@@ -56,13 +57,16 @@ class MappedDataset(Dataset):
 
 
 class SampleLoader(DataLoader):
-    """A ``DataLoader`` whose batches are lists of samples, and which raises the errors of ``MappedDataset``."""
+    """A ``DataLoader`` whose batches are lists of samples, and which raises the errors of ``MappedDataset``.
+
+    There are at most as many worker processes as CPUs: published numbers of workers suit published machines.
+    """
 
     def __init__(self, dataset: MappedDataset, batch_sampler: Any, num_workers: int):
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,
-            num_workers=num_workers,
+            num_workers=min(num_workers, usable_cpus()),
             collate_fn=list,
             worker_init_fn=_one_thread,
         )

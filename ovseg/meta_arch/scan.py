@@ -16,7 +16,7 @@ from ovseg.clip.context_adapter import ContextClipAdapter
 from ovseg.clip.contextual_shift import Context
 from ovseg.clip.whole_image import WholeImages
 from ovseg.errors import OvsegError
-from ovseg.meta_arch.calibration import LFM, FusionDecoder, LightweightTransformer
+from ovseg.meta_arch.calibration import HEADS, LFM, FusionDecoder, LightweightTransformer
 from ovseg.meta_arch.naming import ClipOpinion, Proposals, normalise_over_classes
 from ovseg.meta_arch.segmenter_base import ProposalNamer
 
@@ -69,6 +69,11 @@ class SCAN(ProposalNamer):
             )
         self.ensemble_variant = ensemble_variant
         visual, dim = self.clip_adapter.original_clip, self.clip_adapter.embed_dim
+        if dim % HEADS:
+            raise OvsegError(
+                f"CLIP {self.clip_adapter.source.name} has embeddings of {dim} dimensions, which {HEADS} attention "
+                f"heads cannot share: choose a CLIP whose dimension is a multiple of {HEADS}"
+            )
         width = visual.conv1.out_channels
         self.learnable_weight = nn.Parameter(torch.tensor([0.1]))
         self.LFM = LFM(width, visual.grid_size, frequency_sigmas)

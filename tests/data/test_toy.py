@@ -230,11 +230,11 @@ def test_interrupted_drawing_leaves_no_half_scene(tmp_path, monkeypatch):
 def test_two_processes_draw_the_same_cache(tmp_path):
     code = "from ovseg.data.toy import render_split; print(len(render_split('val', num_scenes=16)))"
     environment = os.environ | {"OVSEG_CACHE": str(tmp_path)}
-    running = [
-        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    assert [process.communicate(timeout=120)[0].split()[-1] for process in running] == ["16", "16"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    running = [subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **pipes) for _ in range(2)]
+    for process in running:
+        out, err = process.communicate(timeout=120)
+        assert out.split()[-1:] == ["16"], err
     folder = tmp_path / "toy" / catalog.generator_version() / "val"
     written = [json.loads(path.read_text()) for path in sorted((folder / "records").iterdir())]
     assert len(written) == 16

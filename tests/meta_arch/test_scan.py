@@ -16,7 +16,7 @@ from ovseg.engine.solver import build_optimizer
 from ovseg.errors import OvsegError
 from ovseg.meta_arch.naming import normalise_over_classes
 from ovseg.segmenter import Segmenter
-from tests.tiny_model import make_tiny_scan
+from tests.tiny_model import CLIP, make_tiny_scan
 
 ADAPTER = "MODEL.CLIP_ADAPTER."
 WORDS = ["cat", "dog", "sofa"]
@@ -257,3 +257,9 @@ def test_reduced_precision_of_clip_is_close(tiny, model):
 def test_wrong_keys(tiny, key, value, message):
     with pytest.raises(OvsegError, match=message):
         model_of(tiny, key, value)
+
+
+def test_a_clip_whose_dimension_the_heads_cannot_share(tmp_path):
+    keys = ("MODEL.SEM_SEG_HEAD.EMBEDDING_DIM", 20, "MODEL.SCAN_DIM", 20)
+    with pytest.raises(OvsegError, match=r"embeddings of 20 dimensions.*multiple of 8"):
+        make_tiny_scan(tmp_path, *keys, clip=CLIP | {"embed_dim": 20})

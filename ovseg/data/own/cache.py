@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from iopath.common.file_io import file_lock
 
+from ovseg.cpus import usable_cpus
 from ovseg.data.own.classes import Classes
 from ovseg.data.own.description import Description
 from ovseg.data.own.pairs import Pair, Pairing
@@ -46,7 +46,7 @@ class Prepared:
     pairing: Pairing
 
 
-def prepare(own: Description, workers: int = min(8, os.cpu_count() or 1)) -> Prepared:
+def prepare(own: Description, workers: int = min(8, usable_cpus())) -> Prepared:
     """Convert what has to be converted; the second time, only names and times of files are looked at.
 
     Several processes may ask at once: one converts, the others wait. A run that was killed is taken up.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 
+from ovseg.cpus import usable_cpus
 from ovseg.data.catalog import README, dataset_root
 from ovseg.data.prepare.archives import unpack
 from ovseg.data.prepare.engine import Conversion, convert
@@ -37,7 +37,7 @@ def parser(
     made.add_argument(
         "--workers",
         type=_count,
-        default=min(8, os.cpu_count() or 1),
+        default=min(8, usable_cpus()),
         help="threads; 0 or 1: none (default: %(default)s)",
     )
     made.add_argument("--archives", nargs="+", type=Path, default=[], metavar="FILE", help="unpack these first")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -14,6 +13,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from iopath.common.file_io import file_lock
 
+from ovseg.cpus import usable_cpus
 from ovseg.data.toy.records import read_record, record_path, write_scene
 from ovseg.data.toy.words import BASE_CLASSES, CLASS_NAMES, IGNORE_LABEL
 from ovseg.errors import OvsegError
@@ -85,7 +85,7 @@ def _render_many(write: Callable[[int], None], seeds: list[int]) -> None:
     if not seeds:
         return
     logger.info("drawing %d toy scenes (once; they are kept in the cache)", len(seeds))
-    with progress_bar(transient=True) as progress, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with progress_bar(transient=True) as progress, ThreadPoolExecutor(min(8, usable_cpus())) as pool:
         task = progress.add_task("drawing toy scenes", total=len(seeds))
         for _ in pool.map(write, seeds):
             progress.advance(task)

@@ -6,7 +6,6 @@ shows, or its things alone.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
@@ -18,6 +17,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from ovseg.cpus import usable_cpus
 from ovseg.data.toy.captions import describe
 from ovseg.data.toy.catalog import generator_version
 from ovseg.data.toy.scene import Scene, Thing, make_scene, size_word
@@ -120,7 +120,7 @@ def load_views(first: int, num_scenes: int, recipe: ViewRecipe) -> tuple[Tensor,
     path = cache_dir() / "toy" / generator_version() / f"{name}.npz"
     if not path.is_file():
         seeds = range(first, first + num_scenes)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, usable_cpus())) as pool:
             drawing = pool.map(partial(views, recipe=recipe), seeds)
             drawn = [view for scene in track(drawing, "drawing", total=num_scenes, transient=True) for view in scene]
         images, captions = zip(*drawn, strict=True)
