@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Iterator
+
+from torch.utils.data import dataloader
 
 _LOST_WORKER = "DataLoader worker (pid"  # how torch begins, wherever the main process is when it notices
 
@@ -28,8 +31,8 @@ def user_errors() -> Iterator[None]:
     except OvsegError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (RuntimeError, ConnectionResetError) as error:  # the latter where its socket is noticed first
-        if isinstance(error, RuntimeError) and not str(error).startswith(_LOST_WORKER):
+    except (RuntimeError, ConnectionResetError) as error:
+        if not _tells_of_lost_worker(error):
             raise
         print(
             f"error: a process that loads data is gone ({str(error).strip()}): what was saved is whole, run the same "
@@ -40,3 +43,9 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _tells_of_lost_worker(error: Exception) -> bool:
+    if isinstance(error, ConnectionResetError):  # its socket was noticed first; connections of others are no such thing
+        return any(frame.filename == dataloader.__file__ for frame in traceback.extract_tb(error.__traceback__))
+    return str(error).startswith(_LOST_WORKER)

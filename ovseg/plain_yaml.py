@@ -42,6 +42,7 @@ def read_plain_yaml(path: str | Path, what: str) -> dict[Any, Any]:
         OvsegError: missing or unreadable, no YAML, tags that run code, a key twice, or not KEY: VALUE lines.
     """
     try:
+        # safe: a SafeLoader, which refuses tags that run code; yaml.safe_load cannot be told of another one
         content = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=_PlainLoader)
     except FileNotFoundError as error:
         raise OvsegError(f"there is no {what} {path}: check the path") from error

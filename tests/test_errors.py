@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, dataloader
 
 from ovseg.errors import OvsegError, user_errors
 
@@ -40,3 +40,15 @@ def test_a_killed_worker_is_told_with_the_remedy(capsys):
 def test_defects_of_ours_keep_their_traceback():
     with pytest.raises(RuntimeError, match="a bug"), user_errors():
         raise RuntimeError("a bug")
+
+
+def test_a_reset_connection_is_a_lost_worker_only_in_the_data_loader(capsys, monkeypatch):
+    def reset(*_):
+        raise ConnectionResetError("reset by peer")
+
+    with pytest.raises(ConnectionResetError), user_errors():
+        reset()
+    monkeypatch.setattr(dataloader._SingleProcessDataLoaderIter, "_next_data", reset)
+    with pytest.raises(SystemExit), user_errors():
+        list(DataLoader(_Deadly()))
+    assert capsys.readouterr().err.startswith("error: a process that loads data is gone (reset by peer)")

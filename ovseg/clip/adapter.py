@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 # CLIP's own logit_scale is not used: every system of the family multiplies cosines by this (specification 2.2).
 LOGIT_SCALE = 100.0
 PROMPTS = "visual.mask_embedding"  # in the names of the CLIP model's state
-CROPS_AT_A_TIME = {"cpu": 8, "cuda": 32}  # intermediate results of 8 stay near a CPU's caches; docs/speed.md
+CROPS_AT_A_TIME = {"cpu": 8, "cuda": 32}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
