@@ -13,6 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
+from ovseg import files
 from ovseg.data.file_list import file_list_checksum
 from ovseg.data.protocol import Protocol
 from ovseg.evaluation.versions import versions
@@ -23,7 +24,6 @@ _WITHOUT_EFFECT = (
     *("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR"),
     *("DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD"),
 )
-_BLOCK = 1 << 22  # bytes read at a time
 
 
 def model_digest(model: nn.Module) -> str:
@@ -39,11 +39,7 @@ def file_digest(path: str | Path) -> str | None:
     """sha256 of a file's bytes; None where there is no such file, as for the name of published weights."""
     if not path or not Path(path).is_file():
         return None
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    return files.file_digest(path)
 
 
 def fingerprint(cfg: CfgNode, digest: str, file_names: Sequence[str], protocol: Protocol) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Report:
         folder: what it should be.
         files: how many there are.
         left_out: how many are not there since every pixel is ignored.
+        unknown: how many of a folder with a note are not in it, so that their sources are not known.
         incomplete: in which way files are lacking; empty if none are.
         faults: "path: what is wrong", one each.
     """
@@ -33,12 +34,15 @@ class Report:
     folder: Folder
     files: int
     left_out: int = 0
+    unknown: int = 0
     incomplete: str = ""
     faults: list[str] = field(default_factory=list)
 
 
 def check_folder(root: Path, folder: Folder, workers: int, advance: Callable[[], None]) -> Report:
     """Check the files of a folder; label files are decoded, of images only the header is read.
+
+    A file whose source has changed since it was made is a fault. Sources that look untouched are not read.
 
     Args:
         root: folder of all data sets.
@@ -56,7 +60,15 @@ def check_folder(root: Path, folder: Folder, workers: int, advance: Callable[[],
         ]
     if labels and labels.images and not images:
         report.faults.append(f"{root / labels.images}: holds no image *{labels.image_suffix} for the labels in {place}")
-    _check_names(root, folder, files, images, report)
+    stamp = Stamp.read(place) if folder.made else None
+    if stamp:
+        report.unknown = sum(name not in stamp.made for name in files)
+        report.faults += [
+            f"{place / (name + folder.suffix)}: was made before {source} was replaced; run the script again"
+            for name in sorted({*files, *stamp.left_out})
+            if (source := stamp.changed_source(place, name))
+        ]
+    _check_names(root, folder, files, images, report, stamp)
 
     occurs = np.zeros(2**16, dtype=bool)
 
@@ -77,11 +89,13 @@ def check_folder(root: Path, folder: Folder, workers: int, advance: Callable[[],
     return report
 
 
-def _check_names(root: Path, folder: Folder, files: Collection[str], images: Collection[str], report: Report) -> None:
+def _check_names(
+    root: Path, folder: Folder, files: Collection[str], images: Collection[str], report: Report, stamp: Stamp | None
+) -> None:
     """Compare names with the list of the data set, else with those of the images."""
     place = root / folder.path
     known = set(files)
-    if folder.labels and folder.labels.may_lack and (stamp := Stamp.read(place)):
+    if folder.labels and folder.labels.may_lack and stamp:
         known |= set(stamp.left_out)
         report.left_out = len(known) - len(files)
     listed = _listed(root, folder)

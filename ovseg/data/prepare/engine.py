@@ -8,7 +8,7 @@ killed leaves whole files, and the next one goes on after them.
 from __future__ import annotations
 
 import contextlib
-import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,16 @@ from rich.console import Console
 
 from ovseg.data.prepare.leftovers import remove_leftovers
 from ovseg.data.prepare.sources import BadFile, raw_labels, scan
-from ovseg.data.prepare.stamps import Stamp
+from ovseg.data.prepare.stamps import Look, Sign, Stamp, look_at, signs_of
 from ovseg.data.prepare.threads import spread
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
 from ovseg.progress import progress_bar
 
 MOST_BAD = 20  # bad files after which a run is given up: the archive as a whole is broken
-COMPARED = 3  # files of a folder made by others that are compared with what we would make
+COMPARED = 3  # files of a folder made by others that are compared before anything is written
+SAVE_PERIOD = 30.0  # seconds between two savings of the notes
+LOSS = 4.0  # mean difference of grey levels that packing as JPEG may make
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Item:
 
     Attributes:
         name: of its outputs, without suffix; may hold ``/``.
-        sources: the files it is made from; an output older than one of them is made again. Messages name the first.
+        sources: the files it is made from; when one of them changes, or is newer than an output, that is made again.
+            Messages name the first.
         extra: anything that ``read`` needs.
     """
 
@@ -86,10 +89,11 @@ class Conversion:
 
 
 def convert(conversion: Conversion, workers: int) -> int:
-    """Make the outputs that are missing, older than their sources, or made by another recipe.
+    """Make the outputs that are missing, made from other sources than are there now, or made by another recipe.
 
-    Shows a progress bar and prints one line of summary. An output that is left out is noted in its folder, so that it
-    is not tried again.
+    Shows a progress bar and prints one line of summary. What a file was made from is noted in its folder, and so is an
+    output that is left out. A source that looks untouched (size, times, inode) counts as the same; one that does not is
+    read, and its content decides. Files that no note knows stay if they are what would be made.
 
     Args:
         conversion: what to do.
@@ -106,12 +110,12 @@ def convert(conversion: Conversion, workers: int) -> int:
     folders = [_Folder(output, conversion) for output in conversion.outputs]
     todo = []
     for item in conversion.items:
-        sign = _sign(item)
-        if due := [folder for folder in folders if not folder.has(item, sign)]:
-            todo.append((item, sign, due))
+        looks = _looks(item)
+        if due := [folder for folder in folders if not folder.has(item, looks)]:
+            todo.append((item, due))
     written, empty, bad = 0, 0, []
     if todo:
-        busy = [folder for folder in folders if any(folder in due for _, _, due in todo)]
+        busy = [folder for folder in folders if any(folder in due for _, due in todo)]
         with contextlib.ExitStack() as stack:
             for folder in busy:
                 stack.enter_context(folder.stamped())
@@ -119,18 +123,31 @@ def convert(conversion: Conversion, workers: int) -> int:
             task = bar.add_task(conversion.title, total=len(todo))
             results = spread(lambda job: _make(conversion, *job), todo, workers)
             for result in stack.enter_context(contextlib.closing(results)):
+                bar.advance(task)
                 if isinstance(result, BadFile):
                     bad.append(result)
                     if len(bad) >= MOST_BAD:
                         break
-                else:
-                    written, empty = written + result[0], empty + result[1]
-                bar.advance(task)
-    console.print(_summary(conversion, len(todo), written, empty), soft_wrap=True, highlight=False)
+                    continue
+                for done in result:
+                    done.folder.note(done)
+                    written, empty = written + done.written, empty + done.empty
+    console.print(_summary(conversion, written, empty, len(bad)), soft_wrap=True, highlight=False)
     if bad:
         more = f"; so are {len(bad) - 1} more files, such as {bad[1]}" if len(bad) > 1 else ""
         raise OvsegError(f"{bad[0]}{more}; all else {'was given up' if len(bad) >= MOST_BAD else 'is done'}")
     return written
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What became of an item in one folder: its file was written, left out, or was right as it was."""
+
+    folder: _Folder
+    name: str
+    signs: list[Sign]
+    written: bool = False
+    empty: bool = False
 
 
 class _Folder:
@@ -139,20 +156,61 @@ class _Folder:
     def __init__(self, output: Output, conversion: Conversion):
         self.output = output
         self._files = scan(output.folder, output.suffix, recursive=any("/" in item.name for item in conversion.items))
+        self._saved = time.monotonic()
+        self._written = False  # whether files changed, so that the note must, too
+        self._noted = False  # whether the note has changed
         self.stamp = Stamp.read(output.folder)
         if self.stamp is None:
             if theirs := [item for item in conversion.items if item.name in self._files]:
                 self._compare(theirs[:COMPARED], conversion)
             self.stamp = Stamp(output.recipe)
         elif self.stamp.recipe != output.recipe:
-            self._files, self.stamp = {}, Stamp(output.recipe)
+            self._files, self.stamp, self._written = {}, Stamp(output.recipe), True
 
-    def has(self, item: Item, sign: list[int]) -> bool:
-        """Whether the item's file is there and up to date, or is left out on purpose."""
-        if (entry := self._files.get(item.name)) is None:
-            return self.stamp.left_out.get(item.name) == sign
-        found = entry.stat()
-        return found.st_size > 0 and found.st_mtime_ns >= sign[1]
+    def has(self, item: Item, looks: list[Look]) -> bool:
+        """Whether the item's file is there, or left out on purpose, and its sources look untouched since."""
+        signs = self._known(item)
+        return signs is not None and [tuple(sign[1:5]) for sign in signs] == looks
+
+    def is_right(self, item: Item, signs: list[Sign]) -> bool:
+        """Whether the sources, though they look otherwise, hold what they held; they are not newer than the file."""
+        known = self._known(item)
+        same = known is not None and [sign[5] for sign in known] == [sign[5] for sign in signs]
+        return same and not self._is_older(item, signs)
+
+    def holds(self, item: Item, signs: list[Sign], made: np.ndarray | bytes) -> bool:
+        """Whether a file that no note knows, from another program or a run that was killed, is what would be made."""
+        unknown = self._is_whole(item) and item.name not in self.stamp.made
+        return unknown and not self._is_older(item, signs) and _holds(self.output.path(item), made)
+
+    def note(self, done: _Done) -> None:
+        """Remember what became of an item; save now and then."""
+        here, other = (self.stamp.left_out, self.stamp.made)[:: 1 if done.empty else -1]
+        here[done.name] = done.signs
+        other.pop(done.name, None)
+        self._noted = True
+        self._written |= done.written or done.empty
+        if time.monotonic() - self._saved > SAVE_PERIOD:
+            self._save()
+
+    def _known(self, item: Item) -> list[Sign] | None:
+        """The noted signs of what is there; None where nothing is there, or nothing noted."""
+        if item.name in self._files:
+            return self.stamp.made.get(item.name) if self._is_whole(item) else None
+        return self.stamp.left_out.get(item.name)
+
+    def _is_whole(self, item: Item) -> bool:
+        return item.name in self._files and self._files[item.name].stat().st_size > 0
+
+    def _is_older(self, item: Item, signs: list[Sign]) -> bool:
+        entry = self._files.get(item.name)
+        return entry is not None and entry.stat().st_mtime_ns < max(sign[2] for sign in signs)
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        # a folder that is read only and right needs no note
+        with contextlib.nullcontext() if self._written else contextlib.suppress(OvsegError):
+            self.stamp.save(self.output.folder)
 
     def _compare(self, items: Iterable[Item], conversion: Conversion) -> None:
         """Other projects give the same folders and names to other orders of classes: do not mix with theirs."""
@@ -170,35 +228,57 @@ class _Folder:
     @contextlib.contextmanager
     def stamped(self):
         """The folder, cleaned of what killed runs left, with a note that is right even if this run ends early."""
-        self.stamp.save(self.output.folder)
+        if self._written:  # by another recipe: none of its files must count as ours
+            self._save()
         remove_leftovers(self.output.folder)
-        before = dict(self.stamp.left_out)
         try:
             yield
         finally:
-            if self.stamp.left_out != before:
-                self.stamp.save(self.output.folder)
+            if self._noted:
+                self._save()
 
 
-def _make(conversion: Conversion, item: Item, sign: list[int], folders: Sequence[_Folder]) -> tuple[int, int] | BadFile:
-    """Do one item; returns the numbers of files written and left out."""
-    written = empty = 0
+def _make(conversion: Conversion, item: Item, folders: Sequence[_Folder]) -> list[_Done] | BadFile:
+    """Do one item."""
     try:
+        signs = {folder: signs_of(item.sources, folder.output.folder) for folder in folders}
+        right = [folder for folder in folders if folder.is_right(item, signs[folder])]
+        results = [_Done(folder, item.name, signs[folder]) for folder in right]
+        if len(right) == len(folders):
+            return results
         content = conversion.read(item)
         for folder in folders:
+            if folder in right:
+                continue
             path = folder.output.path(item)
             made = folder.output.make(item, content)
             if made is None:
                 path.unlink(missing_ok=True)  # of an older source
-                folder.stamp.left_out[item.name] = sign
-                empty += 1
-            else:
+            elif wrong := not folder.holds(item, signs[folder], made):
                 write_file(path, made)
-                folder.stamp.left_out.pop(item.name, None)
-                written += 1
+            results.append(_Done(folder, item.name, signs[folder], made is not None and wrong, made is None))
     except BadFile as error:
         return error
-    return written, empty
+    except OSError as error:
+        if error.filename not in map(str, item.sources):
+            raise
+        return BadFile(f"{error.filename} cannot be read ({error.strerror}): unpack its archive again")
+    return results
+
+
+def _holds(path: Path, made: np.ndarray | bytes) -> bool:
+    """Whether a file has this content: labels alike to the pixel, pictures but for what packing loses."""
+    if isinstance(made, bytes):
+        return path.read_bytes() == made
+    try:
+        found = raw_labels(path)
+    except BadFile:
+        return False
+    if found.shape != made.shape or found.dtype != made.dtype:
+        return False
+    if made.ndim == 2:
+        return np.array_equal(found, made)
+    return np.abs(found.astype(np.int16) - made).mean() < LOSS
 
 
 def write_file(path: Path, content: np.ndarray | bytes) -> None:
@@ -217,19 +297,19 @@ def write_file(path: Path, content: np.ndarray | bytes) -> None:
             Image.fromarray(content).save(temporary)
 
 
-def _sign(item: Item) -> list[int]:
-    """Bytes and time of change, in ns, of an item's sources."""
+def _looks(item: Item) -> list[Look]:
     try:
-        found = [os.stat(path) for path in item.sources]
+        return [look_at(path) for path in item.sources]
     except FileNotFoundError as error:
         raise OvsegError(f"{error.filename} is missing: unpack its archive again") from error
-    return [sum(entry.st_size for entry in found), max(entry.st_mtime_ns for entry in found)]
+    except OSError as error:
+        raise OvsegError(f"{error.filename} cannot be read ({error.strerror}): unpack its archive again") from error
 
 
-def _summary(conversion: Conversion, due: int, written: int, empty: int) -> str:
+def _summary(conversion: Conversion, written: int, empty: int, bad: int) -> str:
     total = len(conversion.items)
     text = f"{conversion.title}: {total:,} annotations, "
-    text += f"{written:,} files written" if due else "everything is there already"
+    text += f"{written:,} files written" if written or empty or bad else "everything is there already"
     if empty:
         text += f", {empty:,} left out (every pixel is ignored)"
     if total != conversion.expected:

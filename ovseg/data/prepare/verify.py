@@ -71,6 +71,8 @@ def _print(console: Console, reports: Sequence[Report], absent: Sequence[str], o
         text = f"{report.folder.path}/*{report.folder.suffix}: {report.files:,} files"
         if report.left_out:
             text += f", {report.left_out:,} left out (every pixel is ignored)"
+        if report.unknown and not report.faults:
+            text += f", {report.unknown:,} not yet compared with their sources (run the script without --verify)"
         if report.incomplete:
             line("incomplete", f"{text}; {report.incomplete}", "yellow")
         if report.faults:
