@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import shutil
 import stat
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -201,3 +203,173 @@ def test_too_little_space(tmp_path, monkeypatch):
 def test_published_checksums_are_checksums():
     for archive in ARCHIVES.values():
         assert archive.digest is None or len(archive.digest) == 2 * hashlib.new(archive.algorithm).digest_size
+
+
+def refusal(path: Path, root: Path) -> str:
+    """The message of a refused archive: one line of bounded length; nothing outside its root, nothing half-written."""
+    around = snapshot(path.parent)
+    with pytest.raises(OvsegError) as error:
+        unpack([path], root)
+    message = str(error.value)
+    assert "\n" not in message and str(path) in message and len(message) < 800
+    assert not [name for name in snapshot(path.parent) if name not in around and not name.startswith(root.name)]
+    assert not list(root.rglob("*.tmp*"))
+    return message
+
+
+@pytest.mark.parametrize("mode", ["w:bz2", "w:gz", "w:xz", "w"])
+def test_archives_damaged_anywhere(mode, tmp_path):
+    """Every place of a small archive: cut there, and its bytes from there overwritten; never half of the files."""
+    files = {f"coco/{index}.bin": hashlib.sha256(bytes([index])).digest() * 20 for index in range(4)}
+    whole = make_tar(tmp_path / "whole.tar", files, mode).read_bytes()
+    used = whole.rstrip(b"\0") if mode == "w" else whole
+    path = tmp_path / "a.tar"
+    for place in range(0, len(used), max(1, len(used) // 25)):
+        for content in (whole[:place], whole[:place] + bytes(40) + whole[place + 40 :] if mode != "w" else b""):
+            if content == whole:
+                continue
+            path.write_bytes(content)
+            root = tmp_path / f"root {place} {len(content)}"
+            message = refusal(path, root)
+            assert "damaged" in message or "holds no folder" in message
+            assert files_of(root, "").items() <= files.items()
+
+
+def test_a_tar_with_a_damaged_header_is_not_taken_for_a_shorter_one(tmp_path):
+    files = {f"coco/{index}.bin": bytes(512) for index in range(3)}
+    content = bytearray(make_tar(tmp_path / "a.tar", files).read_bytes())
+    content[1024] ^= 1  # the name in the second header
+    (tmp_path / "a.tar").write_bytes(content)
+    assert "is no archive or is damaged" in refusal(tmp_path / "a.tar", tmp_path / "root")
+    for length in (1024, 2048):  # cut between two files
+        (tmp_path / "a.tar").write_bytes(make_tar(tmp_path / "whole.tar", files).read_bytes()[:length])
+        assert "is no archive or is damaged" in refusal(tmp_path / "a.tar", tmp_path / "root")
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("", "has no name"),
+        ("coco/" + "n" * 300, "has a name of more than 255 bytes"),
+        ("coco/" + "é" * 130, "has a name of more than 255 bytes"),
+        ("coco/" + "n/" * 2100 + "a", "File name too long"),
+        ("coco/line\nend/../../a", "leads out of the folder"),
+        ("coco/a.txt", "occurs twice"),
+        ("./coco/a.txt", "occurs twice"),
+        ("coco/a.txt/b", "is a file and a folder"),
+    ],
+)
+def test_names_that_no_file_can_have(make, name, what, tmp_path):
+    path = tmp_path / "a.archive"
+    if make is make_zip:
+        with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # zipfile warns of names that occur twice
+            for member in ("coco/a.txt", name):
+                archive.writestr(zipfile.ZipInfo(member), b"a")
+    else:
+        with tarfile.open(path, "w") as archive:
+            for member in ("coco/a.txt", name):
+                info = tarfile.TarInfo(member)
+                info.size = 1
+                archive.addfile(info, io.BytesIO(b"a"))
+    assert what in refusal(path, tmp_path / "root")
+
+
+def test_names_of_windows(tmp_path):
+    path = make_zip(tmp_path / "a.zip", {"coco\\": b"", "coco\\b\\": b"", "coco\\b\\a.txt": b"a"})
+    unpack([path], tmp_path / "root")
+    assert files_of(tmp_path / "root", "") == {"coco/b/a.txt": b"a"}
+
+
+def test_sparse_giants(tmp_path):
+    path = tmp_path / "a.tar"
+    info = tarfile.TarInfo("coco/giant")
+    info.type = tarfile.GNUTYPE_SPARSE
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[386:398] = block[398:410] = b"00000000000\0"  # where the first piece lies, and its length
+    block[483:495] = b"77777777777\0"  # 8 GB
+    block[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(block))[0]
+    path.write_bytes(bytes(block) + bytes(1024))
+    assert "'coco/giant' is a sparse file" in refusal(path, tmp_path / "root")
+
+
+def test_a_header_that_would_fill_the_memory(tmp_path):
+    path = tmp_path / "a.tar"
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 8 * 10**9
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    assert "a header of 8000000000 bytes" in refusal(path, tmp_path / "root")
+
+
+def test_an_archive_where_its_own_member_goes(tmp_path):
+    """It would be replaced while it is read, and then be unpacked again, for ever."""
+    name = "panoptic_annotations_trainval2017.zip"
+    folder = tmp_path / "root/coco/annotations"
+    folder.mkdir(parents=True)
+    path = make_zip(folder / name, {f"annotations/{name}": b"x" * 50})
+    content = path.read_bytes()
+    message = refusal(path, tmp_path / "root")
+    assert "would replace the archive" in message and "move the archives elsewhere" in message
+    assert path.read_bytes() == content
+    # the same size, as an archive would have that holds itself
+    path = make_zip(folder / name, {f"annotations/{name}": b"x" * 200}, zipfile.ZIP_STORED)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"annotations/{name}", b"x" * len(content))
+    size = path.stat().st_size
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"annotations/{name}", b"x" * (2 * len(content) - (size - len(content))))
+    assert "would replace the archive" in refusal(path, tmp_path / "root")
+
+
+def test_an_archive_where_the_member_of_another_goes(tmp_path):
+    (tmp_path / "root/coco/annotations").mkdir(parents=True)
+    inner = make_zip(tmp_path / "root/coco/annotations/panoptic_val2017.zip", {"panoptic_val2017/a.png": b"new"})
+    content = inner.read_bytes()
+    other = make_zip(tmp_path / "other.zip", {"panoptic_val2017/a.png": b"something older"}).read_bytes()
+    name = "panoptic_annotations_trainval2017.zip"
+    outer = make_zip(tmp_path / name, {"annotations/panoptic_val2017.zip": other})
+    with pytest.raises(OvsegError, match=r"would replace the archive .*panoptic_val2017\.zip"):
+        unpack([outer, inner], tmp_path / "root")
+    assert inner.read_bytes() == content
+
+
+def test_a_zip_at_the_end_of_a_tar(tmp_path):
+    inner = make_zip(tmp_path / "inner.zip", {"x": b"1"}).read_bytes()
+    path = make_tar(tmp_path / "a.tar", {"coco/a.txt": b"a", "coco/inner.zip": inner})
+    unpack([path], tmp_path / "root")
+    assert files_of(tmp_path / "root", "") == {"coco/a.txt": b"a", "coco/inner.zip": inner}
+
+
+def test_a_folder_where_a_file_should_be(tmp_path):
+    path = make_zip(tmp_path / "a.zip", {"coco/a": b"a"})
+    (tmp_path / "root/coco/a").mkdir(parents=True)
+    assert "is a folder: move that away" in refusal(path, tmp_path / "root")
+    (tmp_path / "root/coco/a").rmdir()
+    (tmp_path / "root/coco").rmdir()
+    (tmp_path / "root/coco").write_text("a file")
+    with pytest.raises(OvsegError, match=r"cannot (write|unpack)"):
+        unpack([path], tmp_path / "root")
+    with pytest.raises(OvsegError, match="is a folder, not an archive"):
+        unpack([tmp_path], tmp_path / "root")
+
+
+def test_a_full_disk_while_unpacking(tmp_path, monkeypatch):
+    path = make_zip(tmp_path / "a.zip", {f"coco/{index}": bytes(1000) for index in range(3)})
+    original = archives.shutil.copyfileobj
+    calls = []
+
+    def full(source, sink, size):
+        calls.append(sink)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(source, sink, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archives.shutil, "copyfileobj", full)
+        with pytest.raises(OvsegError, match=r"disk full while writing .*coco/1: free some space and run again"):
+            unpack([path], tmp_path / "root")
+    assert files_of(tmp_path / "root", "") == {"coco/0": bytes(1000)}
+    unpack([path], tmp_path / "root")
+    assert len(files_of(tmp_path / "root", "")) == 3
