@@ -42,10 +42,13 @@ def read_annotations(path: Path) -> list[tuple[str, dict[int, int]]]:
     """
     try:
         return [
-            (entry["file_name"], {int(part["id"]): int(part["category_id"]) for part in entry["segments_info"]})
+            (
+                Path(entry["file_name"]).name,
+                {int(part["id"]): int(part["category_id"]) for part in entry["segments_info"]},
+            )
             for entry in json.loads(path.read_bytes())["annotations"]
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise OvsegError(
             f"{path} is not COCO's panoptic JSON ({type(error).__name__}: {error}): unpack its archive again"
         ) from error

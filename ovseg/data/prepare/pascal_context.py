@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as masks
 from scipy.io import loadmat
 
 from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels, scan
+from ovseg.data.run_lengths import decode_mask
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import label_set
 
@@ -30,7 +30,8 @@ def label_map(path: Path) -> np.ndarray:
     try:
         return loadmat(path, variable_names=["LabelMap"])["LabelMap"]
     except Exception as error:  # scipy raises many kinds on damaged files
-        raise BadFile(f"{path} is no PASCAL Context annotation ({error}): unpack its archive again") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BadFile(f"{path} is no PASCAL Context annotation ({reason}): unpack its archive again") from error
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class DetailImage:
         labels = np.zeros(self.size, dtype=np.uint16)
         for category, mask in self.segments:
             try:
-                if isinstance(mask["counts"], list):
-                    mask = masks.frPyObjects(mask, *self.size)
-                labels[masks.decode(mask).astype(bool)] = category
-            except (KeyError, TypeError, ValueError, IndexError) as error:
+                if tuple(mask["size"]) != self.size:
+                    raise ValueError(f"its size is {mask['size']}, the image's {list(self.size)}")
+                labels[decode_mask(mask["counts"], *self.size)] = category
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise BadFile(f"{path} holds a mask that cannot be drawn ({error}): download it again") from error
         return labels
 
@@ -80,10 +81,14 @@ def read_detail(path: Path) -> dict[str, DetailImage]:
         }
         for entry in content["annos_segmentation"]:
             images[entry["image_id"]].segments.append((int(entry["category_id"]), entry["segmentation"]))
+        if strange := next(
+            (image for image in images.values() if not 0 < min(image.size) <= max(image.size) < 2**14), 0
+        ):
+            raise ValueError(f"an image of {strange.size[0]} x {strange.size[1]} pixels")
         return {Path(by_id[key]["file_name"]).stem: image for key, image in images.items()}
     except FileNotFoundError as error:
         raise NothingFound(f"{path} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise OvsegError(
             f"{path} is not the Detail API's JSON ({type(error).__name__}: {error}): download it again"
         ) from error
