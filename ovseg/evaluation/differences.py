@@ -33,7 +33,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], form: str =
 def short(value: Any) -> str:
     """A value on one line, cut where it is long."""
     text = repr(value) if isinstance(value, str) and not value else str(value)
-    text = " ".join(text.split())
+    text = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 import time
 import uuid
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from detectron2.utils import comm
 
 from ovseg.errors import OvsegError
+from ovseg.evaluation.arrays import read_arrays
 from ovseg.evaluation.differences import differences
 from ovseg.evaluation.tally import State, Tally
 from ovseg.files import atomic_path
@@ -41,7 +42,8 @@ class PartialEvaluation:
         resume: take them up. Without, or with another fingerprint, they are removed.
 
     Attributes:
-        done: (n,) int64 ascending, the images that earlier runs have counted; the same in all processes.
+        done: (n,) int64 ascending, the images that earlier runs have counted; the same in all processes. None before
+            :meth:`track`.
 
     Raises:
         OvsegError: the folder cannot be written.
@@ -50,10 +52,10 @@ class PartialEvaluation:
     def __init__(self, folder: str | Path, fingerprint: Mapping[str, Any], resume: bool) -> None:
         self.folder = Path(folder) / FOLDER
         self._session = comm.all_gather(uuid.uuid4().hex[:12])[0]
-        self._earlier = self._open(fingerprint, resume) if comm.is_main_process() else {}
-        done = [state[_DONE] for state in self._earlier.values()]
-        found = np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *done]))
-        self.done: np.ndarray = comm.all_gather(found if comm.is_main_process() else None)[0]
+        self._resumed = comm.is_main_process() and self._open(fingerprint, resume)
+        self._num_images: int = fingerprint["data"]["num_images"]
+        self._earlier: dict[str, State] = {}
+        self.done: np.ndarray | None = None
         self._tallies: dict[str, Tally] = {}
         self._counted: list[int] = []
         self._whole = True
@@ -65,8 +67,15 @@ class PartialEvaluation:
         return self.folder / f"{self._session}.{comm.get_rank()}{suffix}"
 
     def track(self, **tallies: Tally) -> None:
-        """The tallies, by name, whose states make this process's part."""
-        self._tallies.update(tallies)
+        """Take the tallies, by name, whose states make this process's part, and the earlier parts that fit them."""
+        self._tallies = tallies
+        if self._resumed:
+            self._earlier = self._read_parts()
+            images = sum(len(part[_DONE]) for part in self._earlier.values())
+            logger.info("--resume: %d images were evaluated before, in %s", images, self.folder)
+        done = [state[_DONE] for state in self._earlier.values()]
+        found = np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *done]))
+        self.done = comm.all_gather(found if comm.is_main_process() else None)[0]
 
     @contextlib.contextmanager
     def counting(self, images: Iterable[int]) -> Iterator[None]:
@@ -107,8 +116,7 @@ class PartialEvaluation:
         """Add what earlier runs have counted to the main process's tallies; call it once, when all is counted."""
         for content in self._earlier.values():
             for name, tally in self._tallies.items():
-                start = f"{name}/"
-                tally.add({key.removeprefix(start): content[key] for key in content if key.startswith(start)})
+                tally.add(_state_of(name, content))
         self._earlier = {}
 
     def remove(self) -> None:
@@ -116,27 +124,59 @@ class PartialEvaluation:
         if comm.is_main_process():
             remove_parts(self.folder.parent)
 
-    def _open(self, fingerprint: Mapping[str, Any], resume: bool) -> dict[str, State]:
-        """Earlier parts by name; ``run.json`` is ours afterwards."""
+    def _open(self, fingerprint: Mapping[str, Any], resume: bool) -> bool:
+        """Whether earlier parts are to be taken up; the others are removed, and ``run.json`` is ours afterwards."""
         run = _read_run(self.folder / _RUN)
-        earlier: dict[str, State] = {}
-        if run and resume and not (changed := differences(run["fingerprint"], fingerprint)):
-            earlier = _read_parts(self.folder)
-            images = sum(len(part[_DONE]) for part in earlier.values())
-            logger.info("--resume: %d images were evaluated before, in %s", images, self.folder)
-        elif self.folder.exists():
+        fits = bool(run and resume and not (changed := differences(run["fingerprint"], fingerprint)))
+        if not fits and os.path.lexists(self.folder):
             if resume and run:
                 logger.warning(
                     "--resume: %s is an unfinished evaluation of something else and is dropped, all images are "
                     "evaluated again (%s)",
                     *(self.folder, "; ".join(changed[:5]) + (f"; {len(changed) - 5} more" if len(changed) > 5 else "")),
                 )
+            elif resume:
+                logger.warning("--resume: %s is damaged, all images are evaluated again", self.folder / _RUN)
             else:
                 logger.warning("removing the unfinished evaluation in %s (--resume takes one up)", self.folder)
             remove_parts(self.folder.parent)
         with atomic_path(self.folder / _RUN) as temporary:
             temporary.write_text(json.dumps({"session": self._session, "fingerprint": fingerprint}))
-        return earlier
+        return fits
+
+    def _read_parts(self) -> dict[str, State]:
+        """Contents of the parts by name; one that is damaged or counts an image again is left out and removed."""
+        parts: dict[str, State] = {}
+        seen: set[int] = set()
+        for path in sorted(self.folder.glob("*.npz")):
+            if path.name.startswith("."):
+                continue  # of a process that was killed while it wrote
+            problem = ""
+            try:
+                content = read_arrays(path)
+                images = self._check_part(content)
+                problem = "holds images of another part" if seen.intersection(images) else ""
+            except (ValueError, KeyError, TypeError, IndexError, OSError, RecursionError) as error:
+                problem = f"cannot be read ({error})"
+            if problem:
+                logger.warning("%s %s: its images are evaluated again", path, problem)
+                _remove(path)
+                continue
+            seen.update(images)
+            parts[path.stem] = content
+        return parts
+
+    def _check_part(self, content: State) -> list[int]:
+        """The images of a part; an exception says what is wrong with it."""
+        done = content[_DONE]
+        images = done.tolist()
+        if done.dtype != np.int64 or done.ndim != 1 or len(set(images)) != len(images):
+            raise ValueError("its list of images is damaged")
+        if images and not 0 <= min(images) <= max(images) < self._num_images:
+            raise ValueError(f"it counts images that are not among the {self._num_images} of the data set")
+        for name, tally in self._tallies.items():
+            tally.check(_state_of(name, content), images)
+        return images
 
     def _check_that_it_is_ours(self) -> None:
         if comm.is_main_process():
@@ -154,41 +194,29 @@ def remove_parts(folder: str | Path) -> None:
     Raises:
         OvsegError: it cannot be removed.
     """
-    parts = Path(folder) / FOLDER
+    _remove(Path(folder) / FOLDER)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder with what is in it; OvsegError if that cannot be."""
     try:
-        shutil.rmtree(parts)
-    except FileNotFoundError:
-        pass
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
-        raise OvsegError(f"cannot remove {parts} ({error.strerror}): choose another OUTPUT_DIR") from error
+        raise OvsegError(f"cannot remove {path} ({error.strerror}): choose another OUTPUT_DIR") from error
+
+
+def _state_of(name: str, content: State) -> State:
+    """The part of a tally in the content of a file."""
+    start = f"{name}/"
+    return {key.removeprefix(start): content[key] for key in content if key.startswith(start)}
 
 
 def _read_run(path: Path) -> dict[str, Any] | None:
     try:
         run = json.loads(path.read_text())
         return run if isinstance(run["fingerprint"], dict) and isinstance(run["session"], str) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-def _read_parts(folder: Path) -> dict[str, State]:
-    """Contents of the parts by name; one that is damaged or counts an image again is left out and removed."""
-    parts: dict[str, State] = {}
-    seen: set[int] = set()
-    for path in sorted(folder.glob("*.npz")):
-        if path.name.startswith("."):
-            continue  # of a process that was killed while it wrote
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                content = dict(file)
-            images = set(content[_DONE].tolist())
-            problem = "holds images of another part" if images & seen else ""
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            problem = f"cannot be read ({error})"
-        if problem:
-            logger.warning("%s %s: its images are evaluated again", path, problem)
-            path.unlink()
-            continue
-        seen |= images
-        parts[path.stem] = content
-    return parts

@@ -88,6 +88,13 @@ class RlePredictions:
         """Take over the stream of an earlier run, in the same folder."""
         self._earlier.append((self._stream.with_name(str(state["stream"])), int(state["bytes"])))
 
+    def check(self, state: State, images: Sequence[int]) -> None:
+        """See :class:`ovseg.evaluation.tally.Tally`; reads the stream to its end."""
+        with open(self._stream.with_name(str(state["stream"])), encoding="ascii") as stream:
+            lines = [(number, json.loads(text)) for number, text in _numbered_lines(stream, int(state["bytes"]))]
+        if [number for number, _ in lines] != list(images) or not all(isinstance(found, list) for _, found in lines):
+            raise ValueError(f"{state['stream']} does not hold the predictions of its images")
+
     def finish(self) -> None:
         """Write the JSON file on the main process; call it in every process.
 
@@ -151,6 +158,11 @@ class PngPredictions:
 
     def add(self, state: State) -> None:
         """See :meth:`state`."""
+
+    def check(self, state: State, images: Sequence[int]) -> None:
+        """See :class:`ovseg.evaluation.tally.Tally`."""
+        if missing := [self._names[index] for index in images if not (self._folder / self._names[index]).is_file()]:
+            raise ValueError(f"the prediction {missing[0]} is gone")
 
     def finish(self) -> None:
         """See :meth:`state`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from detectron2.utils import comm
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import check_subset, checked_labels
 from ovseg.evaluation.ground_truth import GroundTruth
-from ovseg.evaluation.tally import State, add_other_processes
+from ovseg.evaluation.tally import State, add_other_processes, check_counts
 
 IOU_THRESHOLD = 0.5
 RECALL, MEAN_BEST_IOU = "recall@0.5", "mean-best-IoU"
@@ -111,6 +112,10 @@ class ProposalRecallEvaluator(DatasetEvaluator):
     def add(self, state: State) -> None:
         """See :class:`ovseg.evaluation.tally.Tally`."""
         self._sums += state["sums"]
+
+    def check(self, state: State, images: Sequence[int]) -> None:
+        """See :class:`ovseg.evaluation.tally.Tally`."""
+        check_counts(self._sums, state["sums"])
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """``{"proposals": {name: percent}}`` over all processes; None outside the main process."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,18 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ovseg.errors import OvsegError
+from ovseg.evaluation.differences import short
 from ovseg.evaluation.identity import digest_of, file_digest
 from ovseg.evaluation.oracle_model import describe_oracle
+from ovseg.evaluation.record_check import COMPLETE, damaged_entries
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.evaluation.sg_table import FatherTable
 from ovseg.evaluation.versions import git_commit, versions
 
 FILE = "results.json"
 SCHEMA = 2  # 1 had neither a number nor a protocol
+logger = logging.getLogger(__name__)
+
 _NEEDED = ("dataset", "num_images", "file_list_sha256", "protocol", "miou_convention", "results", "config")
 
 
@@ -77,26 +82,38 @@ def results_record(
     }
 
 
-def read_record(path: str | Path) -> dict[str, Any]:
+def read_record(path: str | Path, *, complete: bool = False) -> dict[str, Any]:
     """Read ``results.json``; scores that are null in it become NaN.
 
+    Args:
+        path: the file.
+        complete: need all that :func:`results_record` writes; else what results are compared by is enough.
+
     Raises:
-        OvsegError: missing, damaged, no such record, or written by another version of this package.
+        OvsegError: missing, damaged, no such record, or written by another version of this package. What is damaged
+            is named.
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError as error:
         raise OvsegError(f"there is no {path}: evaluate first, with train_net.py --eval-only") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OvsegError(f"{path} cannot be read ({error}): evaluate again") from error
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict) or "dataset" not in content:
         raise OvsegError(f"{path} is no results.json of train_net.py --eval-only")
     if (schema := content.get("schema", 1)) != SCHEMA:
-        how = "does not tell protocol and data: it is of an older ovseg" if schema == 1 else f"has schema {schema!r}"
+        how = f"has schema {short(repr(schema))}"
+        how = "does not tell protocol and data: it is of an older ovseg" if schema == 1 else how
         raise OvsegError(f"{path} {how}; evaluate again (this ovseg reads schema {SCHEMA})")
-    if lacking := [key for key in _NEEDED if key not in content]:
+    if lacking := [key for key in (COMPLETE if complete else _NEEDED) if key not in content]:
         raise OvsegError(f"{path} lacks {', '.join(lacking)}: evaluate again")
+    try:
+        damaged = [f"{name} ({short(content[name])})" for name in damaged_entries(content, complete)]
+    except RecursionError as error:
+        raise OvsegError(f"{path} is damaged: its entries are nested too deeply; evaluate again") from error
+    if damaged:
+        raise OvsegError(f"{path} is damaged, its {', '.join(damaged[:3])} cannot be right: evaluate again")
     content["results"] = {
         task: {name: float("nan") if value is None else value for name, value in scores.items()}
         for task, scores in content["results"].items()
@@ -107,10 +124,16 @@ def read_record(path: str | Path) -> dict[str, Any]:
 def finished_record(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record in a folder if it is complete and of the same evaluation, else None."""
     try:
-        content = read_record(folder / FILE)
-    except OvsegError:
+        content = read_record(folder / FILE, complete=True)
+    except OvsegError as error:
+        if (folder / FILE).exists():
+            logger.warning("%s; that is done now", error)
         return None
-    return content if content.get("fingerprint") == digest_of(fingerprint) else None
+    return content if content["fingerprint"] == digest_of(fingerprint) else None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _views(cfg: CfgNode) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ovseg.errors import OvsegError
+from ovseg.evaluation.arrays import read_arrays
 from ovseg.evaluation.confusion import per_class_rows
 from ovseg.evaluation.differences import flatten, short
 from ovseg.evaluation.html_report import write_report
@@ -55,12 +55,13 @@ def read_confusion(folder: Path, num_classes: int) -> np.ndarray:
     """
     path = folder / CONFUSION_FILE
     try:
-        with np.load(path, allow_pickle=False) as file:
-            confusion = file["confusion"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        confusion = read_arrays(path)["confusion"]
+    except (ValueError, KeyError) as error:
         raise OvsegError(f"{path} cannot be read ({error}): evaluate again") from error
     if confusion.shape != (num_classes + 1, num_classes + 1):
         raise OvsegError(f"{path} has shape {confusion.shape}, but {RECORD_FILE} has {num_classes} classes")
+    if confusion.dtype != np.int64 or confusion.min() < 0 or confusion.sum(dtype=float) > 2**62:
+        raise OvsegError(f"{path} holds {confusion.dtype} that cannot be counts of pixels: evaluate again")
     return confusion
 
 
@@ -87,7 +88,7 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON atomically; NaN and infinities, which JSON lacks, become null."""
     with atomic_path(path) as temporary:
         text = json.dumps(_strict(content), indent=2, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # as JSON writes half characters
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:

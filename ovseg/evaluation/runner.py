@@ -161,13 +161,12 @@ def _evaluate(
         observers=list(keepers.values()),
     )
     watch = Stopwatch()
-    partial.track(sem_seg=semantic, watch=watch, **keepers)
-    evaluators = [semantic]
+    evaluators = {"sem_seg": semantic}
     if cfg.TEST.PROPOSAL_RECALL:
-        evaluators.append(ProposalRecallEvaluator(dataset_name))
-        partial.track(proposals=evaluators[-1])
-    evaluator = DatasetEvaluators(evaluators)
+        evaluators["proposals"] = ProposalRecallEvaluator(dataset_name)
+    evaluator = DatasetEvaluators(list(evaluators.values()))
     try:
+        partial.track(watch=watch, **evaluators, **keepers)
         with inference_context(model), torch.no_grad(), partial.saving():
             viewed = augmented_model(cfg, oracle_model(cfg, model, dataset_name))
             feed(viewed, test_loader(cfg, dataset, partial.done), evaluator, dataset_name, partial, watch)

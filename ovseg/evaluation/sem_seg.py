@@ -16,7 +16,7 @@ from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import LabelRuns, check_convention, label_runs, scores_from_confusion
 from ovseg.evaluation.ground_truth import GroundTruth
-from ovseg.evaluation.tally import State, Tally, add_other_processes
+from ovseg.evaluation.tally import State, Tally, add_other_processes, check_counts
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,12 @@ class SemSegEvaluator(DatasetEvaluator):
         """See :class:`ovseg.evaluation.tally.Tally`."""
         self.confusion += state["confusion"]
         self.num_images += int(state["num_images"])
+
+    def check(self, state: State, images: Sequence[int]) -> None:
+        """See :class:`ovseg.evaluation.tally.Tally`."""
+        check_counts(self.confusion, state["confusion"])
+        if state["num_images"].ndim or int(state["num_images"]) != len(images):
+            raise ValueError(f"counts {state['num_images']} images instead of {len(images)}")
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """Scores over all images of all processes, ``{"sem_seg": {name: percent}}``; None outside the main process."""

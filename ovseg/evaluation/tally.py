@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,15 @@ class Tally(Protocol):
 
     def add(self, state: State) -> None:
         """Count what another tally has counted, too."""
+
+    def check(self, state: State, images: Sequence[int]) -> None:
+        """Raise ValueError or KeyError unless a state from disk can be that of a tally that counted these images."""
+
+
+def check_counts(own: np.ndarray, other: np.ndarray) -> None:
+    """Raise ValueError unless ``other`` has the type and shape of ``own`` and holds no negative number, no NaN."""
+    if other.dtype != own.dtype or other.shape != own.shape or not (np.isfinite(other) & (other >= 0)).all():
+        raise ValueError(f"holds {other.dtype} of shape {other.shape} that cannot be counts")
 
 
 def add_other_processes(tally: Tally) -> None:
@@ -57,3 +66,6 @@ class Stopwatch:
 
     def add(self, state: State) -> None:
         self.seconds.update(dict(zip(self.PARTS, state["seconds"].tolist(), strict=True)))
+
+    def check(self, state: State, images: Sequence[int]) -> None:
+        check_counts(np.zeros(len(self.PARTS)), state["seconds"])

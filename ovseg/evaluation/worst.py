@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from ovseg.errors import OvsegError
+from ovseg.evaluation.arrays import read_arrays
 from ovseg.evaluation.predictions import narrow
 from ovseg.evaluation.sem_seg import SeenImage
 from ovseg.evaluation.tally import State, add_other_processes
@@ -39,8 +40,19 @@ class WorstImage:
     png: bytes
 
     def label_map(self) -> np.ndarray:
-        """(H,W) integers, the predicted classes."""
-        return np.array(Image.open(io.BytesIO(self.png)))
+        """(H,W) integers, the predicted classes.
+
+        Raises:
+            OvsegError: the picture is damaged.
+        """
+        try:
+            with Image.open(io.BytesIO(self.png), formats=["PNG"]) as image:
+                label_map = np.array(image)
+        except Exception as error:  # Pillow raises many kinds on damaged files
+            raise OvsegError(f"the prediction that {FILE} holds is damaged ({error}): evaluate again") from error
+        if label_map.ndim != 2 or label_map.dtype.kind != "u":
+            raise OvsegError(f"the prediction that {FILE} holds is not a map of classes: evaluate again")
+        return label_map
 
 
 class WorstImages:
@@ -82,6 +94,11 @@ class WorstImages:
         """See :class:`ovseg.evaluation.tally.Tally`."""
         self._keep(images_of(state))
 
+    def check(self, state: State, images: Sequence[int]) -> None:
+        """See :class:`ovseg.evaluation.tally.Tally`."""
+        if not {image.index for image in images_of(state)} <= set(images):
+            raise ValueError("keeps images that it has not counted")
+
     def finish(self) -> None:
         """Write the worst that any process has seen; call it in every process."""
         add_other_processes(self)
@@ -102,17 +119,25 @@ def read_worst(path: Path) -> list[WorstImage] | None:
     Raises:
         OvsegError: the file is damaged.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as state:
-            return images_of(dict(state))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        return images_of(read_arrays(path))
+    except (ValueError, KeyError) as error:
         raise OvsegError(f"{path} cannot be read ({error}): evaluate again with TEST.REPORT True") from error
 
 
 def images_of(state: State) -> list[WorstImage]:
-    """The images in a state of :class:`WorstImages`."""
+    """Return the images in a state of :class:`WorstImages`; ValueError or KeyError if it cannot be one."""
+    kinds = {"accuracy": "f", "index": "i", "files": "U", "bytes": "i", "png": "u"}
+    if wrong := [key for key, kind in kinds.items() if state[key].dtype.kind != kind]:
+        raise ValueError(f"{wrong[0]} has the type {state[wrong[0]].dtype}")
+    number = len(state["accuracy"])
+    shapes = {"accuracy": (number,), "index": (number,), "bytes": (number,), "files": (number, 2)}
+    if any(state[key].shape != shape for key, shape in shapes.items()) or state["png"].shape != (state["bytes"].sum(),):
+        raise ValueError("its arrays do not fit together")
+    if not ((state["accuracy"] >= 0) & (state["accuracy"] <= 1)).all() or (state["bytes"] < 0).any():
+        raise ValueError("it holds accuracies outside [0, 1] or negative sizes")
     ends = np.cumsum(state["bytes"])
     pngs = [state["png"][start:end].tobytes() for start, end in zip(ends - state["bytes"], ends, strict=True)]
     rows = zip(state["accuracy"].tolist(), state["index"].tolist(), state["files"].tolist(), pngs, strict=True)
