@@ -25,6 +25,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import ovseg  # noqa: F401 - before Detectron2, whose import warns of what PyTorch deprecates
+
+# isort: split
+
 import numpy as np
 import torch
 from detectron2.data.transforms import ResizeShortestEdge

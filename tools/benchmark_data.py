@@ -31,6 +31,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ovseg  # noqa: F401 - before Detectron2, whose import warns of what PyTorch deprecates
+
+# isort: split
+
 import cv2
 import numpy as np
 import torch

@@ -5,7 +5,8 @@ python tools/compare_results.py output/a output/b                # a column each
 python tools/compare_results.py --rows output/study/*            # a row each for original, ft_0 + ft_1 + ft_2, ...
 python tools/compare_results.py a.json b.json --scores mIoU pACC
 
-A run is an OUTPUT_DIR of train_net.py --eval-only, or a results.json in it. Runs whose folders have the same name but
+A run is an OUTPUT_DIR of train_net.py --eval-only, or a results.json in it; one that is given twice, or a copy of it,
+counts once. Runs whose folders have the same name but
 for a last ``_0``, ``_1``, ... are one: their mean and the standard deviation of the sample. Results of different data,
 protocols (vocabulary, background, ignored label) or conventions of mean IoU are refused; --force prints them, marked.
 The tables are Markdown, in per cent.
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for dataset, groups in compare(args.runs, args.force).items():
         console.print(score_table(dataset, groups, args.scores, args.rows))
         for group in groups:
+            for sentence in group.same:
+                console.print(f"* {sentence}", markup=False)
             if group.unlike:
                 told = "; ".join(group.unlike)
                 console.print(f"* {group.name} must not be compared with {groups[0].name}: {told}", markup=False)

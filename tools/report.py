@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Write report.html for an evaluation that is finished: one file that opens offline.
+"""Write report.html for evaluations that are finished: one file each, which opens offline.
 
+python tools/report.py output/run                                  # of each data set in it
 python tools/report.py output/run/inference/ade20k_sem_seg_val
 
 It shows the scores in both conventions, the protocol, the worst classes, what is confused with what, and every class.
@@ -17,16 +18,18 @@ from rich.console import Console
 
 from ovseg.errors import user_errors
 from ovseg.evaluation.html_report import write_report
-from ovseg.evaluation.record import FILE, read_record
+from ovseg.evaluation.record import read_record, record_files
 from ovseg.evaluation.report import read_confusion
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="OUTPUT_DIR/inference/<data set>")
-    for folder in parser.parse_args(argv).folders:
-        record = read_record(folder / FILE)
-        path = write_report(folder, record, read_confusion(folder, len(record["class_names"])))
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="OUTPUT_DIR, or OUTPUT_DIR/inference/<data set>"
+    )
+    for file in [file for folder in parser.parse_args(argv).folders for file in record_files(folder)]:
+        record = read_record(file, complete=True)
+        path = write_report(file.parent, record, read_confusion(file.parent, len(record["class_names"])))
         Console().print(f"open {path} in a browser", soft_wrap=True, markup=False, highlight=False)
 
 

@@ -17,6 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import ovseg  # noqa: F401 - before Detectron2, whose import warns of what PyTorch deprecates
+
+# isort: split
+
 from detectron2.modeling import build_model
 from rich.console import Console
 from rich.table import Table

@@ -30,7 +30,7 @@ from ovseg.adaptation.meter import Meter, log_to_terminal
 from ovseg.adaptation.pair_list import read_pair_list
 from ovseg.adaptation.pairs import PairDataset
 from ovseg.adaptation.recipe import FIELDS, SHIFT, Recipe
-from ovseg.adaptation.run_folder import BEST, LAST, RECIPE, RunFolder
+from ovseg.adaptation.run_folder import BEST, LAST, RECIPE, RunFolder, damaged_run
 from ovseg.adaptation.step import contrastive_backward
 from ovseg.adaptation.tuned_clip import build_optimizer, learning_rate, load_for_tuning
 from ovseg.adaptation.zero_shot import validation_set, zero_shot
@@ -112,7 +112,7 @@ class _Run:
         self.settings = _settings(job, texts, images)
         weights = job.clip
         if last is not None:
-            _check_settings(json.loads(last["settings"]), self.settings, folder)
+            _check_settings(last["settings"], self.settings, folder)
             weights = str(folder.folder / LAST)
         self.tuned = load_for_tuning(job.architecture, weights, job.tune, recipe, depth_asked=job.depth_asked)
         self.tuned.model.to(self.device)
@@ -133,8 +133,11 @@ class _Run:
         self.step, self.best, self.best_epoch = 0, -1.0, 0
         if last is not None:
             self.step, self.best, self.best_epoch = last["step"], last["best"], last["best_epoch"]
-            self.optimizer.load_state_dict(last["optimizer"])
-            self.scaler.load_state_dict(last["scaler"])
+            try:
+                self.optimizer.load_state_dict(last["optimizer"])
+                self.scaler.load_state_dict(last["scaler"])
+            except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+                raise damaged_run(folder.folder / LAST, error) from error
             logger.info("going on after step %d of %d", self.step, self.steps)
         group = f"{comm.get_world_size()} x {self.device.type}"
         logger.info(
@@ -335,7 +338,11 @@ def _settings(job: Job, texts: Sequence[str], images: Sequence[Path]) -> dict[st
     return json.loads(json.dumps(settings))
 
 
-def _check_settings(theirs: dict[str, Any], ours: dict[str, Any], folder: RunFolder) -> None:
+def _check_settings(text: str, ours: dict[str, Any], folder: RunFolder) -> None:
+    try:
+        theirs = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise damaged_run(folder.folder / LAST, error) from error
     for name, value in ours.items():
         if theirs.get(name, value) != value:  # options that are newer than the run had no effect on it
             what = "other pairs" if name == "pairs" else f"{name} {theirs[name]}, not {value}"

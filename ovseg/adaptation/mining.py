@@ -19,7 +19,7 @@ from ovseg.adaptation.miner import FoundPair
 from ovseg.adaptation.pairs import SHARD, SHARDS, SUMMARY, ShardWriter
 from ovseg.data.captions import CaptionedImage
 from ovseg.errors import OvsegError
-from ovseg.files import atomic_path, locked_folder
+from ovseg.files import atomic_path, file_digest, locked_folder
 from ovseg.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,8 @@ class Work:
     def bad(self) -> list[str]:
         """What is wrong with the images of finished shards that could not be used."""
         files = (bad_file(shard) for shard in self.shards)
-        return [line for file in files if file.is_file() for line in file.read_text(encoding="utf-8").splitlines()]
+        texts = (file.read_text(encoding="utf-8", errors="backslashreplace") for file in files if file.is_file())
+        return [line for text in texts for line in text.splitlines()]
 
 
 def bad_file(shard: Path) -> Path:
@@ -96,8 +97,10 @@ def _check_settings(output: Path, settings: Mapping[str, Any]) -> None:
             raise OvsegError(
                 f"{output} holds pairs but no {SETTINGS}, so they are of another origin: choose another folder"
             ) from error
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise OvsegError(f"{path} is damaged: choose another --output, or delete {output}") from error
+        if not isinstance(before, dict):
+            raise OvsegError(f"{path} is damaged: choose another --output, or delete {output}")
         names = sorted({*before, *settings})
         if changed := [name for name in names if before.get(name) != settings.get(name)]:
             name = changed[0]
@@ -196,10 +199,6 @@ def file_fingerprint(path: Path) -> str:
         OvsegError: it cannot be read.
     """
     try:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        return file_digest(path)
     except OSError as error:
         raise OvsegError(f"cannot read {path} ({error.strerror}): check the path") from error

@@ -105,7 +105,10 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 def decode_png(data: bytes, flags: int) -> np.ndarray:
     """Picture of a PNG or JPEG file's bytes, as ``cv2.imdecode``; ValueError if damaged."""
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:  # no bytes, or a size beyond OpenCV's limit
+        raise ValueError("a picture cannot be decoded") from error
     if pixels is None:
         raise ValueError("a picture cannot be decoded")
     return pixels
@@ -141,11 +144,11 @@ class PairDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Pair:
         image, mask, info = self._read(index)
+        text = self._checked_info(index, info)["text"]
         try:
             pixels = decode_png(image, cv2.IMREAD_COLOR)[:, :, ::-1]
             inside = decode_png(mask, cv2.IMREAD_GRAYSCALE) > 127
-            text = json.loads(info)["text"]
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             raise self._damaged(index, error) from error
         if pixels.shape[:2] != inside.shape:
             raise self._damaged(index, ValueError("crop and mask differ in size"))
@@ -156,10 +159,18 @@ class PairDataset(torch.utils.data.Dataset):
 
         "image" is relative to the folder that image names started from in mining.
         """
+        return self._checked_info(index, self._read(index, first=2)[0])
+
+    def _checked_info(self, index: int, info: bytes) -> dict[str, Any]:
         try:
-            return json.loads(self._read(index, first=2)[0])
-        except ValueError as error:
+            found = json.loads(info)
+            if not isinstance(found["text"], str) or not isinstance(found.get("image", ""), str | None):
+                raise ValueError("its text is not text")
+            if not isinstance(found.get("score"), int | float | None):
+                raise ValueError("its score is not a number")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._damaged(index, error) from error
+        return found
 
     def texts(self) -> list[str]:
         """The texts of all pairs; reads each pair's JSON, not its pictures."""
@@ -235,13 +246,15 @@ def _index(shard: Path) -> tuple[list[str], list[list[int]]]:
             while (member := tar.next()) is not None:
                 tar.members = []  # it would keep every member in memory
                 key, _, part = member.name.partition(".")
+                if not member.isreg() or member.issparse():
+                    raise tarfile.ReadError(f"{member.name[:100]!r} is not a plain file")
                 samples.setdefault(key, {})[part] = (member.offset_data, member.size)
                 end = member.offset_data + -(-member.size // 512) * 512
             # tarfile takes the end of the file for the end of the archive
             file.seek(end if samples else 0)
             if file.read(_END) != bytes(_END):
                 raise tarfile.ReadError("it ends too early")
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise _damaged(shard, error) from error
     except OSError as error:
         raise OvsegError(f"cannot read {shard} ({error.strerror or error}): check its permissions") from error

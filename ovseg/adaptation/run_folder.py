@@ -29,6 +29,12 @@ _NO_SPACE_TEXT = re.compile(r"No space left on device|os error 28|Disk quota exc
 _LITTLE = 1 << 20  # bytes left on a disk that counts as full
 
 
+def damaged_run(path: Path, what: object) -> OvsegError:
+    """Return the error for a checkpoint that cannot be gone on from."""
+    reason = " ".join(str(what).split())[:200]
+    return OvsegError(f"{path} is not a checkpoint of fine-tuning, or is damaged ({reason}): choose another --output")
+
+
 class RunFolder:
     """Files of one run; only the main process writes.
 
@@ -62,10 +68,23 @@ class RunFolder:
         """The newest checkpoint; None if there is none yet.
 
         Raises:
-            OvsegError: it is damaged.
+            OvsegError: it is damaged, or not one of a run.
         """
         path = self.folder / LAST
-        return read_checkpoint(path) if path.is_file() else None
+        if not path.exists():
+            return None
+        last = read_checkpoint(path)
+        kinds = {
+            "settings": str,
+            "step": int,
+            "best": (int, float),
+            "best_epoch": int,
+            "optimizer": dict,
+            "scaler": dict,
+        }
+        if wrong := [name for name, kind in kinds.items() if not isinstance(last.get(name), kind)]:
+            raise damaged_run(path, f"its {wrong[0]} is not right")
+        return last
 
     def save(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a checkpoint (tensors, numbers, strings and containers of these); it appears when it is whole."""
@@ -78,8 +97,10 @@ class RunFolder:
         """Begin the file of metrics, or cut what comes after ``step``, which is going to be done again."""
         path = self.folder / METRICS
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            with contextlib.suppress(ValueError):  # the last line of a killed run
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        for line in text.splitlines():
+            # the last line of a killed run, or a damaged one
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 if step and json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         with atomic_path(path) as temporary:

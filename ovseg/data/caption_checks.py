@@ -59,6 +59,15 @@ def check_captions(path: Path, image_root: Path | None = None, need_images: bool
     """
     if not path.is_file():
         raise OvsegError(f"there is no captions file {path}")
+    try:
+        return _check(path, image_root, need_images)
+    except OSError as error:
+        raise OvsegError(f"cannot read {path} ({error.strerror}): check its permissions") from error
+    except csv.Error as error:
+        raise OvsegError(f"{path} is not a table of text ({error}): download it again") from error
+
+
+def _check(path: Path, image_root: Path | None, need_images: bool) -> CaptionCheck:
     if (columns := _address_columns(path)) is not None:
         check = _check_addresses(path, *columns)
     else:

@@ -72,14 +72,29 @@ def read_captions(
         need_images: leave out captions whose image file is not there; otherwise the paths are only what they should be.
 
     Raises:
-        OvsegError: the file is missing, is not of its format as a whole, or holds no usable caption. Single bad lines,
-            missing images and empty captions are counted and left out.
+        OvsegError: the file is missing, cannot be read, is not of its format as a whole, or holds no usable caption.
+            Single bad lines, missing images and empty captions are counted and left out.
     """
     source = Path(source)
     root = Path(image_root) if image_root else source.parent
-    for path, what in ((source, source.is_file()), (root, root.is_dir())):
+    for path, what in ((source, _is_file(source)), (root, root.is_dir())):
         if not what:
             raise OvsegError(f"there is no {'captions file' if path is source else 'image folder'} {path}")
+    try:
+        return _read(source, root, image_column, caption_column, delimiter, need_images)
+    except OSError as error:
+        raise OvsegError(f"cannot read {source} ({error.strerror}): check its permissions") from error
+
+
+def _read(
+    source: Path,
+    root: Path,
+    image_column: str | None,
+    caption_column: str | None,
+    delimiter: str | None,
+    need_images: bool,
+) -> CaptionedImages:
+    """See :func:`read_captions`; an OSError if the file cannot be read."""
     result = CaptionedImages()
     suffix = source.suffix.lower()
     if suffix == ".json":
@@ -120,13 +135,20 @@ def _gather(source: Path, root: Path, entries: Iterator[_Entry], result: Caption
             result.bad.append(f"{where}: not UTF-8 text")
             continue
         if file not in exists:
-            exists[file] = not need_images or ("\0" not in file and (root / file).is_file())
+            exists[file] = not need_images or _is_file(root / file)
         if not exists[file]:
-            result.bad.append(f"{where}: there is no image {root / file}")
+            result.bad.append(f"{where}: there is no image {str(root / file)[:300]}")
             continue
         captions[file].append(caption)
         ids.setdefault(file, image_id)
     result.images = [CaptionedImage(root / file, ids[file], tuple(texts)) for file, texts in captions.items()]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a byte 0
+        return False
 
 
 def _coco(source: Path, result: CaptionedImages) -> Iterator[_Entry]:
@@ -134,7 +156,7 @@ def _coco(source: Path, result: CaptionedImages) -> Iterator[_Entry]:
         content = json.loads(source.read_bytes())
         files = {image["id"]: image["file_name"] for image in content["images"]}
         annotations = list(content["annotations"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise OvsegError(
             f"{source} is not COCO's captions JSON, an object with images and annotations "
             f"({type(error).__name__}: {error})"
@@ -147,7 +169,7 @@ def _coco(source: Path, result: CaptionedImages) -> Iterator[_Entry]:
             file = files[image_id]
             yield where, _text(file), str(image_id), _text(caption)
         except (KeyError, TypeError, ValueError) as error:
-            result.bad.append(f"{where}: {type(error).__name__} {error}")
+            result.bad.append(f"{where}: {type(error).__name__} {_short(error)}")
 
 
 def _narratives(source: Path, root: Path | None, result: CaptionedImages) -> Iterator[_Entry]:
@@ -162,8 +184,8 @@ def _narratives(source: Path, root: Path | None, result: CaptionedImages) -> Ite
                 narrative = json.loads(line)
                 image_id, caption = str(narrative["image_id"]), _text(narrative["caption"])
                 yield where, find(image_id, str(narrative.get("dataset_id", ""))), image_id, caption
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                result.bad.append(f"{where}: {' '.join(str(error).split()) or type(error).__name__}")
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                result.bad.append(f"{where}: {_short(error) or type(error).__name__}")
 
 
 class _ImageFinder:
@@ -205,7 +227,10 @@ def _table(
             raise OvsegError(f"the delimiter {delimiter!r} must be a single character")
         quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
         rows = csv.reader(file, delimiter=delimiter, quoting=quoting)
-        header = [name.strip() for name in next(rows, [])]
+        try:
+            header = [name.strip() for name in next(rows, [])]
+        except csv.Error as error:
+            raise OvsegError(f"{source} is not a table of text: its first line is damaged ({error})") from error
         image = _column(source, header, image_column, IMAGE_COLUMNS, "--image-column")
         caption = _column(source, header, caption_column, CAPTION_COLUMNS, "--caption-column")
         while True:
@@ -243,3 +268,7 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is not a text")
     return value
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -16,7 +16,7 @@ from rich.table import Table
 from ovseg.errors import OvsegError
 from ovseg.evaluation.differences import differences, flatten, short
 from ovseg.evaluation.identity import digest_of
-from ovseg.evaluation.record import FILE, read_record
+from ovseg.evaluation.record import FILE, read_record, record_files
 
 Record = Mapping[str, Any]
 
@@ -37,11 +37,13 @@ class Group:
         name: of their output folders.
         records: of one data set, at least one.
         unlike: in what the data and protocol differ from the first group's; empty if they may be compared.
+        same: a sentence for each run given that is the same as another one; in a group, it is counted once.
     """
 
     name: str
     records: list[Record]
     unlike: list[str] = field(default_factory=list)
+    same: list[str] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -52,15 +54,12 @@ class Group:
 
 
 def read_run(run: Path) -> list[Record]:
-    """The records of an ``OUTPUT_DIR``, one for each data set, or of one ``results.json``.
+    """The records of a run, one for each data set; see :func:`ovseg.evaluation.record.record_files`.
 
     Raises:
         OvsegError: there is no finished evaluation, or one that cannot be read.
     """
-    files = [run] if run.is_file() else sorted(run.glob(f"inference/*/{FILE}"))
-    if not files:
-        raise OvsegError(f"no inference/<data set>/{FILE} in {run}: evaluate with OUTPUT_DIR {run} first")
-    return [read_record(file) for file in files]
+    return [read_record(file) for file in record_files(run)]
 
 
 def group_names(runs: Sequence[Path]) -> list[str]:
@@ -88,11 +87,17 @@ def compare(runs: Sequence[Path], force: bool = False) -> dict[str, list[Group]]
             different protocols or conventions. The message tells in what they differ.
     """
     found: dict[str, dict[str, Group]] = {}
+    given: dict[str, Path] = {}
     names = group_names(runs)
     for name, run in zip(names, runs, strict=True):
         for record in read_run(run):
             group = found.setdefault(record["protocol"]["dataset"], {}).setdefault(name, Group(name, []))
-            group.records.append(record)
+            first = given.setdefault(digest := digest_of(record), run)
+            counted = digest in map(digest_of, group.records)
+            if counted or first != run:
+                group.same.append(f"{run} is the same run as {first}" + (", counted once" if counted else ""))
+            if not counted:
+                group.records.append(record)
     partly = [dataset for dataset, groups in found.items() if len(groups) < len(set(names))]
     if partly and not force:
         there, lacking = (
@@ -105,7 +110,9 @@ def compare(runs: Sequence[Path], force: bool = False) -> dict[str, list[Group]]
     sides = {dataset: list(groups.values()) for dataset, groups in found.items() if dataset not in partly}
     if partly:
         sides[" / ".join(partly)] = [
-            Group(f"{name} on {dataset}", group.records) for dataset in partly for name, group in found[dataset].items()
+            Group(f"{name} on {dataset}", group.records, same=group.same)
+            for dataset in partly
+            for name, group in found[dataset].items()
         ]
     for groups in sides.values():
         _mark(groups, force)
@@ -181,9 +188,11 @@ def _unlike(first: Record, other: Record) -> list[str]:
 
 def _output_folder(run: Path) -> Path:
     """The OUTPUT_DIR; for a copy of a results.json elsewhere the file without suffix."""
-    if not run.is_file():
-        return run
-    return run.parents[2] if run.parent.parent.name == "inference" else run.with_suffix("")
+    if run.is_file():
+        return run.parents[2] if run.parent.parent.name == "inference" else run.with_suffix("")
+    if (run / FILE).is_file() and run.parent.name == "inference":
+        return run.parents[1]
+    return run.parent if run.name == "inference" and not (run / "inference").is_dir() else run
 
 
 def _scores(record: Record) -> dict[str, float]:

@@ -82,6 +82,19 @@ def results_record(
     }
 
 
+def record_files(run: Path) -> list[Path]:
+    """Return each ``results.json`` of a run: of its ``OUTPUT_DIR``, ``inference`` folder, data set's folder, or itself.
+
+    Raises:
+        OvsegError: there is none.
+    """
+    patterns = (FILE, f"*/{FILE}") if run.name == "inference" else (FILE, f"inference/*/{FILE}")
+    files = [run] if run.is_file() else [file for pattern in patterns for file in sorted(run.glob(pattern))]
+    if not files:
+        raise OvsegError(f"no inference/<data set>/{FILE} in {run}: evaluate with OUTPUT_DIR {run} first")
+    return files
+
+
 def read_record(path: str | Path, *, complete: bool = False) -> dict[str, Any]:
     """Read ``results.json``; scores that are null in it become NaN.
 

@@ -149,3 +149,31 @@ def test_what_cannot_be_compared_at_all_is_named(tmp_path):
     ):
         with pytest.raises(OvsegError, match=message):
             compare_results.main([str(path)])
+
+
+def test_the_same_run_twice_is_one_run(tmp_path, capsys):
+    """No spread of one run with itself, however it is given."""
+    run = evaluated(tmp_path / "ft_0", record(20.0))
+    file = run / "inference/toy/results.json"
+    (tmp_path / "link").symlink_to(run)
+    for others in ([run], [file], [file.parent], [file.parent.parent], [tmp_path / "link"], [run, file]):
+        rows = printed(capsys, run, *others, "--scores", "mIoU")
+        assert rows[1] == ["toy", "ft"]
+        assert ["mIoU", "20.00"] in rows
+        assert rows[-1] == [f"* {others[-1]} is the same run as {run}, counted once"]
+        assert not any("±" in cell for row in rows for cell in row)
+
+
+def test_copies_of_a_run_are_one_run(tmp_path, capsys):
+    run, real = evaluated(tmp_path / "ft_0", record(20.0)), evaluated(tmp_path / "ft_2", record(24.0))
+    copy, other = evaluated(tmp_path / "ft_1", record(20.0)), evaluated(tmp_path / "other", record(20.0))
+    rows = printed(capsys, run, copy, real, other, "--scores", "mIoU")
+    assert rows[1] == ["toy", "ft (2 runs)", "other"]
+    assert ["mIoU", "22.00 ± 2.83", "20.00 (-2.00)"] in rows
+    assert [f"* {copy} is the same run as {run}, counted once"] in rows
+    assert [f"* {other} is the same run as {run}"] in rows
+
+
+def test_folders_below_one_called_inference(tmp_path, capsys):
+    runs = [evaluated(tmp_path / "inference" / name, record(miou)) for name, miou in (("a", 1.0), ("b", 2.0))]
+    assert printed(capsys, *runs)[1] == ["toy", "a", "b"]
