@@ -204,7 +204,7 @@ def read_figures(path: str) -> list[Figures]:
         return [result | {"config": f"{result['config']} ({Path(path).stem})"} for result in results]
     except OSError as error:
         raise OvsegError(f"cannot read {path} ({error.strerror}): give a file that --json wrote") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise OvsegError(f"{path} is no file that --json wrote: give a configuration (.yaml) or such a file") from error
 
 

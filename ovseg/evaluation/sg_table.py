@@ -25,6 +25,7 @@ from torch import nn
 
 from ovseg.data.protocol import Protocol
 from ovseg.errors import OvsegError
+from ovseg.evaluation.differences import short
 from ovseg.evaluation.sg_iou import check_fathers
 
 FROM_TEXT = "CLIP text embeddings"
@@ -138,7 +139,7 @@ def read_table(path: str | Path, protocol: Protocol) -> FatherTable:
     if content and all(isinstance(value, dict) for value in content.values()):
         if protocol.dataset not in content:
             raise OvsegError(
-                f"{path} holds tables for {', '.join(content)}, but none for {protocol.dataset}: add one, "
+                f"{path} holds tables for {short(', '.join(content))}, but none for {protocol.dataset}: add one, "
                 f'"{protocol.dataset}": {{}} for no fathers at all'
             )
         content = content[protocol.dataset]
@@ -158,7 +159,7 @@ def _read_json(path: Path) -> Any:
         if len(seen) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise OvsegError(f"{path} holds the key {twice!r} twice: which one is meant? Remove the other")
+            raise OvsegError(f"{path} holds the key {short(repr(twice))} twice: which one is meant? Remove the other")
         return seen
 
     try:
@@ -167,8 +168,8 @@ def _read_json(path: Path) -> Any:
         raise OvsegError(f"there is no {path}: check TEST.SG_IOU_TABLE") from error
     except OSError as error:
         raise OvsegError(f"cannot read {path} ({error.strerror}): check TEST.SG_IOU_TABLE") from error
-    except ValueError as error:
-        raise OvsegError(f"TEST.SG_IOU_TABLE {path} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise OvsegError(f"TEST.SG_IOU_TABLE {path} is not valid JSON: {short(error)}") from error
 
 
 def _class_index(entry: object, names: Sequence[str], path: str | Path) -> int:
@@ -177,10 +178,12 @@ def _class_index(entry: object, names: Sequence[str], path: str | Path) -> int:
         if found > 1:
             raise OvsegError(f"{path} names {entry.strip()!r}, which {found} classes are called: give their indices")
         return names.index(entry.strip())
-    if isinstance(entry, str) and entry.strip().isdecimal():
+    if isinstance(entry, str) and entry.strip().isdecimal() and len(entry) < 10:
         entry = int(entry)
     if not isinstance(entry, int) or isinstance(entry, bool):
-        raise OvsegError(f"{path} names the class {entry!r}, which the data set does not have: check the spelling")
+        raise OvsegError(
+            f"{path} names the class {short(repr(entry))}, which the data set does not have: check the spelling"
+        )
     return entry
 
 

@@ -143,7 +143,10 @@ def search(
         tuple(scores_from_confusion(c, truth.class_names, truth.evaluation_set, cfg.TEST.MIOU_CONVENTION) for c in row)
         for row in counts
     )
-    return Grid(dataset_name, total, tuple(thresholds), tuple(weights), scores)
+    grid = Grid(dataset_name, total, tuple(thresholds), tuple(weights), scores)
+    if np.isnan(grid.values()).all():
+        raise OvsegError(f"no pixel of the {total} images of {dataset_name} has a class: search on labelled images")
+    return grid
 
 
 def draw_heat_map(grid: Grid, path: str | Path) -> None:
