@@ -85,6 +85,14 @@ def file_digest(path: str | Path, algorithm: str = "sha256") -> str:
     return digest.hexdigest()
 
 
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file; False, too, for names that no file can have (too long, a byte 0)."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def cache_dir() -> Path:
     """Folder for what can be made again: ``$OVSEG_CACHE``, else ``$XDG_CACHE_HOME/ovseg``, else ``~/.cache/ovseg``."""
     if chosen := os.environ.get("OVSEG_CACHE"):

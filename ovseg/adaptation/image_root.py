@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ovseg.data.toy import render_split
 from ovseg.errors import OvsegError
+from ovseg.files import is_file
 
 TOY = "toy:"
 _SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -32,7 +33,7 @@ class ImageRoot:
             OvsegError: it is not there; ``crop`` says whose it is.
         """
         path = self.folder / name
-        if not path.is_file():
+        if not is_file(path):
             raise OvsegError(
                 f"the whole image of {crop} is not there ({path}): give the folder of the images that the crops were "
                 f"cut from as {self.flag}"
@@ -51,7 +52,7 @@ class ImageRoot:
         for stem in _beginnings(crop.stem):
             for suffix in _SUFFIXES:
                 path = self.folder / f"{stem}{suffix}"
-                if path.is_file():
+                if is_file(path):
                     return path
         first = self.folder / f"{next(_beginnings(crop.stem))}.jpg"
         raise OvsegError(

@@ -47,9 +47,9 @@ def summarise(shards: Sequence[Path], images: int, captions: int, bad: int, seen
         for info in iterate_infos(shard):
             nouns[info["text"]] += 1
             with_pairs.add(info["key"].partition("_")[0])
-            if info["seen"]:
+            if info.get("seen"):
                 seen_nouns.add(info["text"])
-            if info["score"] is not None:
+            if info.get("score") is not None:
                 total_score, scored = total_score + info["score"], scored + 1
     pairs = nouns.total()
     return {

@@ -275,4 +275,4 @@ def iterate_infos(shard: Path) -> Iterator[dict[str, Any]]:
     """The JSON of each pair of one shard, with its "key" added."""
     dataset = PairDataset([shard])
     for index, key in enumerate(dataset.keys):
-        yield {"key": key, **dataset.info(index)}
+        yield {**dataset.info(index), "key": key}

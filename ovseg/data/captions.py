@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ovseg.errors import OvsegError
+from ovseg.files import is_file
 from ovseg.inputs import IMAGE_SUFFIXES
 
 IMAGE_COLUMNS = ("filepath", "file_name", "filename", "file", "image", "image_path", "path", "image_id")
@@ -77,7 +78,7 @@ def read_captions(
     """
     source = Path(source)
     root = Path(image_root) if image_root else source.parent
-    for path, what in ((source, _is_file(source)), (root, root.is_dir())):
+    for path, what in ((source, is_file(source)), (root, root.is_dir())):
         if not what:
             raise OvsegError(f"there is no {'captions file' if path is source else 'image folder'} {path}")
     try:
@@ -135,20 +136,13 @@ def _gather(source: Path, root: Path, entries: Iterator[_Entry], result: Caption
             result.bad.append(f"{where}: not UTF-8 text")
             continue
         if file not in exists:
-            exists[file] = not need_images or _is_file(root / file)
+            exists[file] = not need_images or is_file(root / file)
         if not exists[file]:
             result.bad.append(f"{where}: there is no image {str(root / file)[:300]}")
             continue
         captions[file].append(caption)
         ids.setdefault(file, image_id)
     result.images = [CaptionedImage(root / file, ids[file], tuple(texts)) for file, texts in captions.items()]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have: too long, or with a byte 0
-        return False
 
 
 def _coco(source: Path, result: CaptionedImages) -> Iterator[_Entry]:

@@ -136,7 +136,7 @@ def _pictures(image: WorstImage, names: Sequence[str], ignore_label: int | None)
     if ignore_label is not None:
         truth[truth == ignore_label] = -1
     for labels, source in ((truth, image.label_file), (predicted, WORST_FILE)):
-        if labels.max(initial=-1) >= len(names):
+        if labels.max(initial=0) >= len(names):
             return {"problem": f"{source} holds class {labels.max()}, the data set has {len(names)}: evaluate again"}
     scale = _PICTURE_SIDE / max(predicted.shape)
     size = (max(1, round(predicted.shape[1] * scale)), max(1, round(predicted.shape[0] * scale)))

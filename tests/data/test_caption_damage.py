@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovseg.adaptation.image_root import ImageRoot
 from ovseg.adaptation.mining import SETTINGS, claim
 from ovseg.adaptation.pair_list import read_pair_list
 from ovseg.adaptation.pairs import PairDataset, ShardWriter, iterate_infos
@@ -179,3 +180,10 @@ def test_a_last_checkpoint_that_is_something_else(folder):
         torch.save(content, folder / LAST)
         with pytest.raises(OvsegError, match=r"last\.pt"):
             RunFolder(folder).read_last()
+
+
+def test_names_of_whole_images_that_no_file_can_have(folder):
+    root = ImageRoot(folder, "--image-root")
+    for name in ("n" * 5000, "a\0b", "a.png/b"):
+        with pytest.raises(OvsegError, match="is not there"):
+            root.recorded(name, "a crop")

@@ -76,6 +76,7 @@ def put(path: Path, content: bytes | None) -> None:
         path.write_bytes(content)
 
 
+WHOLE: dict[str, float] = {}  # the scores of an undisturbed evaluation
 KINDS = tuple(damaged_archives(packed(confusion=npy((1, 1), bytes(8)))))
 
 
@@ -192,6 +193,7 @@ class Stops(standin.StandIn):
 def broken_off(data_folder, monkeypatch) -> Path:
     """The folder of an evaluation's parts; three images are counted."""
     monkeypatch.chdir(data_folder)
+    monkeypatch.setattr("ovseg.evaluation.report.write_report", lambda *arguments: None)  # drawing takes the time
     with pytest.raises(KeyboardInterrupt):
         runner.evaluate_all(standin.configuration(data_folder / "out", "TEST.REPORT", True), Stops())
     return data_folder / "out/inference" / standin.NAME / partial.FOLDER
@@ -202,8 +204,10 @@ def resumed(parts: Path) -> int:
     model = standin.StandIn()
     cfg = standin.configuration(parts.parents[2], "TEST.REPORT", True)
     scores = runner.evaluate_all(cfg, model, resume=True)[standin.NAME]
-    whole = runner.evaluate_all(standin.configuration(parts.parents[2] / "whole"), standin.StandIn())[standin.NAME]
-    assert scores["sem_seg"] == pytest.approx(whole["sem_seg"], nan_ok=True, abs=0, rel=0)
+    if not WHOLE:
+        cfg = standin.configuration(parts.parents[2] / "whole")
+        WHOLE.update(runner.evaluate_all(cfg, standin.StandIn())[standin.NAME]["sem_seg"])
+    assert scores["sem_seg"] == pytest.approx(WHOLE, nan_ok=True, abs=0, rel=0)
     assert not parts.exists() and not Path("unpickled").exists()
     return len(model.requests)
 

@@ -59,6 +59,8 @@ class DetailImage:
             try:
                 if tuple(mask["size"]) != self.size:
                     raise ValueError(f"its size is {mask['size']}, the image's {list(self.size)}")
+                if not 0 <= category < 2**16:
+                    raise ValueError(f"its category is {category}")
                 labels[decode_mask(mask["counts"], *self.size)] = category
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise BadFile(f"{path} holds a mask that cannot be drawn ({error}): download it again") from error
