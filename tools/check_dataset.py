@@ -80,6 +80,10 @@ def show(report: Report) -> None:
         console.print("\nvalues outside the list of classes", style="bold")
         for value, entry in list(report.unlisted.items())[:MOST_LINES]:
             console.print(f"  {value}: {entry['pixels']:,} pixels in {_some(entry['files'], 3)}")
+    if report.left_out:
+        things = len(report.left_out)
+        pixels = sum(entry["pixels"] for entry in report.left_out.values())
+        console.print(f"\nleft out: {things:,} shapes, annotations or values with {pixels:,} pixels", style="bold")
     checked = f"{report.num_pairs:,} pairs of image and labels, {len(report.checked):,} checked"
     console.print(f"\n{report.name}: {checked}; {_verdict(report)}", style="bold")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,23 @@ from ovseg.errors import OvsegError
 
 _LARGEST_FILE = 16 * 2**20  # bytes; a list of words is never larger, a model or a film given by mistake is
 
+# a list of classes that numbers them: "0: road", "1 car", "2,sky", "3) tree"
+_NUMBERED = re.compile(r"(\d+)\s*(?:[\s:;,=.)|-])\s*(\S.*)")
+_NUMBERS = re.compile(r"[\d\s:;,.]+")
+_FORMATS = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML", ".pbtxt": "a label map", ".xml": "XML"}
+_INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060"))  # byte order mark, zero-width space, word joiner
+
 Entry = tuple[str, ...]  # a name and its synonyms; mostly the texts that CLIP is asked
 
 
 def unique(texts: Sequence[str]) -> Entry:
     """Each text once, in order."""
     return tuple(dict.fromkeys(texts))
+
+
+def clean_text(text: str) -> str:
+    """Return a text composed (Unicode NFC), without invisible characters and blanks at its ends."""
+    return unicodedata.normalize("NFC", text.translate(_INVISIBLE)).strip()
 
 
 def check_text(text: str, where: str) -> None:
@@ -46,7 +58,8 @@ def read_list(words: Sequence[str | Sequence[str]], origin: str) -> list[Entry]:
         entries.append(entry)
     for position, entry in enumerate(entries, start=1):
         _check_commas(entry, position, entries, origin)
-    return [unique([text.strip() for text in entry] or [""]) for entry in entries]
+    _check_numbered([entry[0].strip() for entry in entries if entry], origin)
+    return [unique([clean_text(text) for text in entry] or [""]) for entry in entries]
 
 
 def read_string(text: str, origin: str) -> list[Entry]:
@@ -60,7 +73,7 @@ def read_string(text: str, origin: str) -> list[Entry]:
         parts.pop()
     entries = []
     for position, part in enumerate(parts, start=1):
-        texts = [synonym.strip() for synonym in part.split(",")]
+        texts = [clean_text(synonym) for synonym in part.split(",")]
         if "" in texts:
             problem = "a comma too many" if len(texts) > 1 else "a semicolon too many"
             raise OvsegError(f"word {position} in {origin} ({text!r}) is blank: there is {problem}")
@@ -76,8 +89,14 @@ def read_file(path: Path) -> list[Entry]:
     """
     entries = []
     lines_of: dict[str, int] = {}
-    for number, line in enumerate(_read_lines(path), start=1):
-        line = line.strip()
+    lines = [clean_text(line) for line in _read_lines(path)]
+    words = [line for line in lines if line and not line.startswith("#")]
+    _check_numbered(words, str(path))
+    if len(words) > 1 and all(_NUMBERS.fullmatch(word.partition(":")[2] or word) for word in words):
+        raise OvsegError(
+            f"{path} has numbers for names or synonyms ({words[0]!r}): write one name per line, no numbers"
+        )
+    for number, line in enumerate(lines, start=1):
         if not line or line.startswith("#"):
             continue
         name, _, rest = (part.strip() for part in line.partition(":"))
@@ -100,6 +119,18 @@ def read_file(path: Path) -> list[Entry]:
     return entries
 
 
+def _check_numbered(words: Sequence[str], origin: str) -> None:
+    """Raise OvsegError where every word, or every one below a heading, begins with another number and a name."""
+    for rows in (words, words[1:]):
+        found = [match.groups() for match in map(_NUMBERED.fullmatch, rows) if match]
+        numbers, names = [int(number[:9]) for number, _ in found], {name for _, name in found}
+        if len(rows) > 1 and len(found) == len(rows) == len(names) and numbers == sorted(set(numbers)):
+            raise OvsegError(
+                f"{origin} numbers its words ({rows[0]!r}), and CLIP would be asked for the numbers: write the names "
+                "only, in their order; the values of masks go into `ids` of the data set's YAML file"
+            )
+
+
 def _check_commas(entry: Entry, position: int, entries: Sequence[Entry], origin: str) -> None:
     """``cat, dog`` unquoted reaches us as ``cat,`` and ``dog``; CLIP would read the comma as part of the name."""
     for text in entry:
@@ -118,7 +149,11 @@ def _read_lines(path: Path) -> list[str]:
             raise OvsegError(f"{path} is a folder: give a text file with one word per line")
         if path.stat().st_size > _LARGEST_FILE:
             raise OvsegError(f"{path} is larger than {_LARGEST_FILE >> 20} MB: is it really a list of words?")
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() in _FORMATS or text.lstrip().startswith(("{", "[", "item {", "---")):
+            what = _FORMATS.get(path.suffix.lower(), "JSON, YAML or a label map")
+            raise OvsegError(f"{path} is {what}, not a list of words: write a text file with one name per line")
+        return text.split("\n")
     except FileNotFoundError as error:
         raise OvsegError(f"there is no vocabulary file {path}") from error
     except UnicodeDecodeError as error:

@@ -222,11 +222,68 @@ def test_any_instances(tmp_path_factory, data):
     np.testing.assert_array_equal(labels_of(folder, coco_instances="coco.json"), expected)
 
 
-@pytest.mark.parametrize("segmentation", [None, [], [[1, 2, 3, 4]], [[1, 2, 3]], {"size": [9, 9], "counts": [81]}, "x"])
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[1, 2, 3]],
+        [[1, 2, 3, 4, 5]],
+        [[1, 1, 5, 1, 5, "3"]],
+        [[1, 1, 5, 1, 5, None]],
+        [[1, 1, 1e9, 1, 5, 3]],
+        [[1, 1, -1e9, 1, 5, 3]],
+        [[1, 1, float("nan"), 1, 5, 3]],
+        [[1, 1, float("inf"), 1, 5, 3]],
+        [[[1, 1], [5, 1, 3], [5, 3]]],
+        {"size": [9, 9], "counts": [81]},
+        {"size": [6, 4], "counts": [20, 4]},
+        {"size": [4, 6], "counts": [20, 5]},
+        {"size": [4, 6], "counts": [-1, 25]},
+        {"size": [4, 6], "counts": [20.5, 3.5]},
+        {"size": [4, 6], "counts": "zzzz"},
+        {"size": [4, 6], "counts": "\x00"},
+        {"size": [4, 6], "counts": "PPPPPPPPPPPPPPPPPPPP0"},
+        {"size": [4, 6], "counts": 24},
+        {"size": 24, "counts": [20, 4]},
+        {"counts": [20, 4]},
+        "x",
+        7,
+    ],
+)
 def test_unusable_segmentations_are_named(tmp_path, segmentation):
     coco(tmp_path, [{"id": 77, "image_id": 5, "category_id": 1, "segmentation": segmentation}])
     with pytest.raises(OvsegError, match=r"coco\.json: annotation 77 of .*a\.jpg has no usable segmentation"):
         labels_of(tmp_path, coco_instances="coco.json")
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        None,
+        [],
+        [[]],
+        {},
+        [[1, 2, 3, 4]],
+        [[1, 2, 3, 4, 1, 2]],
+        {"size": [4, 6], "counts": []},
+        [[50, 50, 60, 50, 60, 60]],
+    ],
+)
+def test_annotations_without_area_are_left_out_and_named(tmp_path, segmentation):
+    usable = {"id": 78, "image_id": 5, "category_id": 1, "segmentation": [[0, 0, 6, 0, 6, 4, 0, 4]]}
+    coco(tmp_path, [{"id": 77, "image_id": 5, "category_id": 18, "segmentation": segmentation}, usable])
+    source = source_of(tmp_path, coco_instances="coco.json")
+    labels = source.read(source.pairing.pairs[0])
+    assert (labels.indices == PERSON).all() and not labels.unlisted
+    assert [name.split(",")[0] for name in labels.left_out] == ["annotation 77 (category 'dog')"]
+
+
+def test_polygons_without_area_are_left_out_one_by_one(tmp_path):
+    polygons = [[0, 0, 6, 0, 6, 4, 0, 4], [1, 1, 2, 2]]
+    coco(tmp_path, [{"id": 77, "image_id": 5, "category_id": 1, "segmentation": polygons}])
+    source = source_of(tmp_path, coco_instances="coco.json")
+    labels = source.read(source.pairing.pairs[0])
+    assert (labels.indices == PERSON).all()
+    assert labels.left_out == {"1 polygons of annotation 77, which have no area": 0}
 
 
 def test_images_of_coco_are_found_by_the_end_of_their_path(tmp_path):
@@ -290,7 +347,8 @@ def test_labels_of_labelme_without_a_class(tmp_path):
     labelme(tmp_path, shapes)
     source = source_of(tmp_path, **LABELME)
     labels = source.read(source.pairing.pairs[0])
-    assert labels.unlisted == {"label 'car'": 4, "shape 2, a line, which has no area": 0}
+    assert labels.unlisted == {"label 'car'": 4}
+    assert labels.left_out == {"shape 2 ('wire'), a line, which has no area": 0}
     assert (labels.indices[:2, :2] == UNLISTED).all()
     assert (labels_of(tmp_path, **LABELME, unlisted="ignore") == IGNORED).all()
     labelme(tmp_path, shapes[:1])
@@ -300,8 +358,12 @@ def test_labels_of_labelme_without_a_class(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ({"label": "sky", "points": [[0, 0], [1, 1]], "shape_type": "polygon"}, "a polygon of 2 points"),
-        ({"label": "sky", "points": [[0, 0]], "shape_type": "circle"}, "ValueError"),
+        ({"label": "sky", "points": [[0, 0], [1, 1], [2, 2]], "shape_type": "circle"}, "ValueError"),
+        ({"label": "sky", "points": [[0, 0], [1e9, 0], [1, 1]], "shape_type": "polygon"}, "far outside"),
+        ({"label": "sky", "points": [[0, 0], [float("nan"), 0], [1, 1]]}, "far outside"),
+        ({"label": "sky", "points": [[0, 0], [1e9, 0]], "shape_type": "circle"}, "far outside"),
+        ({"label": "sky", "points": [[0, 0], ["3", 0], [1, 1]]}, "not pairs of numbers"),
+        ({"label": "sky", "points": [[0, 0, 0], [3, 0, 0], [1, 1, 0]]}, "not pairs of numbers"),
         ({"label": "sky", "points": [[0, 0], [1, 1]], "shape_type": "mask"}, "KeyError: 'mask'"),
         ({"label": "sky", "points": [[0, 0], [1, 1]], "shape_type": "spline"}, "'spline' is not known"),
         ({"points": [[0, 0], [1, 1]]}, "KeyError: 'label'"),
@@ -314,6 +376,75 @@ def test_unusable_shapes_are_named(tmp_path, shape, message):
     save_json(tmp_path / "images/a.json", {"shapes": [shape], "imageHeight": 4, "imageWidth": 6})
     with pytest.raises(OvsegError, match=rf"a\.json: shape 1 is unusable .*{message}"):
         labels_of(tmp_path, **LABELME)
+
+
+SQUARE = [[1, 1], [4, 1], [4, 3], [1, 3]]
+
+
+@pytest.mark.parametrize("kind", ["polygon", "oriented_rectangle", "quadrilateral", "rotation", "rectangle"])
+def test_four_corners_of_whatever_name(tmp_path, kind):
+    labelme(tmp_path, [("sky", kind, SQUARE, {})])
+    expected = np.full((5, 6), IGNORED)
+    expected[1:4, 1:5] = SKY
+    np.testing.assert_array_equal(labels_of(tmp_path, **LABELME), expected)
+
+
+@pytest.mark.parametrize(
+    "points", [[[0, 0], [40, 20]], [[20, 10], [40, 10], [20, 20]], [[0, 0], [40, 0], [40, 20], [0, 20]]]
+)
+def test_ellipses(tmp_path, points):
+    labelme(tmp_path, [("sky", "ellipse", points, {})], (21, 41))
+    y, x = np.mgrid[:21, :41]
+    inside = ((x - 20) / 20) ** 2 + ((y - 10) / 10) ** 2 <= 1
+    found = labels_of(tmp_path, **LABELME) == SKY
+    assert (found != inside).mean() < 0.08  # the outline
+
+
+@pytest.mark.parametrize(
+    ("kind", "points"),
+    [
+        ("polygon", [[0, 0], [1, 1]]),
+        ("polygon", [[2, 2], [2, 2], [2, 2]]),
+        ("polygon", [[90, 90], [95, 90], [95, 95]]),
+        ("rectangle", [[1, 1]]),
+        ("rectangle", [[1, 1], [1, 1]]),
+        ("circle", [[0, 0]]),
+        ("oriented_rectangle", [[0, 0], [1, 1]]),
+        ("point", [[0, 0]]),
+        ("points", [[0, 0], [3, 3], [4, 4]]),
+        ("linestrip", [[0, 0], [3, 3], [4, 4]]),
+    ],
+)
+def test_clicks_by_accident_are_left_out_and_named(tmp_path, kind, points):
+    labelme(tmp_path, [("sky", kind, points, {}), ("dog", "polygon", SQUARE, {})])
+    source = source_of(tmp_path, **LABELME)
+    labels = source.read(source.pairing.pairs[0])
+    assert (labels.indices == DOG).sum() == 12 and not labels.unlisted
+    assert [name.split(",")[0] for name in labels.left_out] == ["shape 1 ('sky')"]
+
+
+@pytest.mark.parametrize(("height", "width"), [(-5, 6), (10**9, 10**9), ("x", 6), ([5], 6), (5.5, 6)])
+@pytest.mark.parametrize("kind", ["labelme", "coco"])
+def test_sizes_that_no_image_has_are_refused(tmp_path, kind, height, width):
+    if kind == "labelme":
+        labelme(tmp_path, [("sky", "polygon", SQUARE, {})], imageHeight=height, imageWidth=width)
+        keys = LABELME
+    else:
+        coco(tmp_path, [], (5, 6))
+        image = {"id": 5, "file_name": "a.jpg", "height": height, "width": width}
+        save_json(tmp_path / "coco.json", {"images": [image], "annotations": [], "categories": CATEGORIES})
+        keys = {"coco_instances": "coco.json"}
+    with pytest.raises(OvsegError, match=r"a\.jpg"):
+        labels_of(tmp_path, **keys)
+
+
+def test_labels_that_are_numbers(tmp_path):
+    labelme(tmp_path, [("1", "polygon", SQUARE, {}), (2, "rectangle", [[0, 0], [0, 1]], {})])
+    found = labels_of(tmp_path, **LABELME, ids={1: "dog", 2: "sky"})
+    assert (found[1, 1], found[0, 0]) == (DOG, SKY)
+    assert labels_of(tmp_path, **LABELME, ids={"1": "sky", 1: "dog", 2: "sky"})[1, 1] == SKY  # the quoted one
+    with pytest.raises(OvsegError, match=r"ids: True is no label: put it into quotes"):
+        labels_of(tmp_path, **LABELME, ids={True: "sky"})
 
 
 def test_what_is_no_labelme_file_is_named(tmp_path):

@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ovseg.data.benchmarks import find_dataset
 from ovseg.data.catalog import check_prepared
 from ovseg.data.labels import read_labels
+from ovseg.data.own.classes import Classes
 from ovseg.data.own.description import read_description
 from ovseg.data.own.naming import is_own
 from ovseg.data.own.pairs import Pair, Pairing
@@ -31,12 +32,14 @@ class Subject:
         class_names: its K classes.
         pairing: its images and labels, and what has no partner.
         read: labels of a pair; raises OvsegError where they cannot be read.
+        classes: of a YAML file; None for a registered name.
     """
 
     name: str
     class_names: tuple[str, ...]
     pairing: Pairing
     read: Callable[[Pair], Labels]
+    classes: Classes | None = None
 
 
 def open_subject(name: str) -> Subject:
@@ -47,7 +50,7 @@ def open_subject(name: str) -> Subject:
     """
     if is_own(name):
         source = open_source(read_description(name))
-        return Subject(name, source.classes.vocabulary.names, source.pairing, source.read)
+        return Subject(name, source.classes.vocabulary.names, source.pairing, source.read, source.classes)
     check_prepared(name)
     class_names = class_names_of(name)
     ignore_label = MetadataCatalog.get(name).get("ignore_label")

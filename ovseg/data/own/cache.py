@@ -1,15 +1,15 @@
 """Labels of somebody's own data set as files of class indices: used where they are, or converted once.
 
 What is converted goes to ``<user cache>/datasets/<name>-<digest>``. The digest is of the description and of the names,
-sizes and times of all files, so changed data are converted anew; folders of earlier states may be removed at any time.
+sizes and times of all files (of content and of change, so that a file with an older date is noticed, too), so changed
+data are converted anew; folders of earlier states may be removed at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from iopath.common.file_io import file_lock
 from ovseg.cpus import usable_cpus
 from ovseg.data.own.classes import Classes
 from ovseg.data.own.description import Description
+from ovseg.data.own.doubts import first_doubt
+from ovseg.data.own.image_size import different_sizes, image_size
 from ovseg.data.own.pairs import Pair, Pairing
 from ovseg.data.own.source import Source, advice_unlisted, input_files, open_source
 from ovseg.data.own.values import Labels, show_unlisted
@@ -28,7 +30,7 @@ from ovseg.errors import OvsegError
 from ovseg.files import atomic_path, cache_dir
 from ovseg.vocabulary import Vocabulary
 
-_READERS = ("cache", "classes", "coco", "description", "labelme", "pairs", "source", "values")
+_FORMAT = 2  # raise it when the same files and description give other labels, so that they are converted again
 _WITHOUT_EFFECT = ("file", "vocabulary", "templates", "seen", "unseen")  # on label files
 
 
@@ -40,10 +42,14 @@ class Prepared:
         classes: its classes.
         pairing: each pair's ``labels`` is a single-channel file of 8 or 16 bit with class indices and
             ``classes.ignore_label``.
+        left_out: a sentence for each pair some of whose labels do not count, such as shapes without an area.
+        doubt: what is strange about the values of the whole data set; empty for nothing.
     """
 
     classes: Classes
     pairing: Pairing
+    left_out: tuple[str, ...] = ()
+    doubt: str = ""
 
 
 def prepare(own: Description, workers: int = min(8, usable_cpus())) -> Prepared:
@@ -75,25 +81,38 @@ def prepare(own: Description, workers: int = min(8, usable_cpus())) -> Prepared:
 def _convert(source: Source, folder: Path, workers: int) -> Prepared:
     classes, pairing = source.classes, source.pairing
     suffix = ".png" if max(classes.ignore_label, len(classes) - 1) < 256 else ".tif"
-    output = Output(folder / "labels", lambda _, labels: _file_content(labels, classes), suffix, _version())
+    output = Output(folder / "labels", lambda _, labels: _file_content(labels, classes), suffix, f"own data {_FORMAT}")
     items = {p.name: Item(p.name, (p.labels,), p) for p in pairing.pairs if not source.usable_as_is(p)}
+    left_out: dict[str, str] = {}
+
+    def read(pair: Pair) -> Labels:
+        labels = _read(source, pair)
+        left_out[pair.name] = f"{pair.where} leaves out {show_unlisted(labels.left_out)}" if labels.left_out else ""
+        return labels
+
     if items:
         title = f"labels of {source.own.file.name}"
         convert(
-            Conversion(title, list(items.values()), lambda item: _read(source, item.extra), [output], len(items)),
+            Conversion(title, list(items.values()), lambda item: read(item.extra), [output], len(items)),
             workers,
         )
+    for item in items.values():
+        if item.name not in left_out:  # made by a run that was killed
+            read(item.extra)
     pairs = [Pair(p.name, p.image, output.path(items[p.name]) if p.name in items else p.labels) for p in pairing.pairs]
-    return Prepared(classes, Pairing(tuple(pairs), pairing.images_alone, pairing.labels_alone, pairing.absent))
+    told = tuple(text for _, text in sorted(left_out.items()) if text)
+    return Prepared(classes, replace(pairing, pairs=tuple(pairs)), told, first_doubt(source))
 
 
 def _read(source: Source, pair: Pair) -> Labels:
     try:
-        labels = source.read(pair)
+        labels, size = source.read(pair), image_size(pair.image)
     except OvsegError as error:
         raise BadFile(str(error)) from error  # the engine goes on with the others
     if labels.unlisted:
         raise BadFile(f"{pair.where} has {show_unlisted(labels.unlisted)}, {advice_unlisted(source.own)}")
+    if size != labels.indices.shape:
+        raise BadFile(different_sizes(pair, labels.indices.shape, size))
     return labels
 
 
@@ -108,20 +127,13 @@ def _digest(own: Description) -> str:
     settings: dict[str, Any] = {f.name: getattr(own, f.name) for f in fields(own) if f.name not in _WITHOUT_EFFECT}
     if own.classes is not None:
         settings["classes"] = (own.classes.names, own.classes.synonyms)
-    digest = hashlib.sha256(f"{_version()}\n{settings!r}\n".encode())
+    digest = hashlib.sha256(f"{_FORMAT}\n{settings!r}\n".encode("utf-8", "surrogateescape"))
     for path in input_files(own):
         found = path.stat()
-        digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        digest.update(
+            f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\n".encode("utf-8", "surrogateescape")
+        )
     return digest.hexdigest()[:16]
-
-
-@cache
-def _version() -> str:
-    """Of the code that reads labels, so that what older code has made is made again."""
-    digest = hashlib.sha256()
-    for name in _READERS:
-        digest.update((Path(__file__).parent / f"{name}.py").read_bytes().replace(b"\r\n", b"\n"))
-    return digest.hexdigest()[:12]
 
 
 def _write_index(prepared: Prepared, path: Path) -> None:
@@ -133,6 +145,9 @@ def _write_index(prepared: Prepared, path: Path) -> None:
         "images_alone": pairing.images_alone,
         "labels_alone": pairing.labels_alone,
         "absent": pairing.absent,
+        "homeless": pairing.homeless,
+        "left_out": prepared.left_out,
+        "doubt": prepared.doubt,
     }
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content), encoding="utf-8")
@@ -146,9 +161,10 @@ def _read_index(own: Description, path: Path) -> Prepared | None:
             tuple(content["names"]), tuple(map(tuple, content["synonyms"])), f"categories of {own.file}"
         )
         pairs = tuple(Pair(name, Path(image), Path(labels)) for name, image, labels in content["pairs"])
-        alone = (tuple(content[key]) for key in ("images_alone", "labels_alone", "absent"))
+        alone = (tuple(content[key]) for key in ("images_alone", "labels_alone", "absent", "homeless"))
+        left_out, doubt = tuple(content["left_out"]), str(content["doubt"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not all(pair.labels.is_file() for pair in pairs):
         return None
-    return Prepared(Classes(own, vocabulary), Pairing(pairs, *alone))
+    return Prepared(Classes(own, vocabulary), Pairing(pairs, *alone), left_out, doubt)

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import ImageColor
 
 from ovseg.data.own.description import Description
+from ovseg.data.own.naming import text_key
 from ovseg.data.own.values import IGNORED, UNLISTED
 from ovseg.vocabulary import Vocabulary
 
@@ -41,7 +42,7 @@ class Classes:
                 f"{self.ignore_label} is also the index of the class {name!r}: choose a number from {len(self)} up; "
                 "if the masks count classes from 1, use first_id: 1",
             )
-        # looked at now, so that a mistake in any key is told before the first file is read
+        # looked at now, so that a mistake in any key is found before the first file is read
         _ = self.evaluation_set, self.table, self.colors, self.background
 
     def __len__(self) -> int:
@@ -96,9 +97,14 @@ class Classes:
                 if isinstance(raw, bool) or not isinstance(raw, int):
                     raise own.error("ids", f"{raw!r} is no value of a pixel: write whole numbers before the colons")
             return self._ignored | self._given
-        return {name.casefold(): index for name, index in self._by_text.items()} | {
-            raw.casefold() if isinstance(raw, str) else raw: index for raw, index in self._given.items()
-        }
+        table: dict[Hashable, int] = dict(self._by_text)
+        for raw, index in self._given.items():
+            if isinstance(raw, bool) or not isinstance(raw, (str, int)):
+                raise own.error("ids", f"{raw!r} is no label: put it into quotes, as it stands in the label files")
+            table[text_key(raw) if isinstance(raw, str) else raw] = index
+        if own.kind == "labelme":  # whose labels are texts, numbers included; a quoted one goes first
+            table = {str(raw): index for raw, index in table.items() if isinstance(raw, int)} | table
+        return table
 
     @property
     def _ignored(self) -> dict[int, int]:
@@ -143,14 +149,14 @@ class Classes:
     def _by_text(self) -> dict[str, int]:
         """Class index by name, and by synonym where only one class has it."""
         vocabulary = self.vocabulary
-        times = Counter(text.casefold() for texts in vocabulary.synonyms for text in set(texts))
+        times = Counter(text_key(text) for texts in vocabulary.synonyms for text in set(texts))
         synonyms = {
-            text.casefold(): index
+            text_key(text): index
             for index, texts in enumerate(vocabulary.synonyms)
             for text in texts
-            if times[text.casefold()] == 1
+            if times[text_key(text)] == 1
         }
-        return synonyms | {name.casefold(): index for index, name in enumerate(vocabulary.names)}
+        return synonyms | {text_key(name): index for index, name in enumerate(vocabulary.names)}
 
     def index(self, entry: Any, key: str, may_ignore: bool = True) -> int:
         """The class that a value of the file means: its name, a synonym, its index, or ``ignore``.
@@ -164,7 +170,7 @@ class Classes:
             raise self.own.error(key, f"there is no class {entry}: the classes are 0 to {len(self) - 1}")
         if not isinstance(entry, str):
             raise self.own.error(key, f"{entry!r} is no class: write a name (in quotes, if need be) or an index")
-        text = entry.strip().casefold()
+        text = text_key(entry)
         if may_ignore and text == "ignore":
             return IGNORED
         if text in self._by_text:

@@ -1,26 +1,29 @@
-"""COCO's JSON files as label maps: panoptic segments, and instances as polygons or run lengths.
+"""COCO's JSON files: which images they have, which annotations belong to each, and which categories.
 
-Format: https://cocodataset.org/#format-data. Both name images by ``file_name`` and classes by ``category_id``.
+Format: https://cocodataset.org/#format-data. Both kinds of file, panoptic and instances, name images by ``file_name``
+and classes by ``category_id``. Real files are merged, exported on other systems and edited by hand: what can mean one
+thing only is matched, all else is refused or named.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pycocotools import mask as run_lengths
-
-from ovseg.data.own.classes import Classes
 from ovseg.data.own.description import Description
-from ovseg.data.own.pairs import Pair, Pairing, find
-from ovseg.data.own.values import UNLISTED, Labels, look_up, packed_colors
+from ovseg.data.own.geometry import Ids
+from ovseg.data.own.naming import path_parts, text_key
+from ovseg.data.own.pairs import Pair, Pairing, find, split_names
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import Vocabulary
+from ovseg.vocabulary.reading import clean_text
+
+_SHOWN = 5  # annotations that a sentence names
+Entry = Mapping[str, Any]
 
 
 class CocoFile:
@@ -41,66 +44,115 @@ class CocoFile:
     def content(self) -> dict[str, Any]:
         try:
             content = json.loads(self.path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise self.own.error(self.own.kind, f"cannot read {self.path} ({error})") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._error(f"cannot read {self.path} ({error})") from error
         for part in ("images", "annotations", "categories"):
             if not isinstance(content, dict) or not isinstance(content.get(part), list):
-                raise self.own.error(self.own.kind, f"{self.path} is no COCO file: it has no list of {part}")
+                raise self._error(f"{self.path} is no COCO file: it has no list of {part}")
         return content
 
     @cached_property
-    def categories(self) -> dict[int, str]:
+    def categories(self) -> dict[int | str, str]:
         """Names by id, ascending by id as everywhere in COCO's world."""
-        try:
-            return dict(sorted((int(entry["id"]), str(entry["name"])) for entry in self.content["categories"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._broken("categories", error) from error
+        names: dict[int | str, str] = {}
+        for entry in self._entries("categories", "id", "name"):
+            number, name = _number(entry["id"]), clean_text(str(entry["name"]))
+            if names.setdefault(number, name) != name:
+                raise self._error(f"{self.path} has two categories of the id {number}, {names[number]!r} and {name!r}")
+        return dict(sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
     def vocabulary(self) -> Vocabulary:
-        """The categories as classes; their number in this list is their index."""
-        return Vocabulary.from_words(list(self.categories.values()), origin=f"categories of {self.path}")
+        """The categories as classes; their number in this list is their index. Categories of one name are one class."""
+        names: dict[str, str] = {}
+        for name in self.categories.values():
+            names.setdefault(text_key(name), name)
+        return Vocabulary.from_words(list(names.values()), origin=f"categories of {self.path}")
 
     def pairs(self) -> Pairing:
         """Images on disk with their entries of the file.
 
         Raises:
-            OvsegError: no image of the file is on disk, or it is not clear which one is meant.
+            OvsegError: no image of the file is on disk, it is not clear which one is meant, or two have one id.
         """
-        by_file_name: dict[str, list[tuple[str, Path]]] = defaultdict(list)
         images = find(self.own, "images")
-        for name, path in images.items():
-            by_file_name[path.name].append((name, path))
-        annotations = self._annotations()
+        entries, missing = self._on_disk(images)
+        annotations, homeless = self._annotations()
         pairs: dict[str, Pair] = {}
-        missing = []
-        for entry in self.content["images"]:
-            try:
-                wanted, image_id = str(entry["file_name"]), entry["id"]
-            except (KeyError, TypeError) as error:
-                raise self._broken("images", error) from error
-            candidates = by_file_name.get(PurePosixPath(wanted).name, [])
-            exact = [c for c in candidates if f"/{c[1].as_posix()}".endswith(f"/{wanted}")] or candidates
-            if len(exact) > 1:
-                raise self.own.error("images", f"{exact[0][1]} and {exact[1][1]} may both be {wanted!r} of {self.path}")
-            if not exact:
-                missing.append(f"{wanted} of {self.path}")
-                continue
-            name, path = exact[0]
-            if labels := self._label_file(annotations.get(image_id, [])):
-                pairs[name] = Pair(name, path, labels, {**entry, "annotations": annotations.get(image_id, [])})
-        return self._of_split(images, pairs, missing)
+        for name, listed in entries.items():
+            of_image = [one for image_id in dict.fromkeys(e["id"] for e in listed) for one in annotations[image_id]]
+            if labels := self._label_file(images[name], of_image):
+                sizes = [e for e in listed if e.get("height") and e.get("width")] or listed
+                entry = {"height": sizes[0].get("height"), "width": sizes[0].get("width"), "annotations": of_image}
+                pairs[name] = Pair(name, images[name], labels, entry)
+        return self._of_split(images, pairs, missing, homeless)
 
-    def _label_file(self, annotations: list[dict[str, Any]]) -> Path | None:
+    def _on_disk(self, images: Mapping[str, Path]) -> tuple[dict[str, list[Entry]], list[str]]:
+        """The file's entries by the name of their image, several where it is listed more than once; names not there."""
+        by_file_name: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+        for name, path in images.items():
+            by_file_name[path_parts(path.name)[-1]].append((name, path))
+        wanted: dict[Any, tuple[str, ...]] = {}
+        found: dict[str, list[tuple[int, tuple[str, ...], Entry]]] = defaultdict(list)
+        missing = []
+        for entry in self._entries("images", "id", "file_name"):
+            parts = path_parts(str(entry["file_name"]))
+            other = wanted.setdefault(entry["id"], parts)
+            if not _same_file(parts, other):
+                raise self._error(
+                    f"{self.path} has two images of the id {entry['id']!r}, {'/'.join(other)!r} and "
+                    f"{'/'.join(parts)!r}, and nobody knows whose its annotations are: give each image its own id"
+                )
+            candidates = by_file_name.get(parts[-1] if parts else "", [])
+            shared = [_shared_end(parts, path_parts(path.as_posix())) for _, path in candidates]
+            best = [candidate for candidate, count in zip(candidates, shared, strict=True) if count == max(shared)]
+            if len(best) > 1:
+                raise self.own.error(
+                    "images", f"{best[0][1]} and {best[1][1]} may both be {'/'.join(parts)!r} of {self.path}"
+                )
+            if best:
+                found[best[0][0]].append((max(shared), parts, entry))
+            else:
+                missing.append(f"{entry['file_name']} of {self.path}")
+        entries: dict[str, list[Entry]] = {}
+        for name, several in found.items():
+            most = max(count for count, _, _ in several)
+            closest = [parts for count, parts, _ in several if count == most]
+            if not all(_same_file(parts, closest[0]) for parts in closest):
+                texts = " and ".join(repr("/".join(parts)) for parts in dict.fromkeys(closest))
+                raise self.own.error("images", f"{images[name]} may be {texts} of {self.path}: which one is it?")
+            entries[name] = [entry for _, parts, entry in several if _same_file(parts, closest[0])]
+            missing += [
+                f"{entry['file_name']} of {self.path}"
+                for _, parts, entry in several
+                if not _same_file(parts, closest[0])
+            ]
+        return entries, missing
+
+    def _label_file(self, image: Path, annotations: Sequence[Entry]) -> Path | None:
         """The file that has the labels of an image; None for an image that a panoptic file says nothing of."""
         if self.own.kind == "coco_instances":
             return self.path
-        return panoptic_folder(self.own) / str(annotations[0].get("file_name")) if annotations else None
+        files = {path_parts(str(one.get("file_name") or f"{image.stem}.png")) for one in annotations}
+        if len(files) > 1:
+            raise self._error(f"{self.path} has several label files for {image}: {sorted(map('/'.join, files))}")
+        if not files:
+            return None
+        parts = files.pop()
+        whole = panoptic_folder(self.own).joinpath(*parts)
+        return whole if whole.is_file() or not parts else self._panoptic_files.get(parts[-1], whole)
 
-    def _of_split(self, images: Mapping[str, Path], pairs: Mapping[str, Pair], missing: list[str]) -> Pairing:
+    @cached_property
+    def _panoptic_files(self) -> dict[str, Path]:
+        """By name after NFC."""
+        return {path_parts(path.name)[-1]: path for path in panoptic_folder(self.own).glob("*.png")}
+
+    def _of_split(
+        self, images: Mapping[str, Path], pairs: Mapping[str, Pair], missing: list[str], homeless: tuple[str, ...]
+    ) -> Pairing:
         alone = images.keys() - pairs.keys()
         absent: list[str] = []
         if self.own.names is not None:
-            wanted = set(self.own.names)
+            wanted = set(split_names(self.own))
             absent = sorted(wanted - images.keys())
             alone, missing = alone & wanted, []
             pairs = {name: pair for name, pair in pairs.items() if name in wanted}
@@ -112,100 +164,70 @@ class CocoFile:
             tuple(sorted(str(images[name]) for name in alone)),
             tuple(missing),
             tuple(absent),
+            homeless,
         )
 
-    def _annotations(self) -> dict[Any, list[dict[str, Any]]]:
-        found = defaultdict(list)
-        try:
-            for entry in self.content["annotations"]:
-                found[entry["image_id"]].append(entry)
-        except (KeyError, TypeError) as error:
-            raise self._broken("annotations", error) from error
-        return found
-
-    def _broken(self, part: str, error: Exception) -> OvsegError:
-        reason = f"{type(error).__name__} {error}"
-        return self.own.error(self.own.kind, f"{self.path} is no COCO file: an entry of {part} is unusable ({reason})")
-
-
-class _Decoder:
-    """Reads the labels of one image of a COCO file."""
-
-    def __init__(self, file: CocoFile, classes: Classes):
-        self.classes = classes
-        self.names = file.categories
-        table = classes.table  # by id where `ids` has it, else by name
-        self.of_category = {
-            number: table.get(number, table.get(name.casefold(), classes.unlisted))
-            for number, name in self.names.items()
-        }
-
-    def class_of(self, annotation: Mapping[str, Any]) -> int:
-        return self.of_category.get(annotation["category_id"], self.classes.unlisted)
-
-    def count_unlisted(self, annotation: Mapping[str, Any], pixels: int, unlisted: dict[str, int]) -> None:
-        number = annotation["category_id"]
-        name = f"category {self.names[number]!r}" if number in self.names else f"category {number}"
-        unlisted[name] = unlisted.get(name, 0) + pixels
-
-
-class PanopticLabels(_Decoder):
-    """Semantic labels of COCO panoptic PNGs (segment id = R + 256 G + 65536 B, 0 = void); crowds count as others."""
-
-    def __call__(self, pair: Pair) -> Labels:
-        packed = packed_colors(pair.labels)
-        segment_ids = packed >> 16 | packed & 0xFF00 | (packed & 0xFF) << 16
-        segments = {segment["id"]: segment for segment in pair.entry["annotations"][0]["segments_info"]}
-        table = {number: self.class_of(segment) for number, segment in segments.items()}
-        table = {0: self.classes.background, **table}
-        labels = look_up(segment_ids, table, self.classes.unlisted, show=lambda number: f"segment {number}")
-        unlisted = {}
-        for name, pixels in labels.unlisted.items():
-            segment = segments.get(int(name.split()[1]))
-            if segment is None:
-                unlisted[f"{name}, which the JSON file does not have"] = pixels
+    def _annotations(self) -> tuple[dict[Any, list[Entry]], tuple[str, ...]]:
+        """Annotations by the id of their image, and a sentence for each id that is no image's."""
+        ids = Ids(entry["id"] for entry in self._entries("images", "id", "file_name"))
+        found: dict[Any, list[Entry]] = defaultdict(list)
+        lost: dict[str, list[str]] = defaultdict(list)
+        for entry in self._entries("annotations", "image_id"):
+            image_id = ids.find(entry["image_id"])
+            if image_id is None:
+                lost[repr(entry["image_id"])].append(str(entry.get("id")))
             else:
-                self.count_unlisted(segment, pixels, unlisted)
-        return Labels(labels.indices, unlisted)
+                found[image_id].append(entry)
+        if lost and not found:
+            raise self._error(f"no annotation of {self.path} belongs to an image: {_first(lost)} is no id of an image")
+        return found, tuple(
+            f"{len(numbers):,} annotations of {self.path} have the image_id {image_id}, which is no image's: "
+            + ", ".join(numbers[:_SHOWN])
+            + (", ..." if len(numbers) > _SHOWN else "")
+            for image_id, numbers in lost.items()
+        )
 
-
-class InstanceLabels(_Decoder):
-    """Semantic labels of COCO instances: polygons and run lengths; where objects overlap, the smaller one is on top."""
-
-    def __call__(self, pair: Pair) -> Labels:
-        height, width = int(pair.entry["height"]), int(pair.entry["width"])
-        indices = np.full((height, width), self.classes.background, dtype=np.int32)
-        unlisted: dict[str, int] = {}
-        objects = [(int(run_lengths.area(rle)), rle, entry) for rle, entry in self._encoded(pair, height, width)]
-        for area, rle, annotation in sorted(objects, key=lambda one: -one[0]):
-            index = self.class_of(annotation)
-            if index == UNLISTED:
-                self.count_unlisted(annotation, area, unlisted)
-            indices[run_lengths.decode(rle).astype(bool)] = index
-        return Labels(indices, unlisted)
-
-    def _encoded(self, pair: Pair, height: int, width: int) -> Iterable[tuple[dict[str, Any], Mapping[str, Any]]]:
-        for annotation in pair.entry["annotations"]:
-            shape = annotation.get("segmentation")
+    def _entries(self, part: str, *keys: str) -> list[Entry]:
+        """The entries of a part, each with all of ``keys``."""
+        for entry in self.content[part]:
             try:
-                if isinstance(shape, list):
-                    if not shape or any(len(polygon) < 6 or len(polygon) % 2 for polygon in shape):
-                        raise ValueError("a polygon needs three points or more, each x and y")
-                    rle = run_lengths.merge(run_lengths.frPyObjects(shape, height, width))
-                elif isinstance(shape["counts"], list):
-                    rle = run_lengths.frPyObjects(shape, height, width)
-                else:
-                    rle = {"size": shape["size"], "counts": shape["counts"]}
-                if list(rle["size"]) != [height, width]:
-                    raise ValueError(f"its size is {rle['size']} instead of {[height, width]}")
-            except Exception as error:  # pycocotools raises whatever its C code meets
-                raise OvsegError(
-                    f"{pair.labels}: annotation {annotation.get('id')} of {pair.image} has no usable segmentation "
-                    f"({type(error).__name__}: {error})"
-                ) from error
-            yield rle, annotation
+                values = [entry[key] for key in keys]
+                hash(values[0])
+            except (KeyError, TypeError) as error:
+                reason = f"an entry of {part} is unusable ({type(error).__name__} {error})"
+                raise self._error(f"{self.path} is no COCO file: {reason}") from error
+            if None in values:
+                raise self._error(f"{self.path} has an entry of {part} without {keys[values.index(None)]}")
+        return self.content[part]
+
+    def _error(self, what: str) -> OvsegError:
+        return self.own.error(self.own.kind, what)
 
 
 def panoptic_folder(own: Description) -> Path:
     """Where the PNG files of ``coco_panoptic`` are: ``masks``, else the folder beside the JSON file with its name."""
     return own.path(own.masks[0]) if own.masks else own.coco_panoptic.with_suffix("")
+
+
+def _number(value: Any) -> int | str:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return str(value)
+
+
+def _first(things: Mapping[str, Any]) -> str:
+    return next(iter(things))
+
+
+def _shared_end(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many parts two paths have in common at their ends."""
+    count = 0
+    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
+        count += 1
+    return count
+
+
+def _same_file(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether one path is the end of the other."""
+    return _shared_end(one, other) == min(len(one), len(other))

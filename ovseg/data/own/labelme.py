@@ -19,12 +19,25 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ovseg.data.own.classes import Classes
+from ovseg.data.own.geometry import NoArea, checked_points, labelled_size
+from ovseg.data.own.naming import text_key
 from ovseg.data.own.pairs import Pair
-from ovseg.data.own.values import UNLISTED, Labels
+from ovseg.data.own.values import UNLISTED, Labels, settle
 from ovseg.errors import OvsegError
-from ovseg.images import read_image
 
 _OFFSET = 2  # canvas value of class 0, since drawing wants no negative numbers
+# labelme's own names, and those of its relatives, for a polygon of four corners
+_POLYGONS = (
+    "polygon",
+    "oriented_rectangle",
+    "rotated_rectangle",
+    "rotation",
+    "rotated",
+    "rotated_bbox",
+    "quadrilateral",
+)
+_UNUSABLE = (KeyError, TypeError, ValueError, IndexError, OSError, SyntaxError, Image.DecompressionBombError)
+_WITHOUT_AREA = ("line", "linestrip", "linestring", "point", "points")
 
 
 class LabelmeLabels:
@@ -35,72 +48,88 @@ class LabelmeLabels:
 
     def __call__(self, pair: Pair) -> Labels:
         content = _read(pair.labels)
-        width, height = _size(content, pair)
-        canvas = Image.new("I", (width, height), self.classes.background + _OFFSET)
-        names: dict[str, int] = {}
+        size = labelled_size(content.get("imageHeight"), content.get("imageWidth"), pair.image)
+        canvas = Image.new("I", size[::-1], self.classes.background + _OFFSET)
+        unlisted: dict[str, int] = {}
+        left_out: dict[str, int] = {}
         for number, shape in enumerate(content["shapes"], start=1):
             try:
                 label = str(shape["label"]).strip()
-                area = _area(shape, (width, height))
-            except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
+                area = _area(shape, size)
+                pixels = int(np.count_nonzero(area))
+                if not pixels:
+                    raise NoArea("which covers no pixel")
+            except NoArea as error:
+                left_out[f"shape {number} ({label!r}), {error}"] = 0
+                continue
+            except _UNUSABLE as error:
                 raise OvsegError(
                     f"{pair.labels}: shape {number} is unusable ({type(error).__name__}: {error})"
                 ) from error
-            index = self.classes.table.get(label.casefold(), self.classes.unlisted)
-            if area is None:
-                if self.classes.unlisted == UNLISTED:
-                    names[f"shape {number}, a {shape['shape_type']}, which has no area"] = 0
-                continue
+            index = self.classes.table.get(text_key(label), UNLISTED)
             if index == UNLISTED:
                 name = f"label {label!r}"
-                names[name] = names.get(name, 0) + int(np.count_nonzero(area))
+                unlisted[name] = unlisted.get(name, 0) + pixels
             canvas.paste(index + _OFFSET, mask=area)
-        return Labels(np.asarray(canvas, dtype=np.int32) - _OFFSET, names)
+        indices = np.asarray(canvas, dtype=np.int32) - _OFFSET
+        return settle(Labels(indices, unlisted, left_out), self.classes.unlisted)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OvsegError(f"labelme file {path} cannot be read ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise OvsegError(f"{path} is no labelme file: it has no list of shapes")
     return content
 
 
-def _size(content: Mapping[str, Any], pair: Pair) -> tuple[int, int]:
-    """(width,height) of the labelled image, as the file says; old files do not say it, so the image is read."""
-    width, height = content.get("imageWidth"), content.get("imageHeight")
-    if not width or not height:
-        height, width = read_image(pair.image).shape[:2]
-    return int(width), int(height)
+def _area(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
+    """The pixels of a shape in an image of (height,width), mode L with 255 inside.
 
-
-def _area(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image | None:
-    """The pixels of a shape, mode L with 255 inside; None for lines and points."""
+    Raises:
+        NoArea: a line, a point, or a click by accident.
+        ValueError: a shape that is not known, or points that it cannot have.
+    """
     kind = shape.get("shape_type") or "polygon"
-    points = [(float(x), float(y)) for x, y in shape["points"]]
-    area = Image.new("L", size, 0)
+    if kind in _WITHOUT_AREA:
+        raise NoArea(f"a {kind}, which has no area")
+    points = checked_points(shape["points"], size)
+    corners = [(x, y) for x, y in points.tolist()]
+    if kind == "rectangle" and len(corners) > 2:
+        kind = "polygon"  # labelme 5.4 and later, and others, save four corners
+    needed = 3 if kind in _POLYGONS else 2
+    if kind != "mask" and len(set(corners)) < needed:
+        raise NoArea(f"a {kind} of {len(set(corners))} points, which has no area")
+    area = Image.new("L", size[::-1], 0)
     draw = ImageDraw.Draw(area)
-    if kind == "polygon":
-        if len(points) < 3:
-            raise ValueError(f"a polygon of {len(points)} points")
-        draw.polygon(points, fill=255, outline=255)
-    elif kind in ("rectangle", "mask"):
-        (x0, y0), (x1, y1) = points
-        left, top, right, bottom = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
-        if kind == "rectangle":
-            draw.rectangle((left, top, right, bottom), fill=255, outline=255)
-        else:
-            with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as picture:
-                inside = Image.fromarray(np.where(np.asarray(picture.convert("L")) > 0, 255, 0).astype(np.uint8))
-            area.paste(inside, (round(left), round(top)))
+    if kind in _POLYGONS:
+        draw.polygon(corners, fill=255, outline=255)
+    elif kind == "rectangle":
+        draw.rectangle((*points.min(axis=0), *points.max(axis=0)), fill=255, outline=255)
+    elif kind == "mask":
+        area.paste(_picture_of(shape, size), tuple(map(round, points.min(axis=0))))
     elif kind == "circle":
-        (x, y), (edge_x, edge_y) = points
+        (x, y), (edge_x, edge_y) = corners
         radius = math.hypot(edge_x - x, edge_y - y)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255, outline=255)
-    elif kind in ("line", "linestrip", "point", "points"):
-        return None
+    elif kind == "ellipse" and len(corners) == 3:  # its middle and the ends of both half axes
+        middle, ends = points[0], points[1:] - points[0]
+        angles = np.linspace(0, 2 * math.pi, 180, endpoint=False)
+        outline = middle + np.cos(angles)[:, None] * ends[0] + np.sin(angles)[:, None] * ends[1]
+        draw.polygon([(x, y) for x, y in outline.tolist()], fill=255, outline=255)
+    elif kind == "ellipse":  # corners of the box around it
+        draw.ellipse((*points.min(axis=0), *points.max(axis=0)), fill=255, outline=255)
     else:
         raise ValueError(f"the shape type {kind!r} is not known")
     return area
+
+
+def _picture_of(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
+    """The picture that a shape of the type mask holds, mode L with 255 inside."""
+    with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=("PNG",)) as picture:
+        if picture.width > size[1] or picture.height > size[0]:
+            text = f"its mask has {picture.width}x{picture.height} pixels, its image only {size[1]}x{size[0]}"
+            raise ValueError(text)
+        return Image.fromarray(np.where(np.asarray(picture.convert("L")) > 0, 255, 0).astype(np.uint8))

@@ -1,10 +1,13 @@
-"""Data sets whose name is the path of a YAML file."""
+"""Data sets whose name is the path of a YAML file, and names as people and systems write them."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from ovseg.vocabulary.reading import clean_text
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -27,3 +30,14 @@ def folder_name(name: str, others: Sequence[str] = ()) -> str:
     if any(other != name and (Path(other).stem if is_own(other) else other) == path.stem for other in others):
         return f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     return path.stem
+
+
+def text_key(text: str) -> str:
+    """What names, labels and categories are compared by: :func:`clean_text`, without upper case."""
+    return clean_text(text).casefold()
+
+
+def path_parts(text: str) -> tuple[str, ...]:
+    """The parts of a path that another system may have written, after NFC, without drive, root, ``.`` and ``..``."""
+    parts = PurePosixPath(clean_text(text).replace("\\", "/")).parts
+    return tuple(part for part in parts if part not in ("/", "//", ".", "..") and not re.fullmatch("[A-Za-z]:", part))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import glob
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ovseg.data.own.description import Description
+from ovseg.data.own.matching import has_wildcard, match_files, split_suffix
+from ovseg.data.own.naming import path_parts
 from ovseg.inputs import IMAGE_SUFFIXES
-
-_WILDCARD = re.compile(r"(\*\*/|\*\*|\*|\?|\[!?[^]]+\])")
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,14 @@ class Pairing:
         images_alone: images without labels.
         labels_alone: label files without an image; for JSON files the names of images that are not there.
         absent: names of the split's list that have neither.
+        homeless: annotations of a JSON file that belong to no image of it, a sentence each.
     """
 
     pairs: tuple[Pair, ...]
     images_alone: tuple[str, ...] = ()
     labels_alone: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    homeless: tuple[str, ...] = ()
 
 
 def find(own: Description, key: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
@@ -87,7 +87,7 @@ def pair(own: Description, images: Mapping[str, Path], labels: Mapping[str, Path
     Raises:
         OvsegError: there is no pair; shows names of both sides.
     """
-    names = images.keys() | labels.keys() if own.names is None else [_without_suffix(name) for name in own.names]
+    names = images.keys() | labels.keys() if own.names is None else split_names(own)
     both = [name for name in names if name in images and name in labels]
     if not both:
         raise own.error(own.kind, _no_pair(own, sorted(images), sorted(labels)))
@@ -100,46 +100,19 @@ def pair(own: Description, images: Mapping[str, Path], labels: Mapping[str, Path
 
 
 def _matches(own: Description, key: str, pattern: str, suffixes: Collection[str]) -> list[tuple[str, Path]]:
-    if own.path(pattern).is_dir():
-        pattern = f"{pattern.rstrip('/')}/**/*"
-    stem, suffix = _split(pattern)
-    if not glob.has_magic(stem):
+    found = match_files(own.root, pattern, suffixes)
+    if any(not match.groups for match in found):
         raise own.error(key, f"{pattern!r} has no *, which stands for the name that an image shares with its labels")
-    shape = re.compile("".join(_as_expression(part) for part in _WILDCARD.split(stem)), re.DOTALL)
-    matches = []
-    for file in glob.iglob(pattern, root_dir=own.root, recursive=True):
-        text = file.replace(os.sep, "/")
-        path = own.root / file
-        if (not suffix or glob.has_magic(suffix)) and PurePosixPath(text).suffix.lower() not in suffixes:
-            continue
-        if path.is_file() and (match := shape.fullmatch(_split(text)[0])):
-            matches.append(("/".join(group.strip("/") for group in match.groups() if group.strip("/")), path))
-    return matches
+    return [("/".join(group for group in match.groups if group), match.path) for match in found]
 
 
-def _split(path: str) -> tuple[str, str]:
-    """Before and from the last dot of the last part."""
-    suffix = PurePosixPath(path).suffix
-    return path[: len(path) - len(suffix)], suffix
-
-
-def _as_expression(part: str) -> str:
-    """A piece of a glob pattern as a regular expression; wildcards are groups."""
-    if part == "**/":
-        return "((?:[^/]+/)*)"
-    if part == "**":
-        return "(.*)"
-    if part == "*":
-        return "([^/]*)"
-    if part == "?":
-        return "([^/])"
-    if len(part) > 2 and part.startswith("[") and part.endswith("]"):
-        return f"([{part[1:-1].replace('!', '^', 1) if part[1] == '!' else part[1:-1]}])"
-    return re.escape(part)
+def split_names(own: Description) -> list[str]:
+    """What the split's list names, written as :func:`find` writes names."""
+    return list(dict.fromkeys(_without_suffix("/".join(path_parts(name))) for name in own.names or ()))
 
 
 def _without_suffix(name: str) -> str:
-    stem, suffix = _split(name)
+    stem, suffix = split_suffix(name)
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
@@ -147,7 +120,7 @@ def _what_is_there(own: Description, pattern: str) -> str:
     """The folder in which a pattern starts to find nothing, and what it holds."""
     parts = []
     for part in PurePosixPath(pattern).parts:
-        if glob.has_magic(part) or not (own.root / Path(*parts, part)).is_dir():
+        if has_wildcard(part) or not (own.root / Path(*parts, part)).is_dir():
             break
         parts.append(part)
     folder = own.root / Path(*parts)

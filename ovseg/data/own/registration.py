@@ -65,10 +65,14 @@ def _tell_missing(name: str, prepared: Prepared) -> None:
         ("images have no labels and are left out", pairing.images_alone),
         ("label files have no image and are left out", pairing.labels_alone),
         ("names of the list have neither image nor labels", pairing.absent),
+        ("ids of annotations are no image's, and they are left out", pairing.homeless),
+        ("images have labels that are left out", prepared.left_out),
     ):
         if missing:
             shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
             logger.warning("data set %s: %d %s (%s); %d pairs", name, len(missing), what, shown, len(pairing.pairs))
+    if prepared.doubt:
+        logger.warning("data set %s: %s", name, prepared.doubt)
 
 
 def _common_folder(paths: Iterable[Path]) -> str:

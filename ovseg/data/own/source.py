@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovseg.data.own.classes import Classes
-from ovseg.data.own.coco import CocoFile, InstanceLabels, PanopticLabels, panoptic_folder
+from ovseg.data.own.coco import CocoFile, panoptic_folder
+from ovseg.data.own.coco_labels import InstanceLabels, PanopticLabels
 from ovseg.data.own.description import Description
 from ovseg.data.own.labelme import LabelmeLabels
 from ovseg.data.own.pairs import Pair, Pairing, find, pair
@@ -83,7 +84,7 @@ def input_files(own: Description) -> list[Path]:
             raise own.error(own.kind, f"there is no file {json_file}")
         files.append(json_file)
         if own.kind == "coco_panoptic":
-            files += sorted(panoptic_folder(own).glob("*.png"))
+            files += panoptic_folder(own).rglob("*.png")
     return sorted(files)
 
 

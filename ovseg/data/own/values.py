@@ -22,10 +22,13 @@ class Labels:
     Attributes:
         indices: (H,W) int32, class index, ``IGNORED`` or ``UNLISTED``.
         unlisted: pixels of each thing that has no class, by what messages call it.
+        left_out: pixels of each thing that does not count and that the description does not name, likewise: shapes
+            without an area, and what ``unlisted: ignore`` drops.
     """
 
     indices: np.ndarray
     unlisted: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def show_unlisted(unlisted: Mapping[str, int], most: int = 5) -> str:
@@ -33,6 +36,14 @@ def show_unlisted(unlisted: Mapping[str, int], most: int = 5) -> str:
     ordered = sorted(unlisted.items(), key=lambda item: -item[1])
     shown = [f"{name} ({pixels:,} pixels)" if pixels else name for name, pixels in ordered[:most]]
     return ", ".join(shown) + (f" and {len(ordered) - most:,} more" if len(ordered) > most else "")
+
+
+def settle(labels: Labels, unlisted: int) -> Labels:
+    """The labels themselves; with ``unlisted`` = IGNORED those in which nothing is unlisted any more, but left out."""
+    if unlisted == UNLISTED or not labels.unlisted:
+        return labels
+    indices = np.where(labels.indices == UNLISTED, np.int32(IGNORED), labels.indices)
+    return Labels(indices, left_out={**labels.unlisted, **labels.left_out})
 
 
 def look_up(
@@ -49,17 +60,18 @@ def look_up(
     keys = np.array(sorted(table), dtype=np.int64)
     classes = np.array([table[key] for key in keys.tolist()], dtype=np.int32)
     if raw.dtype.kind == "u" and raw.dtype.itemsize <= 2:  # most label files: several times as fast as searching
-        of_value = np.full(np.iinfo(raw.dtype).max + 1, unlisted, dtype=np.int32)
+        of_value = np.full(np.iinfo(raw.dtype).max + 1, UNLISTED, dtype=np.int32)
         fits = (keys >= 0) & (keys < len(of_value))
         of_value[keys[fits]] = classes[fits]
         indices = of_value[raw]
     else:
         places = np.searchsorted(keys, raw).clip(max=len(keys) - 1)
-        indices = np.where(keys[places] == raw, classes[places], np.int32(unlisted))
-    if unlisted == IGNORED or not (foreign := indices == UNLISTED).any():
+        indices = np.where(keys[places] == raw, classes[places], np.int32(UNLISTED))
+    if not (foreign := indices == UNLISTED).any():
         return Labels(indices)
     values, counts = np.unique(raw[foreign], return_counts=True)
-    return Labels(indices, {show(v): n for v, n in zip(values.tolist(), counts.tolist(), strict=True)})
+    found = {show(v): n for v, n in zip(values.tolist(), counts.tolist(), strict=True)}
+    return settle(Labels(indices, found), unlisted)
 
 
 def one_channel(raw: np.ndarray, path: Path) -> np.ndarray:
@@ -109,6 +121,38 @@ def is_index_file(path: Path) -> bool:
         return image.mode in ("L", "P") or image.mode.startswith("I")
 
 
+def _check_lossless(path: Path, image: Image.Image) -> None:
+    """Raise OvsegError where pixels are not what was saved, so that values and colours come out that nobody wrote."""
+    name = f"{image.format} {image.info.get('compression', '')}" if image.format == "TIFF" else image.format
+    if name in _LOSSY or (image.format in _LOSSY_BY_CONTENT and _LOSSY_BY_CONTENT[image.format](path.read_bytes())):
+        raise OvsegError(
+            f"mask {path} is a {name.split('_')[0]} file with lossy compression, which invents values and colours at "
+            "the edges of objects: save masks as PNG, from the original labels (not from this file)"
+        )
+
+
+def _is_lossy_webp(content: bytes) -> bool:
+    place = 12  # after RIFF, the length and WEBP
+    while place + 8 <= len(content):
+        chunk = content[place : place + 4]
+        if chunk in (b"VP8 ", b"VP8L"):
+            return chunk == b"VP8 "
+        inside = chunk == b"ANMF"  # a frame of an animation: 16 bytes, then chunks
+        length = int.from_bytes(content[place + 4 : place + 8], "little")
+        place += 24 if inside else 8 + length + length % 2
+    return True
+
+
+def _is_lossy_jpeg2000(content: bytes) -> bool:
+    """By the wavelet of the coding style, 14 bytes after its mark: 1 is the one that can be undone."""
+    mark = content.find(b"\xff\x52")
+    return mark < 0 or content[mark + 13 : mark + 14] != b"\x01"
+
+
+_LOSSY = ("JPEG", "MPO", "AVIF", "TIFF jpeg", "TIFF tiff_jpeg", "TIFF webp", "TIFF jp2000")
+_LOSSY_BY_CONTENT = {"WEBP": _is_lossy_webp, "JPEG2000": _is_lossy_jpeg2000}
+
+
 def _pixels(path: Path, mode: str | None) -> np.ndarray:
     with _opened(path) as image:
         return np.array(image if mode is None else image.convert(mode))
@@ -121,6 +165,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if path.stat().st_size == 0:
             raise OvsegError(f"mask {path} is empty (0 bytes): copy or make it again")
         with Image.open(path) as image:
+            _check_lossless(path, image)
             yield image
     except OvsegError:
         raise

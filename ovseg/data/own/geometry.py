@@ -1,0 +1,148 @@
+"""Numbers of JSON files, checked before anything is drawn: one coordinate of 1e9 takes all memory, or the process."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from ovseg.data.own.image_size import image_size
+from ovseg.errors import OvsegError
+from ovseg.images import LARGEST_IMAGE
+
+_FURTHEST = 10  # times the longer side of an image, but 10,000 pixels at least; nobody draws further outside
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class NoArea(Exception):
+    """A shape that covers no pixel, such as an accidental click: left out, counted and named, but no mistake."""
+
+
+class Ids(Generic[Key]):
+    """Finds what an id refers to: the same value, else the only one that is written in the same way (``"1"`` for 1).
+
+    Args:
+        known: ids that there are.
+    """
+
+    def __init__(self, known: Iterable[Key]):
+        self._known = {key: key for key in known}
+        self._written: dict[str, Key | None] = {}
+        for key in self._known:
+            text = _written(key)
+            self._written[text] = None if text in self._written else key
+
+    def find(self, value: Any) -> Key | None:
+        """The id that ``value`` means; None for none, and where two are written like it."""
+        if isinstance(value, Hashable) and value in self._known:
+            return self._known[value]
+        return self._written.get(_written(value))
+
+
+def _written(value: Any) -> str:
+    return str(value).strip().removesuffix(".0")
+
+
+def whole_number(value: Any, what: str) -> int:
+    """The int that a JSON value is, be it written as 3, 3.0 or "3".
+
+    Raises:
+        ValueError: it is none; says what it should be.
+    """
+    if isinstance(value, str) and value.strip().removeprefix("-").isdecimal() and len(value) < 20:
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value % 1:
+        raise ValueError(f"{what} is {str(value)[:40]!r}, not a whole number")
+    return int(value)
+
+
+def labelled_size(height: Any, width: Any, image: Path) -> tuple[int, int]:
+    """(height,width) of labels as a JSON file says them; where it does not, those of the image.
+
+    Raises:
+        OvsegError: no size of an image, or the image cannot be read.
+    """
+    if not height or not width:
+        height, width = image_size(image)
+    try:
+        size = whole_number(height, "the height"), whole_number(width, "the width")
+    except ValueError as error:
+        raise OvsegError(f"the size of {image} is unusable: {error}") from error
+    if min(size) < 1 or size[0] * size[1] > LARGEST_IMAGE:
+        raise OvsegError(f"{image} has {size[1]}x{size[0]} pixels by its labels: no image is so; correct them")
+    return size
+
+
+def checked_points(values: Any, size: Sequence[int]) -> np.ndarray:
+    """(N,2) float64, x and y, of a list of numbers or of pairs.
+
+    Args:
+        size: height and width of the image.
+
+    Raises:
+        ValueError: text or other things among the numbers, an odd number of them, NaN, infinities, or a point far
+            outside the image.
+    """
+    try:
+        points = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        raise ValueError("its points are not pairs of numbers") from None
+    if points.size == 0:
+        return np.zeros((0, 2))
+    if points.dtype.kind not in "iuf" or points.ndim > 2 or (points.ndim == 2 and points.shape[1] != 2):
+        raise ValueError("its points are not pairs of numbers")
+    if points.size % 2:
+        raise ValueError("it has an odd number of coordinates")
+    points = points.reshape(-1, 2).astype(np.float64)
+    limit = _FURTHEST * max(*size, 1000)
+    if not (np.abs(points) <= limit).all():  # neither is NaN
+        x, y = points[~(np.abs(points) <= limit).all(axis=1)][0]
+        raise ValueError(f"the point ({x:g}, {y:g}) is far outside of its image of {size[1]}x{size[0]} pixels")
+    return points
+
+
+def checked_run_lengths(shape: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
+    """COCO's run lengths as pycocotools takes them: its C code believes what it is given, and crashes on wrong counts.
+
+    Args:
+        shape: ``size`` [height, width], and ``counts``, a list of numbers or COCO's compressed text.
+        size: height and width of the image.
+
+    Raises:
+        NoArea: there are no counts.
+        ValueError: a size or counts that are not those of the image.
+    """
+    counts, stated = shape.get("counts"), shape.get("size")
+    if counts is None or len(counts) == 0:
+        raise NoArea("without run lengths")
+    if not isinstance(stated, list) or len(stated) != 2:
+        raise ValueError(f"its run lengths have the size {str(stated)[:40]!r} instead of [height, width]")
+    height, width = (whole_number(side, "a side of its run lengths") for side in stated)
+    if [height, width] != list(size):
+        raise ValueError(f"its run lengths are of {width}x{height} pixels, but its image has {size[1]}x{size[0]}")
+    if isinstance(counts, str):
+        runs = _decompressed(counts)
+    else:
+        runs = np.array([whole_number(count, "a run length") for count in counts], dtype=object)
+    if (runs < 0).any() or runs.sum() != height * width:
+        raise ValueError(f"its run lengths are damaged: they do not add up to the {height * width} pixels of its image")
+    return {"size": [height, width], "counts": counts if isinstance(counts, str) else runs.astype(int).tolist()}
+
+
+def _decompressed(text: str) -> np.ndarray:
+    """(N,) int64, the run lengths of COCO's compressed text: 5 bits a character, later runs as differences."""
+    codes = np.array([ord(character) for character in text], dtype=np.int64) - 48
+    ends = np.flatnonzero(codes & 32 == 0)
+    if (codes < 0).any() or (codes > 63).any() or not len(ends) or ends[-1] != len(codes) - 1:
+        raise ValueError("its run lengths are damaged: they are not COCO's compressed text")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    if (ends - starts).max() > 6:  # 35 bits: more than any image has pixels
+        raise ValueError("its run lengths are damaged: one is longer than any image")
+    places = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
+    runs = np.add.reduceat((codes & 31) << 5 * places, starts)
+    runs -= np.where(codes[ends] & 16, np.int64(1) << 5 * (ends - starts + 1), 0)
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    return runs

@@ -1,0 +1,44 @@
+"""Sizes of images from their headers, and what a camera's orientation does to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ovseg.data.own.pairs import Pair
+from ovseg.images import read_image
+
+_ORIENTATION = 0x0112  # of EXIF
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height,width) of an image once turned as its EXIF data say.
+
+    Raises:
+        OvsegError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except Exception:  # Pillow raises almost anything on damaged data; the sentence is there already
+        return read_image(path).shape[:2]
+    return (width, height) if orientation(path) >= 5 else (height, width)
+
+
+def orientation(path: Path) -> int:
+    """How a camera was held, 1 to 8 as EXIF counts; 1, upright, where the file does not say it."""
+    try:
+        with Image.open(path) as image:
+            return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # as above
+        return 1
+
+
+def different_sizes(pair: Pair, labels: Sequence[int], image: Sequence[int]) -> str:
+    """A sentence on labels and an image of different (height,width)."""
+    text = f"{pair.where} has {labels[1]}x{labels[0]} pixels, but its image {pair.image} {image[1]}x{image[0]}"
+    if tuple(labels) == tuple(image[::-1]) and orientation(pair.image) >= 5:
+        text += " once turned as its EXIF data say: turn the labels, too, or take the orientation out of the image"
+    return text
