@@ -96,6 +96,13 @@ def test_annotations_of_no_image_are_named(tmp_path):
         source_of(tmp_path, **KEYS)
 
 
+def test_a_list_of_names_may_have_suffixes(tmp_path):
+    write(tmp_path, [(1, "a.jpg"), (2, "b.jpg")], [box(0, 0, 3, 2)])
+    (tmp_path / "val.txt").write_text("a.jpg\nnone.jpg\n")
+    pairing = source_of(tmp_path, **KEYS, names="val.txt").pairing
+    assert ([pair.name for pair in pairing.pairs], pairing.absent) == (["a"], ("none",))
+
+
 def test_two_images_of_one_id_are_refused(tmp_path):
     write(tmp_path, [(1, "a.jpg"), (1, "b.jpg")], [box(0, 0, 3, 2)])
     with pytest.raises(OvsegError, match=r"two images of the id 1, 'a\.jpg' and 'b\.jpg'"):

@@ -60,6 +60,11 @@ def test_masks_of_0_and_255(tmp_path, caplog):
     assert not {"one_class", "ignored_class"} & found(write_yaml(tmp_path, BINARY)).keys()
 
 
+def test_masks_without_a_class_are_told_before_training(tmp_path, caplog):
+    write_masks(tmp_path, {"a": np.full((4, 6), 255, np.uint8)})
+    assert "no pixel of the masks" in warnings_of(write_yaml(tmp_path, {**BINARY, "first_id": 1}), caplog)
+
+
 def test_rare_values_outside_the_list(tmp_path):
     mask = np.zeros((80, 80), np.uint8)
     mask[0, :6] = [7, 8, 9, 10, 11, 12]
@@ -67,8 +72,8 @@ def test_rare_values_outside_the_list(tmp_path):
     write_masks(tmp_path, {"a": mask})
     for keys in ({}, {"unlisted": "ignore"}):
         message = found(write_yaml(tmp_path, {**BINARY, **keys}))["rare"]
-        assert message.startswith(
-            "6 values outside the list fill less than 0.1% of the pixels each, value 7 (1 pixels)"
+        assert (
+            "mine.yaml: 6 values outside the list fill less than 0.1% of the pixels each, value 7 (1 pixels)" in message
         )
     mask[:40] = 9
     write_masks(tmp_path, {"a": mask})

@@ -78,6 +78,8 @@ def plant_faults(folder: Path) -> dict[str, str]:
         "bad_labels": "masks/8.png",
         "size": "masks/9.png masks/turned.png",
         "unlisted": "masks/5.png",
+        "ignored_class": "beach.yaml",
+        "rare": "beach.yaml",
         "all_ignored": "masks/ignored.png",
     }
 
@@ -110,7 +112,9 @@ def test_every_planted_fault_is_found_with_its_file(clean, tmp_path, capsys):
 
 def test_the_histogram_counts_every_pixel(clean, tmp_path):
     report = check_dataset(open_subject(str(clean)), workers=2)
-    assert not report.findings and not report.unlisted
+    assert [finding.kind for finding in report.findings] == [
+        "ignored_class"
+    ] and not report.unlisted  # there is no boat
     strip = 6 * 30 * 8
     assert report.pixels.tolist() == [strip, 2 * strip, strip, 0]
     assert report.images.tolist() == [6, 6, 6, 0]
@@ -126,7 +130,7 @@ def test_a_clean_data_set_is_told_so(clean, tmp_path, capsys):
     save(tmp_path / "masks/0.png", np.full((40, 30), 255, np.uint8))
     assert tool.main([str(clean), "--json", "-"]) == 0  # a note is no fault
     content = json.loads(capsys.readouterr().out)
-    assert content["ok"] and [finding["kind"] for finding in content["findings"]] == ["all_ignored"]
+    assert content["ok"] and [finding["kind"] for finding in content["findings"]] == ["ignored_class", "all_ignored"]
     assert content["classes"][3] == {"name": "boat", "pixels": 0, "images": 0}
     (tmp_path / "beach.yaml").write_text(yaml.safe_dump({**yaml.safe_load(clean.read_text()), "first_id": 254}))
     assert tool.main([str(clean)]) == 1  # the values are described wrongly

@@ -170,7 +170,7 @@ class _Tally:
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Those with most pixels first; files in the order of the data set."""
-        ordered = sorted(self.pixels, key=lambda name: (-self.pixels[name], min(self.files[name]), name))
+        ordered = sorted(self.pixels, key=lambda name: (-self.pixels[name], min(self.files[name]), len(name), name))
         return {
             name: {"pixels": self.pixels[name], "files": [file for _, file in sorted(self.files[name])]}
             for name in ordered
@@ -190,11 +190,12 @@ def _of_all(subject: Subject, report: Report) -> list[Finding]:
     if subject.classes and (message := ignored_class(subject.classes, report.pixels, ignored)):
         chosen = subject.classes.own.ignore_label is not None
         lost = len(report.class_names) > 1 and np.count_nonzero(report.pixels) == 1 and not chosen
-        findings.append(Finding("one_class" if lost else "ignored_class", subject.name, message))
+        kind = "one_class" if lost else "ignored_class"
+        findings.append(Finding(kind, subject.name, f"{subject.name}: {message}"))
     rare = {name: count for name, count in pixels.items() if count < _RARE * all_pixels}
     if rare and (subject.classes is None or subject.classes.own.kind == "masks"):
         message = (
-            f"{len(rare):,} values outside the list fill less than {_RARE:.1%} of the pixels each, "
+            f"{subject.name}: {len(rare):,} values outside the list fill less than {_RARE:.1%} of the pixels each, "
             f"{show_unlisted(rare)}: masks that were resized, smoothed or compressed have such values at edges"
         )
         findings.append(Finding("rare", subject.name, message))
@@ -255,5 +256,5 @@ def _without_partner(subject: Subject) -> list[Finding]:
         *(Finding("image_without_labels", file, f"{file} has no labels") for file in pairing.images_alone),
         *(Finding("labels_without_image", file, f"{file} has no image") for file in pairing.labels_alone),
         *(Finding("not_there", name, f"{name} has neither image nor labels") for name in pairing.absent),
-        *(Finding("no_such_image", subject.name, sentence) for sentence in pairing.homeless),
+        *(Finding("no_such_image", str(pairing.pairs[0].labels), sentence) for sentence in pairing.homeless),
     ]

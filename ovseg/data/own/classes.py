@@ -94,7 +94,7 @@ class Classes:
                 first = own.first_id or 0
                 return dict.fromkeys(range(first), IGNORED) | {first + k: k for k in range(len(self))} | self._ignored
             for raw in own.ids:
-                if isinstance(raw, bool) or not isinstance(raw, int):
+                if isinstance(raw, bool) or not isinstance(raw, int) or not -(2**31) <= raw < 2**32:
                     raise own.error("ids", f"{raw!r} is no value of a pixel: write whole numbers before the colons")
             return self._ignored | self._given
         table: dict[Hashable, int] = dict(self._by_text)

@@ -47,11 +47,15 @@ def ignored_class(classes: Classes, pixels: np.ndarray, ignored: int) -> str:
 
 
 def first_doubt(source: Source) -> str:
-    """:func:`ignored_class` of a few masks, evenly spread, where only one class occurs in all of them."""
+    """What a few masks, evenly spread, show to be strange: no class at all, or :func:`ignored_class` of only one."""
     pairs, classes = source.pairing.pairs, source.classes
     if source.own.kind != "masks":
         return ""
     counts = np.zeros(2 + len(classes), np.int64)
     for pair in pairs[:: -(-len(pairs) // _LOOKED_AT)]:
-        counts += count_pixels(np.minimum(source.read(pair).indices, len(classes) - 1), len(classes))
+        labels = source.read(pair)
+        counts += count_pixels(labels.indices, len(classes))
+        counts[1] -= sum(labels.left_out.values())
+    if not counts[2:].any():
+        return f"no pixel of the masks that were looked at has a class: does {source.own.file} fit their values?"
     return ignored_class(classes, counts[2:], int(counts[1])) if np.count_nonzero(counts[2:]) == 1 else ""

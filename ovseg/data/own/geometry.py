@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,6 +15,7 @@ from ovseg.errors import OvsegError
 from ovseg.images import LARGEST_IMAGE
 
 _FURTHEST = 10  # times the longer side of an image, but 10,000 pixels at least; nobody draws further outside
+_LARGEST_RATIO = 16  # of the pixels of labels and their image: sizes that differ less are compared by others
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -56,6 +59,8 @@ def whole_number(value: Any, what: str) -> int:
         return int(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value % 1:
         raise ValueError(f"{what} is {str(value)[:40]!r}, not a whole number")
+    if abs(value) >= 2**53:  # beyond what JSON's numbers hold exactly
+        raise ValueError(f"{what} is {value:.3g}, which is too large")
     return int(value)
 
 
@@ -67,12 +72,17 @@ def labelled_size(height: Any, width: Any, image: Path) -> tuple[int, int]:
     """
     if not height or not width:
         height, width = image_size(image)
+    largest = LARGEST_IMAGE
     try:
         size = whole_number(height, "the height"), whole_number(width, "the width")
     except ValueError as error:
         raise OvsegError(f"the size of {image} is unusable: {error}") from error
-    if min(size) < 1 or size[0] * size[1] > LARGEST_IMAGE:
-        raise OvsegError(f"{image} has {size[1]}x{size[0]} pixels by its labels: no image is so; correct them")
+    with contextlib.suppress(OvsegError):  # an image that cannot be read is found where it is read
+        largest = _LARGEST_RATIO * math.prod(image_size(image))
+    if min(size) < 1 or math.prod(size) > largest:
+        raise OvsegError(
+            f"{image} has {size[1]}x{size[0]} pixels by its labels, which cannot be: correct the size there"
+        )
     return size
 
 

@@ -76,7 +76,9 @@ def _descend(folder: Path, parts: Sequence[str], suffixes: Collection[str], lite
                 if groups is not None and os.path.isdir(entry):
                     for more, path in _descend(folder / entry.name, rest or ("**", "*"), suffixes, literal):
                         yield Match((*groups, *more), path)
-            elif (groups := _groups_of_file(part, entry.name, suffixes, literal)) is not None and os.path.isfile(entry):
+            elif (groups := () if exact else _groups_of_file(part, entry.name, suffixes, literal)) is None:
+                continue
+            elif os.path.isfile(entry):
                 yield Match(groups, folder / entry.name)
 
 
