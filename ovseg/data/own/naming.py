@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -33,8 +34,8 @@ def folder_name(name: str, others: Sequence[str] = ()) -> str:
 
 
 def text_key(text: str) -> str:
-    """What names, labels and categories are compared by: :func:`clean_text`, without upper case."""
-    return clean_text(text).casefold()
+    """What names, labels and categories are compared by: without upper case, blanks at the ends and invisible marks."""
+    return clean_text("".join(c for c in text if unicodedata.category(c) != "Cf")).casefold()
 
 
 def path_parts(text: str) -> tuple[str, ...]:

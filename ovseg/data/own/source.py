@@ -91,7 +91,10 @@ def input_files(own: Description) -> list[Path]:
 def advice_unlisted(own: Description) -> str:
     """What to do about values, colours, labels or categories that have no class; a clause without an end."""
     key = "colors" if own.colors is not None else "ids"
-    return f"no class of {own.file}: add it to {key} (as ignore, if it is to be none), or write unlisted: ignore"
+    quoted = "in quotes as it stands there; " if own.kind == "labelme" else ""
+    return (
+        f"no class of {own.file}: add it to {key} ({quoted}as ignore, if it is to be none), or write unlisted: ignore"
+    )
 
 
 class MaskLabels:
