@@ -15,7 +15,7 @@ _LARGEST_FILE = 16 * 2**20  # bytes; a list of words is never larger, a model or
 _NUMBERED = re.compile(r"(\d+)\s*(?:[\s:;,=.)|-])\s*(\S.*)")
 _NUMBERS = re.compile(r"[\d\s:;,.]+")
 _FORMATS = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML", ".pbtxt": "a label map", ".xml": "XML"}
-# byte order mark, zero-width space, word joiner, soft hyphen, marks of direction; the zero-width joiners belong to words
+# byte order mark, zero-width space, word joiner, soft hyphen, marks of direction; zero-width joiners belong to words
 _INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060\u00ad\u200e\u200f"))
 
 Entry = tuple[str, ...]  # a name and its synonyms; mostly the texts that CLIP is asked
