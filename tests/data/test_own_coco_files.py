@@ -144,10 +144,10 @@ def test_categories_with_blanks_texts_for_ids_and_one_name_twice(tmp_path):
 def test_categories_that_are_not_there_are_counted(tmp_path, category):
     write(tmp_path, [(1, "a.jpg")], [box(0, 0, 3, 2, category_id=category)])
     source = source_of(tmp_path, **KEYS)
-    assert source.read(source.pairing.pairs[0]).unlisted == {f"category {category}": 6}
+    assert source.read(source.pairing.pairs[0]).unlisted == {f"category {category!r}": 6}
     source = source_of(tmp_path, **KEYS, unlisted="ignore")
     labels = source.read(source.pairing.pairs[0])
-    assert labels.left_out == {f"category {category}": 6} and (labels.indices == -1).sum() == 6
+    assert labels.left_out == {f"category {category!r}": 6} and (labels.indices == -1).sum() == 6
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 
 from ovseg.data.own.description import Description
 from ovseg.data.own.geometry import Ids
-from ovseg.data.own.naming import path_parts, text_key
+from ovseg.data.own.naming import path_parts, shown, text_key
 from ovseg.data.own.pairs import Pair, Pairing, find, split_names
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import Vocabulary
@@ -58,7 +58,9 @@ class CocoFile:
         for entry in self._entries("categories", "id", "name"):
             number, name = _number(entry["id"]), clean_text(str(entry["name"]))
             if names.setdefault(number, name) != name:
-                raise self._error(f"{self.path} has two categories of the id {number}, {names[number]!r} and {name!r}")
+                raise self._error(
+                    f"{self.path} has two categories of the id {number}, {shown(names[number])} and {shown(name)}"
+                )
         return dict(sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
     def vocabulary(self) -> Vocabulary:
@@ -99,8 +101,8 @@ class CocoFile:
             other = wanted.setdefault(entry["id"], parts)
             if not _same_file(parts, other):
                 raise self._error(
-                    f"{self.path} has two images of the id {entry['id']!r}, {'/'.join(other)!r} and "
-                    f"{'/'.join(parts)!r}, and nobody knows whose its annotations are: give each image its own id"
+                    f"{self.path} has two images of the id {shown(entry['id'])}, {shown('/'.join(other))} and "
+                    f"{shown('/'.join(parts))}, and nobody knows whose its annotations are: give each image its own id"
                 )
             candidates = by_file_name.get(parts[-1] if parts else "", [])
             shared = [_shared_end(parts, path_parts(path.as_posix())) for _, path in candidates]
@@ -112,7 +114,7 @@ class CocoFile:
             if best:
                 found[best[0][0]].append((max(shared), parts, entry))
             else:
-                missing.append(f"{entry['file_name']} of {self.path}")
+                missing.append(f"{str(entry['file_name'])[:200]} of {self.path}")
         entries: dict[str, list[Entry]] = {}
         for name, several in found.items():
             most = max(count for count, _, _ in several)
@@ -175,7 +177,7 @@ class CocoFile:
         for entry in self._entries("annotations", "image_id"):
             image_id = ids.find(entry["image_id"])
             if image_id is None:
-                lost[repr(entry["image_id"])].append(str(entry.get("id")))
+                lost[shown(entry["image_id"])].append(shown(entry.get("id")))
             else:
                 found[image_id].append(entry)
         if lost and not found:

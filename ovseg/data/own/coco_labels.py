@@ -11,7 +11,7 @@ from pycocotools import mask as run_lengths
 from ovseg.data.own.classes import Classes
 from ovseg.data.own.coco import CocoFile
 from ovseg.data.own.geometry import Ids, NoArea, checked_points, checked_run_lengths, labelled_size, whole_number
-from ovseg.data.own.naming import text_key
+from ovseg.data.own.naming import shown, text_key
 from ovseg.data.own.pairs import Pair
 from ovseg.data.own.values import UNLISTED, Labels, look_up, packed_colors, settle
 from ovseg.errors import OvsegError
@@ -38,7 +38,7 @@ class _Decoder:
     def category(self, annotation: Mapping[str, Any]) -> str:
         """What messages call an annotation's category."""
         number = self.ids.find(annotation.get("category_id"))
-        return f"category {annotation.get('category_id')}" if number is None else f"category {self.names[number]!r}"
+        return f"category {shown(annotation.get('category_id') if number is None else self.names[number])}"
 
 
 class PanopticLabels(_Decoder):
@@ -84,7 +84,7 @@ class InstanceLabels(_Decoder):
         left_out: dict[str, int] = {}
         objects = []
         for number, annotation in enumerate(pair.entry["annotations"], start=1):
-            name = f"annotation {annotation.get('id', f'number {number}')}"
+            name = f"annotation {shown(annotation['id']) if 'id' in annotation else f'number {number}'}"
             try:
                 rle, too_short = _encode(annotation.get("segmentation"), size)
             except NoArea as error:

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from ovseg.data.own.classes import Classes
 from ovseg.data.own.geometry import NoArea, checked_points, labelled_size
-from ovseg.data.own.naming import text_key
+from ovseg.data.own.naming import shown, text_key
 from ovseg.data.own.pairs import Pair
 from ovseg.data.own.values import UNLISTED, Labels, settle
 from ovseg.errors import OvsegError
@@ -60,7 +60,7 @@ class LabelmeLabels:
                 if not pixels:
                     raise NoArea("which covers no pixel")
             except NoArea as error:
-                left_out[f"shape {number} ({label!r}), {error}"] = 0
+                left_out[f"shape {number} ({shown(label)}), {error}"] = 0
                 continue
             except _UNUSABLE as error:
                 raise OvsegError(
@@ -68,7 +68,7 @@ class LabelmeLabels:
                 ) from error
             index = self.classes.table.get(text_key(label), UNLISTED)
             if index == UNLISTED:
-                name = f"label {label!r}"
+                name = f"label {shown(label)}"
                 unlisted[name] = unlisted.get(name, 0) + pixels
             canvas.paste(index + _OFFSET, mask=area)
         indices = np.asarray(canvas, dtype=np.int32) - _OFFSET
@@ -122,7 +122,7 @@ def _area(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
     elif kind == "ellipse":  # corners of the box around it
         draw.ellipse((*points.min(axis=0), *points.max(axis=0)), fill=255, outline=255)
     else:
-        raise ValueError(f"the shape type {kind!r} is not known")
+        raise ValueError(f"the shape type {shown(kind)} is not known")
     return area
 
 
