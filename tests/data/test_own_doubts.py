@@ -1,4 +1,4 @@
-"""Labels that fit their description and cannot be what was meant, and what is left out: checked, counted, told."""
+"""Labels that fit their description and cannot be what was meant, and what is left out: checked, counted, named."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_masks_of_0_and_255(tmp_path, caplog):
     assert not {"one_class", "ignored_class"} & found(write_yaml(tmp_path, BINARY)).keys()
 
 
-def test_masks_without_a_class_are_told_before_training(tmp_path, caplog):
+def test_masks_without_a_class_are_named_before_training(tmp_path, caplog):
     write_masks(tmp_path, {"a": np.full((4, 6), 255, np.uint8)})
     assert "no pixel of the masks" in warnings_of(write_yaml(tmp_path, {**BINARY, "first_id": 1}), caplog)
 
@@ -149,7 +149,7 @@ def coco(folder):
     return write_yaml(folder, {"images": "images/*.jpg", "coco_instances": "c.json"})
 
 
-def test_what_is_left_out_is_told_each_time(tmp_path, caplog):
+def test_what_is_left_out_is_named_each_time(tmp_path, caplog):
     path = coco(tmp_path)
     messages = found(path)
     assert "annotation 5 (category 'crack'), which has no segmentation" in messages["left_out"]
@@ -173,7 +173,7 @@ def test_a_conversion_that_was_killed_keeps_its_counts(tmp_path):
     assert prepare(read_description(path)).left_out == first.left_out
 
 
-def test_values_that_are_ignored_by_request_are_told(tmp_path, caplog):
+def test_values_that_are_ignored_by_request_are_named(tmp_path, caplog):
     write_masks(tmp_path, {"a": np.array([[0, 1, 7, 7]], np.uint8)})
     path = write_yaml(tmp_path, {**BINARY, "unlisted": "ignore"})
     assert "value 7 (2 pixels)" in found(path)["left_out"]

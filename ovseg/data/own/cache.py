@@ -100,8 +100,8 @@ def _convert(source: Source, folder: Path, workers: int) -> Prepared:
         if item.name not in left_out:  # made by a run that was killed
             read(item.extra)
     pairs = [Pair(p.name, p.image, output.path(items[p.name]) if p.name in items else p.labels) for p in pairing.pairs]
-    told = tuple(text for _, text in sorted(left_out.items()) if text)
-    return Prepared(classes, replace(pairing, pairs=tuple(pairs)), told, first_doubt(source))
+    sentences = tuple(text for _, text in sorted(left_out.items()) if text)
+    return Prepared(classes, replace(pairing, pairs=tuple(pairs)), sentences, first_doubt(source))
 
 
 def _read(source: Source, pair: Pair) -> Labels:

@@ -23,6 +23,7 @@ from ovseg.vocabulary import Vocabulary
 from ovseg.vocabulary.reading import clean_text
 
 _SHOWN = 5  # annotations that a sentence names
+_DEEPEST = 6  # parts of paths that are compared
 Entry = Mapping[str, Any]
 
 
@@ -90,9 +91,11 @@ class CocoFile:
 
     def _on_disk(self, images: Mapping[str, Path]) -> tuple[dict[str, list[Entry]], list[str]]:
         """The file's entries by the name of their image, several where it is listed more than once; names not there."""
-        by_file_name: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+        by_end: dict[tuple[str, ...], list[str]] = defaultdict(list)  # names of images by the last parts of their paths
         for name, path in images.items():
-            by_file_name[path_parts(path.name)[-1]].append((name, path))
+            parts = path_parts(path.as_posix())
+            for count in range(1, min(len(parts), _DEEPEST) + 1):
+                by_end[parts[-count:]].append(name)
         wanted: dict[Any, tuple[str, ...]] = {}
         found: dict[str, list[tuple[int, tuple[str, ...], Entry]]] = defaultdict(list)
         missing = []
@@ -104,17 +107,15 @@ class CocoFile:
                     f"{self.path} has two images of the id {shown(entry['id'])}, {shown('/'.join(other))} and "
                     f"{shown('/'.join(parts))}, and nobody knows whose its annotations are: give each image its own id"
                 )
-            candidates = by_file_name.get(parts[-1] if parts else "", [])
-            shared = [_shared_end(parts, path_parts(path.as_posix())) for _, path in candidates]
-            best = [candidate for candidate, count in zip(candidates, shared, strict=True) if count == max(shared)]
-            if len(best) > 1:
-                raise self.own.error(
-                    "images", f"{best[0][1]} and {best[1][1]} may both be {'/'.join(parts)!r} of {self.path}"
-                )
-            if best:
-                found[best[0][0]].append((max(shared), parts, entry))
-            else:
+            ends = (parts[-count:] for count in range(min(len(parts), _DEEPEST), 0, -1))
+            if (end := next((end for end in ends if end in by_end), None)) is None:
                 missing.append(f"{str(entry['file_name'])[:200]} of {self.path}")
+                continue
+            name, *others = by_end[end]
+            if others:
+                both = f"{images[name]} and {images[others[0]]}"
+                raise self.own.error("images", f"{both} may both be {'/'.join(parts)!r} of {self.path}")
+            found[name].append((len(end), parts, entry))
         entries: dict[str, list[Entry]] = {}
         for name, several in found.items():
             most = max(count for count, _, _ in several)
@@ -222,14 +223,6 @@ def _first(things: Mapping[str, Any]) -> str:
     return next(iter(things))
 
 
-def _shared_end(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many parts two paths have in common at their ends."""
-    count = 0
-    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
-        count += 1
-    return count
-
-
 def _same_file(one: Sequence[str], other: Sequence[str]) -> bool:
     """Whether one path is the end of the other."""
-    return _shared_end(one, other) == min(len(one), len(other))
+    return all(a == b for a, b in zip(reversed(one), reversed(other), strict=False))

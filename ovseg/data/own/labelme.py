@@ -109,7 +109,7 @@ def _area(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
     elif kind == "rectangle":
         draw.rectangle((*points.min(axis=0), *points.max(axis=0)), fill=255, outline=255)
     elif kind == "mask":
-        area.paste(_picture_of(shape, size), tuple(map(round, points.min(axis=0))))
+        area.paste(_inside_mask(shape, size), tuple(map(round, points.min(axis=0))))
     elif kind == "circle":
         (x, y), (edge_x, edge_y) = corners
         radius = math.hypot(edge_x - x, edge_y - y)
@@ -126,10 +126,10 @@ def _area(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
     return area
 
 
-def _picture_of(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
-    """The picture that a shape of the type mask holds, mode L with 255 inside."""
-    with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=("PNG",)) as picture:
-        if picture.width > size[1] or picture.height > size[0]:
-            text = f"its mask has {picture.width}x{picture.height} pixels, its image only {size[1]}x{size[0]}"
+def _inside_mask(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
+    """The image that a shape of the type mask holds, mode L with 255 inside."""
+    with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=("PNG",)) as bits:
+        if bits.width > size[1] or bits.height > size[0]:
+            text = f"its mask has {bits.width}x{bits.height} pixels, its image only {size[1]}x{size[0]}"
             raise ValueError(text)
-        return Image.fromarray(np.where(np.asarray(picture.convert("L")) > 0, 255, 0).astype(np.uint8))
+        return Image.fromarray(np.where(np.asarray(bits.convert("L")) > 0, 255, 0).astype(np.uint8))
