@@ -118,7 +118,7 @@ def test_lossy_masks_are_refused_by_their_content(tmp_path, kind, suffix, option
     (tmp_path / "masks/a.png").unlink()
     image = Image.fromarray((np.eye(16) > 0).astype(np.uint8)).convert("RGB")
     image.save(tmp_path / f"masks/a{suffix}", kind, **options)
-    with pytest.raises(OvsegError, match=rf"mask .*a\{suffix} is a \w+( jpeg)? file with lossy compression"):
+    with pytest.raises(OvsegError, match=rf"mask .*a\{suffix} is a \w+ file with lossy compression"):
         labels_of(tmp_path, **{**BINARY, "masks": "masks", "colors": colors})
     with pytest.raises(OvsegError, match="lossy compression"):
         prepare(read_description(write_yaml(tmp_path, {**BINARY, "masks": "masks"})))

@@ -116,9 +116,7 @@ def _encode(shape: Any, size: tuple[int, int]) -> tuple[dict[str, Any], int]:
     if shape is None or shape in ([], {}, ""):
         raise NoArea("which has no segmentation")
     if isinstance(shape, dict):
-        rle = checked_run_lengths(shape, size)
-        if isinstance(rle["counts"], list):
-            rle = run_lengths.frPyObjects(rle, *size)
+        rle = run_lengths.encode(np.asfortranarray(checked_run_lengths(shape, size), dtype=np.uint8))
     elif isinstance(shape, list):
         polygons = [checked_points(polygon, size) for polygon in (shape if isinstance(shape[0], list) else [shape])]
         usable = [polygon.ravel().tolist() for polygon in polygons if len(np.unique(polygon, axis=0)) > 2]

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from ovseg.data.own.image_size import image_size
+from ovseg.data.run_lengths import decode_mask
 from ovseg.errors import OvsegError
 from ovseg.images import LARGEST_IMAGE
 
@@ -114,8 +115,8 @@ def checked_points(values: Any, size: Sequence[int]) -> np.ndarray:
     return points
 
 
-def checked_run_lengths(shape: Mapping[str, Any], size: Sequence[int]) -> dict[str, Any]:
-    """COCO's run lengths as pycocotools takes them: its C code believes what it is given, and crashes on wrong counts.
+def checked_run_lengths(shape: Mapping[str, Any], size: Sequence[int]) -> np.ndarray:
+    """(H,W) bool mask of COCO's run lengths.
 
     Args:
         shape: ``size`` [height, width], and ``counts``, a list of numbers or COCO's compressed text.
@@ -133,26 +134,4 @@ def checked_run_lengths(shape: Mapping[str, Any], size: Sequence[int]) -> dict[s
     height, width = (whole_number(side, "a side of its run lengths") for side in stated)
     if [height, width] != list(size):
         raise ValueError(f"its run lengths are of {width}x{height} pixels, but its image has {size[1]}x{size[0]}")
-    if isinstance(counts, str):
-        runs = _decompressed(counts)
-    else:
-        runs = np.array([whole_number(count, "a run length") for count in counts], dtype=object)
-    if (runs < 0).any() or runs.sum() != height * width:
-        raise ValueError(f"its run lengths are damaged: they do not add up to the {height * width} pixels of its image")
-    return {"size": [height, width], "counts": counts if isinstance(counts, str) else runs.astype(int).tolist()}
-
-
-def _decompressed(text: str) -> np.ndarray:
-    """(N,) int64, the run lengths of COCO's compressed text: 5 bits a character, later runs as differences."""
-    codes = np.array([ord(character) for character in text], dtype=np.int64) - 48
-    ends = np.flatnonzero(codes & 32 == 0)
-    if (codes < 0).any() or (codes > 63).any() or not len(ends) or ends[-1] != len(codes) - 1:
-        raise ValueError("its run lengths are damaged: they are not COCO's compressed text")
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    if (ends - starts).max() > 6:  # 35 bits: more than any image has pixels
-        raise ValueError("its run lengths are damaged: one is longer than any image")
-    places = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    runs = np.add.reduceat((codes & 31) << 5 * places, starts)
-    runs -= np.where(codes[ends] & 16, np.int64(1) << 5 * (ends - starts + 1), 0)
-    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
-    return runs
+    return decode_mask(counts, height, width)

@@ -122,12 +122,19 @@ def is_index_file(path: Path) -> bool:
 
 
 def _check_lossless(path: Path, image: Image.Image) -> None:
-    """Raise OvsegError where pixels are not what was saved, so that values and colours come out that nobody wrote."""
-    name = f"{image.format} {image.info.get('compression', '')}" if image.format == "TIFF" else image.format
-    if name in _LOSSY or (image.format in _LOSSY_BY_CONTENT and _LOSSY_BY_CONTENT[image.format](path.read_bytes())):
+    """Raise OvsegError where pixels are not what was saved, so that values and colours come out that nobody wrote.
+
+    Nothing is decoded before, which for some other formats would start programs.
+    """
+    if image.format in _IS_LOSSY:
+        lossy = _IS_LOSSY[image.format](path.read_bytes())
+    else:
+        lossy = image.format not in _LOSSLESS
+        lossy |= image.format == "TIFF" and image.info.get("compression") in _LOSSY_TIFF
+    if lossy:
         raise OvsegError(
-            f"mask {path} is a {name.split('_')[0]} file with lossy compression, which invents values and colours at "
-            "the edges of objects: save masks as PNG, from the original labels (not from this file)"
+            f"mask {path} is a {image.format} file with lossy compression, which invents values and colours at the "
+            "edges of objects: save masks as PNG, from the original labels (not from this file)"
         )
 
 
@@ -149,8 +156,9 @@ def _is_lossy_jpeg2000(content: bytes) -> bool:
     return mark < 0 or content[mark + 13 : mark + 14] != b"\x01"
 
 
-_LOSSY = ("JPEG", "MPO", "AVIF", "TIFF jpeg", "TIFF tiff_jpeg", "TIFF webp", "TIFF jp2000")
-_LOSSY_BY_CONTENT = {"WEBP": _is_lossy_webp, "JPEG2000": _is_lossy_jpeg2000}
+_LOSSLESS = ("PNG", "TIFF", "BMP", "DIB", "GIF", "PPM", "TGA", "PCX", "SGI")
+_LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "jp2000")
+_IS_LOSSY = {"WEBP": _is_lossy_webp, "JPEG2000": _is_lossy_jpeg2000}
 
 
 def _pixels(path: Path, mode: str | None) -> np.ndarray:
