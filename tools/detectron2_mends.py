@@ -35,6 +35,15 @@ MENDS = (
     Mend("detectron2/utils/video_visualizer.py", "np.bool", "bool", 1, _ALIAS),
     Mend("detectron2/utils/visualizer.py", "np.bool", "bool", 3, _ALIAS),
     Mend(
+        "detectron2/utils/comm.py",
+        """    storage = torch.ByteStorage.from_buffer(buffer)
+    tensor = torch.ByteTensor(storage).to(device=device)
+""",
+        "    tensor = torch.frombuffer(bytearray(buffer), dtype=torch.uint8).to(device=device)\n",
+        1,
+        "PyTorch 2 deprecated typed storages, and warns of them in every distributed run",
+    ),
+    Mend(
         "detectron2/data/transforms/transform.py",
         "Image.LINEAR",
         "Image.BILINEAR",

@@ -119,8 +119,8 @@ def test_report_again_by_the_tool_without_the_images(folder, capsys):
     (folder / "confusion.npz").write_bytes(b"PK")
     with pytest.raises(OvsegError, match=r"confusion\.npz cannot be read"):
         report.main([str(folder)])
-    with pytest.raises(OvsegError, match=r"there is no .*results\.json: evaluate first"):
-        report.main([str(folder.parent)])
+    with pytest.raises(OvsegError, match=r"no inference/<data set>/results\.json in .*: evaluate with OUTPUT_DIR"):
+        report.main([str(folder.parents[2])])
 
 
 def test_pairs_are_ordered_by_their_share_of_the_true_class():
