@@ -26,6 +26,7 @@ def cfg(tmp_path):
     (tmp_path / "clip.json").write_text(json.dumps(TINY))
     cfg = get_cfg()
     cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME = str(tmp_path / "clip.json")
+    cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS = "none"
     cfg.MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR = "none"
     return cfg
 
@@ -151,13 +152,15 @@ def test_weights_from_a_file(cfg, tmp_path):
 
 
 def test_a_checkpoint_makes_fetching_weights_needless(cfg, tmp_path):
-    adapter = adapter_of(cfg, CLIP_WEIGHTS=str(tmp_path / "missing.safetensors"))
-    adapter.load_state_dict(adapter_of(cfg).state_dict())
+    file = tmp_path / "damaged.safetensors"
+    file.write_bytes(b"rubbish")
+    adapter = adapter_of(cfg, CLIP_WEIGHTS=str(file))
+    adapter.load_state_dict(adapter_of(cfg, CLIP_WEIGHTS="none").state_dict())
     adapter.ensure_weights()  # would raise if it read the file
     incomplete = {k: v for k, v in adapter.state_dict().items() if "ln_final" not in k}
-    other = adapter_of(cfg)
+    other = adapter_of(cfg, CLIP_WEIGHTS=str(file))
     other.load_state_dict(incomplete, strict=False)
-    with pytest.raises(OvsegError, match=r"missing\.safetensors does not exist"):
+    with pytest.raises(OvsegError, match=r"damaged\.safetensors is damaged"):
         other.ensure_weights()
 
 
@@ -282,7 +285,7 @@ def test_folder_with_weights(cfg, tmp_path):
         find_clip(f"local-dir:{tmp_path}", "openai")
     donor, _ = build_clip(find_clip(cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME, "none"))
     save_file(donor.state_dict(), tmp_path / "open_clip_model.safetensors")
-    adapter = adapter_of(cfg, CLIP_MODEL_NAME=f"local-dir:{tmp_path}")
+    adapter = adapter_of(cfg, CLIP_MODEL_NAME=f"local-dir:{tmp_path}", CLIP_WEIGHTS="")
     adapter.ensure_weights()
     assert torch.equal(adapter.clip_model.token_embedding.weight, donor.token_embedding.weight)
 
