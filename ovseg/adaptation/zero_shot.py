@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -23,7 +22,6 @@ from ovseg.errors import OvsegError
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _CROPS_AT_A_TIME = 64
 _TOP = 5
-Cut = Callable[[np.ndarray, Sequence[tuple[np.ndarray, int]]], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -53,19 +51,18 @@ def validation_set(name: str, size: int, preprocessing: Preprocessing = OPENAI) 
     Raises:
         OvsegError: no such folder, or no crops in it.
     """
-    cut = partial(_cut, size=size, preprocessing=preprocessing)
-    return _toy(cut) if name == "toy" else _folder(Path(name), cut)
+    return _toy(size, preprocessing) if name == "toy" else _folder(Path(name), size, preprocessing)
 
 
-def _toy(cut: Cut) -> ValidationSet:
+def _toy(size: int, preprocessing: Preprocessing) -> ValidationSet:
     from ovseg.data.toy import BASE_CLASSES, CLASS_NAMES, render_split
 
     base = len(BASE_CLASSES)
     groups = {"base": range(base), "novel": range(base, len(CLASS_NAMES))}
-    return ValidationSet(CLASS_NAMES, _ToyRegions(render_split("val"), cut), groups)
+    return ValidationSet(CLASS_NAMES, _ToyRegions(render_split("val"), size, preprocessing), groups)
 
 
-def _folder(folder: Path, cut: Cut) -> ValidationSet:
+def _folder(folder: Path, size: int, preprocessing: Preprocessing) -> ValidationSet:
     classes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     rows = [
         (file, str(number))
@@ -76,13 +73,15 @@ def _folder(folder: Path, cut: Cut) -> ValidationSet:
     if not rows:
         raise OvsegError(f"--val {folder} holds no crops: give 'toy', or a folder with one folder of crops per class")
     names = [path.name.replace("_", " ") for path in classes]
-    return ValidationSet(names, _FilledCrops(PairList(tuple(rows), ("",) * len(rows), None), cut), {})
+    pairs = PairList(tuple(rows), ("",) * len(rows), None)
+    return ValidationSet(names, _FilledCrops(pairs, size, preprocessing), {})
 
 
 @dataclass(frozen=True)
 class _FilledCrops(Dataset):
     pairs: PairList
-    cut: Cut
+    size: int
+    preprocessing: Preprocessing = OPENAI
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -92,7 +91,7 @@ class _FilledCrops(Dataset):
             pair = self.pairs[index]
         except OvsegError as error:
             return error
-        return self.cut(pair.image, [(pair.mask, int(pair.text))])
+        return _cut(pair.image, [(pair.mask, int(pair.text))], self.size, self.preprocessing)
 
     def find_images(self, root: str | None) -> list[Path]:
         """The whole images that the crops' names tell."""
@@ -102,7 +101,8 @@ class _FilledCrops(Dataset):
 @dataclass(frozen=True)
 class _ToyRegions(Dataset):
     records: Sequence[dict]
-    cut: Cut
+    size: int
+    preprocessing: Preprocessing = OPENAI
 
     def __len__(self) -> int:
         return len(self.records)
@@ -116,7 +116,8 @@ class _ToyRegions(Dataset):
         regions = [(instances == thing["id"], thing["category_id"]) for thing in record["things"]]
         ground = labels[(instances == 0) & (labels != 255)]
         regions += [((labels == label) & (instances == 0), int(label)) for label in np.unique(ground)]
-        return self.cut(image, [(mask, label) for mask, label in regions if mask.any()])
+        regions = [(mask, label) for mask, label in regions if mask.any()]
+        return _cut(image, regions, self.size, self.preprocessing)
 
     def find_images(self, root: str | None) -> list[Path]:
         """The scenes themselves."""
