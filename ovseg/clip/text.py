@@ -20,7 +20,7 @@ from ovseg.errors import OvsegError
 PROMPTS_AT_A_TIME = 512
 WORDS_IN_MEMORY = 8192
 _SAMPLES_PER_TENSOR = 64
-_FORMAT = 3  # of what is remembered; raised when the way of embedding changes, so that older entries are not used
+_FORMAT = 4  # of what is remembered; raised when the way of embedding changes, so that older entries are not used
 _PROBE = "Probe: 2 naïve CATS &amp; a dog's tail,  кошка"  # its tokens tell tokenizers apart
 
 
