@@ -93,8 +93,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "",
     # OpenAI's name, open_clip's name, path of an open_clip JSON file, hf-hub:..., local-dir:...
     "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": "ViT-B/16",
-    # ours: an open_clip tag, a file, or "none"; "" = openai, and datacomp_xl_s13b_b90k in SCAN. Read when first needed,
-    # for what MODEL.WEIGHTS lacks
+    # ours: an open_clip tag, a file that exists, or "none" (random); "" = what comes with the name, else openai, and
+    # datacomp_xl_s13b_b90k in SCAN. Read when first needed, for what MODEL.WEIGHTS lacks
     "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": "",
     "MODEL.CLIP_ADAPTER.MASK_FILL": "mean",  # background of a crop: CLIP's mean colour, or "zero"
     "MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO": 1.0,

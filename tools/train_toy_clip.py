@@ -20,14 +20,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from rich.logging import RichHandler
 
+from ovseg.adaptation.tuned_clip import flags_in_messages
 from ovseg.checkpoint import save_safetensors
+from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
+from ovseg.clip.preprocessing import OPENAI
 from ovseg.data.toy import generator_version
 from ovseg.data.toy.clip.pairs import PairSampler
 from ovseg.data.toy.clip.training import Recipe, TrainingRun
@@ -35,7 +37,6 @@ from ovseg.data.toy.clip.views import ViewRecipe, load_views
 from ovseg.data.toy.clip.zero_shot import evaluate
 from ovseg.errors import OvsegError, user_errors
 from ovseg.files import atomic_path
-from ovseg.state_dicts import read_state_dict
 
 logger = logging.getLogger("train_toy_clip")
 
@@ -66,12 +67,29 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train(args: argparse.Namespace, tokenizer: SimpleTokenizer, architecture: dict[str, Any]) -> TrainingRun:
+def find_architecture(args: argparse.Namespace) -> tuple[ClipSource, SimpleTokenizer]:
+    """The CLIP to train, with the weights to start from, and its tokenizer.
+
+    Raises:
+        OvsegError: missing or bad file, or a CLIP that the toy world's pairs are not made for.
+    """
+    source = find_clip(str(args.architecture), str(args.init) if args.init else "none")
+    model, tokenizer = build_clip(source)
+    if not isinstance(model, CLIP) or not isinstance(tokenizer, SimpleTokenizer) or source.preprocessing != OPENAI:
+        raise OvsegError(
+            f"--architecture {args.architecture} has a text tower, a tokenizer or a preprocessing of its own: the toy "
+            "world's pairs are made for OpenAI's, leave custom_text, hf_tokenizer_name and preprocess_cfg out"
+        )
+    return source, tokenizer
+
+
+def train(args: argparse.Namespace, tokenizer: SimpleTokenizer, source: ClipSource) -> TrainingRun:
     """Train from scratch or from the checkpoint of a killed run."""
+    architecture = source.architecture
     torch.manual_seed(args.seed)
     model = CLIP(**architecture)
     if args.init:
-        model.load_state_dict(read_state_dict(args.init))
+        load_clip_weights(model, source)
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
     settings = {key: str(value) for key, value in sorted(vars(args).items()) if key != "resume"}
     about = {"settings": settings, "architecture": architecture, "generator_version": generator_version()}
@@ -86,17 +104,15 @@ def train(args: argparse.Namespace, tokenizer: SimpleTokenizer, architecture: di
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    if not args.architecture.is_file():
-        raise OvsegError(f"there is no {args.architecture}: give an open_clip JSON with --architecture")
     if args.scenes < args.batch_size or args.captions < 1:
         raise OvsegError("--scenes must be at least --batch-size, and --captions at least 1")
-    architecture = json.loads(args.architecture.read_text(encoding="utf-8"))
-    tokenizer = SimpleTokenizer(context_length=architecture["text_cfg"]["context_length"])
-    run = train(args, tokenizer, architecture)
+    with flags_in_messages(weights="--init"):
+        source, tokenizer = find_architecture(args)
+        run = train(args, tokenizer, source)
     half = {name: value.half().contiguous() for name, value in run.model.state_dict().items()}
     save_safetensors(half, args.output)
     run.model.load_state_dict(half)  # judge what is shipped
-    scores = evaluate(run.model, tokenizer, architecture["vision_cfg"]["image_size"])
+    scores = evaluate(run.model, tokenizer, source.architecture["vision_cfg"]["image_size"])
     with atomic_path(args.work_dir / "log.json") as path:
         path.write_text(json.dumps(run.log | {"evaluation": scores}, indent=1), encoding="utf-8")
     for name, value in scores.items():

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from ovseg.adaptation.crops import BatchLoader, normalised
 from ovseg.clip.contextual_shift import draw_patches, encode_shifted, shifted_blocks
+from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.clip.whole_image import look_at_whole
 from ovseg.data.sampler import mix
 from ovseg.errors import OvsegError
@@ -135,6 +136,7 @@ def look_at_all(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager],
     workers: int,
+    preprocessing: Preprocessing = OPENAI,
 ) -> Tensor:
     """The class tokens of whole images, float32 (N, blocks, width) on the CPU; every process must call this.
 
@@ -146,20 +148,22 @@ def look_at_all(
         device: for the tower.
         autocast: gives the context that the tower is run in.
         workers: data-loader processes.
+        preprocessing: of the CLIP.
 
     Raises:
         OvsegError: an image cannot be read.
     """
+    images = _Squashed(paths, size, preprocessing)
     chunks = [range(first, min(first + _AT_A_TIME, len(paths))) for first in range(0, len(paths), _AT_A_TIME)]
     mine = chunks[comm.get_rank() :: comm.get_world_size()]
     shift.original.to(device)
     began, seen = time.perf_counter(), []
     with progress_bar(show=comm.is_main_process(), transient=True) as progress:
         bar = progress.add_task("whole images", total=sum(map(len, mine)))
-        for (images,) in BatchLoader(_Squashed(paths, size), mine, workers=workers, pin_memory=device.type == "cuda"):
+        for (batch,) in BatchLoader(images, mine, workers=workers, pin_memory=device.type == "cuda"):
             with autocast():
-                seen.append(shift.look(images.to(device)).cpu())
-            progress.advance(bar, len(images))
+                seen.append(shift.look(batch.to(device)).cpu())
+            progress.advance(bar, len(batch))
     shift.original.cpu()
     logger.info("%s: looked at %d whole images in %.1f s", device, len(paths), time.perf_counter() - began)
     of_all = comm.all_gather(seen)
@@ -170,8 +174,8 @@ def look_at_all(
 class _Squashed(Dataset):
     """Whole images as CLIP's square input: bilinear with antialias, unlike at inference, as in the original."""
 
-    def __init__(self, paths: Sequence[Path], size: int):
-        self.paths, self.size = paths, size
+    def __init__(self, paths: Sequence[Path], size: int, preprocessing: Preprocessing):
+        self.paths, self.size, self.preprocessing = paths, size, preprocessing
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -181,5 +185,6 @@ class _Squashed(Dataset):
             image = Image.fromarray(read_image(self.paths[index]))
         except OvsegError as error:
             return error
-        pixels = normalised(np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR)))
+        pixels = np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
+        pixels = normalised(pixels, self.preprocessing)
         return (torch.from_numpy(pixels.transpose(2, 0, 1)),)

@@ -8,7 +8,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
@@ -17,55 +16,62 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from ovseg.adaptation.recipe import Recipe
+from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.data.sampler import mix
 from ovseg.errors import OvsegError
 
-_MEAN = 255 * np.array(OPENAI_DATASET_MEAN, np.float32)
-_STD = 255 * np.array(OPENAI_DATASET_STD, np.float32)
 _SQUARE = torch.empty(1, 2048, 2048, device="meta")  # what a crop is for RandomResizedCrop when ratios are its own
 
 
-def normalised(image: np.ndarray) -> np.ndarray:
+def normalised(image: np.ndarray, preprocessing: Preprocessing = OPENAI) -> np.ndarray:
     """Pixels (h, w, 3) RGB, 0 .. 255, as CLIP's input, float32."""
-    return (image.astype(np.float32) - _MEAN) / _STD
+    mean, std = (255 * np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
+    return (image.astype(np.float32) - mean) / std
 
 
-def filled(image: np.ndarray, mask: np.ndarray, fill: Sequence[float]) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+def filled(
+    image: np.ndarray, mask: np.ndarray, fill: Sequence[float], preprocessing: Preprocessing = OPENAI
+) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
     """Put a colour behind the mask and normalise, before any resizing as at inference (specification, section 3).
 
     Args:
         image: uint8 (h, w, 3) RGB.
         mask: bool (h, w).
         fill: RGB, 0 .. 255.
+        preprocessing: of the CLIP.
 
     Returns:
         float32 (3, h, w) and uint8 (1, h, w).
     """
-    pixels = np.where(mask[..., None], normalised(image), normalised(np.array(fill)))
+    colour = normalised(np.array(fill), preprocessing)
+    pixels = np.where(mask[..., None], normalised(image, preprocessing), colour)
     crop = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     return tv_tensors.Image(crop), tv_tensors.Mask(torch.from_numpy(mask[None].astype(np.uint8)))
 
 
-def squash(crop: Tensor, mask: Tensor, window: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
-    """Resize a window (top, left, height, width) to a square as at inference: bicubic without antialias; nearest.
+def squash(
+    crop: Tensor, mask: Tensor, window: Sequence[int], size: int, interpolation: str = "bicubic"
+) -> tuple[Tensor, Tensor]:
+    """Resize a window (top, left, height, width) to a square as at inference: without antialias; a mask by nearest.
 
     Returns:
         float32 (3, size, size) and uint8 (1, size, size).
     """
-    bicubic = InterpolationMode.BICUBIC
+    mode = InterpolationMode(interpolation)
     return tuple(
-        transforms.resized_crop(x, *window, [size, size], interpolation=bicubic, antialias=False).as_subclass(Tensor)
+        transforms.resized_crop(x, *window, [size, size], interpolation=mode, antialias=False).as_subclass(Tensor)
         for x in (crop, mask)  # a tv_tensors.Mask is always resized by nearest neighbour
     )
 
 
-def unlike_fill(crop: Tensor, fill: Sequence[float]) -> Tensor:
+def unlike_fill(crop: Tensor, fill: Sequence[float], preprocessing: Preprocessing = OPENAI) -> Tensor:
     """Where a resized crop has not the fill's colour, to half a level: uint8 (1, S, S) of float32 (3, S, S).
 
     So SCAN's scripts find the mask of an augmented crop: it is wider than the mask resized, by what bicubic resizing
     spreads (specification of SCAN, section 12).
     """
-    colour, level = (torch.from_numpy(x)[:, None, None] for x in (normalised(np.array(fill)), 1 / _STD))
+    level = 1 / (255 * np.array(preprocessing.std, np.float32))
+    colour, level = (torch.from_numpy(x)[:, None, None] for x in (normalised(np.array(fill), preprocessing), level))
     return ((crop - colour).abs() >= level / 2).any(0, keepdim=True).byte()
 
 
@@ -88,10 +94,14 @@ class TrainingCrops(Dataset):
         text_ids: int64 (N,), the number of each pair's text.
         size: side of CLIP's input, pixels.
         recipe: augmentation, fill and seed.
+        preprocessing: of the CLIP.
     """
 
-    def __init__(self, pairs: Dataset, text_ids: Tensor, size: int, recipe: Recipe):
-        self.pairs, self.text_ids, self.size, self.recipe = pairs, text_ids, size, recipe
+    def __init__(
+        self, pairs: Dataset, text_ids: Tensor, size: int, recipe: Recipe, preprocessing: Preprocessing = OPENAI
+    ):
+        self.pairs, self.text_ids, self.size = pairs, text_ids, size
+        self.recipe, self.preprocessing = recipe.with_fill(preprocessing), preprocessing
 
     def __len__(self) -> int:
         return len(self.text_ids)
@@ -102,13 +112,13 @@ class TrainingCrops(Dataset):
             pair = self.pairs[index]
         except OvsegError as error:
             return error  # torch would make a traceback of it; BatchLoader raises it
-        crop, mask = filled(pair.image, pair.mask, self.recipe.fill)
+        crop, mask = filled(pair.image, pair.mask, self.recipe.fill, self.preprocessing)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(self.recipe.seed, epoch, index))
             window = random_window(*mask.shape[1:], self.recipe)
-        crop, mask = squash(crop, mask, window, self.size)
+        crop, mask = squash(crop, mask, window, self.size, self.preprocessing.interpolation)
         if self.recipe.mask_from == "colour":
-            mask = unlike_fill(crop, self.recipe.fill)
+            mask = unlike_fill(crop, self.recipe.fill, self.preprocessing)
         return crop, mask, self.text_ids[index]
 
 

@@ -32,10 +32,12 @@ from ovseg.adaptation.pairs import PairDataset
 from ovseg.adaptation.recipe import FIELDS, SHIFT, Recipe
 from ovseg.adaptation.run_folder import BEST, LAST, RECIPE, RunFolder, damaged_run
 from ovseg.adaptation.step import contrastive_backward
-from ovseg.adaptation.tuned_clip import build_optimizer, learning_rate, load_for_tuning
+from ovseg.adaptation.tuned_clip import build_optimizer, flags_in_messages, learning_rate, load_for_tuning
 from ovseg.adaptation.zero_shot import validation_set, zero_shot
 from ovseg.checkpoint import save_safetensors
 from ovseg.clip.adapter import DTYPES, image_size
+from ovseg.clip.model import CONFIG, find_clip
+from ovseg.clip.preprocessing import Preprocessing
 from ovseg.clip.text import TextEmbedder
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
@@ -81,7 +83,8 @@ def finetune(job: Job) -> None:
     """Train, check and save until the last epoch, in this process or, within a group, in all of them.
 
     Writes ``epoch_N.pt`` and ``last.pt`` (open_clip's layout: ``epoch``, ``name``, ``state_dict``; ``last.pt`` also
-    what resuming needs), ``best.safetensors``, ``metrics.jsonl``, ``recipe.yaml`` and ``tensorboard/``.
+    what resuming needs), ``best.safetensors``, ``open_clip_config.json`` (the architecture and how images are
+    prepared), ``metrics.jsonl``, ``recipe.yaml`` and ``tensorboard/``.
 
     Raises:
         OvsegError: see the parts; whenever it comes, ``--resume`` goes on from the last checkpoint.
@@ -101,7 +104,10 @@ class _Run:
     """The state of a run; attributes are set once, but for step, best and best_epoch."""
 
     def __init__(self, job: Job, folder: RunFolder, last: dict[str, Any] | None):
-        recipe = self.recipe = job.recipe
+        weights = job.clip if last is None else str(folder.folder / LAST)
+        with flags_in_messages():
+            preprocessing = find_clip(job.architecture, weights).preprocessing
+        recipe = self.recipe = job.recipe.with_fill(preprocessing)
         self.job, self.folder = job, folder
         self.device = torch.device("cuda", torch.cuda.current_device()) if job.device == "cuda" else torch.device("cpu")
         pairs, texts = read_pairs(job.pairs)
@@ -109,11 +115,9 @@ class _Run:
         self.steps = self.steps_per_epoch * recipe.epochs
         _check_length(len(texts), self.steps, recipe)
         images = _find_images(pairs, job)
-        self.settings = _settings(job, texts, images)
-        weights = job.clip
+        self.settings = _settings(replace(job, recipe=recipe), texts, images)
         if last is not None:
             _check_settings(last["settings"], self.settings, folder)
-            weights = str(folder.folder / LAST)
         self.tuned = load_for_tuning(job.architecture, weights, job.tune, recipe, depth_asked=job.depth_asked)
         self.tuned.model.to(self.device)
         size = image_size(self.tuned.model)
@@ -121,8 +125,9 @@ class _Run:
         names = sorted(set(texts))
         number = {text: k for k, text in enumerate(names)}
         self.text_features = self._embed(names, (recipe.template,))  # float32 (K, D)
-        self.crops: Dataset = TrainingCrops(pairs, torch.tensor([number[text] for text in texts]), size, recipe)
-        self.validation = _validation_set(job.val, size) if job.val else None
+        ids = torch.tensor([number[text] for text in texts])
+        self.crops: Dataset = TrainingCrops(pairs, ids, size, recipe, preprocessing)
+        self.validation = _validation_set(job.val, size, preprocessing) if job.val else None
         if self.tuned.shift is not None:
             self._look_at_contexts(images, size)
         if self.validation is not None:
@@ -185,6 +190,7 @@ class _Run:
             device=self.device,
             autocast=self._autocast,
             workers=self.recipe.workers,
+            preprocessing=self.tuned.source.preprocessing,
         )
         self.crops = CropsInContext(self.crops, self.tuned.shift, images, look)
         if self.validation is not None:
@@ -285,6 +291,10 @@ class _Run:
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.recipe).items()}
         with atomic_path(self.folder.folder / RECIPE) as temporary:
             temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        source = self.tuned.source  # beside the weights, so that who uses them prepares images as we do
+        content = {"model_cfg": source.architecture, "preprocess_cfg": asdict(source.preprocessing)}
+        with atomic_path(self.folder.folder / CONFIG) as temporary:
+            temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def read_pairs(paths: Sequence[str]) -> tuple[ConcatDataset, list[str]]:
@@ -308,11 +318,11 @@ def _find_images(pairs: ConcatDataset, job: Job) -> list[Path]:
     return [path for source in pairs.datasets for path in source.find_images(root)]
 
 
-def _validation_set(name: str, size: int) -> Any:
+def _validation_set(name: str, size: int, preprocessing: Preprocessing) -> Any:
     """Drawn by the main process first: the toy world is made at first use."""
     if not comm.is_main_process():
         comm.synchronize()
-    found = validation_set(name, size)
+    found = validation_set(name, size, preprocessing)
     if comm.is_main_process():
         comm.synchronize()
     return found

@@ -33,6 +33,7 @@ from ovseg.adaptation.mining_options import (
 from ovseg.adaptation.mining_report import SHEET, print_summary, summarise, write_contact_sheet
 from ovseg.adaptation.pair_list import LIST, write_crops, write_list
 from ovseg.adaptation.pairs import SUMMARY
+from ovseg.adaptation.tuned_clip import flags_in_messages
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.clip.model import ClipSource, find_clip
 from ovseg.data.captions import ALLOWED_BAD, CaptionedImage, CaptionedImages, check_bad, read_captions
@@ -154,7 +155,11 @@ def _mine(
 
 def _build_clip(options: MiningOptions, threshold: float) -> ClipAdapter:
     """CLIP, with mask prompts where its weights have them."""
-    source = find_clip(options.architecture, options.clip)
+    with flags_in_messages():
+        return _adapter(find_clip(options.architecture, options.clip), options, threshold)
+
+
+def _adapter(source: ClipSource, options: MiningOptions, threshold: float) -> ClipAdapter:
     if source.fetch_weights is None:
         raise OvsegError(f"--clip {options.clip} names no weights: give a file, or one of open_clip's tags")
     depth = _prompt_depth(source)

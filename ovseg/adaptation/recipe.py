@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from open_clip.constants import OPENAI_DATASET_MEAN
-
+from ovseg.clip.preprocessing import Preprocessing
 from ovseg.errors import OvsegError
 from ovseg.plain_yaml import read_plain_yaml, unknown_key
 
@@ -21,7 +20,7 @@ _OF_MODE = {
     "mask-prompt": {"lr": 2e-2, "weight_decay": 0.0, "mask_from": "mask"},
     SHIFT: {"lr": 5e-6, "weight_decay": 0.2, "mask_from": "colour"},
 }
-CLIP_MEAN = tuple(round(255 * value, 4) for value in OPENAI_DATASET_MEAN)
+_OWN_MEAN = (-1.0, -1.0, -1.0)
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, same_run: bool = True) -> Any:
@@ -64,7 +63,7 @@ class Recipe:
         ("picture", "crop"),
     )
     fill: tuple[float, float, float] = _option(
-        CLIP_MEAN, "RGB, 0 .. 255, behind the masks; CLIP's mean as at inference"
+        _OWN_MEAN, "RGB, 0 .. 255, behind the masks; -1 -1 -1: CLIP's mean as at inference"
     )
     mask_from: str = _option(
         "auto",
@@ -91,6 +90,10 @@ class Recipe:
             mask_from=own["mask_from"] if self.mask_from == "auto" else self.mask_from,
         )
 
+    def with_fill(self, preprocessing: Preprocessing) -> Recipe:
+        """With the mean colour of the CLIP's images where no fill was given."""
+        return replace(self, fill=preprocessing.fill) if self.fill == _OWN_MEAN else self
+
     def check(self, processes: int) -> None:
         """Refuse values that cannot work.
 
@@ -107,6 +110,8 @@ class Recipe:
             raise OvsegError(f"batch_size {self.batch_size} cannot be shared by {processes} processes: use a multiple")
         if not 0 <= self.replace_ratio <= 1:
             raise OvsegError(f"replace_ratio is {self.replace_ratio}: give a number from 0 to 1")
+        if self.fill != _OWN_MEAN and not all(0 <= value <= 255 for value in self.fill):
+            raise OvsegError(f"fill is {list(self.fill)}: give RGB from 0 to 255, or -1 -1 -1 for CLIP's mean")
         if self.template.count("{}") != 1:
             raise OvsegError(f"template {self.template!r} must hold {{}} exactly once: that is where the noun goes")
         if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):

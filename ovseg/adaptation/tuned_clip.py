@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ovseg.adaptation.context import ContextualShift
 from ovseg.adaptation.recipe import SHIFT, Recipe
 from ovseg.clip.mask_prompt import add_mask_prompts, encode_masked_image
-from ovseg.clip.model import build_clip, find_clip, load_clip_weights
+from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.vit import is_plain_vit
 from ovseg.errors import OvsegError
 from ovseg.state_dicts import CLIP_MARK, bare_clip_names, read_state_dict
@@ -40,11 +40,13 @@ class TunedClip:
         tokenizer: its tokenizer.
         use_masks: crops are encoded with mask prompts.
         shift: crops are encoded in the context of their whole images; None: by themselves.
+        source: where it is from, and what it was trained on.
     """
 
     model: nn.Module
     tokenizer: Any
     use_masks: bool
+    source: ClipSource
     shift: ContextualShift | None = None
 
     def encode(self, crops: Tensor, *around: Tensor) -> Tensor:
@@ -82,15 +84,22 @@ class TunedClip:
 
 
 @contextlib.contextmanager
-def flags_in_messages() -> Iterator[None]:
-    """Say ``--architecture`` and ``--clip`` where messages name the keys of a segmenter's configuration."""
+def flags_in_messages(weights: str = "--clip") -> Iterator[None]:
+    """Say ``--architecture`` and ``--clip`` where messages name the keys of a segmenter's configuration.
+
+    Args:
+        weights: the flag that gives CLIP's weights.
+    """
     names = {
         "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": "--architecture",
-        "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": "--clip",
+        "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": weights,
+        ", or to none for random ones, or MODEL.WEIGHTS to a checkpoint that holds them": "",
+        ", or to none for random weights": "",
+        ", or none for random ones": "",
         "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH": "--depth",
         "MODEL.DEVICE cpu": "--device cpu",
-        "MODEL.WEIGHTS or CLIP_WEIGHTS": "--clip",
-        " and CLIP_WEIGHTS agree": " and --clip agree",
+        "MODEL.WEIGHTS or CLIP_WEIGHTS": weights,
+        " and CLIP_WEIGHTS agree": f" and {weights} agree",
         "MODEL.CLIP_ADAPTER.REPLACE_LAYER": "--replace-layers",
     }
     try:
@@ -125,9 +134,8 @@ def load_for_tuning(architecture: str, weights: str, mode: str, recipe: Recipe, 
         source = find_clip(architecture, weights)
         if source.fetch_weights is None:
             raise OvsegError(f"--clip {weights} gives no weights: random ones cannot be adapted; give a file or a tag")
-        if recipe.force_quick_gelu:
-            source = replace(source, architecture=source.architecture | {"quick_gelu": True})
-        model, tokenizer = build_clip(source)
+        forced = {"quick_gelu": True} if recipe.force_quick_gelu else {}
+        model, tokenizer = build_clip(replace(source, architecture=source.architecture | forced))
         if not hasattr(model, "logit_scale"):
             raise OvsegError(f"{architecture} has no logit_scale: it is no contrastive CLIP")
         load_clip_weights(model, source)
@@ -149,7 +157,7 @@ def load_for_tuning(architecture: str, weights: str, mode: str, recipe: Recipe, 
     model.logit_scale.requires_grad_(True)
     if recipe.checkpoint_activations:
         model.visual.set_grad_checkpointing(True)
-    tuned = TunedClip(model, tokenizer, depth > 0, shift)
+    tuned = TunedClip(model, tokenizer, depth > 0, source, shift)
     count = sum(p.numel() for p in tuned.trained.values())
     if shift is not None:
         use = f"give background patches to the whole image after blocks {', '.join(map(str, shift.blocks))}"

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ovseg.adaptation.crops import filled, squash
 from ovseg.adaptation.image_root import find_image_root
 from ovseg.adaptation.pair_list import PairList
-from ovseg.adaptation.recipe import CLIP_MEAN
+from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.errors import OvsegError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -40,28 +40,29 @@ class ValidationSet:
     groups: dict[str, Sequence[int]]
 
 
-def validation_set(name: str, size: int) -> ValidationSet:
+def validation_set(name: str, size: int, preprocessing: Preprocessing = OPENAI) -> ValidationSet:
     """The toy world's val split for ``toy``, else a folder with one folder of filled crops for each class.
 
     Args:
         name: "toy", or the path of the folder; names of classes are its folders' names, with spaces for underscores.
         size: side of CLIP's input, pixels.
+        preprocessing: of the CLIP.
 
     Raises:
         OvsegError: no such folder, or no crops in it.
     """
-    return _toy(size) if name == "toy" else _folder(Path(name), size)
+    return _toy(size, preprocessing) if name == "toy" else _folder(Path(name), size, preprocessing)
 
 
-def _toy(size: int) -> ValidationSet:
+def _toy(size: int, preprocessing: Preprocessing) -> ValidationSet:
     from ovseg.data.toy import BASE_CLASSES, CLASS_NAMES, render_split
 
     base = len(BASE_CLASSES)
     groups = {"base": range(base), "novel": range(base, len(CLASS_NAMES))}
-    return ValidationSet(CLASS_NAMES, _ToyRegions(render_split("val"), size), groups)
+    return ValidationSet(CLASS_NAMES, _ToyRegions(render_split("val"), size, preprocessing), groups)
 
 
-def _folder(folder: Path, size: int) -> ValidationSet:
+def _folder(folder: Path, size: int, preprocessing: Preprocessing) -> ValidationSet:
     classes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     rows = [
         (file, str(number))
@@ -72,13 +73,15 @@ def _folder(folder: Path, size: int) -> ValidationSet:
     if not rows:
         raise OvsegError(f"--val {folder} holds no crops: give 'toy', or a folder with one folder of crops per class")
     names = [path.name.replace("_", " ") for path in classes]
-    return ValidationSet(names, _FilledCrops(PairList(tuple(rows), ("",) * len(rows), None), size), {})
+    pairs = PairList(tuple(rows), ("",) * len(rows), None)
+    return ValidationSet(names, _FilledCrops(pairs, size, preprocessing), {})
 
 
 @dataclass(frozen=True)
 class _FilledCrops(Dataset):
     pairs: PairList
     size: int
+    preprocessing: Preprocessing = OPENAI
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -88,7 +91,7 @@ class _FilledCrops(Dataset):
             pair = self.pairs[index]
         except OvsegError as error:
             return error
-        return _cut(pair.image, [(pair.mask, int(pair.text))], self.size)
+        return _cut(pair.image, [(pair.mask, int(pair.text))], self.size, self.preprocessing)
 
     def find_images(self, root: str | None) -> list[Path]:
         """The whole images that the crops' names tell."""
@@ -99,6 +102,7 @@ class _FilledCrops(Dataset):
 class _ToyRegions(Dataset):
     records: Sequence[dict]
     size: int
+    preprocessing: Preprocessing = OPENAI
 
     def __len__(self) -> int:
         return len(self.records)
@@ -112,14 +116,17 @@ class _ToyRegions(Dataset):
         regions = [(instances == thing["id"], thing["category_id"]) for thing in record["things"]]
         ground = labels[(instances == 0) & (labels != 255)]
         regions += [((labels == label) & (instances == 0), int(label)) for label in np.unique(ground)]
-        return _cut(image, [(mask, label) for mask, label in regions if mask.any()], self.size)
+        regions = [(mask, label) for mask, label in regions if mask.any()]
+        return _cut(image, regions, self.size, self.preprocessing)
 
     def find_images(self, root: str | None) -> list[Path]:
         """The scenes themselves."""
         return [Path(record["file_name"]) for record in self.records]
 
 
-def _cut(image: np.ndarray, regions: Sequence[tuple[np.ndarray, int]], size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _cut(
+    image: np.ndarray, regions: Sequence[tuple[np.ndarray, int]], size: int, preprocessing: Preprocessing
+) -> tuple[Tensor, Tensor, Tensor]:
     """The crops of an image's masks as at inference."""
     crops, masks = [], []
     for mask, _ in regions:
@@ -127,8 +134,8 @@ def _cut(image: np.ndarray, regions: Sequence[tuple[np.ndarray, int]], size: int
         mask = mask if mask.any() else np.ones_like(mask)
         rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
         box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-        crop, inside = filled(image[box], mask[box], CLIP_MEAN)
-        crop, inside = squash(crop, inside, (0, 0, *inside.shape[1:]), size)
+        crop, inside = filled(image[box], mask[box], preprocessing.fill, preprocessing)
+        crop, inside = squash(crop, inside, (0, 0, *inside.shape[1:]), size, preprocessing.interpolation)
         crops.append(crop)
         masks.append(inside)
     return torch.stack(crops), torch.stack(masks), torch.tensor([label for _, label in regions])

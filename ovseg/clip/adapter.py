@@ -7,17 +7,18 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import configurable
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
 from ovseg.clip.contextual_shift import Context
+from ovseg.clip.lock import Lock
 from ovseg.clip.mask_prompt import add_mask_prompts, encode_masked_image
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.regions import crop_regions, expand_boxes, mask_boxes, regroup
-from ovseg.clip.text import TextEmbedder
+from ovseg.clip.text import TextEmbedder, embed_dim
 from ovseg.clip.vit import embed_patches, encode_patches, is_plain_vit
 from ovseg.errors import OvsegError
 from ovseg.files import cache_dir
@@ -110,11 +111,12 @@ class ClipAdapter(nn.Module):
         text_width = clip_model.ln_final.weight.shape[0] if hasattr(clip_model, "ln_final") else embed_dim(clip_model)
 
         self.non_object_embedding = nn.Parameter(torch.randn(1, embed_dim(clip_model)) * text_width**-0.5)
-        self.register_buffer("pixel_mean", 255 * torch.tensor(OPENAI_DATASET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("pixel_std", 255 * torch.tensor(OPENAI_DATASET_STD).view(1, 3, 1, 1))
+        self.register_buffer("pixel_mean", 255 * torch.tensor(source.preprocessing.mean).view(1, 3, 1, 1))
+        self.register_buffer("pixel_std", 255 * torch.tensor(source.preprocessing.std).view(1, 3, 1, 1))
         self.clip_model = clip_model.requires_grad_(False)
 
         self.source = source
+        self.weights_lock = Lock()
         self.mask_fill = mask_fill
         self.mask_expand_ratio = mask_expand_ratio
         self.mask_threshold = mask_threshold
@@ -144,8 +146,8 @@ class ClipAdapter(nn.Module):
         return {
             "source": find_clip(
                 adapter.CLIP_MODEL_NAME,
-                adapter.CLIP_WEIGHTS or cls.default_weights,
-                openai=cls.default_weights == "openai",
+                adapter.CLIP_WEIGHTS,
+                default=cls.default_weights,
             ),
             "templates": get_templates(adapter.TEXT_TEMPLATES, adapter.PREDEFINED_PROMPT_TEMPLATES),
             "mask_fill": adapter.MASK_FILL,
@@ -160,6 +162,24 @@ class ClipAdapter(nn.Module):
             "text_cache_dir": None if cache == "none" else Path(cache).expanduser() if cache else cache_dir() / "text",
             "truncate_prompts": adapter.TRUNCATE_PROMPTS,
         }
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Load, but for the preprocessing, which is that of the CLIP that the configuration names."""
+        for name in ("pixel_mean", "pixel_std"):
+            own, theirs = getattr(self, name), state_dict.get(prefix + name)
+            if theirs is None:
+                continue
+            if theirs.shape != own.shape or not torch.allclose(theirs.to(own), own, rtol=0, atol=0.5):
+                logger.warning(
+                    "the checkpoint has %s %s of CLIP's input, but %s has %s, which holds: if the checkpoint's CLIP is "
+                    "another one, name it as MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME (ViT-L-14:TAG, say).",
+                    name,
+                    [round(value, 1) for value in theirs.flatten().tolist()[:3]],
+                    self.source.name,
+                    [round(value, 1) for value in own.flatten().tolist()],
+                )
+            state_dict[prefix + name] = own.detach().clone()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def embed_dim(self) -> int:
@@ -187,10 +207,11 @@ class ClipAdapter(nn.Module):
         Raises:
             OvsegError: they cannot be had; says which file to put where.
         """
-        if self.lacking_weights:
-            self._complete_weights()
-        if not self.prompts_checked:
-            self._warn_of_zero_prompts()
+        with self.weights_lock:  # several threads may be the first to need them
+            if self.lacking_weights:
+                self._complete_weights()
+            if not self.prompts_checked:
+                self._warn_of_zero_prompts()
 
     def _complete_weights(self) -> None:
         if self.source.fetch_weights is None:
@@ -286,8 +307,9 @@ class ClipAdapter(nn.Module):
         image = image.float()
         mean, std = self.pixel_mean[0], self.pixel_std[0]
         fill = mean if self.mask_fill == "mean" else torch.zeros_like(mean)
+        interpolation = self.source.preprocessing.interpolation
         for masks, boxes in self.cuts(probabilities):
-            yield crop_regions(image, masks, boxes, image_size(self.clip_model), mean, std, fill)
+            yield crop_regions(image, masks, boxes, image_size(self.clip_model), mean, std, fill, interpolation)
 
     def cuts(self, probabilities: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what crops are cut with, float (v, H, W), and their boxes, int64 (v, 4), chunk by chunk."""
@@ -317,14 +339,6 @@ class ClipAdapter(nn.Module):
 def unit(x: Tensor) -> Tensor:
     """x / ||x|| over the last dimension, without an epsilon, as in the published systems."""
     return x / x.norm(dim=-1, keepdim=True)
-
-
-def embed_dim(clip_model: nn.Module) -> int:
-    """Dimension of the joint space of an open_clip model."""
-    projection = getattr(clip_model, "text_projection", None)
-    if projection is None:
-        projection = clip_model.text.text_projection
-    return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
 
 
 def image_size(clip_model: nn.Module) -> int:

@@ -113,7 +113,8 @@ class ContextClipAdapter(ClipAdapter):
     def look(self, images: Sequence[Tensor], divisibility: int) -> WholeImages:
         """Let the original CLIP see whole images, (3, H, W) each, 0 .. 255; padded as the proposal network's input."""
         self.ensure_weights()
-        squashed = squash(images, divisibility, image_size(self.clip_model), self.pixel_mean[0], self.pixel_std[0])
+        size, interpolation = image_size(self.clip_model), self.source.preprocessing.whole_interpolation
+        squashed = squash(images, divisibility, size, self.pixel_mean[0], self.pixel_std[0], interpolation)
         with self.autocast(squashed.device.type):
             return look_at_whole(self.original_clip, squashed, self.kept_depths)
 
@@ -155,9 +156,12 @@ class ContextClipAdapter(ClipAdapter):
 
     def ensure_weights(self) -> None:
         """See :meth:`ClipAdapter.ensure_weights`: the original tower has no other source than ``CLIP_WEIGHTS``."""
-        super().ensure_weights()
-        if not self.lacking_original:
-            return
+        with self.weights_lock:
+            super().ensure_weights()
+            if self.lacking_original:
+                self._complete_original()
+
+    def _complete_original(self) -> None:
         absent = {f"visual.{name}" for name in self.lacking_original & set(self._unshared())}
         if absent and self.source.fetch_weights is not None:
             load_clip_weights(nn.ModuleDict({"visual": self.original_clip}), self.source, absent)

@@ -1,28 +1,33 @@
-"""Building CLIP with open_clip, unmodified, and finding its weights when they are needed."""
+"""Finding the CLIP that is named, building it with open_clip, unmodified, and reading its weights when needed."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import logging
-from collections.abc import Callable, Collection
+import os
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import nn
 
+from ovseg.clip.preprocessing import OPENAI, Preprocessing
+from ovseg.clip.tokenizer import build_tokenizer, first_line, lacks_package, missing_package
 from ovseg.errors import OvsegError
 from ovseg.state_dicts import bare_clip_names, read_state_dict
 
 logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+CONFIG = "open_clip_config.json"
 KEY = "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME"
+WEIGHTS_KEY = "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS"
 
 
 @dataclass(frozen=True)
@@ -32,40 +37,52 @@ class ClipSource:
     Attributes:
         name: as the user gave it.
         architecture: open_clip's model configuration.
-        fetch_weights: gives the path of the weights, downloading them if need be; None: there are none.
+        fetch_weights: gives the path of the weights, downloading them if need be; None: they are to be random.
         weights_hint: the weights' file, for messages.
+        preprocessing: of the images that it was trained on.
     """
 
     name: str
     architecture: dict[str, Any]
     fetch_weights: Callable[[], str] | None
     weights_hint: str
+    preprocessing: Preprocessing = OPENAI
 
 
-def find_clip(name: str, weights: str, *, openai: bool = True) -> ClipSource:
+def find_clip(name: str, weights: str = "", *, default: str = "openai") -> ClipSource:
     """Resolve a model name and a source of weights, without building or downloading the model.
+
+    The preprocessing is that of the tag; without one, that of ``preprocess_cfg`` in the JSON configuration, or in an
+    ``open_clip_config.json`` beside the weight file (whose ``quick_gelu`` holds, too); else that of all the weights
+    that open_clip has for the architecture, where these agree; else OpenAI's. A file with the weights of a tag keeps
+    the tag's preprocessing when the name holds it ("ViT-L-14:laion2b_s32b_b82k"). What a segmenter's checkpoint holds
+    of CLIP changes nothing of that.
 
     Args:
         name: OpenAI's name ("ViT-L/14"), open_clip's ("ViT-L-14", "ViT-L-14-quickgelu", "ViT-L-14:TAG"), the path of
             an open_clip JSON configuration, "hf-hub:ORG/MODEL" or "local-dir:FOLDER".
-        weights: an open_clip tag ("openai"), a file, or "none". A JSON configuration has no tags.
-        openai: without a tag to tell, OpenAI's names mean OpenAI's models, which were trained with QuickGELU.
+        weights: an open_clip tag ("openai"), a file that exists, "none" for random weights, or "" for those that come
+            with the name, else ``default``.
+        default: open_clip's tag for names without one. Where it is "openai", OpenAI's names mean OpenAI's models,
+            which were trained with QuickGELU.
 
     Raises:
         OvsegError: unknown name or tag, missing or bad file, Hugging Face's hub out of reach.
     """
+    name, weights = str(name), str(weights or "")
     if name.startswith("local-dir:"):
-        return _from_folder(name, Path(name.removeprefix("local-dir:")), weights)
+        return _from_folder(name, weights, default)
     if name.startswith("hf-hub:"):
-        return _from_hub(name, weights)
-    if name.endswith(".json"):
-        return ClipSource(name, _read_architecture(Path(name)), *_from_file_or_none(weights))
+        return _from_hub(name, weights, default)
+    if name.lower().endswith(".json"):
+        own = partial(_no_weights, name), ""
+        return _from_json(name, Path(name), _named_weights(weights, default) or own)
     if name.endswith(WEIGHT_SUFFIXES):
         raise OvsegError(
             f"{KEY} = {name!r} is a weight file: name the architecture there (for example ViT-L/14) and give the file "
-            "as MODEL.CLIP_ADAPTER.CLIP_WEIGHTS"
+            f"as {WEIGHTS_KEY}"
         )
-    return _from_open_clip(name, weights, openai)
+    return _from_open_clip(name, weights, default)
 
 
 def build_clip(source: ClipSource) -> tuple[nn.Module, Callable[[list[str]], Any]]:
@@ -73,21 +90,34 @@ def build_clip(source: ClipSource) -> tuple[nn.Module, Callable[[list[str]], Any
 
     The tokenizer maps n texts to int64 (n, context_length); its ``encode`` gives a text's tokens without the start
     and end marks.
+
+    Raises:
+        OvsegError: no CLIP of two towers, a package that it needs is missing, or a configuration that cannot work.
     """
     architecture = dict(source.architecture)
-    text = architecture["text_cfg"]
-    custom = architecture.pop("custom_text", False) or "hf_model_name" in text
+    if "multimodal_cfg" in architecture:
+        raise OvsegError(
+            f"{source.name} is a CoCa captioner: choose a CLIP of an image tower (vision transformer, ResNet, ConvNeXt "
+            "or another of timm) and a text tower alone"
+        )
+    # the towers' own pretraining would be downloaded only to be replaced
+    text = architecture["text_cfg"] = architecture["text_cfg"] | {"hf_model_pretrained": False}
+    architecture["vision_cfg"] = architecture["vision_cfg"] | {"timm_model_pretrained": False}
+    custom = architecture.pop("custom_text", False) or text.get("hf_model_name")
+    tokenizer = build_tokenizer(source.name, text)
     try:
         model = (CustomTextCLIP if custom else CLIP)(**architecture)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise OvsegError(f"{source.name} is no usable CLIP configuration: {error}") from error
-    context_length = text.get("context_length", 77)
-    if "hf_tokenizer_name" in text:
-        tokenizer = HFTokenizer(
-            text["hf_tokenizer_name"], context_length=context_length, **text.get("tokenizer_kwargs", {})
+    except Exception as error:  # whatever a tower's code makes of a bad value, and the hub's client
+        if package := missing_package(error):
+            part = f"text tower {text['hf_model_name']}" if package == "transformers" else "image tower"
+            raise lacks_package(source.name, part, package) from error
+        raise OvsegError(f"{source.name} is no usable CLIP configuration: {first_line(error)}") from error
+    size = model.visual.image_size
+    if not isinstance(size, int) and len(set(size)) != 1:
+        raise OvsegError(
+            f"the images of CLIP {source.name} have {' x '.join(map(str, size))} pixels: crops are squares, choose a "
+            "CLIP of square images"
         )
-    else:
-        tokenizer = SimpleTokenizer(context_length=context_length)
     return model.eval().requires_grad_(False), tokenizer
 
 
@@ -100,15 +130,7 @@ def load_clip_weights(model: nn.Module, source: ClipSource, names: Collection[st
     Raises:
         OvsegError: the weights cannot be had, or are those of another model.
     """
-    try:
-        path = source.fetch_weights()
-    except OvsegError:
-        raise
-    except Exception as error:  # the hub, the network and the disk each raise their own kinds
-        raise OvsegError(
-            f"cannot download the CLIP weights of {source.name} ({_first_line(error)}): on a machine with network "
-            f"fetch {source.weights_hint}, copy it here, and set MODEL.CLIP_ADAPTER.CLIP_WEIGHTS to its path"
-        ) from error
+    path = source.fetch_weights()
     state = bare_clip_names(read_state_dict(path))
     own = {name: tensor for name, tensor in model.state_dict().items() if names is None or name in names}
     wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
@@ -133,32 +155,61 @@ def load_clip_weights(model: nn.Module, source: ClipSource, names: Collection[st
     logger.info("CLIP %s: %d tensors from %s", source.name, len(found), path)
 
 
-def _from_open_clip(name: str, weights: str, openai: bool) -> ClipSource:
-    name, _, tag = name.partition(":")
-    tag = tag or weights
-    openai_name = openai and "/" in name
+def _from_open_clip(name: str, weights: str, default: str) -> ClipSource:
+    given, (name, _, tag) = name, name.partition(":")
     known = name.replace("/", "-").replace("@336px", "-336")
     architecture = open_clip.get_model_config(known)
     if architecture is None:
-        nearest = difflib.get_close_matches(known, open_clip.list_models(), n=3)
-        hint = f"; did you mean {', '.join(nearest)}?" if nearest else ""
-        raise OvsegError(f"{KEY} = {name!r} is no CLIP that open_clip knows, nor a .json file{hint}")
-    if tag == "none" or _is_file_name(tag):
-        source = _from_file_or_none(tag)
-        quick_gelu = openai_name
-    else:
-        pretrained = open_clip.get_pretrained_cfg(known, tag)
-        if not pretrained:
-            tags = ", ".join(open_clip.list_pretrained_tags_by_model(known))
-            raise OvsegError(
-                f"open_clip has no weights {tag!r} for {known}: set MODEL.CLIP_ADAPTER.CLIP_WEIGHTS to one of {tags}, "
-                "to a file, or to none"
-            )
-        source = (lambda: download_pretrained(pretrained)), _weights_hint(pretrained)
+        what = (
+            "is a folder: write local-dir: before it"
+            if os.path.isdir(given)
+            else (f"is no CLIP that open_clip knows, nor a .json file{_did_you_mean(known, open_clip.list_models())}")
+        )
+        raise OvsegError(f"{KEY} = {given!r} {what}")
+    tags = open_clip.list_pretrained_tags_by_model(known)
+    chosen = None if open_clip.get_pretrained_cfg(known, weights) else _named_weights(weights, default, known, tags)
+    if chosen is None:
+        tag = _agreed_tag(known, tag, weights, default)
+    pretrained = open_clip.get_pretrained_cfg(known, tag) if tag else {}
+    if tag and not pretrained:
+        raise OvsegError(_unknown_tag(known, tag, tags))
+    if chosen is None:
+        hint = _weights_hint(pretrained)
+        chosen = partial(_download, partial(download_pretrained, pretrained), name, hint), hint
+    if tag:
         quick_gelu = pretrained.get("quick_gelu")
+        preprocessing = Preprocessing.of(pretrained, f"open_clip's {known}:{tag}")
+    else:
+        path, beside = _beside(chosen[1])
+        named = default == "openai" and "/" in name  # by OpenAI's name
+        quick_gelu = _architecture(beside, path).get("quick_gelu") if beside else named
+        preprocessing = _preprocessing(beside, path) or _common_preprocessing(known, tags)
     if quick_gelu:  # open_clip's plain names do not say so
         architecture["quick_gelu"] = True
-    return ClipSource(name, architecture, *source)
+    return ClipSource(name, architecture, *chosen, preprocessing)
+
+
+def _agreed_tag(known: str, of_name: str, weights: str, default: str) -> str:
+    """The tag of the name or of the weights; the default is no second tag."""
+    if of_name and weights not in ("", default, of_name):
+        raise OvsegError(
+            f"{KEY} = '{known}:{of_name}' and {WEIGHTS_KEY} = {weights!r} name two tags: leave one of them out"
+        )
+    return of_name or weights or default
+
+
+def _unknown_tag(known: str, tag: str, tags: Sequence[str]) -> str:
+    hint = _did_you_mean(tag, tags) or f"; its tags are {', '.join(tags)}" if tags else ""
+    return (
+        f"open_clip has no weights {tag!r} for {known}, and there is no file of this name: set {WEIGHTS_KEY} to a tag, "
+        f"to a file, or to none for random weights{hint}"
+    )
+
+
+def _common_preprocessing(known: str, tags: Sequence[str]) -> Preprocessing:
+    """That of all the weights which open_clip has for an architecture, where they agree; else OpenAI's."""
+    found = {Preprocessing.of(open_clip.get_pretrained_cfg(known, tag), f"{known}:{tag}") for tag in tags}
+    return found.pop() if len(found) == 1 else OPENAI
 
 
 def _weights_hint(pretrained: dict[str, str]) -> str:
@@ -167,61 +218,130 @@ def _weights_hint(pretrained: dict[str, str]) -> str:
     return f"{file or 'open_clip_model.safetensors'} of {repository} on the Hugging Face hub" if hub else url
 
 
-def _from_file_or_none(weights: str) -> tuple[Callable[[], str] | None, str]:
-    if not _is_file_name(weights):
+def _named_weights(
+    weights: str, default: str, known: str = "", tags: Sequence[str] = ()
+) -> tuple[Callable[[], str] | None, str] | None:
+    """``fetch_weights`` and ``weights_hint`` of a file or of "none"; None where nothing but the default is named.
+
+    Raises:
+        OvsegError: what is named is not there.
+    """
+    if weights.lower() == "none":
         return None, ""
-    return (lambda: weights), weights
-
-
-def _is_file_name(weights: str) -> bool:
-    return weights.endswith(WEIGHT_SUFFIXES) or Path(weights).is_file()
-
-
-def _from_folder(name: str, folder: Path, weights: str) -> ClipSource:
-    architecture = _read_architecture(folder / "open_clip_config.json")
-    if _is_file_name(weights) or weights == "none":
-        return ClipSource(name, architecture, *_from_file_or_none(weights))
-    files = sorted(
-        file for suffix in (".safetensors", ".bin", ".pt", ".pth") for file in folder.glob(f"open_clip*{suffix}")
+    path = os.path.expanduser(weights)
+    if os.path.isfile(path):
+        return partial(str, path), path
+    if weights in ("", default):
+        return None
+    if os.path.isdir(path):
+        raise OvsegError(f"{WEIGHTS_KEY} = {weights!r} is a folder: give the file in it, or {KEY} local-dir:FOLDER")
+    if weights.endswith(WEIGHT_SUFFIXES) or "/" in weights or os.sep in weights:
+        folder, file = os.path.split(path)
+        near = _did_you_mean(file, [name for name in _names_in(folder or ".") if name.endswith(WEIGHT_SUFFIXES)])
+        raise OvsegError(f"the weight file {weights} does not exist: check {WEIGHTS_KEY}{near}")
+    if known:
+        raise OvsegError(_unknown_tag(known, weights, tags))
+    raise OvsegError(
+        f"{WEIGHTS_KEY} = {weights!r} is no file, and only open_clip's own names have tags: give the path of the "
+        "weights, or none for random ones"
     )
-    if not files:
-        raise OvsegError(f"{folder} has no weights: put open_clip_model.safetensors beside open_clip_config.json")
-    chosen = str(files[0])
-    return ClipSource(name, architecture, lambda: chosen, chosen)
 
 
-def _from_hub(name: str, weights: str) -> ClipSource:
-    repository = name.removeprefix("hf-hub:")
+def _names_in(folder: str) -> list[str]:
     try:
-        config = download_pretrained_from_hf(repository, filename="open_clip_config.json")
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def _did_you_mean(name: str, names: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(name, names, n=3) or [other for other in names if name and name in other][:3]
+    return f"; did you mean {', '.join(nearest)}?" if nearest else ""
+
+
+def _no_weights(name: str) -> str:
+    raise OvsegError(
+        f"nothing gives the weights of CLIP {name}: set {WEIGHTS_KEY} to their file, or to none for random ones, or "
+        "MODEL.WEIGHTS to a checkpoint that holds them"
+    )
+
+
+def _download(fetch: Callable[[], str], name: str, hint: str) -> str:
+    try:
+        return fetch()
+    except Exception as error:  # the hub, the network and the disk each raise their own kinds
+        raise OvsegError(
+            f"cannot download the CLIP weights of {name} ({first_line(error)}): on a machine with network "
+            f"fetch {hint}, copy it here, and set {WEIGHTS_KEY} to its path"
+        ) from error
+
+
+def _from_folder(name: str, weights: str, default: str) -> ClipSource:
+    folder = Path(name.removeprefix("local-dir:")).expanduser()
+    chosen = _named_weights(weights, default)
+    if chosen is None:
+        files = [file for suffix in WEIGHT_SUFFIXES for file in folder.glob(f"open_clip*{suffix}")]
+        chosen = (partial(str, min(files)), str(min(files))) if files else None
+    source = _from_json(name, folder / CONFIG, chosen or (None, ""))
+    if chosen is None:
+        raise OvsegError(f"{folder} has no weights: put open_clip_model.safetensors beside {CONFIG}")
+    if any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
+        text = source.architecture["text_cfg"]
+        text["hf_tokenizer_name"] = text.get("hf_tokenizer_name") and str(folder)
+    return source
+
+
+def _from_hub(name: str, weights: str, default: str) -> ClipSource:
+    repository = name.removeprefix("hf-hub:")
+    chosen = _named_weights(weights, default)
+    try:
+        config = download_pretrained_from_hf(repository, filename=CONFIG)
     except Exception as error:  # the hub's client raises many kinds
         raise OvsegError(
-            f"cannot fetch open_clip_config.json of {repository} from the Hugging Face hub ({_first_line(error)}): "
+            f"cannot fetch {CONFIG} of {repository} from the Hugging Face hub ({first_line(error)}): "
             f"download the repository on a machine with network and set {KEY} to local-dir:FOLDER"
         ) from error
-    architecture = _read_architecture(Path(config))
-    if _is_file_name(weights) or weights == "none":
-        return ClipSource(name, architecture, *_from_file_or_none(weights))
-    return ClipSource(
-        name, architecture, lambda: download_pretrained_from_hf(repository), f"the weights of {repository}"
-    )
+    if chosen is None:
+        hint = f"the weights of {repository}"
+        chosen = partial(_download, partial(download_pretrained_from_hf, repository), name, hint), hint
+    return _from_json(name, Path(config), chosen)
 
 
-def _read_architecture(path: Path) -> dict[str, Any]:
+def _from_json(name: str, path: Path, weights: tuple[Callable[[], str] | None, str]) -> ClipSource:
+    content = _read_json(path)
+    other, beside = _beside(weights[1])
+    preprocessing = _preprocessing(content, path) or _preprocessing(beside, other) or OPENAI
+    return ClipSource(name, _architecture(content, path), *weights, preprocessing)
+
+
+def _beside(weights: str) -> tuple[Path, Any]:
+    """The path and the content of the configuration beside a weight file; None where there is none."""
+    path = Path(weights).parent / CONFIG
+    return path, _read_json(path) if os.path.isfile(weights) and path.is_file() else None
+
+
+def _preprocessing(content: Any, path: Path) -> Preprocessing | None:
+    config = content.get("preprocess_cfg") if isinstance(content, dict) else None
+    return None if config is None else Preprocessing.of(config, str(path))
+
+
+def _read_json(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise OvsegError(f"cannot read the CLIP configuration {path} ({error.strerror}): check {KEY}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OvsegError(f"the CLIP configuration {path} is not valid JSON: {error}") from error
+
+
+def _architecture(content: Any, path: Path) -> dict[str, Any]:
     architecture = content.get("model_cfg", content) if isinstance(content, dict) else {}
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(architecture)
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(architecture if isinstance(architecture, dict) else ())
     if missing:
         raise OvsegError(
             f"the CLIP configuration {path} lacks {', '.join(sorted(missing))}: it must be open_clip's JSON"
         )
-    return architecture
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+    for key in ("vision_cfg", "text_cfg"):
+        if not isinstance(architecture[key], dict):
+            raise OvsegError(f"{key} in the CLIP configuration {path} is not a mapping: it must be open_clip's JSON")
+    return {key: value for key, value in architecture.items() if key != "preprocess_cfg"}

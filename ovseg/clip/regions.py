@@ -47,13 +47,20 @@ def expand_boxes(boxes: Tensor, ratio: float, height: int, width: int) -> Tensor
 
 
 def crop_regions(
-    image: Tensor, masks: Tensor, boxes: Tensor, size: int, mean: Tensor, std: Tensor, fill: Tensor
+    image: Tensor,
+    masks: Tensor,
+    boxes: Tensor,
+    size: int,
+    mean: Tensor,
+    std: Tensor,
+    fill: Tensor,
+    interpolation: str = "bicubic",
 ) -> tuple[Tensor, Tensor]:
     """Cut, fill, normalise and resize all regions of one image at once.
 
     Equal to cutting each box, blending ``image * mask + (1 - mask) * fill``, normalising, and resizing with
-    PyTorch's bicubic interpolation (no antialias, ``align_corners=False``, borders of the box repeated); the mask by
-    nearest neighbour. On a GPU this works without any transfer to the host.
+    PyTorch's interpolation (no antialias, ``align_corners=False``, borders of the box repeated); the mask by nearest
+    neighbour. On a GPU this works without any transfer to the host.
 
     Args:
         image: float (3, H, W), 0 .. 255.
@@ -61,37 +68,39 @@ def crop_regions(
         boxes: int64 (V, 4) x0, y0, x1, y1, exclusive ends.
         size: side S of the result, pixels.
         mean, std, fill: (3, 1, 1), 0 .. 255.
+        interpolation: "bicubic" or "bilinear".
 
     Returns:
         crops float32 (V, 3, S, S) and their masks float32 (V, 1, S, S).
     """
     background = (fill - mean) / std
     resample = resample_each if image.device.type == "cpu" else resample_together
-    crops = resample((image - mean) / std - background, masks, boxes, size) + background
+    crops = resample((image - mean) / std - background, masks, boxes, size, interpolation) + background
     return crops, crop_masks(masks, boxes, size)
 
 
-def resample_each(image: Tensor, masks: Tensor, boxes: Tensor, size: int) -> Tensor:
+def resample_each(image: Tensor, masks: Tensor, boxes: Tensor, size: int, interpolation: str = "bicubic") -> Tensor:
     """Boxes of ``image * mask``, resized, one after the other: the quickest way on a CPU; (V, 3, S, S)."""
     crops = image.new_empty(len(masks), len(image), size, size)
     for crop, mask, (x0, y0, x1, y1) in zip(crops, masks, boxes.tolist(), strict=True):
         region = image[:, y0:y1, x0:x1] * mask[y0:y1, x0:x1]
-        crop.copy_(F.interpolate(region[None], (size, size), mode="bicubic", align_corners=False)[0])
+        crop.copy_(F.interpolate(region[None], (size, size), mode=interpolation, align_corners=False)[0])
     return crops
 
 
-def resample_together(image: Tensor, masks: Tensor, boxes: Tensor, size: int) -> Tensor:
+def resample_together(image: Tensor, masks: Tensor, boxes: Tensor, size: int, interpolation: str = "bicubic") -> Tensor:
     """:func:`resample_each` of all boxes at once, whose places stay on the device."""
     regions, width = len(masks), image.shape[2]
     pixels = image.flatten(1).T.contiguous()  # (H*W, 3): one look-up fetches a pixel's three values
     flat_masks = masks.reshape(regions, -1)
-    columns, column_weights = _bicubic_taps(boxes[:, 0], boxes[:, 2], size)  # (V, S, 4)
-    rows, row_weights = _bicubic_taps(boxes[:, 1], boxes[:, 3], size)
+    taps = _bicubic_taps if interpolation == "bicubic" else _bilinear_taps
+    columns, column_weights = taps(boxes[:, 0], boxes[:, 2], size)  # (V, S, 4 or 2)
+    rows, row_weights = taps(boxes[:, 1], boxes[:, 3], size)
 
     crops = image.new_zeros(regions, size, size, 3)
-    for row_tap in range(4):
+    for row_tap in range(rows.shape[2]):
         line = torch.zeros_like(crops)
-        for column_tap in range(4):
+        for column_tap in range(columns.shape[2]):
             index = rows[:, :, None, row_tap] * width + columns[:, None, :, column_tap]  # (V, S, S)
             mask = flat_masks.gather(1, index.flatten(1)).view(index.shape)
             masked = F.embedding(index, pixels).mul_(mask[..., None])  # (V, S, S, 3)
@@ -130,10 +139,7 @@ def regroup(pieces: Iterable[tuple[Tensor, ...]], size: int) -> Iterator[tuple[T
 
 def _bicubic_taps(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Source indices and weights of bicubic resizing [start, stop) to ``size`` samples: (V, size, 4) each."""
-    length = (stop - start)[:, None]
-    scale = length.float() / size
-    # PyTorch's kernel rounds this product and difference once (fused multiply-add), so it is worked out in float64
-    source = (scale.double() * (torch.arange(size, device=start.device) + 0.5) - 0.5).float()  # (V, size)
+    source, length = _centres(start, stop, size)
     first = source.floor()
     t = source - first
     distances = (t + 1, t, 1 - t, 2 - t)
@@ -141,6 +147,24 @@ def _bicubic_taps(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tenso
     offsets = torch.arange(-1, 3, device=start.device)
     taps = (first.long()[..., None] + offsets).clamp(min=0).minimum(length[..., None] - 1)
     return start[:, None, None] + taps, weights
+
+
+def _bilinear_taps(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The same of bilinear resizing: (V, size, 2) each."""
+    source, length = _centres(start, stop, size)
+    source = source.clamp(min=0)
+    first = source.floor()
+    t = source - first
+    taps = (first.long()[..., None] + torch.arange(2, device=start.device)).minimum(length[..., None] - 1)
+    return start[:, None, None] + taps, torch.stack((1 - t, t), dim=2)
+
+
+def _centres(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Where the centres of ``size`` samples of [start, stop) lie, (V, size), and the lengths, (V, 1)."""
+    length = (stop - start)[:, None]
+    scale = length.float() / size
+    # PyTorch's kernel rounds this product and difference once (fused multiply-add): hence float64
+    return (scale.double() * (torch.arange(size, device=start.device) + 0.5) - 0.5).float(), length
 
 
 def _cubic_kernel(x: Tensor, outer: bool) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,19 +11,16 @@ from typing import Any
 
 import torch
 from open_clip.model import CLIP
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ovseg.clip.lock import Lock
+from ovseg.clip.text_cache import TextCache
 from ovseg.errors import OvsegError
-from ovseg.files import atomic_path
-
-logger = logging.getLogger(__name__)
 
 PROMPTS_AT_A_TIME = 512
 WORDS_IN_MEMORY = 8192
 _SAMPLES_PER_TENSOR = 64
-_FORMAT = 3  # of what is remembered; raised when the way of embedding changes, so that older entries are not used
+_FORMAT = 4  # of what is remembered; raised when the way of embedding changes, so that older entries are not used
 _PROBE = "Probe: 2 naïve CATS &amp; a dog's tail,  кошка"  # its tokens tell tokenizers apart
 
 
@@ -33,7 +29,7 @@ class TextEmbedder:
 
     What is remembered belongs to the exact text tower: a fingerprint of its weights, its architecture (two CLIPs may
     share weights and differ in their activation) and its tokens is part of every key, and is taken anew when the
-    weights change. So are the templates: an entry is one word in one set of them.
+    weights change. So are the templates: an entry is one word in one set of them. Several threads may call it at once.
 
     Args:
         clip_model: open_clip's model.
@@ -62,7 +58,8 @@ class TextEmbedder:
         self.autocast = autocast
         self.precision = precision
         self.truncate = truncate
-        self.cache_dir = cache_dir
+        self.cache = TextCache(cache_dir) if cache_dir else None
+        self._lock = Lock()
         self._memory: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
         self._state: tuple | None = None
         self._fingerprint = b""
@@ -71,7 +68,7 @@ class TextEmbedder:
         """Embed words.
 
         Args:
-            words: K texts, used verbatim; repeated ones are worked out once.
+            words: K texts, used verbatim; repeated ones are encoded once.
             templates: in place of the embedder's own.
 
         Returns:
@@ -81,21 +78,28 @@ class TextEmbedder:
             OvsegError: a prompt is longer than the text tower's context and ``truncate`` is off.
         """
         templates = self.templates if templates is None else tuple(templates)
-        key = self._key(templates)
-        missing = [word for word in dict.fromkeys(words) if (key, word) not in self._memory]
+        with self._lock:
+            key = self._key(templates)
+            missing = [word for word in dict.fromkeys(words) if (key, word) not in self._memory]
+            for word, feature in self._find(key, missing, templates).items():
+                self._memory[key, word] = feature
+            features = torch.stack([self._recall(key, word) for word in words])
+            while len(self._memory) > WORDS_IN_MEMORY:
+                self._memory.popitem(last=False)
+        return features
+
+    def _find(self, key: str, words: Sequence[str], templates: tuple[str, ...]) -> dict[str, Tensor]:
+        """Embeddings of words that are not in memory: from the disk, or new."""
         device = next(self.clip_model.parameters()).device
-        found = {word: feature.to(device) for word, feature in self._read(key, missing).items()}
-        absent = [word for word in missing if word not in found]
+        found = self.cache.read(key, words, embed_dim(self.clip_model)) if self.cache else {}
+        found = {word: feature.to(device) for word, feature in found.items()}
+        absent = [word for word in words if word not in found]
         if absent:
             encoded = dict(zip(absent, self._encode(absent, templates), strict=True))
-            self._write(key, encoded)
+            if self.cache:
+                self.cache.write(key, encoded)
             found |= encoded
-        for word, feature in found.items():
-            self._memory[key, word] = feature
-        features = torch.stack([self._recall(key, word) for word in words])
-        while len(self._memory) > WORDS_IN_MEMORY:
-            self._memory.popitem(last=False)
-        return features
+        return found
 
     def _recall(self, key: str, word: str) -> Tensor:
         self._memory.move_to_end((key, word))
@@ -109,7 +113,7 @@ class TextEmbedder:
         """
         tokens = self.tokenizer(list(prompts))
         if not self.truncate and hasattr(self.tokenizer, "encode"):
-            room = tokens.shape[1] - 2  # for the start and end marks
+            room = tokens.shape[1] - getattr(self.tokenizer, "marks", 2)  # for the start and end marks
             for prompt in prompts:
                 if len(prompt) > room and (length := len(self.tokenizer.encode(prompt))) > room:
                     raise OvsegError(
@@ -161,32 +165,6 @@ class TextEmbedder:
         versions = tuple((p.data_ptr(), p._version) for p in parameters if not p.is_inference())
         return versions, hashlib.sha256(torch.cat(samples).cpu().numpy().tobytes()).hexdigest()
 
-    def _file(self, key: str, word: str) -> Path:
-        name = hashlib.sha256(word.encode("utf-8", "surrogatepass")).hexdigest()
-        return self.cache_dir / key[:32] / f"{name[:32]}.safetensors"
-
-    def _read(self, key: str, words: Sequence[str]) -> dict[str, Tensor]:
-        found = {}
-        for word in words if self.cache_dir else ():
-            try:
-                found[word] = load_file(self._file(key, word))["feature"]
-            except FileNotFoundError:
-                continue
-            except (OSError, SafetensorError, KeyError) as error:
-                logger.warning("ignoring a damaged text embedding in the cache: %s", error)
-        return found
-
-    def _write(self, key: str, features: dict[str, Tensor]) -> None:
-        if self.cache_dir is None:
-            return
-        try:
-            for word, feature in features.items():
-                with atomic_path(self._file(key, word)) as temporary:
-                    save_file({"feature": feature.cpu().contiguous().clone()}, temporary)
-        except (OvsegError, OSError, SafetensorError) as error:
-            logger.warning("text embeddings are kept in memory only: %s", error)
-            self.cache_dir = None
-
 
 def encode_text(clip_model: nn.Module, tokens: Tensor, length: int) -> Tensor:
     """open_clip's ``encode_text`` without work for the padding behind the prompts, which no prompt's end looks at.
@@ -207,6 +185,14 @@ def encode_text(clip_model: nn.Module, tokens: Tensor, length: int) -> Tensor:
     projection = clip_model.text_projection
     ends = clip_model.ln_final(ends)
     return projection(ends) if isinstance(projection, nn.Linear) else ends @ projection
+
+
+def embed_dim(clip_model: nn.Module) -> int:
+    """Dimension of the joint space of an open_clip model."""
+    if hasattr(clip_model, "text"):
+        return clip_model.text.output_dim
+    projection = clip_model.text_projection
+    return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
 
 
 def _longest(tokens: Tensor) -> int:

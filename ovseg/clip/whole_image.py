@@ -29,22 +29,31 @@ class WholeImages:
     features: Tensor
 
 
-def squash(images: Sequence[Tensor], divisibility: int, size: int, mean: Tensor, std: Tensor) -> Tensor:
-    """Whole images as CLIP's square input: normalised, padded to one size, resized by nearest neighbour.
+def squash(
+    images: Sequence[Tensor],
+    divisibility: int,
+    size: int,
+    mean: Tensor,
+    std: Tensor,
+    interpolation: str = "nearest",
+) -> Tensor:
+    """Whole images as CLIP's square input: normalised, padded to one size, resized.
 
-    The aspect ratio is not kept and the padding is squashed along, as in the original (specification, section 3).
+    The aspect ratio is not kept and the padding is squashed along, as in the original (specification, section 3): so
+    CLIP's patches lie where the proposal network's features do.
 
     Args:
         images: (3, H, W) each, 0 .. 255.
         divisibility: sides of the padded batch are multiples of it.
         size: side S of the result.
         mean, std: (3, 1, 1), 0 .. 255.
+        interpolation: "nearest", the original's, or "bilinear".
 
     Returns:
         float32 (B, 3, S, S).
     """
     batch = ImageList.from_tensors([(image - mean) / std for image in images], divisibility).tensor
-    return F.interpolate(batch, (size, size), mode="nearest")
+    return F.interpolate(batch, (size, size), mode=interpolation)
 
 
 @torch.no_grad()

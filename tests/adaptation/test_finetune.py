@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+import yaml
 
+from ovseg.adaptation import context as context_module
+from ovseg.adaptation import crops as crops_module
 from ovseg.adaptation import run_folder
 from ovseg.adaptation.crops import EpochBatches, TrainingCrops, filled, random_window, squash
 from ovseg.adaptation.finetune import finetune, read_pairs
-from ovseg.adaptation.recipe import CLIP_MEAN, SHIFT, Recipe, read_recipe
+from ovseg.adaptation.recipe import SHIFT, Recipe, read_recipe
 from ovseg.adaptation.run_folder import RunFolder
 from ovseg.adaptation.tuned_clip import build_optimizer, learning_rate, load_for_tuning
 from ovseg.clip.mask_prompt import encode_masked_image
+from ovseg.clip.model import CONFIG, find_clip
+from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.clip.regions import crop_regions, mask_boxes
 from ovseg.engine.launch import World, launch
 from ovseg.errors import OvsegError
@@ -190,16 +195,39 @@ def test_too_few_pairs_and_too_long_a_warm_up(inputs, tmp_path):
         finetune(tiny.make_job(inputs, tmp_path / "run", val=str(tmp_path / "none")))
 
 
-def test_crops_are_those_of_inference():
+GREY = Preprocessing((0.5, 0.5, 0.5), (0.25, 0.5, 1.0), "bilinear", "squash")
+
+
+@pytest.mark.parametrize("preprocessing", [OPENAI, GREY])
+def test_crops_are_those_of_inference(preprocessing):
     image, mask = tiny.disc(np.random.default_rng(0), (10, 200, 30))
-    mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     pixels, masks = torch.from_numpy(image).permute(2, 0, 1).float(), torch.from_numpy(mask)[None]
     boxes = mask_boxes(masks).long()
-    expected = crop_regions(pixels, masks.float(), boxes, 32, mean, std, mean)
+    expected = crop_regions(pixels, masks.float(), boxes, 32, mean, std, mean, preprocessing.interpolation)
     x0, y0, x1, y1 = boxes[0].tolist()
-    crop, inside = squash(*filled(image[y0:y1, x0:x1], mask[y0:y1, x0:x1], CLIP_MEAN), (0, 0, y1 - y0, x1 - x0), 32)
+    parts = filled(image[y0:y1, x0:x1], mask[y0:y1, x0:x1], preprocessing.fill, preprocessing)
+    crop, inside = squash(*parts, (0, 0, y1 - y0, x1 - x0), 32, preprocessing.interpolation)
     torch.testing.assert_close(crop[None], expected[0], rtol=0, atol=1e-4)
     assert torch.equal(inside[None].float(), expected[1])
+
+
+def test_a_run_prepares_pixels_as_its_clip_wants_them(inputs, tmp_path, monkeypatch):
+    """Crops, crops of the check and whole images; and what is written says how."""
+    seen, plain = set(), crops_module.normalised
+    for module in (crops_module, context_module):
+        monkeypatch.setattr(module, "normalised", lambda pixels, how: seen.add(how) or plain(pixels, how))
+    clip = json.loads((inputs / "clip.json").read_text())
+    (tmp_path / "grey.json").write_text(json.dumps({"model_cfg": clip, "preprocess_cfg": asdict(GREY)}))
+    job = tiny.make_job(inputs, tmp_path / "run", SHIFT, epochs=1, val=str(inputs / "val"))
+    finetune(replace(job, architecture=str(tmp_path / "grey.json")))
+    assert seen == {GREY}
+    assert json.loads((job.output / CONFIG).read_text())["model_cfg"] == clip
+    assert yaml.safe_load((job.output / "recipe.yaml").read_text())["fill"] == [127.5] * 3
+    best = str(job.output / "best.safetensors")
+    assert find_clip(str(inputs / "clip.json"), best).preprocessing == GREY  # beside the weights
+    with pytest.raises(OvsegError, match=r"check --clip; did you mean best.safetensors\?"):
+        finetune(replace(job, output=tmp_path / "other", clip=f"{best}s"))
 
 
 def test_mask_travels_with_its_crop(inputs):

@@ -3,13 +3,17 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from ovseg.clip.adapter import ClipAdapter, MaskedImage
-from ovseg.clip.model import build_clip, find_clip
+from ovseg.clip.context_adapter import ContextClipAdapter
+from ovseg.clip.model import build_clip, find_clip, load_clip_weights
 from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
 
@@ -26,6 +30,7 @@ def cfg(tmp_path):
     (tmp_path / "clip.json").write_text(json.dumps(TINY))
     cfg = get_cfg()
     cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME = str(tmp_path / "clip.json")
+    cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS = "none"
     cfg.MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR = "none"
     return cfg
 
@@ -151,13 +156,15 @@ def test_weights_from_a_file(cfg, tmp_path):
 
 
 def test_a_checkpoint_makes_fetching_weights_needless(cfg, tmp_path):
-    adapter = adapter_of(cfg, CLIP_WEIGHTS=str(tmp_path / "missing.safetensors"))
-    adapter.load_state_dict(adapter_of(cfg).state_dict())
+    file = tmp_path / "damaged.safetensors"
+    file.write_bytes(b"rubbish")
+    adapter = adapter_of(cfg, CLIP_WEIGHTS=str(file))
+    adapter.load_state_dict(adapter_of(cfg, CLIP_WEIGHTS="none").state_dict())
     adapter.ensure_weights()  # would raise if it read the file
     incomplete = {k: v for k, v in adapter.state_dict().items() if "ln_final" not in k}
-    other = adapter_of(cfg)
+    other = adapter_of(cfg, CLIP_WEIGHTS=str(file))
     other.load_state_dict(incomplete, strict=False)
-    with pytest.raises(OvsegError, match=r"missing\.safetensors does not exist"):
+    with pytest.raises(OvsegError, match=r"damaged\.safetensors is damaged"):
         other.ensure_weights()
 
 
@@ -282,7 +289,7 @@ def test_folder_with_weights(cfg, tmp_path):
         find_clip(f"local-dir:{tmp_path}", "openai")
     donor, _ = build_clip(find_clip(cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME, "none"))
     save_file(donor.state_dict(), tmp_path / "open_clip_model.safetensors")
-    adapter = adapter_of(cfg, CLIP_MODEL_NAME=f"local-dir:{tmp_path}")
+    adapter = adapter_of(cfg, CLIP_MODEL_NAME=f"local-dir:{tmp_path}", CLIP_WEIGHTS="")
     adapter.ensure_weights()
     assert torch.equal(adapter.clip_model.token_embedding.weight, donor.token_embedding.weight)
 
@@ -297,3 +304,36 @@ def test_resnet_clip_has_no_prompts(cfg, tmp_path):
     logits, valid = adapter.classify_masks(torch.rand(3, 40, 50) * 255, torch.rand(3, 40, 50), torch.randn(3, 16))
     assert logits.shape == (3, 3)
     assert valid.all()
+
+
+@pytest.mark.parametrize("kind", [ClipAdapter, ContextClipAdapter])
+def test_eight_threads_answer_as_one(cfg, tmp_path, monkeypatch, kind):
+    """All are the first to need CLIP's weights, and all ask for new words."""
+    _, file = donor_of(cfg, tmp_path, 1)
+    cfg.MODEL.SELECT_ORI_CLIP_ID = [2]
+    cfg.MODEL.CLIP_ADAPTER.merge_from_list(["CLIP_WEIGHTS", file, "TEXT_CACHE_DIR", str(tmp_path / "cache")])
+    image, masks = torch.rand(3, 40, 50) * 255, torch.rand(3, 40, 50)
+    words = [[f"thing {k}", f"thing {k + 1}"] for k in range(8)]
+
+    def answer(adapter: ClipAdapter, part: list[str]) -> torch.Tensor:
+        return adapter.classify_masks(image, masks, adapter.text_matrix(part)[:-1])[0]
+
+    alone = kind(cfg).eval()
+    expected = [answer(alone, part) for part in words]
+    adapter, loads, barrier = kind(cfg).eval(), [], threading.Barrier(8)
+
+    def load(*args: object) -> None:
+        loads.append(args)
+        time.sleep(0.05)  # others come meanwhile
+        load_clip_weights(*args)
+
+    def ask(part: list[str]) -> torch.Tensor:
+        barrier.wait()
+        return answer(adapter, part)
+
+    for module in ("adapter", "context_adapter"):
+        monkeypatch.setattr(f"ovseg.clip.{module}.load_clip_weights", load)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ask, words))
+    assert len(loads) == 1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

@@ -26,6 +26,7 @@ def cfg(tmp_path):
     cfg = get_cfg()
     cfg.MODEL.SELECT_ORI_CLIP_ID = [2, 4]
     cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME = str(tmp_path / "clip.json")
+    cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS = "none"
     cfg.MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR = "none"
     cfg.MODEL.CLIP_ADAPTER.REPLACE_RATIO = 0.5
     return cfg

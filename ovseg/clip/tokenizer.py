@@ -1,0 +1,85 @@
+"""The tokenizer of a CLIP: open_clip's own, or Hugging Face's for the towers that were trained with one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+from ovseg.errors import OvsegError
+
+# what tokenizers and towers of open_clip's models need beyond open_clip itself, by the modules that they install
+_PACKAGES = {name: name for name in ("sentencepiece", "tiktoken", "tokenizers", "timm", "transformers")}
+
+
+class _HuggingFaceTokenizer(HFTokenizer):
+    """Adds what finds prompts that are too long."""
+
+    @property
+    def marks(self) -> int:
+        """Tokens that every prompt has beside its text's."""
+        return self.tokenizer.num_special_tokens_to_add()
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without marks."""
+        return self.tokenizer(self.clean_fn(text), add_special_tokens=False).input_ids
+
+
+def build_tokenizer(name: str, text: Mapping[str, Any]) -> SimpleTokenizer | HFTokenizer:
+    """Build the tokenizer that open_clip's text configuration names.
+
+    Args:
+        name: of the CLIP, for messages.
+        text: ``text_cfg``.
+
+    Raises:
+        OvsegError: a package that it needs is missing, its files cannot be had, or its vocabulary is another one.
+    """
+    length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
+    wanted = text.get("hf_tokenizer_name")
+    if not wanted:
+        tokenizer = SimpleTokenizer(context_length=length, **options)
+        if text.get("vocab_size", tokenizer.vocab_size) < tokenizer.vocab_size:
+            raise OvsegError(
+                f"CLIP {name} has a vocabulary of {text['vocab_size']} tokens, CLIP's tokenizer has "
+                f"{tokenizer.vocab_size}: name the model's own tokenizer as text_cfg.hf_tokenizer_name in its JSON"
+            )
+        return tokenizer
+    try:
+        return _HuggingFaceTokenizer(
+            wanted, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options
+        )
+    except Exception as error:  # each tokenizer and the hub's client raise kinds of their own
+        if package := missing_package(error):
+            raise lacks_package(name, f"tokenizer {wanted}", package) from error
+        raise OvsegError(
+            f"cannot get the tokenizer {wanted} of CLIP {name} ({first_line(error)}): copy the model's repository "
+            "here from a machine with network and set MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME to local-dir:FOLDER, or "
+            "choose a CLIP with CLIP's own tokenizer, such as ViT-L-14"
+        ) from error
+
+
+def lacks_package(name: str, part: str, package: str) -> OvsegError:
+    """The error for a part of a CLIP that needs a package which is not installed."""
+    return OvsegError(
+        f"the {part} of CLIP {name} needs the package {package}, which is not installed: `pip install {package}`, or "
+        "choose a CLIP that needs none, such as ViT-L-14"
+    )
+
+
+def missing_package(error: BaseException | None) -> str | None:
+    """The package that an error, or what caused it, is about, where that is not installed."""
+    if error is None:
+        return None
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return error.name.partition(".")[0]
+    text = str(error).lower()
+    named = (package for package, module in _PACKAGES.items() if package in text and find_spec(module) is None)
+    return next(named, None) or missing_package(error.__cause__ or error.__context__)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, at most 200 characters; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]
