@@ -21,10 +21,6 @@ from tests.fuzz.targets import ALL, BY_NAME
 from tests.fuzz.worker import fault_of
 
 
-def _hang() -> None:
-    time.sleep(60)
-
-
 def _crash() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
@@ -50,7 +46,6 @@ class Planted:
         "ok": lambda: None,
         "refused": _refuse("x is not a y: do z"),
         "traceback": lambda: {}["missing"],
-        "hang": _hang,
         "crash": _crash,
         "memory": _devour,
         "message": _refuse("unusable (KeyError: 'x')"),
@@ -75,13 +70,26 @@ class Planted:
 
 def test_every_way_to_fail_is_reported_and_the_rest_goes_on(tmp_path):
     largest = resident(os.getpid()) + 2**27
-    result = fuzz(Planted, range(len(Planted.ways)), deadline=3, largest=largest, keep=tmp_path)
+    result = fuzz(Planted, range(len(Planted.ways)), largest=largest, keep=tmp_path)
     assert (result.inputs, result.ok, result.refused) == (len(Planted.ways), 1, 1)
     failures = {index: kind for index, kind in enumerate(Planted.ways) if index >= 2}
     assert {defect.indices[0]: defect.kind for defect in result.defects.values()} == failures
     assert {path.name for path in tmp_path.iterdir()} == {f"planted-{index}" for index in failures}
     assert "KeyError: 'missing'" in (tmp_path / "planted-2" / "VERDICT.txt").read_text()
     assert (tmp_path / "planted-3" / "input.txt").read_text() == "x"
+
+
+class Hanging(Planted):
+    """Every second input takes for ever."""
+
+    ways = {"ok": lambda: None, "hang": lambda: time.sleep(600), "ok again": lambda: None}
+
+
+def test_an_input_that_takes_too_long_is_stopped():
+    result = fuzz(Hanging, range(3), deadline=1)
+    (defect,) = result.defects.values()
+    assert (defect.kind, defect.indices, result.ok) == ("hang", [1], 2)
+    assert defect.place.startswith("tests/test_fuzz.py")
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,8 @@ def fuzz(
         following = indices.start
         while following < indices.stop and time.monotonic() - began < seconds:
             todo = range(following, indices.stop, indices.step)
-            with _Worker(target, todo, seed, Path(scratch).resolve(), deadline) as worker:
-                for verdict, spent in worker.verdicts(largest, began + seconds):
+            with _Worker(target, todo, seed, Path(scratch).resolve()) as worker:
+                for verdict, spent in worker.verdicts(deadline, largest, began + seconds):
                     new = (verdict.kind, verdict.place) not in result.defects
                     result.add(verdict, spent)
                     following = verdict.index + indices.step
@@ -123,16 +123,13 @@ def fuzz(
 class _Worker:
     """A process that works through indices and reports each; killed, with all its children, at the end."""
 
-    def __init__(self, target: type[Target], indices: range, seed: int, scratch: Path, deadline: float) -> None:
+    def __init__(self, target: type[Target], indices: range, seed: int, scratch: Path) -> None:
         # fork: the parent has imported torch and Detectron2 already, which takes many seconds
         context = multiprocessing.get_context("fork")
         self.folder = scratch / "input"
-        self._deadline, self._stack = deadline, scratch / STACK
-        self._indices, self._name = indices, target.name
+        self._indices, self._name, self._stack = indices, target.name, scratch / STACK
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=work, args=(theirs, target, indices, seed, scratch, deadline), daemon=True
-        )
+        self._process = context.Process(target=work, args=(theirs, target, indices, seed, scratch), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -151,7 +148,7 @@ class _Worker:
         with contextlib.suppress(OSError):
             self._pipe.send(None)
 
-    def verdicts(self, largest: int, until: float) -> Iterator[tuple[Verdict, float]]:
+    def verdicts(self, deadline: float, largest: int, until: float) -> Iterator[tuple[Verdict, float]]:
         """A verdict on each input, and the seconds it took, until the worker is lost or the time is over."""
         if (lost := self._wait(START, largest)) is not None:
             raise RuntimeError(f"the worker of {self._name} does not start: {lost.kind} {lost.message}")
@@ -159,7 +156,7 @@ class _Worker:
             raise RuntimeError(f"the seeds of {self._name} cannot be made: {problem}")
         for index in self._indices:
             began = time.monotonic()
-            verdict = self._wait(self._deadline, largest) or self._receive()
+            verdict = self._wait(deadline, largest) or self._receive()
             verdict.index = index
             yield verdict, time.monotonic() - began
             if verdict.kind in ("hang", "crash", "memory") or time.monotonic() > until:
@@ -170,18 +167,22 @@ class _Worker:
             return self._pipe.recv()
         except (EOFError, OSError):
             self._process.join()
-            return Verdict(
-                "crash", place_of_stack(self._stack), f"{_signal_name(self._process.exitcode)} ended the process"
-            )
+            return Verdict("crash", place_of_stack(self._stack), f"ended by {_signal_name(self._process.exitcode)}")
+
+    def _where(self) -> str:
+        """The line that it is at."""
+        os.kill(self._process.pid, signal.SIGUSR1)
+        time.sleep(0.3)
+        return place_of_stack(self._stack)
 
     def _wait(self, deadline: float, largest: int) -> Verdict | None:
         """None once there is a message, or the process is gone; a verdict where it must be killed."""
         end = time.monotonic() + deadline
         while not self._pipe.poll(_GLANCE):
             if (used := resident(self._process.pid)) > largest:
-                return Verdict("memory", "", f"{used / 2**30:.1f} GB", peak=used)
+                return Verdict("memory", self._where(), f"{used / 2**30:.1f} GB", peak=used)
             if time.monotonic() > end:
-                return Verdict("hang", place_of_stack(self._stack), f"more than {deadline:g} s")
+                return Verdict("hang", self._where(), f"more than {deadline:g} s")
         return None
 
 

@@ -9,6 +9,7 @@ import random
 import re
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -75,10 +76,10 @@ class Guard:
         return f"{path}{os.sep}".startswith(self._allowed) or path.startswith(("/dev/", "/proc/"))
 
 
-def work(pipe: Connection, target: type, indices: range, seed: int, scratch: Path, deadline: float) -> None:
+def work(pipe: Connection, target: type, indices: range, seed: int, scratch: Path) -> None:
     """Try the inputs ``indices`` of a target; sends a :class:`Verdict` of each and waits to be answered.
 
-    Where it is when it dies, or shortly before ``deadline``, is in ``STACK``.
+    Where it is when it dies, or is sent SIGUSR1, comes to be in the file ``STACK``.
     """
     os.setsid()  # what an input starts dies with us
     _furnish(scratch)
@@ -92,8 +93,8 @@ def work(pipe: Connection, target: type, indices: range, seed: int, scratch: Pat
     pipe.send(None)
     stack = open(scratch / STACK, "w")  # noqa: SIM115 - faulthandler writes to it at the end
     faulthandler.enable(stack)
+    faulthandler.register(signal.SIGUSR1, stack)
     for index in indices:
-        faulthandler.dump_traceback_later(0.9 * deadline, file=stack)
         os.chdir(_empty(folder))
         verdict = _try(subject, random.Random(f"{target.name} {seed} {index}"), folder, guard)
         os.chdir(scratch)

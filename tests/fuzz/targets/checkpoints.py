@@ -111,15 +111,7 @@ def _odd_content(rng: Random) -> tuple[str, bytes]:
     if rng.random() < 0.3:
         state.pop(rng.choice(list(state)))
     wrappers = ("model", "state_dict", "module", "net", "ovseg_settings")
-    content = rng.choice(
-        (
-            state,
-            {rng.choice(wrappers): state},
-            {"model": {"model": state}},
-            [state],
-            None,
-        )
-    )
+    content = rng.choice((state, {rng.choice(wrappers): state}, {"model": {"model": state}}, [state], None))
     if rng.random() < 0.3 and isinstance(content, dict):
         content = content | {rng.choice((*wrappers, "optimizer", "iteration", 3)): odd_value(rng)}
     try:

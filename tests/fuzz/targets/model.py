@@ -34,43 +34,26 @@ class Arrays:
 
     def make(self, rng: Random, folder: Path) -> tuple[Any, str | None]:
         generator = np.random.default_rng(rng.getrandbits(32))
-        shape = [rng.choice(_SIDES), rng.choice(_SIDES), rng.choice((0, 1, 2, 3, 3, 3, 4, 5))][
-            : rng.choice((0, 1, 2, 2, 3, 3, 3, 3))
-        ]
+        sides = [rng.choice(_SIDES), rng.choice(_SIDES), rng.choice((0, 1, 2, 3, 3, 3, 4, 5))]
+        shape = sides[: rng.choice((0, 1, 2, 2, 3, 3, 3, 3))]
         if rng.random() < 0.1:
             shape = rng.choice(([3, 8, 9], [1, 8, 9, 3], [4, 8, 9], [2, 8, 9, 3]))
         if np.prod(shape) > 50_000:
             shape[0] = 3
         scale = rng.choice((1, 255, 255, 255, 1000, float("nan"), -1))
+        dtype = rng.choice(_TYPES) if rng.random() < 0.4 else "u1"
         with np.errstate(all="ignore"):
-            array = np.asarray(generator.random(shape) * scale).astype(
-                rng.choice(_TYPES if rng.random() < 0.4 else ("u1",))
-            )
+            array = np.asarray(generator.random(shape) * scale).astype(dtype)
+        pillow = dtype == "u1" and array.size and (array.ndim == 2 or (array.ndim == 3 and shape[2] in (3, 4)))
         kind, image = rng.randrange(8), array
         if kind == 0:
             image = array.T[::-1] if array.ndim == 2 else array[..., ::-1] if array.ndim else array
-        elif kind == 1 and array.dtype.kind in "uif" and array.dtype.itemsize > 0 and array.dtype != np.uint16:
+        elif kind == 1 and dtype in ("u1", "i1", "i4", "i8", "f2", "f4", "f8"):
             image = torch.from_numpy(np.ascontiguousarray(array))
-        elif (
-            kind == 2
-            and array.dtype == np.uint8
-            and array.size
-            and array.ndim >= 2
-            and shape[2:] in ([], [3], [4])
-            and len(shape) < 4
-        ):
+        elif kind == 2 and pillow:
             image = Image.fromarray(array).convert(rng.choice(("1", "L", "P", "RGB", "RGBA", "I", "F", "CMYK")))
         elif kind == 3:
-            image = rng.choice(
-                (
-                    odd_value(rng),
-                    io.BytesIO(b"x"),
-                    b"x",
-                    array.tolist()[:2] if shape else [],
-                    np.ma.array([1]),
-                    object(),
-                )
-            )
+            image = rng.choice((odd_value(rng), io.BytesIO(b"x"), b"x", array.tolist(), np.ma.array([1]), object()))
         elif kind == 4:
             array.flags.writeable = False
         place = rng.choice(("out", "out.jpg", "sub/", *TEXTS, "x" * 240)) if rng.random() < 0.2 else None

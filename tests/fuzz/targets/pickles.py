@@ -17,61 +17,21 @@ from ovseg.errors import OvsegError
 from ovseg.state_dicts import read_checkpoint, read_state_dict
 from tests.fuzz.mutate import mutate_bytes
 
-_NUMPY = tuple(
-    (module, name)
-    for parts, names in (
-        (("core.multiarray", "_core.multiarray"), ("_reconstruct", "scalar")),
-        (("core.numeric", "_core.numeric"), ("_frombuffer",)),
-    )
-    for module in (f"numpy.{part}" for part in parts)
-    for name in names
+_KNOWN = (  # module:name
+    "numpy:dtype numpy:ndarray numpy.core.multiarray:_reconstruct numpy._core.multiarray:_reconstruct "
+    "numpy.core.multiarray:scalar numpy._core.multiarray:scalar numpy.core.numeric:_frombuffer "
+    "numpy._core.numeric:_frombuffer _codecs:encode collections:OrderedDict torch._utils:_rebuild_tensor_v2 "
+    "torch._utils:_rebuild_parameter torch.storage:_load_from_bytes torch:FloatStorage torch:Size torch:device"
 )
-KNOWN = (
-    *(("numpy", "dtype"), ("numpy", "ndarray"), ("_codecs", "encode"), ("collections", "OrderedDict"), *_NUMPY),
-    *(("torch._utils", "_rebuild_tensor_v2"), ("torch.storage", "_load_from_bytes"), ("torch", "FloatStorage")),
-    *(("torch._utils", "_rebuild_parameter"), ("torch", "Size"), ("torch", "device"), ("builtins", "bytearray")),
+_FORBIDDEN = (
+    "os:system posix:system nt:system os:popen subprocess:Popen builtins:eval builtins:exec builtins:__import__ "
+    "builtins:getattr builtins:print builtins:bytearray pty:spawn importlib:import_module runpy:run_path shutil:rmtree "
+    "operator:attrgetter functools:partial copyreg:_reconstructor io:open ctypes:CDLL pickle:loads numpy:load "
+    "numpy:fromfile numpy:memmap numpy:dtype.__reduce__ numpy:ndarray.tofile numpy:os.system torch:load torch.hub:load "
+    "numpy.f2py.crackfortran:myeval collections:OrderedDict.__init__ __main__:x :"
 )
-FORBIDDEN = (
-    *(("os", "system"), ("posix", "system"), ("nt", "system"), ("os", "popen"), ("subprocess", "Popen")),
-    *(
-        ("builtins", "eval"),
-        ("builtins", "exec"),
-        ("builtins", "__import__"),
-        ("builtins", "getattr"),
-        ("pty", "spawn"),
-    ),
-    *(("importlib", "import_module"), ("runpy", "run_path"), ("shutil", "rmtree"), ("operator", "attrgetter")),
-    *(("functools", "partial"), ("numpy", "load"), ("numpy", "fromfile"), ("numpy", "memmap"), ("torch", "load")),
-    *(("numpy", "dtype.__reduce__"), ("numpy", "ndarray.tofile"), ("collections", "OrderedDict.__init__")),
-    *(
-        ("numpy.f2py.crackfortran", "myeval"),
-        ("__main__", "x"),
-        ("", ""),
-        ("copyreg", "_reconstructor"),
-        ("io", "open"),
-    ),
-    *(("ctypes", "CDLL"), ("torch.hub", "load"), ("builtins", "print"), ("numpy", "os.system"), ("pickle", "loads")),
-)
-_DTYPES = (
-    "f4",
-    "<f4",
-    ">f8",
-    "i8",
-    "u1",
-    "b1",
-    "O",
-    "O8",
-    "V16",
-    "S3",
-    "U2",
-    "M8[ns]",
-    "c8",
-    "f2",
-    "i4,f8",
-    "",
-    "x",
-    "O,i4",
-)
+KNOWN, FORBIDDEN = _KNOWN.split(), _FORBIDDEN.split()
+_DTYPES = "f4 <f4 >f8 i8 u1 b1 O O8 V16 S3 U2 M8[ns] c8 f2 i4,f8 x O,i4".split()  # noqa: SIM905
 _CANARY = "canary"
 _COMMAND = f"touch {_CANARY}"
 
@@ -95,22 +55,23 @@ class _Writer:
     def tuple(self, *items: bytes) -> bytes:
         return b"(" + b"".join(items) + b"t"
 
-    def name(self, module: str, name: str) -> bytes:
+    def name(self, what: str) -> bytes:
+        module, name = what.split(":")
         if self.rng.random() < 0.5 and module and name:
             return b"c" + module.encode() + b"\n" + name.encode() + b"\n"
         return self.text(module) + self.text(name) + b"\x93"
 
     def known(self) -> bytes:
-        return self.name(*self.rng.choice(KNOWN))
+        return self.name(self.rng.choice(KNOWN))
 
     def forbidden(self) -> bytes:
-        target = self.name(*self.rng.choice(FORBIDDEN))
+        target = self.name(self.rng.choice(FORBIDDEN))
         return (
             target + self.tuple(self.text(self.rng.choice((_COMMAND, f"__import__('os').system('{_COMMAND}')")))) + b"R"
         )
 
     def dtype(self) -> bytes:
-        made = self.name("numpy", "dtype") + self.tuple(self.text(self.rng.choice(_DTYPES)), b"I00\n", b"I01\n") + b"R"
+        made = self.name("numpy:dtype") + self.tuple(self.text(self.rng.choice(_DTYPES)), b"I00\n", b"I01\n") + b"R"
         return made + (self.dtype_state() + b"b" if self.rng.random() < 0.6 else b"")
 
     def dtype_state(self) -> bytes:
@@ -120,11 +81,9 @@ class _Writer:
         fields = b"N"
         if rng.random() < 0.4:
             offset = self.number(rng.choice((0, 8, -8, 2**30, -(2**30))))
-            inner = (
-                self.dtype() if rng.random() < 0.5 else self.name("numpy", "dtype") + self.tuple(self.text("O")) + b"R"
-            )
+            inner = self.dtype() if rng.random() < 0.5 else self.name("numpy:dtype") + self.tuple(self.text("O")) + b"R"
             fields = b"}" + self.text("a") + self.tuple(inner, offset) + b"s"
-        inner = self.tuple(self.name("numpy", "dtype") + self.tuple(self.text("O")) + b"R", self.tuple(self.number(2)))
+        inner = self.tuple(self.name("numpy:dtype") + self.tuple(self.text("O")) + b"R", self.tuple(self.number(2)))
         parts = [
             self.number(rng.choice((3, 4, 0))),
             self.text(rng.choice(("<", "|", ">", "x"))),
@@ -142,25 +101,27 @@ class _Writer:
         rng, module = self.rng, self.rng.choice(("numpy.core.multiarray", "numpy._core.multiarray"))
         content = self.data(rng.randbytes(rng.choice((0, 4, 16, 64))))
         if rng.random() < 0.3:
-            return self.name(module, "scalar") + self.tuple(self.dtype(), content) + b"R"
+            return self.name(f"{module}:scalar") + self.tuple(self.dtype(), content) + b"R"
         shape = self.tuple(*(self.number(rng.choice((0, 1, 2, 4, 2**31, -1))) for _ in range(rng.randint(0, 3))))
         if rng.random() < 0.2:
             numeric = module.replace("multiarray", "numeric")
-            return self.name(numeric, "_frombuffer") + self.tuple(content, self.dtype(), shape, self.text("C")) + b"R"
+            return self.name(f"{numeric}:_frombuffer") + self.tuple(content, self.dtype(), shape, self.text("C")) + b"R"
         empty = self.tuple(
-            self.name("numpy", rng.choice(("ndarray", "ndarray", "dtype"))), self.tuple(self.number(0)), self.data(b"b")
+            self.name(rng.choice(("numpy:ndarray", "numpy:ndarray", "numpy:dtype"))),
+            self.tuple(self.number(0)),
+            self.data(b"b"),
         )
         objects = b"](" + self.any(2) + b"e"
         state = self.tuple(self.number(1), shape, self.dtype(), b"I00\n", rng.choice((content, content, objects)))
-        return self.name(module, "_reconstruct") + empty + b"R" + state + b"b"
+        return self.name(f"{module}:_reconstruct") + empty + b"R" + state + b"b"
 
     def tensor(self) -> bytes:
         """torch's rebuilding function with a storage from bytes, or from something else."""
         inner = self.rng.choice((self.data(b"PK"), self.array(), self.any(2)))
-        storage = self.name("torch.storage", "_load_from_bytes") + self.tuple(inner) + b"R"
+        storage = self.name("torch.storage:_load_from_bytes") + self.tuple(inner) + b"R"
         sizes = self.tuple(self.number(self.rng.choice((0, 2, 2**40, -1))))
         rest = (self.number(self.rng.choice((0, 5, -1))), sizes, sizes, b"I00\n", self.any(2))
-        return self.name("torch._utils", "_rebuild_tensor_v2") + self.tuple(storage, *rest) + b"R"
+        return self.name("torch._utils:_rebuild_tensor_v2") + self.tuple(storage, *rest) + b"R"
 
     def call(self, depth: int) -> bytes:
         """A known name, or any object, called, made anew, or given a state."""
@@ -174,7 +135,7 @@ class _Writer:
                 what + arguments + b"R" + self.any(depth + 1) + b"b",
                 what + self.any(depth + 1) + b"b",
                 b"(" + what + self.any(depth + 1) + b"o",
-                b"(" + self.any(depth + 1) + b"i" + "\n".join(rng.choice(KNOWN + FORBIDDEN)).encode() + b"\n",
+                b"(" + self.any(depth + 1) + b"i" + rng.choice(KNOWN + FORBIDDEN).replace(":", "\n").encode() + b"\n",
             )
         )
         return made
