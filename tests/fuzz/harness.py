@@ -201,7 +201,7 @@ def _signal_name(code: int | None) -> str:
 def _keep_input(target: type[Target], verdict: Verdict, folder: Path, keep: Path) -> None:
     kept = keep / f"{target.name}-{verdict.index}"
     shutil.rmtree(kept, ignore_errors=True)
-    if folder.is_dir():
+    with contextlib.suppress(OSError, RecursionError):  # what cannot be copied can be made again
         shutil.copytree(folder, kept, symlinks=True, ignore_dangling_symlinks=True)
     kept.mkdir(parents=True, exist_ok=True)
     text = f"{verdict.kind} at {verdict.place}\n{verdict.message}\n\n{verdict.details}\n"

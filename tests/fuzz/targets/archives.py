@@ -24,7 +24,7 @@ _COMPRESS = (lambda data: data, gzip.compress, bz2.compress, lzma.compress)
 
 
 def _member_names(rng: Random, top: str) -> list[str]:
-    below = ("a", "a/b", "A", "n" * 300, "d/" * 600 + "x", "/x", "./x", "x\0y", "../../out", "..\\..\\..\\out")
+    below = ("a", "a/b", "A", "n" * 300, "d/" * 200 + "x", "/x", "./x", "x\0y", "../../out", "..\\..\\..\\out")
     below += ("annotations/panoptic_val2017.zip", rng.choice(_NAMES), rng.choice(TEXTS))
     odd = ("", "/", ".", "..", f"/{top}/x", "C:\\x", top, f"./{top}/z", *(f"{top}/{name}" for name in below))
     names = [f"{top}/{n}.png" for n in range(3)]
