@@ -57,7 +57,7 @@ demo: setup  ## Evaluate the shipped toy model, then segment a toy scene into wo
 test: setup  ## Run the tests (PYTEST_ARGS="-k words" for some of them)
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
-fuzz: setup  ## Give damaged and odd inputs to everything that reads any (FUZZ_ARGS="coco --inputs 500"; ~20 minutes)
+fuzz: setup  ## Give damaged and odd inputs to everything that reads any (FUZZ_ARGS="coco --inputs 500")
 	@$(PY) -m tests.fuzz $(FUZZ_ARGS)
 
 lint: setup  ## Check style with ruff
