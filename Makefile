@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+FUZZ_ARGS ?=
 DETECTRON2 ?= --source pypi
 UV_VERSION := 0.13.8
 
@@ -14,7 +15,7 @@ DEMO := output/demo
 TOY := configs/toy/ovseg_toy.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean requirements
+.PHONY: help setup demo test fuzz lint clean requirements
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -55,6 +56,9 @@ demo: setup  ## Evaluate the shipped toy model, then segment a toy scene into wo
 
 test: setup  ## Run the tests (PYTEST_ARGS="-k words" for some of them)
 	@$(PY) -m pytest $(PYTEST_ARGS)
+
+fuzz: setup  ## Give damaged and odd inputs to everything that reads any (FUZZ_ARGS="coco --inputs 500")
+	@$(PY) -m tests.fuzz $(FUZZ_ARGS)
 
 lint: setup  ## Check style with ruff
 	@$(PY) -m ruff check .
