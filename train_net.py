@@ -14,17 +14,15 @@ import logging
 from ovseg.config import CfgNode, load_cfg
 from ovseg.engine.launch import World, choose_device, launch
 from ovseg.engine.run import evaluate, train
-from ovseg.engine.setup import default_argument_parser, setup
+from ovseg.engine.setup import default_argument_parser, owned_output, setup
 from ovseg.errors import OvsegError, user_errors
 
 
 def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     """What every process runs."""
-    setup(cfg, args)
-    if args.eval_only:
-        evaluate(cfg, resume=args.resume)
-    else:
-        train(cfg, resume=args.resume)
+    with owned_output(cfg):
+        setup(cfg, args)
+        (evaluate if args.eval_only else train)(cfg, resume=args.resume)
 
 
 def configuration(args: argparse.Namespace) -> CfgNode:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -223,10 +225,19 @@ def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Ma
     """Write tensors as safetensors through a temporary file; shared memory is copied apart."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, dict(metadata or {}))
+        # the library writes under a name of its own first: in a folder that is known as ours after a kill
+        with TemporaryDirectory(prefix=f"{temporary.name}.", dir=temporary.parent) as folder:
+            save_file(tensors, Path(folder, "file"), dict(metadata or {}))
+            os.replace(Path(folder, "file"), temporary)
 
 
 def save_torch(content: Mapping[str, Any], path: str | Path) -> None:
-    """``torch.save`` a dictionary through a temporary file; give it only what ``weights_only`` loading accepts."""
+    """``torch.save`` a dictionary through a temporary file that is brought to the disk before it gets its name.
+
+    Args:
+        content: only tensors, numbers, strings and containers of these, which ``weights_only`` loading accepts.
+    """
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from safetensors import SafetensorError
 
 from ovseg.adaptation import run_folder
 from ovseg.adaptation.crops import EpochBatches, TrainingCrops, filled, random_window, squash
@@ -158,12 +159,12 @@ def test_disk_full_is_explained_and_resumable(inputs, finished, tmp_path, monkey
             return getattr(self.file, name)
 
     def fail(*_args, **_kwargs):
-        raise run_folder.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
         if part == "checkpoint":
             save = torch.save
-            patch.setattr(run_folder.torch, "save", lambda content, file: save(content, FullDisk(file)))
+            patch.setattr(torch, "save", lambda content, file: save(content, FullDisk(file)))
         elif part == "safetensors":
             patch.setattr("ovseg.checkpoint.save_file", fail)
         else:

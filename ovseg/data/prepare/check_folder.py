@@ -12,10 +12,10 @@ from PIL import Image
 
 from ovseg.data.file_list import file_list_checksum
 from ovseg.data.prepare.facts import Folder, Labels
-from ovseg.data.prepare.leftovers import find_leftovers
 from ovseg.data.prepare.sources import FORMATS, BadFile, raw_labels, read_names, scan
 from ovseg.data.prepare.stamps import Stamp
 from ovseg.data.prepare.threads import spread
+from ovseg.leftovers import find_leftovers
 
 
 @dataclass

@@ -18,12 +18,12 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from ovseg.data.prepare.leftovers import remove_leftovers
 from ovseg.data.prepare.sources import BadFile, raw_labels, scan
 from ovseg.data.prepare.stamps import Look, Sign, Stamp, look_at, signs_of
 from ovseg.data.prepare.threads import spread
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
+from ovseg.leftovers import remove_leftovers
 from ovseg.progress import progress_bar
 
 MOST_BAD = 20  # bad files after which a run is given up: the archive as a whole is broken
@@ -230,7 +230,7 @@ class _Folder:
         """The folder, cleaned of what killed runs left, with a note that is right even if this run ends early."""
         if self._written:  # by another recipe: none of its files must count as ours
             self._save()
-        remove_leftovers(self.output.folder)
+        remove_leftovers(self.output.folder, owned=True, below=True)
         try:
             yield
         finally:
