@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -224,11 +225,12 @@ def _local_path(path: str | Path) -> str:
 def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors through a temporary file; shared memory is copied apart."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    with atomic_path(path) as temporary:
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(atomic_path(path))
         # the library writes under a name of its own first: in a folder that is known as ours after a kill
-        with TemporaryDirectory(prefix=f"{temporary.name}.", dir=temporary.parent) as folder:
-            save_file(tensors, Path(folder, "file"), dict(metadata or {}))
-            os.replace(Path(folder, "file"), temporary)
+        folder = stack.enter_context(TemporaryDirectory(prefix=f"{temporary.name}.", dir=temporary.parent))
+        save_file(tensors, Path(folder, "file"), dict(metadata or {}))
+        os.replace(Path(folder, "file"), temporary)
 
 
 def save_torch(content: Mapping[str, Any], path: str | Path) -> None:

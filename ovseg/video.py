@@ -79,5 +79,6 @@ def segment_video(
     }
     json_file = target.with_suffix(".json")
     with atomic_path(json_file) as temporary:
-        temporary.write_text(json.dumps(summary, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(summary, ensure_ascii=False, indent=1) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are not text
     return target, json_file

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ovseg.data.inspection.subject import Subject
 from ovseg.data.own.pairs import Pair
 from ovseg.data.own.values import UNLISTED, show_unlisted
 from ovseg.data.prepare.threads import spread
 from ovseg.errors import OvsegError
-from ovseg.images import read_image
+from ovseg.images import open_image, read_image
 
 # kinds of findings, in the order of their telling; those of NOTES are worth a look, but nothing is wrong
 KINDS = {
@@ -200,7 +199,7 @@ def _sizes(pair: Pair, labels: Sequence[int], image: Sequence[int]) -> str:
 
 
 def _is_turned(pair: Pair) -> bool:
-    with Image.open(pair.image) as image:
+    with open_image(pair.image) as image:
         return image.getexif().get(0x0112, 1) >= 5  # the orientations with width and height exchanged
 
 

@@ -22,7 +22,7 @@ from ovseg.data.own.classes import Classes
 from ovseg.data.own.pairs import Pair
 from ovseg.data.own.values import UNLISTED, Labels
 from ovseg.errors import OvsegError
-from ovseg.images import read_image
+from ovseg.images import open_image, read_image
 
 _OFFSET = 2  # canvas value of class 0, since drawing wants no negative numbers
 
@@ -92,7 +92,7 @@ def _area(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image | None
         if kind == "rectangle":
             draw.rectangle((left, top, right, bottom), fill=255, outline=255)
         else:
-            with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as picture:
+            with open_image(io.BytesIO(base64.b64decode(shape["mask"]))) as picture:
                 inside = Image.fromarray(np.where(np.asarray(picture.convert("L")) > 0, 255, 0).astype(np.uint8))
             area.paste(inside, (round(left), round(top)))
     elif kind == "circle":

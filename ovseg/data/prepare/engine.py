@@ -23,6 +23,7 @@ from ovseg.data.prepare.stamps import Look, Sign, Stamp, look_at, signs_of
 from ovseg.data.prepare.threads import spread
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
+from ovseg.images import save_image
 from ovseg.leftovers import remove_leftovers
 from ovseg.progress import progress_bar
 
@@ -292,9 +293,9 @@ def write_file(path: Path, content: np.ndarray | bytes) -> None:
         elif path.suffix == ".png":
             Image.fromarray(content).save(temporary, compress_level=1, compress_type=Image.RLE)
         elif path.suffix == ".jpg":
-            Image.fromarray(content).save(temporary, quality=95)
+            save_image(Image.fromarray(content), temporary, quality=95)
         else:
-            Image.fromarray(content).save(temporary)
+            save_image(Image.fromarray(content), temporary)
 
 
 def _looks(item: Item) -> list[Look]:
