@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import signal
 import sys
 import threading
@@ -67,6 +68,7 @@ def user_errors() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, terminate)
+    logging.raiseExceptions = False  # a log that cannot be written, for lack of space, must not end or flood a run
     try:
         yield
     except OvsegError as error:

@@ -64,6 +64,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, path)
 
 
+def check_writable(path: str | Path) -> None:
+    """Check that a file can be written there, or into the folders that are still to be made.
+
+    Raises:
+        OvsegError: as :func:`atomic_path`.
+    """
+    path = Path(path)
+    place = path.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    with explained_writing(path), temporary_name(place / path.name) as temporary:
+        temporary.write_bytes(bytes(4096))  # a full disk may have room for a name
+
+
 @contextlib.contextmanager
 def explained_writing(path: Path) -> Iterator[None]:
     """Turn errors of the system while a file or a folder is written into one sentence.

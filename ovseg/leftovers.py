@@ -47,7 +47,8 @@ def temporary_name(path: Path) -> Iterator[Path]:
     """
     suffix = path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
     end = f".{os.getpid()}.{_MACHINE}{secrets.token_hex(3)}.tmp{suffix}"
-    stem = shorten(path.stem, len(os.fsencode(end)) + 10)  # ten for the dot and a library's ending
+    stem = os.fsencode(path.stem).decode(errors="ignore")  # some libraries write only where names are text
+    stem = shorten(stem, len(os.fsencode(end)) + 10)  # ten for the dot and a library's ending
     temporary = path.with_name(f".{stem}{end}")
     _writing.add(temporary.name)
     try:

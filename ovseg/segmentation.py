@@ -20,6 +20,7 @@ from ovseg.errors import OvsegError
 from ovseg.explanation import Explanation, MaskScores
 from ovseg.files import atomic_path
 from ovseg.images import save_image
+from ovseg.leftovers import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -243,7 +244,8 @@ class Segmentation:
     def _picture_file(self, where: str | Path) -> Path:
         path = Path(where)
         if path.is_dir() or str(where).endswith(("/", "\\")):
-            return path / f"{Path(self.source).stem if self.source else 'segmentation'}.png"
+            stem = shorten(Path(self.source).stem, len("_labels.png")) if self.source else "segmentation"
+            return path / f"{stem}.png"
         return path if path.suffix.lower() in PICTURE_SUFFIXES else path.with_name(path.name + ".png")
 
 
