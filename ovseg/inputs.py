@@ -102,7 +102,7 @@ def choose_outputs(files: Sequence[Path], output: str, arguments: Sequence[str])
     if target.exists() and not target.is_dir():
         raise OvsegError(f"--output {output} exists and is not a folder: choose another name")
     for argument in arguments:
-        if Path(argument).is_dir() and Path(argument).resolve() == target.resolve():
+        if os.path.isdir(argument) and os.path.realpath(argument) == os.path.realpath(target):
             raise OvsegError(
                 f"--output {output} is also an input folder, and the results would be taken for inputs the next time: "
                 "choose another folder"
