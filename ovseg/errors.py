@@ -65,9 +65,9 @@ def user_errors() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):  # names of files need not be text
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, terminate)
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
+    in_main = threading.current_thread() is threading.main_thread()  # others may not set them
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()} if in_main else {}
     logging.raiseExceptions = False  # a log that cannot be written, for lack of space, must not end or flood a run
     try:
         yield
@@ -85,9 +85,12 @@ def user_errors() -> Iterator[None]:
         _end(f"error: {sentence}", 2)
     except KeyboardInterrupt:
         _end("interrupted", 130)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def terminate(number: int, frame: FrameType | None) -> None:
+def _terminate(number: int, frame: FrameType | None) -> None:
     """Handle SIGTERM: end by an exception, so that temporary files are removed."""
     _end("terminated", 128 + number)
 
