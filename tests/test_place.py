@@ -344,7 +344,7 @@ def hard_names(folder: Path) -> dict[str, str]:
         "round/a.png": "",
         "n" * 300: "File name too long",
         "n" * 300 + "/*.png": "",
-        "a\0b.png": "null byte",
+        "a\0b.png": "there is no such file",
     }
 
 
