@@ -4,48 +4,54 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
-DETECTRON2 ?= --source pypi
+DETECTRON2 ?=
 UV_VERSION := 0.13.8
 
 VENV := .venv
 PY := $(VENV)/bin/python
 UV := $(PY) -m uv --no-progress
-STAMPS := $(VENV)/.stamps
+# what the environment holds and what it was made from: when that is as it was after the last set-up, nothing is to do
+STATE := $(VENV)/.state
+FINGERPRINT = { $(PY) -VV; ls -d $(VENV)/lib/python*/site-packages/*.dist-info; pwd; cat requirements.txt \
+  pyproject.toml tools/install_detectron2.py tools/detectron2_mends.py; } 2>&1 | cksum
 DEMO := output/demo
 TOY := configs/toy/ovseg_toy.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint clean requirements
+.PHONY: help setup venv packages demo test fuzz lint clean requirements
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: $(STAMPS)/package  ## Make .venv/ with pinned requirements, Detectron2 and ovseg
+setup:  ## Make .venv/ with pinned requirements, Detectron2 and ovseg
+	@$(PY) -c 'import uv' 2>/dev/null || $(MAKE) --no-print-directory venv
+ifneq ($(origin PYTHON),file)
+	@$(PY) -c "import sys; sys.exit(sys.argv[1] != str(sys.version_info[:2]))" \
+	  "$$($(PYTHON) -c 'import sys; print(sys.version_info[:2])')" || { \
+	  echo "error: $(VENV)/ has another Python than $(PYTHON): make clean removes it" >&2; exit 1; }
+endif
+	@{ test -z '$(DETECTRON2)' && test "$$(cat $(STATE) 2>&1)" = "$$($(FINGERPRINT))"; } \
+	  || $(MAKE) --no-print-directory packages
 
-$(STAMPS)/venv:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+venv:
+	@$(PY) -c '' 2>/dev/null || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "error: ovseg needs Python 3.10 or newer and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1);" \
-	       "name another one: make PYTHON=python3.12" >&2; exit 1; }
-	@echo "set-up 1/4: $(VENV)/ and uv"
-	@$(PYTHON) -m venv $(VENV)
+	       "name another one: make PYTHON=python3.12" >&2; exit 1; }; \
+	  echo "set-up 1/4: $(VENV)/ and uv"; \
+	  $(PYTHON) -m venv --clear $(VENV); }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@mkdir -p $(STAMPS) && touch $@
 
-$(STAMPS)/requirements: requirements.txt $(STAMPS)/venv
+packages:
+	@rm -f $(STATE)
 	@echo "set-up 2/4: requirements (the first time, a few GB come over the network)"
 	@$(UV) pip install --quiet --python $(PY) -r requirements.txt
-	@touch $@
-
-$(STAMPS)/detectron2: tools/install_detectron2.py tools/detectron2_mends.py $(STAMPS)/requirements
 	@echo "set-up 3/4: Detectron2"
 	@$(PY) tools/install_detectron2.py $(DETECTRON2)
-	@touch $@
-
-$(STAMPS)/package: pyproject.toml $(STAMPS)/detectron2
 	@echo "set-up 4/4: ovseg, editable"
 	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
-	@touch $@
+	@$(FINGERPRINT) > $(STATE)
 
 demo: setup  ## Evaluate the shipped toy model, then segment a toy scene into words
 	$(PY) train_net.py --eval-only --config-file $(TOY) --num-gpus 0 OUTPUT_DIR $(DEMO)/evaluation
@@ -68,6 +74,6 @@ clean:  ## Remove .venv/, the demo's pictures, caches and build files (not your 
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-requirements: $(STAMPS)/venv  ## Compile requirements.txt anew from pyproject.toml (for maintainers)
+requirements: venv  ## Compile requirements.txt anew from pyproject.toml (for maintainers)
 	@$(UV) pip compile --quiet --universal --python-version 3.10 --extra dev --upgrade --no-annotate --no-header \
 	  --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.txt

@@ -11,9 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+if __name__ == "__main__":  # while libraries load, which takes seconds, nothing has to be cleared away
+    signal.signal(signal.SIGINT, lambda *_: os.write(2, b"interrupted\n") and os._exit(130))
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +26,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from ovseg.errors import OvsegError, user_errors
+from ovseg.errors import CannotWrite, OvsegError, explain_system_error, user_errors
+from ovseg.files import check_writable
 from ovseg.inputs import choose_outputs, find_inputs, is_video
 from ovseg.progress import progress_bar
 from ovseg.segmentation import Segmentation, output_files
@@ -100,16 +106,19 @@ def _run(args: argparse.Namespace, console: Console, errors: Console) -> int:
         if len(waiting) < len(jobs):
             console.print(f"{len(jobs) - len(waiting)} of {len(jobs)} inputs have results already", markup=False)
         jobs = waiting
-    done = 0
+    done, stopped = 0, None
     if jobs:
+        check_writable(jobs[0][1])
         segmenter = _load(args)
         segmenter.prepare(vocabulary)
-        done = _segment_all(jobs, segmenter, vocabulary, args.explain, failures, console, errors)
+        done, stopped = _segment_all(jobs, segmenter, vocabulary, args.explain, failures, console, errors)
         console.print(f"{done} of {done + len(failures)} done; results in {args.output}", markup=False)
     if failures:
         errors.print(f"{len(failures)} could not be segmented:", markup=False)
         for name, reason in failures:
             errors.print(f"  {name}: {reason}", markup=False)
+    if stopped is not None:
+        raise stopped
     return 1 if failures else 0
 
 
@@ -144,8 +153,12 @@ def _segment_all(
     failures: list[tuple[str, str]],
     console: Console,
     errors: Console,
-) -> int:
-    """Segment every input; add what fails to ``failures``; return how many went well."""
+) -> tuple[int, CannotWrite | None]:
+    """Segment every input; add what fails to ``failures``.
+
+    Returns:
+        How many went well, and the error that prevents writing any more results.
+    """
     done = 0
     single = len(jobs) == 1 and not is_video(jobs[0][0])
     with progress_bar(console=errors, show=not single, transient=True) as progress:
@@ -160,13 +173,17 @@ def _segment_all(
                     result.save(target)
                     _show(result, target, console, as_table=single)
                 done += 1
+            except CannotWrite as error:
+                return done, error
             except OvsegError as error:
                 failures.append((str(source), str(error)))
             except Exception as error:  # a defect of ours, but hours of other inputs must not be lost by it
-                logger.exception("unexpected error with %s", source)
-                failures.append((str(source), f"unexpected {type(error).__name__} (see above): please report it"))
+                if (reason := explain_system_error(error)) is None:
+                    logger.exception("unexpected error with %s", source)
+                    reason = f"unexpected {type(error).__name__} (see above): please report it"
+                failures.append((str(source), reason))
             progress.advance(overall)
-    return done
+    return done, None
 
 
 def _segment_video(segmenter, source: Path, vocabulary: Vocabulary, target: Path, progress: Progress) -> None:
@@ -212,7 +229,7 @@ def _is_done(source: Path, target: Path, vocabulary: Vocabulary, explain: bool) 
         image = written.get("image") or written.get("video")
         same = Path(image).resolve() == source.resolve() and written["names"] == list(vocabulary.names)
         return same and (not explain or "explanation" in written or is_video(source))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
+
+if __name__ == "__main__":  # while libraries load, which takes seconds, nothing has to be cleared away
+    signal.signal(signal.SIGINT, lambda *_: os.write(2, b"interrupted\n") and os._exit(130))
 
 from ovseg.config import CfgNode, load_cfg
 from ovseg.engine.launch import World, choose_device, launch
 from ovseg.engine.run import evaluate, train
-from ovseg.engine.setup import default_argument_parser, setup
+from ovseg.engine.setup import default_argument_parser, owned_output, setup
 from ovseg.errors import OvsegError, user_errors
 
 
 def main(cfg: CfgNode, args: argparse.Namespace) -> None:
     """What every process runs."""
-    setup(cfg, args)
-    if args.eval_only:
-        evaluate(cfg, resume=args.resume)
-    else:
-        train(cfg, resume=args.resume)
+    with owned_output(cfg):
+        setup(cfg, args)
+        (evaluate if args.eval_only else train)(cfg, resume=args.resume)
 
 
 def configuration(args: argparse.Namespace) -> CfgNode:

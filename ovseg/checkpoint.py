@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -222,11 +225,21 @@ def _local_path(path: str | Path) -> str:
 def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors through a temporary file; shared memory is copied apart."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, dict(metadata or {}))
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(atomic_path(path))
+        # the library writes under a name of its own first: in a folder that is known as ours after a kill
+        folder = stack.enter_context(TemporaryDirectory(prefix=f"{temporary.name}.", dir=temporary.parent))
+        save_file(tensors, Path(folder, "file"), dict(metadata or {}))
+        os.replace(Path(folder, "file"), temporary)
 
 
 def save_torch(content: Mapping[str, Any], path: str | Path) -> None:
-    """``torch.save`` a dictionary through a temporary file; give it only what ``weights_only`` loading accepts."""
+    """``torch.save`` a dictionary through a temporary file that is brought to the disk before it gets its name.
+
+    Args:
+        content: only tensors, numbers, strings and containers of these, which ``weights_only`` loading accepts.
+    """
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())

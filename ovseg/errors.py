@@ -1,15 +1,39 @@
-"""Errors that the user can mend, and how the command lines show them."""
+"""Errors that the user can correct, and how the command lines show them."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
+from types import FrameType
 
 from torch.utils.data import dataloader
 
 _LOST_WORKER = "DataLoader worker (pid"  # how torch begins, wherever the main process is when it notices
+_FREE_SPACE = "free some space and run again"
+_PERMISSIONS = "check its owner and permissions, or choose another place"
+REMEDIES = {  # errors of the system that lie in files, folders and disks, never in our code
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EFBIG: "the system limits the size of files (ulimit -f)",
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.EROFS: "choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter one",
+    errno.ELOOP: "correct the symbolic links",
+    errno.ENOTDIR: "a part of its path is a file",
+    errno.EISDIR: "a file is needed there",
+    errno.EEXIST: "choose another name, or move it away",
+    errno.EIO: "the disk or its connection fails",
+    errno.ESTALE: "the connection to the file server was lost",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer workers",
+    errno.ENFILE: "close other programs",
+}
 
 
 class OvsegError(Exception):
@@ -19,33 +43,64 @@ class OvsegError(Exception):
     """
 
 
+class CannotWrite(OvsegError):
+    """A folder takes no more files: the disk is full or read-only, or permissions are missing."""
+
+
+def explain_system_error(error: BaseException) -> str | None:
+    """Return one sentence for an error of files, folders and disks, None for any other."""
+    if not isinstance(error, OSError) or error.errno not in REMEDIES:
+        return None
+    what = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror}{what}: {REMEDIES[error.errno]}"
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn :class:`OvsegError` into ``error: ...`` on stderr and exit status 2, Ctrl-C into status 130.
+    """Turn :class:`OvsegError` into ``error: ...`` on stderr and exit status 2, Ctrl-C into 130, SIGTERM into 143.
 
-    A data-loading process that was killed from outside (by a system short of memory, mostly) is the user's, too. Any
-    other exception is a defect of ours and keeps its traceback.
+    A full disk, missing permissions and the like are the user's, too, and so is a data-loading process that was killed
+    from outside (by a system short of memory, mostly). Any other exception is a defect of ours and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be text
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
+    in_main = threading.current_thread() is threading.main_thread()  # others may not set them
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()} if in_main else {}
+    logging.raiseExceptions = False  # a log that cannot be written, for lack of space, must not end or flood a run
     try:
         yield
     except OvsegError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (RuntimeError, ConnectionResetError) as error:
-        if not _tells_of_lost_worker(error):
+        _end(f"error: {error}", 2)
+    except (OSError, RuntimeError) as error:
+        if _is_lost_worker(error):
+            _end(
+                f"error: a process that loads data is gone ({str(error).strip()}): what was saved is whole, run the "
+                "same command with --resume; if memory ran out, with fewer workers (DATALOADER.NUM_WORKERS, --workers)",
+                2,
+            )
+        if (sentence := explain_system_error(error)) is None:
             raise
-        print(
-            f"error: a process that loads data is gone ({str(error).strip()}): what was saved is whole, run the same "
-            "command with --resume; if memory ran out, with fewer workers (DATALOADER.NUM_WORKERS, --workers)",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        _end(f"error: {sentence}", 2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted", 130)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _tells_of_lost_worker(error: Exception) -> bool:
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM: end by an exception, so that temporary files are removed."""
+    _end("terminated", 128 + number)
+
+
+def _end(message: str, status: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+def _is_lost_worker(error: Exception) -> bool:
     if isinstance(error, ConnectionResetError):  # its socket was noticed first; connections of others are no such thing
         return any(frame.filename == dataloader.__file__ for frame in traceback.extract_tb(error.__traceback__))
     return str(error).startswith(_LOST_WORKER)

@@ -1,17 +1,25 @@
-"""Pictures of any kind -> RGB arrays, and damaged ones -> one clear sentence."""
+"""Images of any kind -> RGB arrays, and damaged ones -> one clear sentence."""
 
 from __future__ import annotations
 
+import functools
+import io
+import os
+import stat
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from ovseg.errors import OvsegError
 
 # Pillow refuses beyond twice this number to guard against decompression bombs; about 0.5 GB as RGB
 LARGEST_IMAGE = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # pixels
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
+_STRIP = 1 << 22  # pixels that are converted at a time
 ALPHA_BACKGROUND = (255, 255, 255)  # what shows through where a picture is transparent
 _PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<svg", b"<head")
 
@@ -23,7 +31,7 @@ def read_image(path: str | Path) -> np.ndarray:
     pages the first is taken; 16-bit grey is scaled from its full range. See :func:`to_rgb` for the rest.
 
     Args:
-        path: file of any format that Pillow reads.
+        path: file of one of :data:`FORMATS`.
 
     Returns:
         (H,W,3) uint8 RGB, contiguous and writable.
@@ -37,7 +45,7 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half of our limit: still fine
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 return to_rgb(image)
     except OvsegError as error:
         raise OvsegError(f"{path}: {error}") from error
@@ -57,12 +65,24 @@ def read_image(path: str | Path) -> np.ndarray:
         raise OvsegError(f"{path} is truncated or damaged and cannot be read ({_one_line(error)})") from error
 
 
+def open_image(file: str | Path | BinaryIO) -> Image.Image:
+    """``Image.open`` for :data:`FORMATS` only: for some others Pillow starts programs, whatever a file's name says."""
+    return Image.open(file, formats=_known_formats())
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Turn an opened Pillow image into RGB.
 
     16-bit grey is divided by 257 (0..65535 -> 0..255). 32-bit integers and floats are kept if they lie within 0..255,
     multiplied by 255 if floats within 0..1, divided by 257 if integers within 0..65535, else stretched from their
-    smallest to their largest value; NaN and infinities are black.
+    smallest to their largest value; NaN and infinities are black. The image is converted in strips: beside Pillow's 4
+    bytes a pixel and the result's 3, little memory is used.
 
     Args:
         image: any mode; loaded here when it is still lazy.
@@ -73,49 +93,112 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     Raises:
         OvsegError: a mode that has no conversion to RGB.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        grey = _to_8_bit(np.asarray(image))
-        return np.repeat(grey[:, :, None], 3, axis=2)
+    image.load()
+    width, height = image.size
+    orientation = _orientation(image)
+    result = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
+    target = _AS_STORED.get(orientation, lambda upright: upright)(result)
+    convert = _grey_to_8_bit(image) if image.mode.startswith(("I", "F")) else _colours
+    for rows, strip in _strips(image):
+        target[rows] = convert(strip)
+    return result
+
+
+# views of an upright (H,W,3) array in the order in which a camera stored it, by EXIF's orientation
+_AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: upright[:, ::-1].swapaxes(0, 1),
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
+    8: lambda upright: upright[::-1].swapaxes(0, 1),
+}
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            background = Image.new("RGB", image.size, ALPHA_BACKGROUND)
-            background.paste(image, mask=image.getchannel("A"))
-            image = background
-        return np.array(image.convert("RGB"))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data: the pixels are as good as any
+        return 1
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Rows of an image, all of them at once where it is small."""
+    width, height = image.size
+    count = max(1, _STRIP // width)
+    for top in range(0, height, count):
+        bottom = min(top + count, height)
+        yield slice(top, bottom), image if count >= height else image.crop((0, top, width, bottom))
+
+
+def _colours(strip: Image.Image) -> np.ndarray:
+    """(h,w,3) uint8 of a strip of any mode but those of large numbers."""
+    try:
+        if strip.has_transparency_data:
+            strip = strip.convert("RGBA")
+            background = Image.new("RGB", strip.size, ALPHA_BACKGROUND)
+            background.paste(strip, mask=strip.getchannel("A"))
+            strip = background
+        return np.asarray(strip.convert("RGB"))
     except ValueError as error:
-        raise OvsegError(f"pictures of mode {image.mode} cannot be turned into RGB; save it as RGB first") from error
+        raise OvsegError(f"images of mode {strip.mode} cannot be turned into RGB: save it as RGB first") from error
 
 
-def _to_8_bit(values: np.ndarray) -> np.ndarray:
-    """(H,W) uint16, int32 or float32 -> (H,W) uint8; the rule is in :func:`to_rgb`."""
-    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    integers = values.dtype.kind in "iu"
-    values = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    if not integers and low >= 0 and high <= 1:
-        values *= 255
-    elif integers and low >= 0 and 255 < high <= 65535:
-        values /= 257
-    elif low < 0 or high > 255:
-        values = (values - low) * (255 / (high - low) if high > low else 0)
-    return np.rint(values).astype(np.uint8)
+def _grey_to_8_bit(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
+    """Return what turns a strip of uint16, int32 or float32 into (h,w,1) uint8; the rule is in :func:`to_rgb`."""
+    kind = np.asarray(image.crop((0, 0, 1, 1))).dtype
+    if kind.kind == "u" and kind.itemsize == 2:
+        return lambda strip: ((np.asarray(strip).astype(np.uint32) + 128) // 257).astype(np.uint8)[:, :, None]
+    integers = kind.kind in "iu"
+
+    def finite(strip: Image.Image) -> np.ndarray:
+        return np.nan_to_num(np.asarray(strip).astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+
+    ends = [(values.min(), values.max()) for values in (finite(strip) for _, strip in _strips(image))]
+    low, high = float(min(least for least, _ in ends)), float(max(most for _, most in ends))
+
+    def scaled(strip: Image.Image) -> np.ndarray:
+        values = finite(strip)
+        if not integers and low >= 0 and high <= 1:
+            values *= 255
+        elif integers and low >= 0 and 255 < high <= 65535:
+            values /= 257
+        elif low < 0 or high > 255:
+            values = (values - low) * (255 / (high - low) if high > low else 0)
+        return np.rint(values).astype(np.uint8)[:, :, None]
+
+    return scaled
+
+
+def save_image(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write an image in the format of the suffix, whole or with an error.
+
+    Pillow itself takes half a JPEG on a full disk for success; only its PNG goes through Python's files.
+    """
+    if path.suffix.lower() == ".png":
+        image.save(path, **options)
+        return
+    stream = io.BytesIO()
+    stream.name = str(path)  # tells the format
+    image.save(stream, **options)
+    path.write_bytes(stream.getbuffer())
 
 
 def _check_file(path: Path) -> None:
     try:
-        if not path.exists():
-            raise OvsegError(f"there is no image {path}")
-        if path.is_dir():
-            raise OvsegError(f"{path} is a folder, not an image")
-        if not path.is_file():
-            raise OvsegError(f"{path} is not a regular file")
-        if path.stat().st_size == 0:
-            raise OvsegError(f"{path} is empty (0 bytes): copy or download it again")
-    except (OSError, ValueError) as error:  # a name too long, a byte 0 in it
+        found = os.stat(path)
+    except FileNotFoundError as error:
+        what = f"{path} is a link to a file that is not there" if path.is_symlink() else f"there is no image {path}"
+        raise OvsegError(what) from error
+    except (OSError, ValueError) as error:  # a name too long, links in a circle, a byte 0 in it
         raise OvsegError(f"cannot read {str(path)!r}: {_one_line(error)}") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise OvsegError(f"{path} is a folder, not an image")
+    if not stat.S_ISREG(found.st_mode):
+        raise OvsegError(f"{path} is not a regular file")
+    if found.st_size == 0:
+        raise OvsegError(f"{path} is empty (0 bytes): copy or download it again")
 
 
 def _what_instead(path: Path) -> str:

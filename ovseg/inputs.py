@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, explain_system_error
+from ovseg.leftovers import shorten
 from ovseg.segmentation import PICTURE_SUFFIXES, output_files
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .tga".split()  # noqa: SIM905
 )
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"})
+_LONGEST_ENDING = len("-1000000_labels.png")  # what an output's name has after the input's
 
 
 def is_video(path: Path) -> bool:
@@ -30,27 +33,48 @@ def find_inputs(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[str, s
     Raises:
         OvsegError: an argument is a URL.
     """
-    files: dict[Path, Path] = {}
+    files: dict[str, Path] = {}
     missing: list[tuple[str, str]] = []
     for argument in arguments:
+        if not argument:
+            raise OvsegError("an input is empty text: give files, folders or patterns")
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", argument):
             raise OvsegError(
                 f"{argument} is a web address, and nothing is downloaded: save the file, then give its path"
             )
-        path = Path(argument)
-        if path.is_dir():
-            found = [file for file in sorted(path.iterdir()) if _is_wanted(file)]
-            reason = "the folder holds no pictures (subfolders are not searched: use 'folder/**/*.jpg')"
-        elif path.exists() or not glob.has_magic(argument):
-            found, reason = ([path] if path.exists() else []), "there is no such file or folder"
-        else:
-            found = [file for file in map(Path, sorted(glob.glob(argument, recursive=True))) if _is_wanted(file)]
-            reason = "no picture matches this pattern"
+        try:
+            found, reason = _find(argument)
+        except (OSError, ValueError) as error:  # no permission, a name too long, a byte 0 in it
+            found, reason = [], explain_system_error(error) or str(error)
         if not found:
             missing.append((argument, reason))
         for file in found:
-            files.setdefault(file.resolve(), file)
+            files.setdefault(os.path.realpath(file), file)
     return list(files.values()), missing
+
+
+def _find(argument: str) -> tuple[list[Path], str]:
+    """Files of one argument, and what to say if there are none."""
+    path = Path(argument)
+    if path.is_dir():
+        found = [file for file in sorted(path.iterdir()) if _is_wanted(file)]
+        return found, "the folder holds no pictures (subfolders are not searched: use 'folder/**/*.jpg')"
+    if path.exists() or not glob.has_magic(argument):
+        found = [path] if path.exists() else []
+        broken = "it is a link to a file that is not there" if path.is_symlink() else "there is no such file or folder"
+        return found, broken
+    found = [file for file in map(Path, sorted(glob.glob(_pattern(path), recursive=True))) if _is_wanted(file)]
+    return found, "no picture matches this pattern"
+
+
+def _pattern(path: Path) -> str:
+    """The glob pattern, whose leading folders are meant literally where there are such."""
+    literal = Path()
+    for part in path.parts:
+        if not (literal / part).exists():
+            break
+        literal /= part
+    return os.path.join(glob.escape(str(literal)), path.relative_to(literal)) if literal.parts else str(path)
 
 
 def _is_wanted(file: Path) -> bool:
@@ -69,6 +93,8 @@ def choose_outputs(files: Sequence[Path], output: str, arguments: Sequence[str])
     Raises:
         OvsegError: a file given for several inputs, a file of the wrong kind, an input folder as output folder.
     """
+    if not output:
+        raise OvsegError("--output is empty text: give a folder")
     target = Path(output)
     suffix = target.suffix.lower()
     if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not target.is_dir():
@@ -76,22 +102,26 @@ def choose_outputs(files: Sequence[Path], output: str, arguments: Sequence[str])
     if target.exists() and not target.is_dir():
         raise OvsegError(f"--output {output} exists and is not a folder: choose another name")
     for argument in arguments:
-        if Path(argument).is_dir() and Path(argument).resolve() == target.resolve():
+        if os.path.isdir(argument) and os.path.realpath(argument) == os.path.realpath(target):
             raise OvsegError(
                 f"--output {output} is also an input folder, and the results would be taken for inputs the next time: "
                 "choose another folder"
             )
-    taken = {_key(file) for file in files}
+    taken = {_key(file) for file in files} | {str(file.absolute()).casefold() for file in files}
+    folder = target.absolute()
+    resolved = Path(os.path.realpath(target))
+    numbers: dict[tuple[str, str], int] = {}  # of a stem and a suffix: how many there are
     outputs = []
     for file in files:
-        number = 1
+        suffix = ".mp4" if is_video(file) else ".png"
+        stem = shorten(file.stem, _LONGEST_ENDING)
         while True:
-            stem = file.stem if number == 1 else f"{file.stem}-{number}"
-            candidate = target / (f"{stem}.mp4" if is_video(file) else f"{stem}.png")
-            written = {_key(path) for path in output_files(candidate)}
+            number = numbers[stem, suffix] = numbers.get((stem, suffix), 0) + 1
+            candidate = target / (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}")
+            names = [path.name for path in output_files(candidate)]
+            written = {str(place / name).casefold() for name in names for place in (folder, resolved)}
             if not written & taken:
                 break
-            number += 1
         taken |= written
         outputs.append(candidate)
     return outputs
@@ -110,4 +140,4 @@ def _single_output(files: Sequence[Path], target: Path, suffix: str) -> Path:
 
 
 def _key(path: Path) -> str:
-    return str(path.resolve()).casefold()  # on some systems a.PNG and a.png are one file
+    return os.path.realpath(path).casefold()  # on some systems a.PNG and a.png are one file

@@ -19,6 +19,8 @@ from ovseg import visualize
 from ovseg.errors import OvsegError
 from ovseg.explanation import Explanation, MaskScores
 from ovseg.files import atomic_path
+from ovseg.images import save_image
+from ovseg.leftovers import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -235,13 +237,15 @@ class Segmentation:
         _save_image(self.picture(), picture_file)
         _save_image(labels, labels_file)
         with atomic_path(json_file) as temporary:
-            temporary.write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            text = json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n"
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are not text
         return picture_file, labels_file, json_file
 
     def _picture_file(self, where: str | Path) -> Path:
         path = Path(where)
         if path.is_dir() or str(where).endswith(("/", "\\")):
-            return path / f"{Path(self.source).stem if self.source else 'segmentation'}.png"
+            stem = shorten(Path(self.source).stem, len("_labels.png")) if self.source else "segmentation"
+            return path / f"{stem}.png"
         return path if path.suffix.lower() in PICTURE_SUFFIXES else path.with_name(path.name + ".png")
 
 
@@ -253,4 +257,4 @@ def output_files(picture: Path) -> tuple[Path, Path, Path]:
 def _save_image(array: np.ndarray, path: Path) -> None:
     options = {"compress_level": 4} if path.suffix.lower() == ".png" else {"quality": 92}
     with atomic_path(path) as temporary:
-        Image.fromarray(array).save(temporary, **options)
+        save_image(Image.fromarray(array), temporary, **options)

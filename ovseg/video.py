@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import supervision as sv
 
-from ovseg.errors import OvsegError
+from ovseg.errors import CannotWrite, OvsegError
 from ovseg.files import atomic_path
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def segment_video(
             raise
         if frames == 0:
             raise OvsegError(f"{source} holds no frame that can be read")
+        if cv2.VideoCapture(str(temporary)).get(cv2.CAP_PROP_FRAME_COUNT) < 1:  # OpenCV writes on and says nothing
+            raise CannotWrite(f"{target} could not be written to its end, the disk may be full: free some space")
     summary = {
         "video": str(source),
         "frames": frames,
@@ -79,5 +81,6 @@ def segment_video(
     }
     json_file = target.with_suffix(".json")
     with atomic_path(json_file) as temporary:
-        temporary.write_text(json.dumps(summary, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(summary, ensure_ascii=False, indent=1) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are not text
     return target, json_file

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Install Detectron2 into the environment of the running Python; do nothing where ``import detectron2`` works.
+"""Install Detectron2 into the environment of the running Python.
 
-    python tools/install_detectron2.py                   # Detectron2 0.6 in pure Python, no compiler needed
+    python tools/install_detectron2.py                   # nothing where `import detectron2` works, else the next
+    python tools/install_detectron2.py --source pypi     # Detectron2 0.6 in pure Python, no compiler needed
     python tools/install_detectron2.py --sdist FILE      # the same from a file that was downloaded before
     python tools/install_detectron2.py --source git      # the official repository, compiled here
+
+Where a source is named and another build is installed, it is replaced.
 
 The pure-Python build takes the source distribution ``pb1-detectron2==0.6``: Detectron2 0.6's Python files without
 its C++. pip refuses it (an extra in its metadata is a URL), so ``unearth`` fetches it; its checksum is verified,
@@ -31,6 +34,7 @@ from detectron2_mends import MENDS, MOVED_FOLDERS, NEW_FILES, REPLACED_FILES, Me
 
 SDIST = "pb1-detectron2==0.6"
 SDIST_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
+PURE_PYTHON_MARK = ("utils", "missing_ops.py")  # the official repository has no such file
 GIT_URL = "https://github.com/facebookresearch/detectron2.git"
 GIT_COMMIT = "e0ec4e189d438848521aee7926f9900e114229f5"
 
@@ -54,6 +58,12 @@ def installed_detectron2() -> tuple[str, str]:
     if error == "ModuleNotFoundError: No module named 'detectron2'":
         return "missing", ""
     return "broken", error
+
+
+def installed_source() -> str:
+    """Return "pypi" if the installed Detectron2 is the pure-Python build, else "git"."""
+    places = importlib.util.find_spec("detectron2").submodule_search_locations
+    return "pypi" if any(Path(place, *PURE_PYTHON_MARK).is_file() for place in places) else "git"
 
 
 def require_modules(names: Sequence[str], purpose: str) -> None:
@@ -162,17 +172,19 @@ def build_wheel(tree: Path, folder: Path) -> Path:
 
 
 def installer() -> list[str]:
-    """The start of an install command into the running environment: uv's where it is, else pip's.
+    """The start of an install command into the running environment, over what is there: uv's where it is, else pip's.
 
     Raises:
         InstallError: neither is there.
     """
+    again = ["--reinstall-package", "detectron2"]
     if importlib.util.find_spec("uv") is not None:
-        return [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable]
+        return [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, *again]
     if uv := shutil.which("uv"):
-        return [uv, "pip", "install", "--python", sys.executable]
+        return [uv, "pip", "install", "--python", sys.executable, *again]
     if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
+        again = ["--force-reinstall", "--no-deps"] if importlib.util.find_spec("detectron2") else []
+        return [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *again]
     raise InstallError("neither uv nor pip is here: put uv on the PATH or run `python -m ensurepip`, then this again")
 
 
@@ -215,13 +227,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--source",
         choices=("pypi", "git"),
-        default="pypi",
-        help="pypi: 0.6 in pure Python, no compiler (default); git: the official repository, compiled here",
+        help="pypi: 0.6 in pure Python, no compiler; git: the official repository, compiled here "
+        "(default: whatever is installed, else pypi)",
     )
     parser.add_argument("--sdist", type=Path, metavar="FILE", help="the downloaded pb1-detectron2-0.6.tar.gz")
     args = parser.parse_args(argv)
     if args.sdist and args.source == "git":
         parser.error("--sdist goes with --source pypi")
+    if args.sdist:
+        args.source = "pypi"
     return args
 
 
@@ -233,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parse_args(argv)
     state, details = installed_detectron2()
-    if state == "ok":
+    if state == "ok" and args.source in (None, installed_source()):
         print(f"Detectron2 is installed already: {details}")
         return
     if state == "broken":

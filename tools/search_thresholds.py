@@ -34,7 +34,7 @@ from ovseg.engine.setup import seed_everything
 from ovseg.errors import OvsegError, user_errors
 from ovseg.evaluation.report import write_csv, write_json
 from ovseg.evaluation.threshold_search import Grid, draw_heat_map, search
-from ovseg.files import atomic_path
+from ovseg.files import atomic_path, explained_writing, locked_folder
 from ovseg.progress import progress_bar
 
 THRESHOLDS = (0.35, 0.4, 0.45)  # the original's
@@ -80,12 +80,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise OvsegError("MODEL.WEIGHTS and DATASETS.TEST must name a checkpoint and the split to search on")
     for name in cfg.DATASETS.TEST:
         check_prepared(name)
+    output = args.output or Path(cfg.OUTPUT_DIR) / "search"
+    with explained_writing(output), locked_folder(output):
+        run(args, cfg, output, console)
+
+
+def run(args: argparse.Namespace, cfg: CfgNode, output: Path, console: Console) -> None:
+    """Search on each split, whose results get a folder of their own in ``output``."""
     seed_everything(max(cfg.SEED, 0))
     model = build_model(cfg).eval()
     load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
     model.clip_adapter.ensure_weights()
     for name in cfg.DATASETS.TEST:
-        folder = (args.output or Path(cfg.OUTPUT_DIR) / "search") / folder_name(name, cfg.DATASETS.TEST)
+        folder = output / folder_name(name, cfg.DATASETS.TEST)
         with progress_bar() as progress:
             task = progress.add_task(f"searching on {name}", total=None)
             grid = search(

@@ -83,8 +83,6 @@ def claim(output: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     """
     with locked_folder(output):
         _check_settings(output, json.loads(json.dumps(settings)))
-        for half in output.glob(".pairs-*.tmp*"):
-            half.unlink(missing_ok=True)
         yield
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from ovseg.adaptation.pair_list import FILL
 from ovseg.adaptation.pairs import Pair, PairDataset, iterate_infos
 from ovseg.files import atomic_path
+from ovseg.images import save_image
 from ovseg.visualize import shorten_text, text_font
 
 SHEET = "contact_sheet.png"
@@ -96,7 +97,7 @@ def write_contact_sheet(shards: Sequence[Path], path: Path, seed: int = 0) -> No
         text = shorten_text(pair.text, font, CELL - 6)
         draw.text((x + CELL / 2, y + CELL + LINE / 2), text, font=font, fill="#222222", anchor="mm")
     with atomic_path(path) as temporary:
-        sheet.save(temporary)
+        save_image(sheet, temporary)
 
 
 def _thumbnail(pair: Pair) -> Image.Image:

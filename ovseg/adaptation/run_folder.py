@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import logging
-import os
-import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-
+from ovseg.checkpoint import save_torch
 from ovseg.errors import OvsegError
-from ovseg.files import atomic_path, locked_folder
+from ovseg.files import atomic_path, explained_writing, locked_folder
 from ovseg.state_dicts import read_checkpoint
 
-logger = logging.getLogger(__name__)
-
 LAST, BEST, METRICS, RECIPE = "last.pt", "best.safetensors", "metrics.jsonl", "recipe.yaml"
-_TEMPORARY = re.compile(r"\.(last|best|epoch_\d+|metrics|recipe)\.\d+\.tmp(\.\w+)?")
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NO_SPACE_TEXT = re.compile(r"No space left on device|os error 28|Disk quota exceeded|os error 122")
-_LITTLE = 1 << 20  # bytes left on a disk that counts as full
 
 
 def damaged_run(path: Path, what: object) -> OvsegError:
@@ -53,15 +40,11 @@ class RunFolder:
             OvsegError: another process is at work there, the folder holds a run and ``resume`` is off, or it cannot
                 be written; or the disk gets full within the block.
         """
-        with self._explained(), locked_folder(self.folder):
+        with explained_writing(self.folder), locked_folder(self.folder):
             if not resume and (self.folder / METRICS).exists():
                 raise OvsegError(
                     f"{self.folder} holds a run already: --resume goes on with it, or choose another --output"
                 )
-            for path in self.folder.iterdir():
-                if _TEMPORARY.fullmatch(path.name):
-                    logger.info("removing %s, left by an interrupted run", path)
-                    path.unlink(missing_ok=True)
             yield
 
     def read_last(self) -> dict[str, Any] | None:
@@ -88,10 +71,7 @@ class RunFolder:
 
     def save(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a checkpoint (tensors, numbers, strings and containers of these); it appears when it is whole."""
-        with atomic_path(self.folder / name) as temporary, temporary.open("wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
+        save_torch(content, self.folder / name)
 
     def start_metrics(self, step: int) -> None:
         """Begin the file of metrics, or cut what comes after ``step``, which is going to be done again."""
@@ -110,22 +90,3 @@ class RunFolder:
         """Append one line of JSON; "step" is among the values."""
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(values)) + "\n")
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Say so when the disk is full or the folder cannot be written: torch and safetensors raise their own kinds."""
-        try:
-            yield
-        except (OSError, RuntimeError, SafetensorError) as error:
-            number = getattr(error, "errno", None)
-            if isinstance(error, OSError) and number in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-                raise OvsegError(f"cannot write {self.folder} ({error.strerror}): choose another --output") from error
-            if number in _NO_SPACE or _NO_SPACE_TEXT.search(str(error)) or self._full(error):
-                raise OvsegError(
-                    f"disk full while writing into {self.folder}: free some space and run again with --resume"
-                ) from error
-            raise
-
-    def _full(self, error: Exception) -> bool:
-        """Whether an error of PyTorch's file writer comes from a full disk, which its text does not tell."""
-        return "PytorchStreamWriter" in str(error) and shutil.disk_usage(self.folder).free < _LITTLE

@@ -21,7 +21,7 @@ from ovseg.clip.regions import crop_regions, expand_boxes, mask_boxes, regroup
 from ovseg.clip.text import TextEmbedder, embed_dim
 from ovseg.clip.vit import embed_patches, encode_patches, is_plain_vit
 from ovseg.errors import OvsegError
-from ovseg.files import cache_dir
+from ovseg.files import cache_dir, expand_user
 from ovseg.vocabulary.templates import get_templates
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class ClipAdapter(nn.Module):
             "mask_prompt_forward": adapter.MASK_PROMPT_FWD,
             "precision": adapter.PRECISION,
             "region_chunk_size": adapter.REGION_CHUNK_SIZE,
-            "text_cache_dir": None if cache == "none" else Path(cache).expanduser() if cache else cache_dir() / "text",
+            "text_cache_dir": None if cache == "none" else expand_user(cache) if cache else cache_dir() / "text",
             "truncate_prompts": adapter.TRUNCATE_PROMPTS,
         }
 

@@ -26,7 +26,7 @@ README = "datasets/README.md"
 
 def dataset_root() -> Path:
     """``$DETECTRON2_DATASETS``, else ``datasets`` in the working folder."""
-    return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
+    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS") or "datasets"))  # ~ stays without a home
 
 
 def register_all(root: str | Path | None = None) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import Image, UnidentifiedImageError
 
 from ovseg.errors import OvsegError
+from ovseg.images import open_image
 
 
 def read_labels(file_name: str) -> np.ndarray:
@@ -20,12 +20,13 @@ def read_labels(file_name: str) -> np.ndarray:
     """
     remedy = "prepare its data set again"
     try:
-        with PathManager.open(str(file_name), "rb") as file, Image.open(file) as image:
+        with PathManager.open(str(file_name), "rb") as file, open_image(file) as image:
             labels = np.array(image)
     except FileNotFoundError as error:
         raise OvsegError(f"label file {file_name} is missing: {remedy}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise OvsegError(f"label file {file_name} cannot be read ({error}): {remedy}") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged data
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise OvsegError(f"label file {file_name} cannot be read ({reason}): {remedy}") from error
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise OvsegError(
             f"label file {file_name} has shape {labels.shape} and type {labels.dtype}: labels must be a "

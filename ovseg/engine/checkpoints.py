@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.utils import comm
 
+from ovseg.checkpoint import save_torch
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
 from ovseg.state_dicts import read_checkpoint
@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 LAST = "last_checkpoint"
 FINAL = "model_final"
 _NUMBERED = re.compile(r"model_\d{7}\.pth")
-_TEMPORARY = re.compile(r"\.(model_\d{7}|model_final|last_checkpoint)\.\d+\.tmp(\.pth)?")
 
 
 class CheckpointFolder:
@@ -47,12 +46,11 @@ class CheckpointFolder:
             OvsegError: disk full or folder not writable; earlier checkpoints stay as they were.
         """
         path = self.folder / f"{name}.pth"
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            torch.save(dict(content), file)
-            _to_disk(file)
+        save_torch(content, path)
         with atomic_path(self.folder / LAST) as temporary, temporary.open("w") as file:
             file.write(path.name)
-            _to_disk(file)
+            file.flush()
+            os.fsync(file.fileno())
         logger.info("saved checkpoint %s", path)
         return path
 
@@ -81,13 +79,6 @@ class CheckpointFolder:
                 raise OvsegError(f"checkpoint {path} is not seen from every machine: share OUTPUT_DIR between them")
             content = read_training_checkpoint(path)
         return path, content
-
-    def remove_leftovers(self) -> None:
-        """Delete temporary files of a process that was killed while it wrote."""
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if _TEMPORARY.fullmatch(path.name):
-                logger.info("removing %s, left by an interrupted run", path)
-                path.unlink(missing_ok=True)
 
     def _load_newest_whole(self) -> tuple[Path, dict[str, Any]] | None:
         failures = []
@@ -138,8 +129,3 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
 def numbered(iteration: int) -> str:
     """Name of the checkpoint after 0-based ``iteration``."""
     return f"model_{iteration:07d}"
-
-
-def _to_disk(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

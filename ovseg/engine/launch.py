@@ -99,7 +99,6 @@ def launch(main: Callable[..., Any], world: World, args: Sequence[Any] = ()) -> 
         here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         return _in_group(main, args, "env://", rank, size, local, here, world.cuda)
     if world.size == 1:
-        signal.signal(signal.SIGTERM, _stop)
         return main(*args)
     return _spawn(main, world, args)
 
@@ -207,8 +206,3 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
-
-
-def _stop(number: int, frame: Any) -> None:
-    """End by SIGTERM like by an exception, so that temporary files are removed."""
-    sys.exit(128 + number)

@@ -21,7 +21,7 @@ from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import build_train_loader
 from ovseg.engine.checkpoints import CheckpointFolder
 from ovseg.engine.hooks import CheckpointHook, WandbWriter
-from ovseg.engine.setup import seed_everything
+from ovseg.engine.setup import owned_output, seed_everything
 from ovseg.engine.solver import build_lr_scheduler, build_optimizer
 from ovseg.engine.trainer import Trainer
 from ovseg.errors import OvsegError
@@ -44,6 +44,11 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
     Raises:
         OvsegError: see the parts; nothing is half-written in ``OUTPUT_DIR`` whenever it comes.
     """
+    with owned_output(cfg):
+        return _train(cfg, resume)
+
+
+def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
     for name in cfg.DATASETS.TRAIN:
         check_prepared(name)
     single_view = _single_view(cfg)
@@ -113,6 +118,11 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
     Raises:
         OvsegError: no weights given, or see the parts.
     """
+    with owned_output(cfg):
+        return _evaluate(cfg, resume)
+
+
+def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
     check_evaluation(cfg)
     found = CheckpointFolder(cfg.OUTPUT_DIR).load_newest() if resume else None
     if found is None and not cfg.MODEL.WEIGHTS:
@@ -150,8 +160,6 @@ def _single_view(cfg: CfgNode) -> CfgNode:
 
 
 def _find_checkpoint(checkpoints: CheckpointFolder, resume: bool) -> tuple[Path, dict[str, Any]] | None:
-    if comm.is_main_process():
-        checkpoints.remove_leftovers()
     if not resume:
         if checkpoints:
             logger.warning(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,25 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ovseg.files import atomic_path
+from ovseg.files import atomic_path, explained_writing, locked_folder
 
-__all__ = ["default_argument_parser", "seed_everything", "setup"]
+__all__ = ["default_argument_parser", "owned_output", "seed_everything", "setup"]
 
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def owned_output(cfg: CfgNode) -> Iterator[None]:
+    """Keep other runs out of ``OUTPUT_DIR``; the main process holds it for all of its run.
+
+    Raises:
+        OvsegError: another run is at work there, it cannot be written, or the disk gets full within the block.
+    """
+    with contextlib.ExitStack() as stack:
+        if comm.is_main_process():
+            stack.enter_context(explained_writing(Path(cfg.OUTPUT_DIR)))
+            stack.enter_context(locked_folder(cfg.OUTPUT_DIR, "choose another OUTPUT_DIR"))
+        yield
 
 
 def setup(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -72,8 +72,11 @@ class Trainer(TrainerBase):
                     self.run_step()
                     self.after_step()
                 self.iter = max_iter
-            finally:
-                self.after_train()
+            except BaseException:
+                with contextlib.suppress(Exception):  # writers fail once more on a full disk: the first error counts
+                    self.after_train()
+                raise
+            self.after_train()
 
     def run_step(self) -> None:
         """One iteration.

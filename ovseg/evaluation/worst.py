@@ -17,6 +17,7 @@ from ovseg.evaluation.predictions import narrow
 from ovseg.evaluation.sem_seg import SeenImage
 from ovseg.evaluation.tally import State, add_other_processes
 from ovseg.files import atomic_path
+from ovseg.images import open_image
 
 FILE = "worst_images.npz"
 COUNT = 12
@@ -46,7 +47,7 @@ class WorstImage:
             OvsegError: the picture is damaged.
         """
         try:
-            with Image.open(io.BytesIO(self.png), formats=["PNG"]) as image:
+            with open_image(io.BytesIO(self.png)) as image:
                 label_map = np.array(image)
         except Exception as error:  # Pillow raises many kinds on damaged files
             raise OvsegError(f"the prediction that {FILE} holds is damaged ({error}): evaluate again") from error

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from ovseg.adaptation import context as context_module
 from ovseg.adaptation import crops as crops_module
@@ -163,12 +164,12 @@ def test_disk_full_is_explained_and_resumable(inputs, finished, tmp_path, monkey
             return getattr(self.file, name)
 
     def fail(*_args, **_kwargs):
-        raise run_folder.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
         if part == "checkpoint":
             save = torch.save
-            patch.setattr(run_folder.torch, "save", lambda content, file: save(content, FullDisk(file)))
+            patch.setattr(torch, "save", lambda content, file: save(content, FullDisk(file)))
         elif part == "safetensors":
             patch.setattr("ovseg.checkpoint.save_file", fail)
         else:

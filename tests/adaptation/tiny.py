@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import torch
 
-from ovseg.adaptation import run_folder
 from ovseg.adaptation.finetune import Job, finetune
 from ovseg.adaptation.pairs import ShardWriter
 from ovseg.adaptation.recipe import SHIFT, Recipe
@@ -120,7 +119,7 @@ def _die_after(writes: int) -> None:
             os.truncate(file.fileno(), file.tell() // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    run_folder.torch.save = counting
+    torch.save = counting
 
 
 if __name__ == "__main__":  # INPUTS OUTPUT WRITES_TO_DIE_AFTER [resume]

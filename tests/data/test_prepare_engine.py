@@ -18,10 +18,10 @@ from PIL import Image
 from ovseg.data.prepare import Conversion, Item, class_table, convert, label_output, read_labels_of, stamps
 from ovseg.data.prepare import engine as engine_module
 from ovseg.data.prepare.engine import MOST_BAD
-from ovseg.data.prepare.leftovers import find_leftovers
 from ovseg.data.prepare.stamps import NAME
 from ovseg.data.prepare.threads import spread
 from ovseg.errors import OvsegError
+from ovseg.leftovers import find_leftovers
 from tests.data.prepared import copy_miniature, load, prepare, save, snapshot
 
 IN = "ADEChallengeData2016/annotations/validation"

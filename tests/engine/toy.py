@@ -184,19 +184,17 @@ def kill_second() -> None:
 
 def _die_while_writing(nth: int) -> None:
     """Make this process kill itself with half of the ``nth`` file on the disk that checkpoints write."""
-    from ovseg.engine import checkpoints
+    to_disk, written = os.fsync, 0
 
-    to_disk, written = checkpoints._to_disk, 0
-
-    def die(file) -> None:
+    def die(number: int) -> None:
         nonlocal written
         written += 1
-        to_disk(file)
+        to_disk(number)
         if written == nth:
-            os.truncate(file.fileno(), os.fstat(file.fileno()).st_size // 2)
+            os.truncate(number, os.fstat(number).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoints._to_disk = die
+    os.fsync = die
 
 
 if __name__ == "__main__":  # DATASET_FOLDER OUTPUT_DIR NTH_WRITE_TO_DIE_IN [resume]

@@ -7,6 +7,7 @@ import sys
 import tarfile
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -129,6 +130,31 @@ def test_wrong_sdist_is_refused_before_it_is_opened(tool, tmp_path, monkeypatch)
     archive = tar_gz(tmp_path / "a.tar.gz", {"top/setup.py": b"raise SystemExit"})
     with pytest.raises(tool.InstallError, match="not the expected"):
         tool.main(["--sdist", str(archive)])
+
+
+@pytest.mark.parametrize(("options", "replaced"), [("", False), ("--source pypi", False), ("--source git", True)])
+def test_a_named_source_replaces_another_build(tool, monkeypatch, options, replaced):
+    calls = []
+    monkeypatch.setattr(tool, "installed_detectron2", lambda: ("ok", "0.6"))
+    monkeypatch.setattr(tool, "installed_source", lambda: "pypi")
+    monkeypatch.setattr(tool, "install_official", lambda: calls.append("git"))
+    tool.main(options.split())
+    assert bool(calls) == replaced
+
+
+def test_the_installed_build_is_recognised(tool, tmp_path, monkeypatch):
+    (tmp_path / "detectron2" / "utils").mkdir(parents=True)
+    (tmp_path / "detectron2" / "__init__.py").touch()
+    monkeypatch.setattr(
+        tool.importlib.util,
+        "find_spec",
+        lambda _: SimpleNamespace(submodule_search_locations=[str(tmp_path / "detectron2")]),
+    )
+    assert tool.installed_source() == "git"
+    tree = tmp_path / "detectron2" / "utils" / "missing_ops.py"
+    assert f"detectron2/utils/{tree.name}" in tool.NEW_FILES
+    tree.touch()
+    assert tool.installed_source() == "pypi"
 
 
 def test_broken_detectron2_is_not_installed_over(tool, monkeypatch):

@@ -15,7 +15,7 @@ from ovseg.data.own.pairs import Pair
 from ovseg.data.own.values import UNLISTED
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
-from ovseg.images import read_image
+from ovseg.images import read_image, save_image
 from ovseg.visualize import draw_legend, draw_regions, label_areas, resize_labelled, shorten_text, text_font
 
 _WIDTH = 1840  # of the sheet in pixels; cells, an image beside its labels, fill its rows
@@ -79,7 +79,7 @@ def draw_sheet(subject: Subject, report: Report, chosen: Sequence[int], path: Pa
         _write(sheet, pair.image.name, (left, top + picture.height + _LINE // 2), 14, picture.width)
     sheet.paste(Image.fromarray(legend), (0, bottom))
     with atomic_path(path) as temporary:
-        sheet.save(temporary)
+        save_image(sheet, temporary)
 
 
 def _draw_pair(subject: Subject, pair: Pair, names: Sequence[str]) -> tuple[Image.Image, np.ndarray]:

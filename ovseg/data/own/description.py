@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ovseg.errors import OvsegError
+from ovseg.files import expand_user
 from ovseg.plain_yaml import read_plain_yaml, unknown_key
 from ovseg.vocabulary import Vocabulary, label_set
 
@@ -168,7 +169,7 @@ def _own_numbers(own: Description) -> dict[int, str]:
 
 
 def _path(own: Description, key: str, value: Any) -> Path:
-    return own.root / Path(_text(own, key, value)).expanduser()
+    return own.root / expand_user(_text(own, key, value))
 
 
 def _text(own: Description, key: str, value: Any) -> str:
@@ -179,7 +180,7 @@ def _text(own: Description, key: str, value: Any) -> str:
 
 def _patterns(own: Description, key: str, value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
-    return tuple(str(Path(_text(own, key, pattern)).expanduser()) for pattern in values)
+    return tuple(str(expand_user(_text(own, key, pattern))) for pattern in values)
 
 
 def _names(own: Description, key: str, value: Any) -> tuple[str, ...]:

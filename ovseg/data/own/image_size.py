@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from ovseg.data.own.pairs import Pair
-from ovseg.images import read_image
+from ovseg.images import open_image, read_image
 
 _ORIENTATION = 0x0112  # of EXIF
 
@@ -20,7 +18,7 @@ def image_size(path: Path) -> tuple[int, int]:
         OvsegError: it cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             width, height = image.size
     except Exception:  # Pillow raises almost anything on damaged data; the sentence is there already
         return read_image(path).shape[:2]
@@ -30,7 +28,7 @@ def image_size(path: Path) -> tuple[int, int]:
 def orientation(path: Path) -> int:
     """How a camera was held, 1 to 8 as EXIF counts; 1, upright, where the file does not say it."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # as above
         return 1

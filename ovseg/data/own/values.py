@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ovseg.errors import OvsegError
+from ovseg.images import open_image
 
 IGNORED, UNLISTED = -1, -2  # in place of a class index: does not count; has no class that we know of
 
@@ -168,11 +169,11 @@ def _pixels(path: Path, mode: str | None) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """``Image.open`` whose errors, those of decoding in the block included, are told in one sentence."""
+    """``open_image`` whose errors, those of decoding in the block included, are told in one sentence."""
     try:
         if path.stat().st_size == 0:
             raise OvsegError(f"mask {path} is empty (0 bytes): copy or make it again")
-        with Image.open(path) as image:
+        with open_image(path) as image:
             _check_lossless(path, image)
             yield image
     except OvsegError:

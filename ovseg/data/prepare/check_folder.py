@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ovseg.data.file_list import file_list_checksum
 from ovseg.data.prepare.facts import Folder, Labels
-from ovseg.data.prepare.leftovers import find_leftovers
-from ovseg.data.prepare.sources import FORMATS, BadFile, raw_labels, read_names, scan
+from ovseg.data.prepare.sources import BadFile, raw_labels, read_names, scan
 from ovseg.data.prepare.stamps import Stamp
 from ovseg.data.prepare.threads import spread
+from ovseg.images import open_image
+from ovseg.leftovers import find_leftovers
 
 
 @dataclass
@@ -175,7 +175,7 @@ def _check_labels(
 def _image_size(path: Path) -> tuple[tuple[int, int], str]:
     """Width and height by the header, and a fault if it cannot be read."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_image(path) as image:
             return image.size, ""
     except Exception as error:  # Pillow raises many kinds on damaged files
         return (0, 0), f"{path}: cannot be read ({error})"

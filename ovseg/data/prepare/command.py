@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 
@@ -14,6 +16,7 @@ from ovseg.data.prepare.facts import FOLDERS
 from ovseg.data.prepare.sources import NothingFound
 from ovseg.data.prepare.verify import verify
 from ovseg.errors import OvsegError
+from ovseg.files import locked_folder
 
 
 def parser(
@@ -73,8 +76,11 @@ def run(
         unpack(args.archives, args.root, check=not args.any_checksum)
         if args.verify:
             return verify(args.root, FOLDERS[key], args.workers, args.partial, checks)
-        for conversion in conversions(args):
-            convert(conversion, args.workers)
+        folder = args.root / tree.split()[0]
+        writable = os.access(folder, os.W_OK)  # a complete one need not be
+        with locked_folder(folder, "give another --root") if writable else contextlib.nullcontext():
+            for conversion in conversions(args):
+                convert(conversion, args.workers)
     except NothingFound as error:
         raise OvsegError(_explain(error, args.root, tree.strip())) from error
     return 0

@@ -18,12 +18,13 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from ovseg.data.prepare.leftovers import remove_leftovers
 from ovseg.data.prepare.sources import BadFile, raw_labels, scan
 from ovseg.data.prepare.stamps import Look, Sign, Stamp, look_at, signs_of
 from ovseg.data.prepare.threads import spread
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
+from ovseg.images import save_image
+from ovseg.leftovers import remove_leftovers
 from ovseg.progress import progress_bar
 
 MOST_BAD = 20  # bad files after which a run is given up: the archive as a whole is broken
@@ -230,7 +231,7 @@ class _Folder:
         """The folder, cleaned of what killed runs left, with a note that is right even if this run ends early."""
         if self._written:  # by another recipe: none of its files must count as ours
             self._save()
-        remove_leftovers(self.output.folder)
+        remove_leftovers(self.output.folder, owned=True, below=True)
         try:
             yield
         finally:
@@ -292,9 +293,9 @@ def write_file(path: Path, content: np.ndarray | bytes) -> None:
         elif path.suffix == ".png":
             Image.fromarray(content).save(temporary, compress_level=1, compress_type=Image.RLE)
         elif path.suffix == ".jpg":
-            Image.fromarray(content).save(temporary, quality=95)
+            save_image(Image.fromarray(content), temporary, quality=95)
         else:
-            Image.fromarray(content).save(temporary)
+            save_image(Image.fromarray(content), temporary)
 
 
 def _looks(item: Item) -> list[Look]:

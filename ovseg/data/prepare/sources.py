@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ovseg.errors import OvsegError
-
-FORMATS = ("PNG", "TIFF", "JPEG")  # of all files of the data sets: Pillow starts programs for some others
+from ovseg.images import open_image
 
 
 class BadFile(OvsegError):
@@ -104,7 +102,7 @@ def raw_labels(path: Path) -> np.ndarray:
         BadFile: the file is missing or damaged.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_image(path) as image:
             return np.array(image)
     except Exception as error:  # Pillow raises many kinds on damaged files
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -19,7 +19,7 @@ from ovseg.data.toy.catalog import SPLITS
 from ovseg.data.toy.scene import make_scene
 from ovseg.data.toy.sheet import draw_sheet
 from ovseg.errors import OvsegError, user_errors
-from ovseg.files import atomic_path
+from ovseg.files import atomic_path, locked_folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw_sheet([first_seed + number for number in numbers], min(6, args.scenes), args.sheet)
         print(args.sheet)
     else:
-        export(args.output, first_seed, numbers)
+        with locked_folder(args.output):
+            export(args.output, first_seed, numbers)
 
 
 def export(folder: Path, first_seed: int, numbers: range) -> None:
