@@ -191,7 +191,9 @@ class Segmenter:
         if labels.shape != (height, width):
             labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
             scores = cv2.resize(scores, (width, height), interpolation=cv2.INTER_NEAREST)
-        return Segmentation.from_maps(labels, scores, vocabulary.foreground, pixels, source, masks)
+        return Segmentation.from_maps(
+            labels, scores, vocabulary.foreground, pixels, source, masks, vocabulary.background
+        )
 
     def refuse_to_explain_views(self) -> None:
         """Raise OvsegError if results are averages over views, each of which has masks of its own."""
@@ -228,7 +230,9 @@ class Segmenter:
     def _model_input(self, pixels: np.ndarray) -> torch.Tensor:
         """(3,h,w), resized and in the order of channels that the model was configured for."""
         resized = resize_transform(*pixels.shape[:2], self.min_size, self.max_size).apply_image(pixels)
-        return torch.from_numpy(np.array(resized if self.image_format == "RGB" else resized[:, :, ::-1])).permute(2, 0, 1)
+        return torch.from_numpy(np.array(resized if self.image_format == "RGB" else resized[:, :, ::-1])).permute(
+            2, 0, 1
+        )
 
 
 def _choose_device(wanted: str | None, configured: str) -> str:

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ovseg.colors import word_color
 from ovseg.errors import OvsegError
 from ovseg.segmentation import UNLABELLED, Segmentation, output_files
-from ovseg.visualize import PICTURE_SIZES, draw_picture, draw_regions, word_color
+from ovseg.visualize import PICTURE_SIZES, draw_picture, draw_regions
 
 NAMES = ("cat", "sofa", "dog")
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from ovseg.adaptation.pair_list import FILL
 from ovseg.adaptation.pairs import Pair, PairDataset, iterate_infos
 from ovseg.files import atomic_path
-from ovseg.visualize import shorten_text, text_font
+from ovseg.fonts import shorten_text, text_font
 
 SHEET = "contact_sheet.png"
 SHEET_PAIRS = 100

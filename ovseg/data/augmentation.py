@@ -15,7 +15,7 @@ IMAGE_PAD_VALUE = 128
 
 
 def resize_transform(height: int, width: int, min_size: int, max_size: int) -> T.Transform:
-    """The resize of Detectron2's ``ResizeShortestEdge`` for one size; a very long image keeps a pixel of its short side.
+    """The resize of Detectron2's ``ResizeShortestEdge`` for one size; a long image keeps a pixel of its short side.
 
     Args:
         height, width: of the image, pixels.
