@@ -79,7 +79,7 @@ def save_film(path, frames=3, size=(48, 32)):
     if not writer.isOpened():
         pytest.skip("this OpenCV cannot write films")
     for k in range(frames):
-        writer.write(np.full((size[1], size[0], 3), 60 * k, np.uint8))
+        writer.write(np.full((size[1], size[0], 3), 60 * k % 256, np.uint8))
     writer.release()
 
 
