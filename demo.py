@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,14 @@ def build_parser() -> argparse.ArgumentParser:
     words.add_argument("--vocabulary", metavar="FILE", help="words, one per line: name, or name: synonym, synonym")
     words.add_argument("--label-set", metavar="NAME", help=f"words of a data set: {', '.join(label_set_names())}")
     parser.add_argument(
+        "--background",
+        nargs="+",
+        metavar="WORD",
+        default=[],
+        help="words for all the rest, such as 'other, background': what they get is unlabelled; without them every "
+        "pixel gets one of the words looked for",
+    )
+    parser.add_argument(
         "--input", nargs="+", required=True, help="pictures, films, folders, or patterns such as 'photos/**/*.jpg'"
     )
     parser.add_argument(
@@ -110,6 +119,8 @@ def _run(args: argparse.Namespace, console: Console, errors: Console) -> int:
     if jobs:
         check_writable(jobs[0][1])
         segmenter = _load(args)
+        if args.explain:
+            segmenter.refuse_to_explain_views()
         segmenter.prepare(vocabulary)
         done, stopped = _segment_all(jobs, segmenter, vocabulary, args.explain, failures, console, errors)
         console.print(f"{done} of {done + len(failures)} done; results in {args.output}", markup=False)
@@ -123,16 +134,19 @@ def _run(args: argparse.Namespace, console: Console, errors: Console) -> int:
 
 
 def _read_words(args: argparse.Namespace) -> Vocabulary:
+    background = [word.strip() for text in args.background for word in re.split("[,;]", text.strip(" ,;"))]
+    if background and not all(background):
+        raise OvsegError(f"--background {args.background} has a blank word: write for example 'other, background'")
     if args.vocabulary:
-        return Vocabulary.from_file(args.vocabulary)
+        return Vocabulary.from_file(args.vocabulary).with_background(background)
     if args.label_set:
-        return Vocabulary.from_label_set(args.label_set)
+        return Vocabulary.from_label_set(args.label_set).with_background(background)
     words = args.class_names
     vocabulary = Vocabulary.of("; ".join(words) if any(";" in word for word in words) else words, "--class-names")
     for name in vocabulary.names:
         if "," in name:
             logger.warning("%r is looked for as one word; give several words separated by blanks", name)
-    return vocabulary
+    return vocabulary.with_background(background)
 
 
 def _load(args: argparse.Namespace):
@@ -227,7 +241,8 @@ def _is_done(source: Path, target: Path, vocabulary: Vocabulary, explain: bool) 
     try:
         written = json.loads(json_file.read_text(encoding="utf-8"))
         image = written.get("image") or written.get("video")
-        same = Path(image).resolve() == source.resolve() and written["names"] == list(vocabulary.names)
+        same = Path(image).resolve() == source.resolve() and written["names"] == list(vocabulary.foreground)
+        same = same and written.get("background", []) == list(vocabulary.background)
         return same and (not explain or "explanation" in written or is_video(source))
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         return False

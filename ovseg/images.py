@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -42,11 +43,30 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     _check_file(path)
+    return decode_image(path, str(path))
+
+
+def decode_image(file: Path | io.BytesIO, name: str) -> np.ndarray:
+    """As :func:`read_image`, of a file that is there, or of a file's content; ``name`` is for messages."""
+    with _explained(name, file), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half of our limit: still fine
+        with open_image(file) as image:
+            return to_rgb(image)
+
+
+def opened_to_rgb(image: Image.Image) -> np.ndarray:
+    """As :func:`to_rgb`; an image that is still lazy may turn out to be damaged or closed, which is said as there."""
+    if 0 in image.size:
+        raise OvsegError(f"a Pillow image of {image.width}x{image.height} pixels has no pixel")
+    with _explained(getattr(image, "filename", "") or "the Pillow image"):
+        return to_rgb(image)
+
+
+@contextlib.contextmanager
+def _explained(path: str, file: Path | io.BytesIO | None = None) -> Iterator[None]:
+    """Turn what Pillow raises into an OvsegError that names ``path``."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half of our limit: still fine
-            with open_image(path) as image:
-                return to_rgb(image)
+        yield
     except OvsegError as error:
         raise OvsegError(f"{path}: {error}") from error
     except Image.DecompressionBombError as error:
@@ -54,7 +74,7 @@ def read_image(path: str | Path) -> np.ndarray:
             f"{path} has more than {LARGEST_IMAGE:,} pixels, the largest size that is read: make it smaller first"
         ) from error
     except Image.UnidentifiedImageError as error:
-        raise OvsegError(f"{path} {_what_instead(path)}") from error
+        raise OvsegError(f"{path} {_what_instead(file)}") from error
     except PermissionError as error:
         raise OvsegError(f"cannot read {path}: {error.strerror}") from error
     except MemoryError as error:
@@ -201,9 +221,16 @@ def _check_file(path: Path) -> None:
         raise OvsegError(f"{path} is empty (0 bytes): copy or download it again")
 
 
-def _what_instead(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+def _what_instead(file: Path | io.BytesIO | None) -> str:
+    content = b""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            content = opened.read(512)
+    elif file is not None:
+        content = file.getvalue()[:512]
+        if not content:
+            return "is empty (0 bytes)"
+    start = content.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(_PAGE_STARTS):
         return "is a web page or XML text, not an image: the download may have failed"
     return (

@@ -21,6 +21,7 @@ from ovseg.explanation import Explanation, MaskScores
 from ovseg.files import atomic_path
 from ovseg.images import save_image
 from ovseg.leftovers import shorten
+from ovseg.vocabulary.reading import fold_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,7 @@ class Segmentation:
         image: (H,W,3) uint8 RGB, the picture as segmented.
         source: the file it came from, or None.
         mask_scores: what :meth:`explain` needs, where it was asked for.
+        background: words that competed for pixels, and whose pixels are unlabelled.
     """
 
     label_map: np.ndarray
@@ -49,6 +51,7 @@ class Segmentation:
     image: np.ndarray
     source: str | None = None
     mask_scores: MaskScores | None = None
+    background: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.label_map.shape != self.image.shape[:2]:
@@ -70,6 +73,7 @@ class Segmentation:
         image: np.ndarray,
         source: str | None = None,
         mask_scores: MaskScores | None = None,
+        background: Sequence[str] = (),
     ) -> Segmentation:
         """From a model's output: unpainted pixels, and labels beyond ``names``, become unlabelled.
 
@@ -79,8 +83,16 @@ class Segmentation:
             names: K words. Labels >= K are unlabelled: the model's own "others" when one word was asked.
             image: (H,W,3) uint8 RGB.
             source: file name.
-            mask_scores: see the class.
+            mask_scores, background: see the class.
+
+        Raises:
+            OvsegError: a score is NaN or infinite.
         """
+        if not np.isfinite(score_map).all():
+            raise OvsegError(
+                f"the scores of {source or 'the image'} are not all numbers (NaN or infinite): the weights are "
+                "damaged, or MODEL.CLIP_ADAPTER.PRECISION has too small a range (choose fp32 or bf16)"
+            )
         labels = np.where((score_map == 0) | (label_map >= len(names)), np.int32(UNLABELLED), label_map)
         labels = labels.astype(np.int32, copy=False)
         sums = np.zeros(len(names))
@@ -89,7 +101,7 @@ class Segmentation:
             sums += np.bincount(row[shown], weights=row_scores[shown], minlength=len(names))
         counts = visualize.label_areas(labels, len(names))
         scores = (sums / np.maximum(counts, 1)).astype(np.float32)
-        return cls(labels, tuple(names), scores, image, source, mask_scores)
+        return cls(labels, tuple(names), scores, image, source, mask_scores, tuple(background))
 
     @cached_property
     def areas(self) -> np.ndarray:
@@ -113,9 +125,8 @@ class Segmentation:
         Raises:
             OvsegError: the word was not asked for; the message names the nearest one.
         """
-        folded = [name.casefold() for name in self.names]
-        if word.strip().casefold() in folded:
-            return folded.index(word.strip().casefold())
+        if (folded := fold_text(word)) in (known := [fold_text(name) for name in self.names]):
+            return known.index(folded)
         near = difflib.get_close_matches(word, self.names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(map(repr, self.names[:20]))}"
         raise OvsegError(f"this segmentation was not asked for {word!r}: {hint}")
@@ -144,29 +155,30 @@ class Segmentation:
             raise OvsegError(f"top_k must be at least 1, not {top_k}")
         return Explanation.of(self.mask_scores, *self.label_map.shape, top_k)
 
-    def overlay(self, image: np.ndarray | None = None) -> np.ndarray:
+    def overlay(self, image: np.ndarray | None = None, colors: Mapping[int, sv.Color] | None = None) -> np.ndarray:
         """The picture with its regions coloured and named, at full size.
 
         Args:
-            image: (H,W,3) uint8 RGB to draw on; None for the picture that was segmented.
+            image: (H,W,3) uint8 RGB to draw on; None for the one that was segmented.
+            colors: of each word found, by its index, for series of images (:func:`ovseg.colors.colors_of`).
 
         Returns:
             (H,W,3) uint8 RGB, new.
         """
-        return visualize.draw_regions(self.image if image is None else image, self.label_map, self.names)
+        return visualize.draw_regions(self.image if image is None else image, self.label_map, self.names, colors)
 
     def to_detections(self) -> sv.Detections:
         """One detection per word found, the largest first: mask, box, ``class_id``, score, ``class_name``."""
         found = list(self.found)
-        if not found:
-            return sv.Detections.empty()
-        masks = np.stack([self.label_map == k for k in found])
+        masks = np.zeros((len(found), *self.label_map.shape), bool)
+        for mask, k in zip(masks, found, strict=True):
+            mask[:] = self.label_map == k
         return sv.Detections(
             xyxy=sv.mask_to_xyxy(masks).astype(np.float32),
             mask=masks,
             confidence=self.scores[found],
-            class_id=np.array(found),
-            data={"class_name": np.array([self.names[k] for k in found])},
+            class_id=np.array(found, int),
+            data={"class_name": np.array([self.names[k] for k in found], str)},
         )
 
     def to_coco_rle(self) -> list[dict]:
@@ -202,13 +214,14 @@ class Segmentation:
             "height": height,
             "width": width,
             "names": list(self.names),
+            "background": list(self.background),
             "segments": [s | {"fraction": s["area"] / self.label_map.size} for s in self.to_coco_rle()],
             "unlabelled_fraction": float(1 - self.fractions.sum()),
             **({} if self.mask_scores is None else {"explanation": self.explain().to_json()}),
         }
 
     def picture(self) -> np.ndarray:
-        """(h,w,3) uint8 RGB: the overlay with a legend below, scaled to a size for people to look at."""
+        """(h,w,3) uint8 RGB: the image, its overlay, and a legend below, scaled to a size for people to look at."""
         return visualize.draw_picture(self.image, self.label_map, self.names)
 
     def save(self, where: str | Path) -> tuple[Path, Path, Path]:

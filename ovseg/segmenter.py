@@ -11,16 +11,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from PIL import Image
 from torch import nn
 
 from ovseg.checkpoint import load_weights
 from ovseg.config import load_cfg
+from ovseg.data.augmentation import resize_transform
 from ovseg.errors import OvsegError
+from ovseg.evaluation.tta import augmented_model
 from ovseg.explanation import MaskScores
-from ovseg.images import read_image, to_rgb
+from ovseg.image_input import ImageLike, as_rgb
 from ovseg.segmentation import Segmentation
 from ovseg.vocabulary import Vocabulary
 
@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 # of the resolution that the model sees (INPUT.MAX_SIZE_TEST, 2560 in the published files), so nothing known is lost.
 LARGEST_MAPS = 2**29
 RUNNING_BEST = 8  # numbers a pixel: labels and scores, old and new
+# Sliding windows and test-time augmentation average the scores of all classes at once: their sum, those of a view, and
+# a copy while these are put together or mirrored. Sliding windows also sum at the size of the model's input.
+COPIES_OF_VIEWS = 3
+LARGEST_SUM = 2**28  # numbers (1 GiB)
 
 
 class Segmenter:
@@ -41,10 +45,24 @@ class Segmenter:
         min_size: the shortest side of an image is resized to this many pixels; 0 leaves images as they are.
         max_size: unless the longest side would be more than this many pixels.
         class_chunk_size: classes that the model paints at a time; with it the size of maps is bounded.
+        image_format: "RGB", or "BGR" if the model wants its images so.
+        many_views: ``model`` with the sliding window or test-time augmentation around it that segments
+            (:func:`ovseg.evaluation.tta.augmented_model`); None to look at each image once.
     """
 
-    def __init__(self, model: nn.Module, *, min_size: int, max_size: int, class_chunk_size: int = 64):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        min_size: int,
+        max_size: int,
+        class_chunk_size: int = 64,
+        image_format: str = "RGB",
+        many_views: nn.Module | None = None,
+    ):
         self.model = model
+        self.many_views = many_views
+        self.image_format = image_format
         self.min_size = min_size
         self.max_size = max_size
         self.class_chunk_size = class_chunk_size
@@ -88,11 +106,16 @@ class Segmenter:
         model = build_model(cfg).eval()
         load_weights(model, weights, complete=True)
         model.clip_adapter.ensure_weights()
+        viewed = augmented_model(cfg, model, LARGEST_SUM)
+        if cfg.TEST.DENSE_CRF:
+            logger.warning("TEST.DENSE_CRF has an effect on evaluation only: this segmentation is not refined")
         return cls(
             model,
             min_size=cfg.INPUT.MIN_SIZE_TEST,
             max_size=cfg.INPUT.MAX_SIZE_TEST,
             class_chunk_size=cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE,
+            image_format=cfg.INPUT.FORMAT,
+            many_views=None if viewed is model else viewed,
         )
 
     @torch.inference_mode()
@@ -116,7 +139,7 @@ class Segmenter:
     @torch.inference_mode()
     def __call__(
         self,
-        image: str | Path | np.ndarray | Image.Image,
+        image: ImageLike,
         words: str | Sequence[str | Sequence[str]] | Vocabulary,
         *,
         explain: bool = False,
@@ -127,25 +150,33 @@ class Segmenter:
         one word is asked and the model adds its own "others", what is "others" is unlabelled too; ask for
         ``[word, "others"]`` to see it as a word.
 
+        ``TEST.SLIDING_WINDOW`` and ``TEST.AUG`` of the configuration are followed: label and score map are those of an
+        evaluation with the same keys. They hold the scores of all words at once: on images so large that these would
+        need more than 3 GiB the maps are made at a smaller size and enlarged.
+
         Args:
-            image: file; (H,W,3) uint8 RGB or (H,W) uint8 grey array; or Pillow image.
+            image: as :func:`ovseg.image_input.as_rgb` takes it: file name, Pillow image, uint8 array (H,W,3) RGB or
+                (H,W) grey, uint8 tensor, a file's content as bytes or file object.
             words: K words, or sequences of synonyms, or a text like "person, child; dog", or a :class:`Vocabulary`;
                 never changed.
-            explain: keep every mask's scores for :meth:`Segmentation.explain`.
+            explain: keep every mask's scores for :meth:`Segmentation.explain`; not with many views.
 
         Returns:
             :class:`Segmentation` of the image's own size.
 
         Raises:
-            OvsegError: unreadable image, bad words, or not enough memory.
+            OvsegError: unreadable image, bad words, not enough memory, or an explanation of many views.
         """
+        if explain:
+            self.refuse_to_explain_views()
         vocabulary = Vocabulary.of(words)
-        pixels, source = _as_rgb(image)
+        pixels, source = as_rgb(image)
         height, width = pixels.shape[:2]
-        classes = min(max(len(vocabulary), 2), self.class_chunk_size)  # 2: the model may add "others"
-        shrink = min(1.0, (LARGEST_MAPS / ((classes + RUNNING_BEST) * height * width)) ** 0.5)
+        classes = max(len(vocabulary), 2)  # 2: the model may add "others"
+        maps = min(classes, self.class_chunk_size) if self.many_views is None else COPIES_OF_VIEWS * classes
+        shrink = min(1.0, (LARGEST_MAPS / ((maps + RUNNING_BEST) * height * width)) ** 0.5)
         request = {
-            "image": torch.from_numpy(self._resize(pixels)).permute(2, 0, 1),  # (3,h,w)
+            "image": self._model_input(pixels),
             "height": max(1, int(height * shrink)),
             "width": max(1, int(width * shrink)),
             "class_names": vocabulary.class_names,
@@ -153,18 +184,28 @@ class Segmenter:
             "outputs": ("label_map", "explanations") if explain else ("label_map",),
         }
         with _explain_memory(source or "the image"):
-            result = self.model([request])[0]
+            result = (self.many_views or self.model)([request])[0]
             labels = result["label_map"].cpu().numpy().astype(np.int32)
             scores = result["score_map"].cpu().numpy()
             masks = MaskScores.from_model(result["explanations"], vocabulary.names) if explain else None
         if labels.shape != (height, width):
             labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
             scores = cv2.resize(scores, (width, height), interpolation=cv2.INTER_NEAREST)
-        return Segmentation.from_maps(labels, scores, vocabulary.foreground, pixels, source, masks)
+        return Segmentation.from_maps(
+            labels, scores, vocabulary.foreground, pixels, source, masks, vocabulary.background
+        )
+
+    def refuse_to_explain_views(self) -> None:
+        """Raise OvsegError if results are averages over views, each of which has masks of its own."""
+        if self.many_views is not None:
+            raise OvsegError(
+                "with TEST.SLIDING_WINDOW or TEST.AUG.ENABLED scores are averages over views that have masks of their "
+                "own, and there are no masks to explain: set both to False, or do not ask for explanations"
+            )
 
     @torch.inference_mode()
-    def propose(self, image: str | Path | np.ndarray | Image.Image) -> torch.Tensor:
-        """Masks of one image without names.
+    def propose(self, image: ImageLike) -> torch.Tensor:
+        """Masks of one image without names; of the whole image, whatever ``many_views`` is, as in evaluation.
 
         Args:
             image: as for a call.
@@ -175,9 +216,9 @@ class Segmenter:
         Raises:
             OvsegError: unreadable image, or not enough memory.
         """
-        pixels, source = _as_rgb(image)
+        pixels, source = as_rgb(image)
         request = {
-            "image": torch.from_numpy(self._resize(pixels)).permute(2, 0, 1),  # (3,h,w)
+            "image": self._model_input(pixels),
             "height": pixels.shape[0],
             "width": pixels.shape[1],
             "class_names": ("thing",),  # the model wants a word, masks do not depend on it
@@ -186,31 +227,12 @@ class Segmenter:
         with _explain_memory(source or "the image"):
             return self.model([request])[0]["soft_proposals"]
 
-    def _resize(self, pixels: np.ndarray) -> np.ndarray:
-        """As Detectron2's ``ResizeShortestEdge``, but a very long image keeps at least one pixel of its short side."""
-        if self.min_size <= 0:
-            return np.array(pixels)
-        height, width = pixels.shape[:2]
-        new_height, new_width = T.ResizeShortestEdge.get_output_shape(height, width, self.min_size, self.max_size)
-        resize = T.ResizeTransform(height, width, max(1, new_height), max(1, new_width), Image.Resampling.BILINEAR)
-        return np.array(resize.apply_image(pixels))
-
-
-def _as_rgb(image: str | Path | np.ndarray | Image.Image) -> tuple[np.ndarray, str | None]:
-    """(H,W,3) uint8 RGB and the file's name if there is one."""
-    if isinstance(image, (str, Path)):
-        return read_image(image), str(image)
-    if isinstance(image, Image.Image):
-        return to_rgb(image), getattr(image, "filename", "") or None
-    if not isinstance(image, np.ndarray):
-        raise OvsegError(f"an image must be a file, a NumPy array or a Pillow image, not {type(image).__name__}")
-    if image.dtype != np.uint8:
-        raise OvsegError(f"an image array must be uint8 with values 0..255, not {image.dtype}")
-    if image.ndim == 2:
-        image = np.repeat(image[:, :, None], 3, axis=2)
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise OvsegError(f"an image array must be (height, width, 3) RGB or (height, width) grey, not {image.shape}")
-    return np.ascontiguousarray(image), None
+    def _model_input(self, pixels: np.ndarray) -> torch.Tensor:
+        """(3,h,w), resized and in the order of channels that the model was configured for."""
+        resized = resize_transform(*pixels.shape[:2], self.min_size, self.max_size).apply_image(pixels)
+        return torch.from_numpy(np.array(resized if self.image_format == "RGB" else resized[:, :, ::-1])).permute(
+            2, 0, 1
+        )
 
 
 def _choose_device(wanted: str | None, configured: str) -> str:

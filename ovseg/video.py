@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +12,15 @@ import cv2
 import numpy as np
 import supervision as sv
 
+from ovseg.colors import colors_of
 from ovseg.errors import CannotWrite, OvsegError
 from ovseg.files import atomic_path
 
 if TYPE_CHECKING:
     from ovseg.segmenter import Segmenter
     from ovseg.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 
 def segment_video(
@@ -51,14 +55,16 @@ def segment_video(
         raise OvsegError(f"{source} is damaged: it has no size")
     info.fps = info.fps if 0 < info.fps < 1000 else 25
     total = info.total_frames if info.total_frames and info.total_frames > 0 else None
-    shares = np.zeros(len(vocabulary))
+    shares = np.zeros(len(vocabulary.foreground))
+    colors: dict[int, sv.Color] = {}  # a word keeps its colour from frame to frame
     frames = 0
     with atomic_path(target) as temporary:
         try:
             with sv.VideoSink(str(temporary), info) as sink:
                 for frame in sv.get_video_frames_generator(str(source)):
                     result = segmenter(np.ascontiguousarray(frame[:, :, ::-1]), vocabulary)
-                    sink.write_frame(np.ascontiguousarray(result.overlay()[:, :, ::-1]))
+                    colors = colors_of(result.found, colors)
+                    sink.write_frame(np.ascontiguousarray(result.overlay(colors=colors)[:, :, ::-1]))
                     shares += result.fractions
                     frames += 1
                     on_frame(frames, total)
@@ -70,13 +76,16 @@ def segment_video(
             raise OvsegError(f"{source} holds no frame that can be read")
         if cv2.VideoCapture(str(temporary)).get(cv2.CAP_PROP_FRAME_COUNT) < 1:  # OpenCV writes on and says nothing
             raise CannotWrite(f"{target} could not be written to its end, the disk may be full: free some space")
+    if total is not None and frames < 0.9 * total:  # what a file says of itself is often a few frames off
+        logger.warning("%s says that it holds %d frames, but only %d can be read: is it whole?", source, total, frames)
     summary = {
         "video": str(source),
         "frames": frames,
         "fps": info.fps,
         "height": info.height,
         "width": info.width,
-        "names": list(vocabulary.names),
+        "names": list(vocabulary.foreground),
+        "background": list(vocabulary.background),
         "mean_fractions": [float(share) for share in shares / frames],
     }
     json_file = target.with_suffix(".json")

@@ -1,39 +1,22 @@
-"""Label maps -> pictures for people: regions coloured by supervision, names on them, a legend below."""
+"""Label maps -> images for people: regions coloured by supervision, names on them, the original, a legend."""
 
 from __future__ import annotations
 
-import colorsys
-import functools
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import cv2
-import matplotlib
 import numpy as np
 import supervision as sv
-from matplotlib import font_manager
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-PICTURE_SIZES = (640, 2560)  # longest side of a saved picture in pixels: smaller ones are enlarged, larger ones reduced
+from ovseg.colors import colors_of
+from ovseg.fonts import shorten_text, text_font
+
+PICTURE_SIZES = (1280, 2560)  # longest side of image and regions together, in pixels; others are enlarged or reduced
 _OPACITY = 0.5
 _SMALLEST_NAMED = 0.004  # share of the picture that a region needs to carry its name
-# Okabe & Ito's colours, then Paul Tol's "muted": chosen by them to be told apart with any kind of colour vision
-_FIRST_COLORS = (
-    *("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#F0E442", "#D55E00"),
-    *("#332288", "#999933", "#882255", "#44AA99", "#AA4499", "#117733", "#CC6677"),
-)
-_GOLDEN_ANGLE = 0.381966
-
-
-@functools.cache
-def word_color(index: int) -> sv.Color:
-    """The colour of a word by its place in the list of words; the same in every picture."""
-    if index < len(_FIRST_COLORS):
-        return sv.Color.from_hex(_FIRST_COLORS[index])
-    step = index - len(_FIRST_COLORS)
-    # hues go round by the golden angle, so neighbours differ; lightness differs too, for those who see few hues
-    red, green, blue = colorsys.hls_to_rgb((step * _GOLDEN_ANGLE) % 1, (0.35, 0.6, 0.78)[step % 3], 0.75)
-    return sv.Color(round(red * 255), round(green * 255), round(blue * 255))
+_GAP = 8  # pixels between the image and its regions
+_MOST_ENTRIES = 200  # of a legend: no image format holds thousands of lines
 
 
 def label_areas(label_map: np.ndarray, count: int) -> np.ndarray:
@@ -44,24 +27,29 @@ def label_areas(label_map: np.ndarray, count: int) -> np.ndarray:
     return areas
 
 
-def draw_regions(image: np.ndarray, label_map: np.ndarray, names: Sequence[str]) -> np.ndarray:
+def draw_regions(
+    image: np.ndarray, label_map: np.ndarray, names: Sequence[str], colors: Mapping[int, sv.Color] | None = None
+) -> np.ndarray:
     """Colour every labelled region, draw its outline, and write its name where there is room.
 
     Args:
         image: (H,W,3) uint8 RGB.
         label_map: (H,W) integers, index into ``names``; negative = unlabelled, left as it is.
         names: K words.
+        colors: of each label, where several images must agree; by default those of the labels in the map.
 
     Returns:
         (H,W,3) uint8 RGB, new.
     """
+    found = np.flatnonzero(label_areas(label_map, len(names))).tolist()
+    colors = colors_of(found) if colors is None else colors
     scene = np.ascontiguousarray(image[:, :, ::-1])  # supervision draws in OpenCV's BGR
     thickness = max(1, round(max(image.shape[:2]) / 500))
     tags = []
     # one word at a time: masks do not overlap, and K full-size masks at once could fill the memory
-    for k in np.flatnonzero(label_areas(label_map, len(names))).tolist():
+    for k in found:
         mask = label_map == k
-        color = word_color(k)
+        color = colors[k]
         region = sv.Detections(xyxy=sv.mask_to_xyxy(mask[None]), mask=mask[None], class_id=np.array([k]))
         scene = sv.MaskAnnotator(color=color, opacity=_OPACITY).annotate(scene, region)
         scene = sv.PolygonAnnotator(color=color, thickness=thickness).annotate(scene, region)
@@ -72,29 +60,43 @@ def draw_regions(image: np.ndarray, label_map: np.ndarray, names: Sequence[str])
 
 
 def draw_picture(image: np.ndarray, label_map: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """:func:`draw_regions` at a size for people to look at, with a legend below.
+    """The image, :func:`draw_regions` on its right (below it if it is wide), and a legend, at a size for people.
 
     Args: as :func:`draw_regions`.
 
     Returns:
-        (h,w,3) uint8 RGB; the picture's longest side is within ``PICTURE_SIZES`` and its shortest at least 1.
+        (h,w,3) uint8 RGB; the longest side of image and regions together is within ``PICTURE_SIZES``.
     """
     height, width = label_map.shape
-    smallest, largest = PICTURE_SIZES
-    scale = min(max(smallest / max(height, width), 1), largest / max(height, width))
+    across, down = (2, 1) if width <= 2 * height else (1, 2)
+    smallest, largest = (
+        min((side - _GAP * (across - 1)) / (width * across), (side - _GAP * (down - 1)) / (height * down))
+        for side in PICTURE_SIZES
+    )
+    scale = min(max(smallest, 1), largest)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     shares = _shares(label_areas(label_map, len(names)) / label_map.size)
-    picture = draw_regions(*resize_labelled(image, label_map, size), names)
-    legend = draw_legend(max(size[0], 320), shares, names)
-    canvas = np.full((picture.shape[0] + legend.shape[0], legend.shape[1], 3), 255, np.uint8)
-    left = (legend.shape[1] - picture.shape[1]) // 2
-    canvas[: picture.shape[0], left : left + picture.shape[1]] = picture
-    canvas[picture.shape[0] :] = legend
+    colors = colors_of(k for k, _ in shares if k >= 0)  # of the whole map: small regions may vanish when it is reduced
+    image, label_map = resize_labelled(image, label_map, size)
+    pair_size = (size[0] * across + _GAP * (across - 1), size[1] * down + _GAP * (down - 1))
+    legend_width = max(pair_size[0], 320)
+    text_size = min(_text_size(size), _text_size((legend_width, legend_width)))
+    legend = draw_legend(legend_width, shares, names, max(text_size, 14), colors)
+    canvas = np.full((pair_size[1] + legend.shape[0], legend_width, 3), 255, np.uint8)
+    left, top = (legend_width - pair_size[0]) // 2, 0
+    for panel in (image, draw_regions(image, label_map, names, colors)):
+        canvas[top : top + size[1], left : left + size[0]] = panel
+        left, top = (left + size[0] + _GAP, 0) if across == 2 else (left, size[1] + _GAP)
+    canvas[pair_size[1] :] = legend
     return canvas
 
 
 def draw_legend(
-    width: int, shares: Sequence[tuple[int, float]], names: Sequence[str], text_size: int | None = None
+    width: int,
+    shares: Sequence[tuple[int, float]],
+    names: Sequence[str],
+    text_size: int | None = None,
+    colors: Mapping[int, sv.Color] | None = None,
 ) -> np.ndarray:
     """A swatch, a name and a share for each word found, in as many columns as fit.
 
@@ -102,16 +104,21 @@ def draw_legend(
         width: pixels.
         shares: (index into ``names``, share of the area) in the order of their telling; index -1 is "unlabelled".
         names: K words.
-        text_size: height of letters in pixels; by default it fits a picture of this width.
+        text_size: height of letters in pixels; by default it fits an image of this width.
+        colors: of each label; by default those of the labels in ``shares``.
 
     Returns:
         (h,width,3) uint8 RGB.
     """
     size = text_size or _text_size((width, width))
+    colors = colors_of(k for k, _ in shares if k >= 0) if colors is None else colors
+    shown = [(k, names[k] if k >= 0 else "(unlabelled)", share) for k, share in shares]
+    if len(shown) > _MOST_ENTRIES:
+        rest = shown[_MOST_ENTRIES - 1 :]
+        shown[_MOST_ENTRIES - 1 :] = [(-1, f"({len(rest)} more)", sum(share for *_, share in rest))]
     line, margin, swatch = round(size * 1.6), round(size * 0.8), size
     entries = []
-    for k, share in shares:
-        name = names[k] if k >= 0 else "(unlabelled)"
+    for k, name, share in shown:
         percent = f"{share:.1%}" if share >= 0.001 else "<0.1%"
         font = text_font(name, size)
         name = shorten_text(name, font, width - 2 * margin - 2 * swatch - font.getlength(f" {percent}"))
@@ -125,7 +132,7 @@ def draw_legend(
         middle = margin + (position % rows) * line + line / 2
         box = (left, middle - swatch / 2, left + 1.4 * swatch, middle + swatch / 2)
         if k >= 0:
-            draw.rounded_rectangle(box, radius=swatch * 0.2, fill=word_color(k).as_rgb())
+            draw.rounded_rectangle(box, radius=swatch * 0.2, fill=colors[k].as_rgb())
         else:
             draw.rounded_rectangle(box, radius=swatch * 0.2, outline="#999999")
         draw.text((left + 1.9 * swatch, middle), name, font=font, fill="#222222", anchor="lm")
@@ -195,43 +202,3 @@ def _ink(color: sv.Color) -> str:
     """Black or white, whichever is read better on a colour (luma of ITU-R BT.601)."""
     red, green, blue = color.as_rgb()
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "white"
-
-
-def shorten_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, or its beginning and an ellipsis, at most ``width`` pixels wide."""
-    if font.getlength(text) <= width:
-        return text
-    while len(text) > 1 and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
-
-
-def text_font(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """A font that has every letter of ``text`` if this machine has one; DejaVu Sans, which Matplotlib ships, if not."""
-    return _load_font(_font_file(frozenset(text)), size)
-
-
-@functools.lru_cache(maxsize=64)
-def _load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size)
-
-
-@functools.lru_cache(maxsize=1024)
-def _font_file(letters: frozenset[str]) -> str:
-    shipped = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-    if _has_letters(shipped, letters):
-        return shipped
-    for path in sorted(entry.fname for entry in font_manager.fontManager.ttflist):
-        if "LastResort" in path:  # "has" every letter, and draws a box for each
-            continue
-        if _has_letters(path, letters):
-            return path
-    return shipped
-
-
-def _has_letters(path: str, letters: frozenset[str]) -> bool:
-    try:
-        known = font_manager.get_font(path).get_charmap()
-    except (OSError, RuntimeError):  # listed by Matplotlib's cache, since removed or damaged
-        return False
-    return all(ord(letter) in known for letter in letters if not letter.isspace())

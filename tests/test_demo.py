@@ -55,7 +55,9 @@ class Halves:
         labels = np.zeros(pixels.shape[:2], int)
         labels[:, pixels.shape[1] // 2 :] = len(vocabulary) - 1
         source = None if isinstance(image, np.ndarray) else str(image)
-        return Segmentation.from_maps(labels, np.ones(labels.shape), vocabulary.names, pixels, source)
+        return Segmentation.from_maps(
+            labels, np.ones(labels.shape), vocabulary.foreground, pixels, source, background=vocabulary.background
+        )
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def save_film(path, frames=3, size=(48, 32)):
     if not writer.isOpened():
         pytest.skip("this OpenCV cannot write films")
     for k in range(frames):
-        writer.write(np.full((size[1], size[0], 3), 60 * k, np.uint8))
+        writer.write(np.full((size[1], size[0], 3), 60 * k % 256, np.uint8))
     writer.release()
 
 
@@ -208,6 +210,54 @@ def test_films(here, halves):
     assert shapes == [(32, 48, 3)] * 3
 
 
+WORDS = {
+    "list": ["--class-names", "cat", "dog"],
+    "text": ["--class-names", "cat, kitty; dog"],
+    "file": ["--vocabulary", "words.txt"],
+    "label set": ["--label-set", "pascal_voc_20"],
+}
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+@pytest.mark.parametrize("background", [["other, background"], ["other", "background"], ["other,", "background"]])
+def test_what_background_words_get_is_unlabelled(here, halves, words, background):
+    save_picture(here / "a.png")
+    (here / "words.txt").write_text("cat\ndog\n")
+    assert demo.main([*words, "--background", *background, "--input", "a.png"]) == 0
+    written = json.loads((here / "predictions" / "a.json").read_text())
+    assert written["background"] == ["other", "background"] and not {"other", "background"} & set(written["names"])
+    assert written["unlabelled_fraction"] == 0.5  # the right half: the last word, which is background
+    assert np.array(Image.open("predictions/a_labels.png"))[0].tolist() == [0] * 20 + [255] * 20
+
+
+def test_other_background_words_are_another_question(here, halves):
+    save_picture(here / "a.png")
+    command = ["--class-names", "cat", "--input", "a.png", "--skip-existing"]
+    for background in ([], ["--background", "other"], ["--background", "other"], ["--background", "wall"]):
+        assert demo.main([*command, *background]) == 0
+    assert halves.calls == 3
+
+
+def test_background_and_colours_of_videos(here, halves):
+    save_film(here / "a.mp4")
+    assert demo.main(["--class-names", "cat", "--background", "other", "--input", "a.mp4", "--output", "out"]) == 0
+    summary = json.loads((here / "out" / "a.json").read_text())
+    assert (summary["names"], summary["background"], summary["mean_fractions"]) == (["cat"], ["other"], [0.5])
+
+
+def test_videos_that_hold_nothing(here, halves, capfd):
+    save_film(here / "whole.mp4", frames=20)
+    content = (here / "whole.mp4").read_bytes()
+    save_film(here / "none.avi", frames=0)
+    (here / "cut.mp4").write_bytes(content[: len(content) // 2])
+    (here / "empty.mp4").write_bytes(b"")
+    files = ["none.avi", "cut.mp4", "empty.mp4"]
+    assert demo.main(["--class-names", "cat", "--input", *files, "--output", "out"]) == 1
+    err = capfd.readouterr().err
+    assert "3 could not be segmented" in err and "Traceback" not in err and "please report" not in err
+    assert not (here / "out").exists() or names(here / "out") == []
+
+
 @pytest.mark.parametrize("suffix", ["png", "mp4"])
 def test_ctrl_c_leaves_no_half_written_file(here, monkeypatch, suffix):
     class Interrupted(Halves):
@@ -273,6 +323,9 @@ BAD = {
     "blank word": ("--class-names cat _ --input a.png", 2, "word 2 in --class-names is blank"),
     "word twice": ("--class-names cat Cat --input a.png", 2, "'Cat' comes twice in --class-names"),
     "trailing commas": ("--class-names cat, dog, --input a.png", 2, "separate words by blanks, not by commas"),
+    "background alone": ("--background other --input a.png", 2, "--class-names --vocabulary --label-set is required"),
+    "blank background": ("--class-names cat --input a.png --background other,,wall", 2, "--background .* blank word"),
+    "background twice": ("--class-names cat --input a.png --background Cat", 2, "'Cat' comes twice in --class-names"),
     "two sources of words": ("--class-names cat --label-set x --input a.png", 2, "not allowed with argument"),
     "no vocabulary file": ("--vocabulary no.txt --input a.png", 2, "there is no vocabulary file no.txt"),
     "picture as vocabulary": ("--vocabulary a.png --input a.png", 2, "a.png is not UTF-8 text"),

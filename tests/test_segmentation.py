@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ovseg import fonts
+from ovseg.colors import colors_of, word_color
 from ovseg.errors import OvsegError
 from ovseg.segmentation import UNLABELLED, Segmentation, output_files
-from ovseg.visualize import PICTURE_SIZES, draw_picture, draw_regions, word_color
+from ovseg.visualize import PICTURE_SIZES, draw_legend, draw_picture, draw_regions
 
 NAMES = ("cat", "sofa", "dog")
 
@@ -69,7 +72,8 @@ def test_nothing_found():
     image = np.zeros((4, 5, 3), np.uint8)
     result = Segmentation.from_maps(np.zeros((4, 5), int), np.zeros((4, 5)), NAMES, image)
     assert result.found == () and result.masks == {} and result.to_coco_rle() == []
-    assert len(result.to_detections()) == 0
+    detections = result.to_detections()
+    assert len(detections) == 0 and detections.mask.shape == (0, 4, 5) and detections["class_name"].tolist() == []
     assert np.array_equal(result.overlay(), image)
     assert result.to_json()["unlabelled_fraction"] == 1
 
@@ -185,3 +189,93 @@ def test_sizes_must_agree():
         Segmentation(np.zeros((2, 3), np.int32), ("a",), np.zeros(1), np.zeros((3, 2, 3), np.uint8))
     with pytest.raises(ValueError, match="1 names but 2 scores"):
         Segmentation(np.zeros((2, 3), np.int32), ("a",), np.zeros(2), np.zeros((2, 3, 3), np.uint8))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_no_numbers_are_refused(bad):
+    scores = np.ones((4, 5))
+    scores[2, 3] = bad
+    with pytest.raises(OvsegError, match=r"the scores of a\.jpg are not all numbers .*: the weights are damaged, or"):
+        Segmentation.from_maps(np.zeros((4, 5), int), scores, NAMES, np.zeros((4, 5, 3), np.uint8), "a.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (2000, 3)])
+@pytest.mark.parametrize("score", [0, 1])
+def test_every_output_of_odd_sizes_with_and_without_labels(tmp_path, suffix, size, score):
+    labels = np.zeros(size, int)
+    result = Segmentation.from_maps(labels, np.full(size, score), NAMES, np.zeros((*size, 3), np.uint8))
+    files = result.save(tmp_path / f"x{suffix}")
+    assert Image.open(files[0]).size[0] >= 320
+    data = json.loads(files[2].read_text())
+    assert data["unlabelled_fraction"] == 1 - score and len(data["segments"]) == len(result.to_detections()) == score
+    assert [rle["area"] for rle in result.to_coco_rle()] == [labels.size] * score
+
+
+def test_colours_follow_what_was_found_not_the_list():
+    labels = np.repeat([3, 77, 140], 20)[None].repeat(80, axis=0)
+    result = Segmentation.from_maps(
+        labels, np.ones(labels.shape), [f"word {k}" for k in range(150)], np.zeros((80, 60, 3), np.uint8)
+    )
+    drawn = result.overlay()
+    for place, column in enumerate((10, 30, 50)):
+        assert np.abs(drawn[75, column] * 2.0 - word_color(place).as_rgb()).max() <= 3
+    stays = result.overlay(colors={3: word_color(8), 77: word_color(9), 140: word_color(10)})
+    assert np.abs(stays[75, 10] * 2.0 - word_color(8).as_rgb()).max() <= 3
+
+
+def test_the_first_twenty_colours_are_told_apart():
+    colors = np.array([word_color(k).as_rgb() for k in range(20)], np.float32)[None] / 255
+    lab = cv2.cvtColor(colors, cv2.COLOR_RGB2LAB)[0]
+    distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + np.eye(20) * 1e3
+    assert distances.min() > 25  # of CIE 1976; about 2.3 is just noticed
+
+
+def test_a_series_of_images_keeps_its_colours():
+    first = colors_of([4, 2])
+    second = colors_of([1, 4], first)
+    assert list(first) == [2, 4] and first.items() <= second.items()
+    assert second[1].as_rgb() == word_color(2).as_rgb()
+
+
+@pytest.mark.parametrize(("height", "width", "where"), [(40, 60, "right"), (40, 200, "below")])
+def test_the_original_stands_with_the_overlay(height, width, where):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    labels = np.zeros((height, width), int)
+    drawn = draw_picture(image, labels, ["cat"])
+    assert drawn.shape[1] == PICTURE_SIZES[0]
+    size = (636, 424) if where == "right" else (1280, 256)
+    original = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    assert np.array_equal(drawn[: size[1], : size[0]], original)
+    regions = drawn[: size[1], size[0] + 8 :] if where == "right" else drawn[size[1] + 8 :][: size[1]]
+    assert np.abs(regions[1:-1, 1:-1].mean((0, 1)) - (image.mean((0, 1)) + word_color(0).as_rgb()) / 2).max() < 12
+
+
+def test_a_legend_of_very_many_words_ends():
+    shares = [(k, 1 / 900) for k in range(900)]
+    legend = draw_legend(320, shares, [f"a rather long word of number {k}" for k in range(900)])
+    assert legend.shape[0] < 10_000
+
+
+@pytest.mark.parametrize(
+    ("words", "script"),
+    [
+        (["\u732b", "\u72ac"], "CJK"),
+        (["\u0928\u092e\u0938\u094d\u0924\u0947"], "Devanagari"),
+        (["\U0001f408"], "emoji and symbols"),
+    ],
+)
+def test_a_missing_font_is_said_once(monkeypatch, caplog, words, script):
+    monkeypatch.setattr(fonts.font_manager, "findSystemFonts", lambda: [])
+    for cache in (fonts._font_file, fonts._warn_once):
+        cache.cache_clear()
+    for word in (*words, *words):
+        fonts.text_font(word, 12)
+    assert [record.args for record in caplog.records] == [(script,)]
+    fonts._font_file.cache_clear()
+
+
+def test_words_that_can_be_drawn_give_no_warning(caplog):
+    for word in ("caf\u00e9", "\u043a\u043e\u0448\u043a\u0430", "\u0645\u0631\u062d\u0628\u0627", "e\u0301 x"):
+        fonts.text_font(word, 12)
+    assert not caplog.records

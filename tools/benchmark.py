@@ -31,7 +31,6 @@ import ovseg  # noqa: F401 - before Detectron2, whose import warns of what PyTor
 
 import numpy as np
 import torch
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from rich.console import Console
 from rich.table import Table
@@ -39,6 +38,7 @@ from torch import Tensor, nn
 
 from ovseg.checkpoint import load_weights
 from ovseg.config import load_cfg
+from ovseg.data.augmentation import ResizeShortestEdge
 from ovseg.engine.timing import REST, STAGES, Stages, clock_of, time_stages
 from ovseg.errors import OvsegError, user_errors
 from ovseg.files import atomic_path

@@ -16,8 +16,8 @@ from rich.console import Console
 from ovseg.adaptation.pair_list import FILL
 from ovseg.adaptation.pairs import Pair, PairDataset, iterate_infos
 from ovseg.files import atomic_path
+from ovseg.fonts import shorten_text, text_font
 from ovseg.images import save_image
-from ovseg.visualize import shorten_text, text_font
 
 SHEET = "contact_sheet.png"
 SHEET_PAIRS = 100

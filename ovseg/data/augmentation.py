@@ -7,10 +7,46 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 from fvcore.transforms.transform import PadTransform
+from PIL import Image
 
 from ovseg.errors import OvsegError
 
 IMAGE_PAD_VALUE = 128
+
+
+def resize_transform(height: int, width: int, min_size: int, max_size: int) -> T.Transform:
+    """The resize of Detectron2's ``ResizeShortestEdge`` for one size; a long image keeps a pixel of its short side.
+
+    Args:
+        height, width: of the image, pixels.
+        min_size: its shortest side becomes this many pixels; 0 or less leaves the image as it is.
+        max_size: unless its longest side would be more than this.
+    """
+    if min_size <= 0:
+        return T.NoOpTransform()
+    new_size = T.ResizeShortestEdge.get_output_shape(height, width, min_size, max_size)
+    return _keep_a_pixel(T.ResizeTransform(height, width, *new_size, Image.Resampling.BILINEAR))
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """As Detectron2's, but a very long image keeps at least one pixel of its short side."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return _keep_a_pixel(super().get_transform(image))
+
+
+def _keep_a_pixel(transform: T.Transform) -> T.Transform:
+    if isinstance(transform, T.ResizeTransform):
+        transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
+    return transform
+
+
+class _CropSize(T.RandomCrop):
+    """As Detectron2's, but a relative size of a narrow image is at least one pixel."""
+
+    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        height, width = super().get_crop_size(image_size)
+        return max(1, height), max(1, width)
 
 
 class PadToMultiple(T.Augmentation):
@@ -56,14 +92,14 @@ def build_train_augmentations(cfg: CfgNode, ignore_label: int) -> list[T.Augment
     if source.RANDOM_FLIP not in ("horizontal", "vertical", "none"):
         raise OvsegError(f"INPUT.RANDOM_FLIP is {source.RANDOM_FLIP!r}; choose one of horizontal, vertical, none")
     augmentations: list[T.Augmentation | T.Transform] = [
-        T.ResizeShortestEdge(source.MIN_SIZE_TRAIN, source.MAX_SIZE_TRAIN, source.MIN_SIZE_TRAIN_SAMPLING)
+        ResizeShortestEdge(source.MIN_SIZE_TRAIN, source.MAX_SIZE_TRAIN, source.MIN_SIZE_TRAIN_SAMPLING)
     ]
     if source.CROP.ENABLED:
-        augmentations.append(
-            T.RandomCrop_CategoryAreaConstraint(
-                source.CROP.TYPE, source.CROP.SIZE, source.CROP.SINGLE_CATEGORY_MAX_AREA, ignore_label
-            )
+        crop = T.RandomCrop_CategoryAreaConstraint(
+            source.CROP.TYPE, source.CROP.SIZE, source.CROP.SINGLE_CATEGORY_MAX_AREA, ignore_label
         )
+        crop.crop_aug = _CropSize(source.CROP.TYPE, source.CROP.SIZE)
+        augmentations.append(crop)
     if source.COLOR_AUG_SSD:
         augmentations.append(ColorAugSSDTransform(img_format=source.FORMAT))
     if source.RANDOM_FLIP != "none":

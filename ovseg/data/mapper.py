@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
-from ovseg.data.augmentation import build_train_augmentations
+from ovseg.data.augmentation import ResizeShortestEdge, build_train_augmentations
 from ovseg.data.labels import read_labels
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
@@ -136,7 +136,7 @@ class SemSegTestMapper:
             "dataset_name": dataset_name,
             "vocabulary": protocol_of(dataset_name, cfg.TEST.VOCABULARY).vocabulary,
             "outputs": outputs,
-            "resize": T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+            "resize": ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
             "image_format": cfg.INPUT.FORMAT,
         }
 

@@ -126,7 +126,8 @@ def _worst_images(path: Path, names: Sequence[str], ignore_label: int | None) ->
 
 def _pictures(image: WorstImage, names: Sequence[str], ignore_label: int | None) -> dict[str, Any]:
     """``pictures``: data URLs of image, truth and prediction; or ``problem``."""
-    from ovseg.visualize import draw_regions  # imports matplotlib, which evaluations without a report do not need
+    from ovseg.colors import colors_of  # these import matplotlib, which evaluations without a report do not need
+    from ovseg.visualize import draw_regions
 
     try:
         pixels, truth, predicted = read_image(image.file_name), read_labels(image.label_file), image.label_map()
@@ -142,7 +143,8 @@ def _pictures(image: WorstImage, names: Sequence[str], ignore_label: int | None)
     size = (max(1, round(predicted.shape[1] * scale)), max(1, round(predicted.shape[0] * scale)))
     small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
     maps = [np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, 0)) for labels in (truth, predicted)]
-    drawn = [small, *(draw_regions(small, labels, names) for labels in maps)]
+    colors = colors_of(label for label in np.unique(maps).tolist() if label >= 0)
+    drawn = [small, *(draw_regions(small, labels, names, colors) for labels in maps)]
     return {"pictures": [_data_url(picture) for picture in drawn]}
 
 

@@ -8,19 +8,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.modeling.postprocessing import sem_seg_postprocess
-from fvcore.transforms import HFlipTransform
 from torch import Tensor, nn
 
+from ovseg.data.augmentation import resize_transform
 from ovseg.errors import OvsegError
+from ovseg.meta_arch.words import requested_words
 
 
-def augmented_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """``model`` with the sliding window and the test-time augmentation that ``cfg.TEST`` asks for, or as it is."""
+def augmented_model(cfg: CfgNode, model: nn.Module, largest_sum: int | None = None) -> nn.Module:
+    """``model`` with the sliding window and the test-time augmentation that ``cfg.TEST`` asks for, or as it is.
+
+    ``largest_sum`` bounds the memory of the sliding window, see :class:`SlidingWindow`.
+    """
     if cfg.TEST.SLIDING_WINDOW:
-        model = SlidingWindow(model, cfg.TEST.SLIDING_TILE_SIZE, cfg.TEST.SLIDING_OVERLAP)
+        model = SlidingWindow(model, cfg.TEST.SLIDING_TILE_SIZE, cfg.TEST.SLIDING_OVERLAP, largest_sum)
     if cfg.TEST.AUG.ENABLED:
         model = TestTimeAugmentation(model, DatasetMapperTTA(cfg))
     return model
@@ -77,7 +83,7 @@ class TestTimeAugmentation(_ManyViews):
 
     Args:
         model: a meta-architecture, or a :class:`SlidingWindow`.
-        mapper: Detectron2's ``DatasetMapperTTA``: one view per size, and its mirror image.
+        mapper: Detectron2's ``DatasetMapperTTA``, for its sizes: one view per size, and its mirror image.
     """
 
     __test__ = False  # not a test case, whatever its name makes pytest think
@@ -89,14 +95,18 @@ class TestTimeAugmentation(_ManyViews):
     def average_scores(self, sample: dict) -> Tensor:
         """See :class:`_ManyViews`; views are added to a running sum, one at a time."""
         height, width = sample["height"], sample["width"]
-        views = self.mapper({"image": sample["image"].cpu(), "height": height, "width": width})
+        pixels = sample["image"].cpu().permute(1, 2, 0).numpy()
+        mirrored = (False, True) if self.mapper.flip else (False,)
         total: Tensor | None = None
-        for view in views:
-            scores = self._scores_of_view(sample, view["image"], height, width)
-            if any(isinstance(transform, HFlipTransform) for transform in view["transforms"].transforms):
-                scores = scores.flip(-1)
-            total = scores.clone() if total is None else total.add_(scores)
-        return total.div_(len(views))
+        for size in self.mapper.min_sizes:
+            view = resize_transform(*pixels.shape[:2], size, self.mapper.max_size).apply_image(pixels)
+            image = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
+            for mirror in mirrored:
+                scores = self._scores_of_view(sample, image.flip(-1) if mirror else image, height, width)
+                scores = scores.flip(-1) if mirror else scores
+                total = scores.clone() if total is None else total.add_(scores)
+                del scores  # while the next view is looked at
+        return total.div_(len(self.mapper.min_sizes) * len(mirrored))
 
 
 class SlidingWindow(_ManyViews):
@@ -107,12 +117,14 @@ class SlidingWindow(_ManyViews):
         tile_size: side of a tile in pixels of the model's input; an image that is smaller is one tile.
         overlap: share of a tile, in [0, 1), that the next one covers again; the stride is
             ``ceil(tile_size * (1 - overlap))``, and the last tile of a row or column is shifted inside.
+        largest_sum: the scores of all tiles are summed at the size of the model's input, K numbers a pixel; where these
+            would be more than this many numbers, at a smaller size. None: never.
 
     Raises:
         OvsegError: ``tile_size`` is not positive, or ``overlap`` out of range.
     """
 
-    def __init__(self, model: nn.Module, tile_size: int, overlap: float) -> None:
+    def __init__(self, model: nn.Module, tile_size: int, overlap: float, largest_sum: int | None = None) -> None:
         super().__init__(model)
         if tile_size <= 0:
             raise OvsegError(
@@ -123,26 +135,42 @@ class SlidingWindow(_ManyViews):
             raise OvsegError(f"TEST.SLIDING_OVERLAP is {overlap}: use a share of the tile from 0 to below 1")
         self.tile_size = tile_size
         self.stride = math.ceil(tile_size * (1 - overlap))
+        self.largest_sum = largest_sum
 
     def average_scores(self, sample: dict) -> Tensor:
         """See :class:`_ManyViews`."""
         image = sample["image"]
-        height, width = image.shape[-2:]
+        scale = self._scale(sample)
+        height, width = (max(1, round(side * scale)) for side in image.shape[-2:])
         total: Tensor | None = None
         count: Tensor | None = None
-        for rows in self._spans(height):
-            for columns in self._spans(width):
-                tile = image[:, rows, columns]
-                scores = self._scores_of_view(sample, tile, tile.shape[1], tile.shape[2])
+        for rows in self._spans(image.shape[1]):
+            for columns in self._spans(image.shape[2]):
+                place = _scaled(rows, scale, height), _scaled(columns, scale, width)
+                size = [span.stop - span.start for span in place]
+                scores = self._scores_of_view(sample, image[:, rows, columns], *size)
                 if total is None or count is None:
                     total = scores.new_zeros(scores.shape[0], height, width)
                     count = scores.new_zeros(height, width)
-                total[:, rows, columns] += scores
-                count[rows, columns] += 1
+                total[(slice(None), *place)] += scores
+                count[place] += 1
         return sem_seg_postprocess(total.div_(count), (height, width), sample["height"], sample["width"])
+
+    def _scale(self, sample: dict) -> float:
+        """The size at which scores are summed, as a part of the image's side."""
+        if self.largest_sum is None:
+            return 1.0
+        classes = len(requested_words(sample)) + 1  # 1: the model may add "others"
+        return min(1.0, (self.largest_sum / (classes * sample["image"][0].numel())) ** 0.5)
 
     def _spans(self, length: int) -> Iterator[slice]:
         """Where the tiles of one row or column lie in [0, length)."""
         last = max(length - self.tile_size, 0)
         for start in [*range(0, last, self.stride), last]:
             yield slice(start, min(start + self.tile_size, length))
+
+
+def _scaled(span: slice, scale: float, length: int) -> slice:
+    """Where a span lies in a row or column of ``length`` pixels that is scaled by ``scale``; at least one pixel."""
+    start = min(round(span.start * scale), length - 1)
+    return slice(start, min(max(round(span.stop * scale), start + 1), length))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import reprlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import ItemsView, Iterable, KeysView, Mapping, Sequence, Set
 from pathlib import Path
 
 from ovseg.errors import OvsegError
@@ -17,6 +18,8 @@ _NUMBERS = re.compile(r"[\d\s:;,.]+")
 _FORMATS = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML", ".pbtxt": "a label map", ".xml": "XML"}
 # byte order mark, zero-width space, word joiner, soft hyphen, marks of direction; zero-width joiners belong to words
 _INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060\u00ad\u200e\u200f"))
+_SHORT = reprlib.Repr()  # of values in messages
+_SHORT.maxstring = _SHORT.maxother = 80
 
 Entry = tuple[str, ...]  # a name and its synonyms; mostly the texts that CLIP is asked
 
@@ -31,15 +34,26 @@ def clean_text(text: str) -> str:
     return unicodedata.normalize("NFC", text.translate(_INVISIBLE)).strip()
 
 
+def fold_text(text: str) -> str:
+    """Return what is equal for texts that are one word: composed, without letter case."""
+    return clean_text(text).casefold()
+
+
 def check_text(text: str, where: str) -> None:
-    """Raise OvsegError for a blank text, undecodable bytes or control characters."""
-    if not text.strip():
+    """Raise OvsegError for what is no text, a blank or invisible one, undecodable bytes or control characters."""
+    if not isinstance(text, str):
+        raise OvsegError(f"{where} is {_SHORT.repr(text)}, which is not a text")
+    if not text.strip() or all(unicodedata.category(character) in ("Cf", "Zs") for character in text):
         raise OvsegError(f"{where} is blank: remove it, or give it a name")
     for character in text:
         if unicodedata.category(character) == "Cs":  # undecodable bytes of a command line arrive as surrogates
-            raise OvsegError(f"{where} ({text!r}) is not valid UTF-8 text: type it again or use a vocabulary file")
-        if unicodedata.category(character) == "Cc":
-            raise OvsegError(f"{where} ({text!r}) holds the control character U+{ord(character):04X}: remove it")
+            raise OvsegError(
+                f"{where} ({_SHORT.repr(text)}) is not valid UTF-8 text: type it again or use a vocabulary file"
+            )
+        if unicodedata.category(character) in ("Cc", "Zl", "Zp"):
+            raise OvsegError(
+                f"{where} ({_SHORT.repr(text)}) holds the control character U+{ord(character):04X}: remove it"
+            )
 
 
 def read_list(words: Sequence[str | Sequence[str]], origin: str) -> list[Entry]:
@@ -49,18 +63,36 @@ def read_list(words: Sequence[str | Sequence[str]], origin: str) -> list[Entry]:
         OvsegError: one str instead of a list, a word that is no text, a comma at a word's end.
     """
     if isinstance(words, str):
-        raise OvsegError(f"{origin} is the single text {words!r}: give a list, for example ['cat', 'dog']")
+        raise OvsegError(f"{origin} is the single text {_SHORT.repr(words)}: give a list, for example ['cat', 'dog']")
     entries = []
-    for position, word in enumerate(words, start=1):
+    for position, word in enumerate(_members(words, origin), start=1):
+        word = word.tolist() if hasattr(word, "tolist") else word  # NumPy's and pandas' rows
         entry = tuple(word) if isinstance(word, (list, tuple)) else (word,)
         for text in entry:
             if not isinstance(text, str):
-                raise OvsegError(f"word {position} in {origin} is {text!r}, which is not a text")
+                raise OvsegError(f"word {position} in {origin} is {_SHORT.repr(text)}, which is not a text")
         entries.append(entry)
     for position, entry in enumerate(entries, start=1):
         _check_commas(entry, position, entries, origin)
     _check_numbered([entry[0].strip() for entry in entries if entry], origin)
     return [unique([clean_text(text) for text in entry] or [""]) for entry in entries]
+
+
+def _members(words: Iterable, origin: str) -> list:
+    """The elements of whatever holds words in an order."""
+    kind = type(words).__name__
+    if isinstance(words, (Set, Mapping, bytes, bytearray)) and not isinstance(words, (KeysView, ItemsView)):
+        why = " has no order, and results follow the words' order" if isinstance(words, Set) else " is no list of words"
+    elif getattr(words, "ndim", 1) > 1 and not hasattr(words, "tolist"):
+        why = " is a table"
+    elif isinstance(words, Iterable) and getattr(words, "ndim", 1):
+        return words.tolist() if hasattr(words, "tolist") else list(words)
+    else:
+        why = " is no list of words"
+    raise OvsegError(
+        f"{origin}: {_SHORT.repr(words)} ({kind}){why}: give a list, for example ['cat', 'dog'], or with synonyms "
+        "['cat', ['sofa', 'couch']]"
+    )
 
 
 def read_string(text: str, origin: str) -> list[Entry]:
@@ -135,8 +167,8 @@ def _check_numbered(words: Sequence[str], origin: str) -> None:
 def _check_commas(entry: Entry, position: int, entries: Sequence[Entry], origin: str) -> None:
     """``cat, dog`` unquoted reaches us as ``cat,`` and ``dog``; CLIP would read the comma as part of the name."""
     for text in entry:
-        if text.strip(" ,") != text.strip():
-            bare = [other[0].strip(" ,") for other in entries if other]
+        if clean_text(text).strip(" ,") != clean_text(text):
+            bare = [clean_text(other[0]).strip(" ,") for other in entries if other]
             shown = " ".join(f'"{name}"' for name in bare if name) or '"cat" "dog"'
             raise OvsegError(
                 f"word {position} in {origin} is {text!r}, with a comma at one end: separate words by blanks, not by "

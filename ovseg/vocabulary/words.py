@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ovseg.errors import OvsegError
 from ovseg.vocabulary.labels import label_set
-from ovseg.vocabulary.reading import check_text, read_file, read_list, read_string, unique
+from ovseg.vocabulary.reading import check_text, clean_text, fold_text, read_file, read_list, read_string, unique
 from ovseg.vocabulary.templates import check_templates, get_templates
 
 VARIANTS = ("names", "synonyms")
@@ -23,7 +23,8 @@ class Vocabulary:
     """K words to look for, in order; immutable, hashable, equal when the same is asked.
 
     Attributes:
-        names: K names, shown in legends; unique (letter case does not count), without blanks at their ends.
+        names: K names, shown in legends; unique (letter case does not count), composed (Unicode NFC), without blanks
+            at their ends or invisible characters, as the synonyms.
         synonyms: K non-empty tuples, the texts that CLIP is asked for each name. A name's score is the maximum over
             its synonyms. The name itself is asked only where its tuple says so.
         origin: where the words come from, for error messages; no part of what makes vocabularies equal.
@@ -53,11 +54,18 @@ class Vocabulary:
                 raise OvsegError(f"word {position} ({name!r}) in {self.origin} has no text to look for")
             for text in (name, *texts):
                 check_text(text, f"word {position} in {self.origin}")
-            first = seen.setdefault(name.casefold(), position)
+            first = seen.setdefault(fold_text(name), position)
             if first != position:
                 raise OvsegError(
                     f"the word {name!r} comes twice in {self.origin} (words {first} and {position}): remove one of them"
                 )
+        clean = {
+            "names": tuple(map(clean_text, self.names)),
+            "synonyms": tuple(unique([clean_text(text) for text in texts]) for texts in self.synonyms),
+            "background": tuple(map(clean_text, self.background)),
+        }
+        for attribute, value in clean.items():
+            object.__setattr__(self, attribute, value)
         if self.background != self.names[len(self.foreground) :]:
             raise OvsegError(f"the background words of {self.origin} must be its last words: {self.background}")
         if not self.foreground:
@@ -106,11 +114,8 @@ class Vocabulary:
         Raises:
             OvsegError: as the class; also a comma at a word's end, or when one str is given instead of a list.
         """
-        void = read_list(background, f"the background of {origin}")
-        entries = read_list(words, origin) + void
-        return cls(
-            tuple(entry[0] for entry in entries), tuple(entries), origin, background=tuple(entry[0] for entry in void)
-        )
+        entries = read_list(words, origin)
+        return cls(tuple(entry[0] for entry in entries), tuple(entries), origin).with_background(background)
 
     @classmethod
     def from_string(cls, text: str, origin: str = "the text of words") -> Vocabulary:
@@ -202,6 +207,24 @@ class Vocabulary:
         named = get_templates(templates) if isinstance(templates, str) else templates
         return replace(self, templates=None if named is None else tuple(named))
 
+    def with_background(self, words: Sequence[str | Sequence[str]]) -> Vocabulary:
+        """The same words and more background words, which compete for pixels and leave theirs unlabelled.
+
+        Args:
+            words: in the form of :meth:`from_words`.
+
+        Raises:
+            OvsegError: bad words, or one that is here already.
+        """
+        void = read_list(words, f"the background of {self.origin}")
+        names = tuple(entry[0] for entry in void)
+        return replace(
+            self,
+            names=self.names + names,
+            synonyms=self.synonyms + tuple(void),
+            background=self.background + names,
+        )
+
     def union(self, other: Vocabulary) -> Vocabulary:
         """The words of both, in order; a name in both (letter case does not count) gets the synonyms of both.
 
@@ -250,13 +273,13 @@ class Vocabulary:
         Raises:
             OvsegError: an old name that is not here (the nearest one is told), or a new one that is taken.
         """
-        new = {self._index(old): name.strip() for old, name in names.items()}
+        new = {self._index(old): name for old, name in names.items()}
         renamed = tuple(new.get(index, name) for index, name in enumerate(self.names))
         return replace(self, names=renamed, background=renamed[len(self.foreground) :])
 
     def _index(self, name: str) -> int:
         folded = {known.casefold(): index for index, known in enumerate(self.names)}
-        if (key := name.strip().casefold()) in folded:
+        if (key := fold_text(name)) in folded:
             return folded[key]
         near = difflib.get_close_matches(key, folded, n=1, cutoff=0.5)
         hint = f": did you mean {self.names[folded[near[0]]]!r}?" if near else ""

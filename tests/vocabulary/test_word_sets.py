@@ -12,7 +12,7 @@ from ovseg.errors import OvsegError
 from ovseg.vocabulary import Vocabulary
 from ovseg.vocabulary.reading import clean_text
 
-_LETTERS = st.characters(exclude_categories=("Cs", "Cc"), exclude_characters=",;")
+_LETTERS = st.characters(exclude_categories=("Cs", "Cc", "Cf", "Zl", "Zp"), exclude_characters=",;")
 _TEXTS = st.text(_LETTERS, min_size=1, max_size=6).filter(lambda text: text == clean_text(text))
 
 

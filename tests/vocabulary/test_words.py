@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from ovseg.errors import OvsegError
@@ -61,6 +62,95 @@ def test_any_script_is_a_word(word):
 def test_bad_words_are_refused_with_a_sentence(words, message):
     with pytest.raises(OvsegError, match=message):
         Vocabulary.from_words(words)
+
+
+class Series:
+    """As a column of pandas: its elements in order, and ``tolist``."""
+
+    ndim = 1
+
+    def __init__(self, values):
+        self.tolist = values.copy
+
+
+class Frame:
+    """As a table of pandas, which goes through the names of its columns."""
+
+    ndim = 2
+
+    def __iter__(self):
+        return iter(["first", "second"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("cat", "dog"),
+        (word for word in ("cat", "dog")),
+        {"cat": 1, "dog": 2}.keys(),
+        np.array(["cat", "dog"]),
+        np.array(["cat", "dog"], dtype=object),
+        Series(["cat", "dog"]),
+        ["cat\n", "\tdog\r\n"],
+        ["\ufeffcat", "d\u200bog"],
+    ],
+)
+def test_whatever_holds_words_in_an_order(words):
+    vocabulary = Vocabulary.of(words)
+    assert vocabulary == Vocabulary.of(["cat", "dog"])
+    assert all(type(name) is str for name in vocabulary.names)
+
+
+def test_rows_of_an_array_are_synonyms():
+    assert Vocabulary.of(np.array([["cat", "kitty"], ["dog", "puppy"]])).synonyms == (
+        ("cat", "kitty"),
+        ("dog", "puppy"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (None, r"None \(NoneType\) is no list of words: give a list, for example \['cat', 'dog'\]"),
+        ({"cat": "kitty"}, r"\(dict\) is no list of words: .* with synonyms \['cat', \['sofa', 'couch'\]\]"),
+        ({"cat"}, r"\(set\) has no order"),
+        (frozenset({"cat"}), r"\(frozenset\) has no order"),
+        (b"cat", r"\(bytes\) is no list"),
+        (7, r"7 \(int\) is no list"),
+        (np.array("cat"), r"\(ndarray\) is no list"),
+        (Frame(), r"\(Frame\) is a table"),
+        (np.array([1, 2]), "word 1 in the list of words is 1, which is not a text"),
+        ([None], "word 1 in the list of words is None, which is not a text"),
+        ([b"cat"], "is b'cat', which is not a text"),
+        (["cat", {"dog"}], "word 2 in the list of words is {'dog'}, which is not a text"),
+        ([[]], "word 1 in the list of words is blank"),
+        ([[[]]], r"word 1 in the list of words is \[\], which is not a text"),
+        (["\u200b"], "is blank"),
+        (["\u200d\u200c"], "is blank"),
+        (["cat\u2028dog"], r"control character U\+2028"),
+        (["cat\tdog"], r"control character U\+0009"),
+        (["caf\u00e9", "cafe\u0301"], r"comes twice in the list of words \(words 1 and 2\)"),
+        ("x" * 100_000, "is the single text 'xxx.*: give a list"),
+    ],
+)
+def test_what_is_no_list_of_words(words, message):
+    with pytest.raises(OvsegError, match=message) as error:
+        Vocabulary.of(words)
+    assert len(str(error.value)) < 300
+
+
+def test_letters_of_several_characters_are_one_word_however_they_are_written():
+    vocabulary = Vocabulary.of(["cafe\u0301", "\U0001f468\u200d\U0001f469"])
+    assert vocabulary.names == ("caf\u00e9", "\U0001f468\u200d\U0001f469")
+    assert vocabulary.subset(["cafe\u0301"]).names == ("caf\u00e9",)
+
+
+def test_more_background():
+    vocabulary = Vocabulary.from_words(["cat"], background=["wall"]).with_background(["other", "background"])
+    assert vocabulary.foreground == ("cat",) and vocabulary.background == ("wall", "other", "background")
+    assert vocabulary.with_background([]) == vocabulary
+    with pytest.raises(OvsegError, match="'cat' comes twice"):
+        vocabulary.with_background(["cat"])
 
 
 def test_file_with_synonyms_comments_and_windows_line_ends(tmp_path):

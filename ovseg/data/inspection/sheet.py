@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import supervision as sv
 from PIL import Image, ImageDraw
 
+from ovseg.colors import colors_of
 from ovseg.data.inspection.check import Report, evenly
 from ovseg.data.inspection.subject import Subject
 from ovseg.data.own.naming import folder_name
@@ -15,8 +17,9 @@ from ovseg.data.own.pairs import Pair
 from ovseg.data.own.values import UNLISTED
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
+from ovseg.fonts import shorten_text, text_font
 from ovseg.images import read_image, save_image
-from ovseg.visualize import draw_legend, draw_regions, label_areas, resize_labelled, shorten_text, text_font
+from ovseg.visualize import draw_legend, draw_regions, label_areas, resize_labelled
 
 _WIDTH = 1840  # of the sheet in pixels; cells, an image beside its labels, fill its rows
 _HEIGHT = 230  # of every picture, unless it is so wide that a cell would not fit
@@ -61,16 +64,17 @@ def draw_sheet(subject: Subject, report: Report, chosen: Sequence[int], path: Pa
     if not chosen:
         raise OvsegError(f"no pair of {subject.name} can be drawn: none has readable files of one size")
     names = [*subject.class_names, _NOT_LISTED]
+    colors = colors_of(range(len(names)))
     areas = np.zeros(len(names))
     cells = []
     for index in chosen:
         pair = subject.pairing.pairs[index]
-        picture, shares = _draw_pair(subject, pair, names)
+        picture, shares = _draw_pair(subject, pair, names, colors)
         areas += shares / len(chosen)
         cells.append((pair, picture))
     order = [(int(k), float(areas[k])) for k in np.argsort(-areas, kind="stable") if areas[k] > 0]
     unlabelled = 1 - sum(share for _, share in order)
-    legend = draw_legend(_WIDTH, [*order, *([(-1, unlabelled)] if unlabelled > 1e-9 else [])], names, _TEXT)
+    legend = draw_legend(_WIDTH, [*order, *([(-1, unlabelled)] if unlabelled > 1e-9 else [])], names, _TEXT, colors)
     places, bottom = _flow([picture.size for _, picture in cells])
     sheet = Image.new("RGB", (_WIDTH, bottom + legend.shape[0]), "white")
     _write(sheet, _title(report, len(cells)), (_GAP, _TITLE // 2), 24, _WIDTH - 2 * _GAP)
@@ -82,7 +86,9 @@ def draw_sheet(subject: Subject, report: Report, chosen: Sequence[int], path: Pa
         save_image(sheet, temporary)
 
 
-def _draw_pair(subject: Subject, pair: Pair, names: Sequence[str]) -> tuple[Image.Image, np.ndarray]:
+def _draw_pair(
+    subject: Subject, pair: Pair, names: Sequence[str], colors: Mapping[int, sv.Color]
+) -> tuple[Image.Image, np.ndarray]:
     """Image and labels side by side, and the share of the image that each name has."""
     image, indices = read_image(pair.image), subject.read(pair).indices
     label_map = np.where(indices == UNLISTED, len(names) - 1, indices)
@@ -93,7 +99,7 @@ def _draw_pair(subject: Subject, pair: Pair, names: Sequence[str]) -> tuple[Imag
     image, label_map = resize_labelled(image, label_map, size)
     both = Image.new("RGB", (2 * size[0] + 2, size[1]), "white")
     both.paste(Image.fromarray(image), (0, 0))
-    both.paste(Image.fromarray(draw_regions(image, label_map, names)), (size[0] + 2, 0))
+    both.paste(Image.fromarray(draw_regions(image, label_map, names, colors)), (size[0] + 2, 0))
     return both, shares
 
 
