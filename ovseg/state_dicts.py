@@ -158,7 +158,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise OvsegError(
                 f"{path} is not a weight file (it begins with {head[:12]!r}): check the path, or download it again"
             ) from error
-        raise OvsegError(f"{path} is damaged or no weight file ({reason}): download or save it again") from error
+        raise OvsegError(
+            f"{path} is truncated or damaged, or no weight file ({reason}): download or save it again"
+        ) from error
 
 
 def is_plain_pickle(path: Path) -> bool:

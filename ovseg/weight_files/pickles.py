@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-MOST_OPERATIONS = 5_000_000  # each makes at most some 100 bytes; a training checkpoint of 1,500 tensors has 200,000
+MOST_OPERATIONS = 2_000_000  # each makes at most some 100 bytes; a training checkpoint of 1,500 tensors has 200,000
 _LARGE = 1 << 16
 _PLAIN_KEYS = (str, bytes, int, float, type(None))  # bool is an int
 
@@ -108,17 +108,14 @@ class _Machine:
             name = operation.name
             if name in _LITERALS:
                 self.stack.append(_literal(argument))
-            elif name in _CONSTANTS:
-                self.stack.append(_CONSTANTS[name])
-            elif name in _EMPTY:
-                self.stack.append(_EMPTY[name]())
+            elif name in _NEW:
+                self.stack.append(_NEW[name]())
+            elif name in _STEPS:
+                _STEPS[name](self, argument)
             elif name == "STOP":
                 return _resolved(self.stack.pop())
             elif name not in ("PROTO", "FRAME"):
-                method = getattr(self, f"_{name.lower()}", None)
-                if method is None:
-                    raise Damaged(f"it uses {name}")
-                method(argument)
+                raise Damaged(f"it uses {name}")
         raise Damaged("it ends too early")
 
     def _top(self, kind: type) -> Any:
@@ -262,5 +259,12 @@ _LITERALS = {
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
     *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
+_NEW = {
+    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": bool, "EMPTY_TUPLE": tuple},
+    **{"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set},
+}
+_STEPS = {
+    opcode.name: getattr(_Machine, method)
+    for opcode in pickletools.opcodes
+    if hasattr(_Machine, method := f"_{opcode.name.lower()}")
+}

@@ -68,12 +68,12 @@ def _ordered_dict(items: Any = ()) -> dict:
     return {plain_key(key): value for key, value in items}
 
 
+def _set(values: Any = ()) -> set:
+    return set(map(plain_key, values))
+
+
 def _size(values: Any = ()) -> torch.Size:
     return torch.Size(_counts(values))
-
-
-def _device(kind: str, index: int = 0) -> torch.device:
-    return torch.device(kind, index)
 
 
 def _counts(values: Any) -> tuple[int, ...]:
@@ -131,13 +131,15 @@ def _numpy_scalar(dtype: Any, data: Any) -> np.generic:
 
 STAND_INS: dict[str, Any] = {
     "collections.OrderedDict": Call(_ordered_dict),
+    "__builtin__.set": Call(_set),
+    "builtins.set": Call(_set),
     "_codecs.encode": Call(_latin1),
     "torch._utils._rebuild_tensor": Call(rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": Call(rebuild_tensor),
     "torch._utils._rebuild_tensor_v3": Call(_rebuild_tensor_v3),
     "torch._utils._rebuild_parameter": Call(_rebuild_parameter),
     "torch.Size": Call(_size),
-    "torch.device": Call(_device),
+    "torch.device": Call(torch.device),
     "numpy.dtype": Call(_numpy_type),
     "numpy.ndarray": None,  # the first argument of _reconstruct, which is always the same
     **{f"torch.{name}": dtype for name, dtype in _TORCH_TYPES.items()},
