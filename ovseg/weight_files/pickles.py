@@ -6,8 +6,10 @@ as a key overflows the stack, and a few bytes ask for any amount of memory.
 
 from __future__ import annotations
 
+import difflib
 import pickletools
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -80,9 +82,11 @@ def read_pickle(file: BoundedFile, find: Callable[[str], Any], persistent: Calla
         raise Damaged(f"{type(error).__name__}: {reason}" if reason else type(error).__name__) from error
 
 
-def miswritten(name: str, known: Iterable[str]) -> bool:
-    """Whether a name is a known one with a letter or two changed, as they are in a damaged file."""
-    return any(len(name) == len(other) and sum(map(str.__ne__, name, other)) <= 2 for other in known)
+def miswritten(name: str, known: Collection[str]) -> bool:
+    """Whether nothing has this name, but it is like a known one: some letters have changed in a damaged file."""
+    module, _, leaf = name.rpartition(".")
+    exists = leaf in vars(sys.modules.get(module, object))
+    return not exists and bool(difflib.get_close_matches(name, known, n=1, cutoff=0.8))
 
 
 def plain_key(key: Any) -> Any:

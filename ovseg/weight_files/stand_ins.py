@@ -139,6 +139,7 @@ STAND_INS: dict[str, Any] = {
     "torch._utils._rebuild_tensor_v3": Call(_rebuild_tensor_v3),
     "torch._utils._rebuild_parameter": Call(_rebuild_parameter),
     "torch.Size": Call(_size),
+    "torch.storage._load_from_bytes": None,  # plain pickles have one that can be called
     "torch.device": Call(torch.device),
     "numpy.dtype": Call(_numpy_type),
     "numpy.ndarray": None,  # the first argument of _reconstruct, which is always the same
@@ -169,7 +170,7 @@ def stand_in(name: str) -> Any:
 
     Raises:
         KeyError: nothing does.
-        Damaged: nothing does, and it is a name of the table but for a letter or two.
+        Damaged: nothing does, and it is a name of the table but for some letters.
     """
     if name not in STAND_INS and miswritten(name, STAND_INS):
         raise Damaged(f"{name} is miswritten")
