@@ -29,7 +29,7 @@ def build(config):
 
 
 # What the published files hold besides weights: it follows from the configuration, and files of ours lack it.
-CONSTANTS = re.compile(r"criterion\.empty_weight|clip_adapter\.pixel_(mean|std)|.+\.relative_position_index")
+CONSTANTS = re.compile(r"criterion\.empty_weight|.+\.relative_position_index")
 
 
 def shapes(model):
