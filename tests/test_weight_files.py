@@ -47,8 +47,10 @@ TENSORS = {
 @pytest.mark.parametrize("new", [True, False])
 def test_torch_files_are_read_as_torch_reads_them(tmp_path, new):
     both = torch.arange(4.0)
+    # PyTorch does not read these types from its old format
+    tensors = TENSORS if new else {name: TENSORS[name] for name in TENSORS.keys() - {"unsigned", "eighth"}}
     content = {
-        "model": TENSORS | {"first": both[:2], "second": both[2:]},
+        "model": tensors | {"first": both[:2], "second": both[2:]},
         "optimizer": {"state": {0: {"step": torch.tensor(1.0), "betas": (0.9, 0.999)}}, "param_groups": [{"lr": 1e-3}]},
         "more": [torch.Size([2, 3]), torch.float16, torch.device("cpu"), {"a", "b"}, None, True, -5, 2**70, 1.5, "ä"],
     }
