@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from ovseg.errors import OvsegError
 from ovseg.files import atomic_path
-from ovseg.state_dicts import MASK_PROMPT_FWD, read_checkpoint, read_settings, tensors_of
+from ovseg.state_dicts import MASK_PROMPT_FWD, constant_names, read_checkpoint, read_settings, tensors_of
 
 logger = logging.getLogger(__name__)
 
 # Part of the keys under a prefix that must be found for the file to count as this part of the model.
 MOSTLY = 0.5
-CLIP_PREFIX = "clip_adapter.clip_model."
+CLIP_ADAPTER = "clip_adapter."
+CLIP_PREFIX = f"{CLIP_ADAPTER}clip_model."
 # What a checkpoint lacks of these, MODEL.CLIP_ADAPTER.CLIP_WEIGHTS gives.
 CLIP_PREFIXES = (CLIP_PREFIX, "clip_adapter.original_clip.")
 # In the official SCAN.pth, and used by nothing (specification of SCAN, section 13).
@@ -74,7 +75,9 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     content = read_checkpoint(file)
     state = rename_keys(tensors_of(content, file))
     own = model.state_dict()
-    state = _complete_backbone_names(state, own)
+    state = _complete_backbone_names(_complete_names(state, own, path), own)
+    constants = constant_names(model)
+    state = {name: tensor for name, tensor in state.items() if name not in constants}
     state = {name: _broadcast_prompts(name, tensor, own) for name, tensor in state.items()}
     report = LoadReport(
         loaded=tuple(name for name in own if name in state and state[name].shape == own[name].shape),
@@ -86,7 +89,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
             if name in state and state[name].shape != own[name].shape
         },
     )
-    _refuse_wrong_file(report, path, own)
+    _refuse_wrong_file(report, path, own, state)
     if complete:
         _refuse_partial(report, path, model)
     model.load_state_dict({name: state[name].to(own[name].dtype) for name in report.loaded}, strict=False)
@@ -118,6 +121,21 @@ def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def _complete_names(state: dict[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """Without what all names of the model begin with in the file, if that is no wrapper that is known anyway."""
+    if not own.keys().isdisjoint(state):
+        return state
+    last = next(reversed(own))  # of the head or of an own module: CLIP, which other files hold, is no proof
+    anchors = {last, *[name for name in own if name.startswith("backbone.")][-1:]}
+    prefixes = {name.removesuffix(anchor) for name in state for anchor in anchors if name.endswith(f".{anchor}")}
+    if len(prefixes) > 1:
+        raise OvsegError(f"{path} holds several models, under {' and '.join(sorted(prefixes))}: save one of them alone")
+    for prefix in prefixes:
+        logger.info("%s: taking the model whose names begin with %s", path, prefix)
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return state
+
+
 def _complete_backbone_names(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Add ``backbone.`` where a file is a backbone alone, and drop what such files have beside it."""
     if any(name.startswith(("backbone.", "sem_seg_head.", "clip_adapter.")) for name in state):
@@ -133,12 +151,14 @@ def _broadcast_prompts(name: str, tensor: Tensor, own: Mapping[str, Tensor]) -> 
     return tensor
 
 
-def _refuse_wrong_file(report: LoadReport, path: str | Path, own: Mapping[str, Tensor]) -> None:
+def _refuse_wrong_file(
+    report: LoadReport, path: str | Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> None:
     if report.mis_shaped:
         name, (theirs, ours) = next(iter(report.mis_shaped.items()))
         raise OvsegError(
             f"{path} does not fit this model: {len(report.mis_shaped)} tensors have another shape, the first is {name} "
-            f"with {list(theirs)} instead of {list(ours)}; {_shape_remedy(report.mis_shaped)}"
+            f"with {list(theirs)} instead of {list(ours)}; {_shape_remedy(report.mis_shaped, state)}"
         )
     backbone = [name for name in own if name.startswith("backbone.")]
     loaded = set(report.loaded)
@@ -147,7 +167,7 @@ def _refuse_wrong_file(report: LoadReport, path: str | Path, own: Mapping[str, T
     ):
         raise OvsegError(
             f"{path} is not a checkpoint of this model: only {len(loaded)} of its {len(own)} tensors are in it; "
-            f"{_guess(report)}"
+            f"{_fitting_configuration(state) or _guess(report)}"
         )
 
 
@@ -175,13 +195,35 @@ def _warn_of_settings(settings: Mapping[str, Any], model: nn.Module, path: str |
         )
 
 
-def _shape_remedy(mis_shaped: Mapping[str, tuple]) -> str:
+def _fitting_configuration(state: Mapping[str, Tensor]) -> str:
+    """The configuration of this package that a checkpoint was made with, as the end of a sentence; may be empty."""
+    embedding = state.get(f"{CLIP_ADAPTER}non_object_embedding")
+    swin, resnet = (any(name.startswith(f"backbone.{part}") for name in state) for part in ("layers.0.", "res2."))
+    if embedding is None or embedding.dim() != 2 or swin == resnet:
+        return ""
+    kind = "scan" if any(name.startswith("fusion_decoder.") for name in state) else "ovseg"
+    files = _CONFIGURATIONS.get((kind, "swin" if swin else "resnet", embedding.shape[1]))
+    return f"it looks made with {files}: give that as --config-file" if files else ""
+
+
+# By system, backbone and dimension of CLIP's joint space.
+_CONFIGURATIONS = {
+    ("ovseg", "swin", 768): "configs/ovseg_swinB_vitL_bs32_120k.yaml (to try it, configs/ovseg_swinB_vitL_demo.yaml)",
+    ("ovseg", "resnet", 512): "configs/ovseg_R101c_vitB_bs32_120k.yaml",
+    ("scan", "swin", 768): "configs/scan_vitL.yaml (to try it, configs/scan_vitL_demo.yaml)",
+    ("scan", "swin", 512): "configs/scan_vitB.yaml",
+    ("ovseg", "resnet", 128): "configs/toy/ovseg_toy.yaml",
+    ("scan", "resnet", 128): "configs/toy/scan_toy.yaml",
+}
+
+
+def _shape_remedy(mis_shaped: Mapping[str, tuple], state: Mapping[str, Tensor]) -> str:
     if any(name.endswith("mask_embedding") for name in mis_shaped) and len(mis_shaped) == 1:
         return "set MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH to the first of its dimensions"
+    if fitting := _fitting_configuration(state):
+        return fitting
     if any(name.startswith("clip_adapter.") for name in mis_shaped):
         return "it was made with another CLIP: set MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME and SEM_SEG_HEAD.EMBEDDING_DIM"
-    if list(mis_shaped) == ["criterion.empty_weight"]:
-        return "it was trained on another number of classes: set MODEL.SEM_SEG_HEAD.NUM_CLASSES to its size minus 1"
     return "use the --config-file that it was trained with"
 
 

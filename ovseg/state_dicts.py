@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from ovseg.errors import OvsegError
+from ovseg.weight_files.archives import LEGACY_MAGIC, read_archive, read_legacy, read_plain
+from ovseg.weight_files.pickles import NeedsCode
 
 logger = logging.getLogger(__name__)
 
@@ -23,47 +23,74 @@ CLIP_MARK = "clip_model."
 MASK_PROMPT_FWD = "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD"
 MASK_PROMPT_DEPTH = "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH"
 SETTINGS_ENTRY = "ovseg_settings"  # in torch.save files; safetensors have metadata
-_PICKLE_SUFFIXES = (".pkl", ".pickle")
+# Parts of names that DistributedDataParallel, torch.compile and FSDP put in, at any place.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+# Where training programs keep the model, as entries or as the first part of its names; then running averages of it.
+_HOLDERS = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "params", "weights")
+_AVERAGES = ("model_ema", "ema_state_dict", "state_dict_ema", "params_ema", "ema_model", "ema", "teacher", "student")
+_NOT_ENOUGH_MEMORY = re.compile("can't allocate memory|not enough memory")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a weight file, names as stored but for a leading ``module.``.
+    """Read the tensors of a weight file, under their names in the model: see :func:`tensors_of`.
 
-    Formats: safetensors; ``torch.save`` files (Detectron2's layout with the tensors under ``model``,
-    open_clip's under ``state_dict``, or a bare state dict); Detectron2's pickles of arrays or tensors (``.pkl``).
+    Formats, told by their content: safetensors; ``torch.save`` files (Detectron2's layout with the tensors under
+    ``model``, open_clip's under ``state_dict``, or a bare state dict), old ones, too; Detectron2's pickles of arrays or
+    tensors (``.pkl``); TorchScript archives, such as OpenAI's CLIP.
 
     Raises:
-        OvsegError: missing, empty, truncated or not a weight file; or it needs code to be run on loading.
+        OvsegError: missing, empty, damaged or not a weight file; or it needs code to be run on loading.
     """
     return tensors_of(read_checkpoint(path), path)
 
 
 def tensors_of(content: Any, path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that is already in memory; ``path`` is for messages."""
-    content = _as_dict(content, path)
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = {}
+    """The tensors of a checkpoint that is already in memory; ``path`` is for messages.
+
+    Names lose what wrappers of training put into them (:data:`_WRAPPERS`). Where the checkpoint holds several models, a
+    warning says which one is taken.
+
+    Raises:
+        OvsegError: no dictionary, no tensors in it, or two models under the same names.
+    """
+    content = _chosen_model(_as_dict(content, path), path)
+    tensors, origins = {}, {}
     for name, value in content.items():
         if isinstance(value, np.ndarray | np.number):
             value = torch.as_tensor(np.asarray(value))
         if isinstance(value, Tensor):
-            tensors[str(name).removeprefix("module.")] = value
+            bare = bare_name(str(name))
+            if bare in tensors:
+                raise OvsegError(
+                    f"{path} holds {bare} twice, as {origins[bare]} and {name}: save one of the two models alone"
+                )
+            tensors[bare], origins[bare] = value, name
     if not tensors:
         raise OvsegError(f"{path} holds no tensors: it is not a checkpoint of a model (entries: {_some(content)})")
     return tensors
+
+
+def bare_name(name: str) -> str:
+    """A tensor's name without wrappers: ``_orig_mod.model.module.backbone.w`` -> ``backbone.w``."""
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    while len(parts) > 1 and parts[0] in _HOLDERS:
+        parts.pop(0)
+    return ".".join(parts) or name
 
 
 def bare_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CLIP's tensors under open_clip's own names, whatever they are wrapped in.
 
     Where some names have ``clip_model.`` in them (``clip_adapter.clip_model.`` of a segmenter, ``module.clip_model.``
-    of a training wrapper, which may hold other towers too), those are CLIP; else all are, less a leading ``module.``.
+    of a training wrapper, which may hold other towers too), those are CLIP; else all are, less their wrappers.
     """
     inside = {name.partition(CLIP_MARK)[2]: tensor for name, tensor in state.items() if CLIP_MARK in name}
-    return inside or {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return inside or {bare_name(name): tensor for name, tensor in state.items()}
+
+
+def constant_names(model: nn.Module) -> set[str]:
+    """Names of the buffers that follow from the configuration: files need not hold them, and they are ignored there."""
+    return {name for name, _ in model.named_buffers()} - model.state_dict().keys()
 
 
 def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -80,7 +107,7 @@ def read_settings(path: str | Path, content: Mapping[str, Any]) -> dict[str, Any
     Returns:
         values by key; text in safetensors. Empty when the file asks for nothing.
     """
-    if Path(path).suffix == ".safetensors":
+    if _is_safetensors(Path(path), _head(Path(path))):
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     settings = content.get(SETTINGS_ENTRY)
@@ -107,21 +134,49 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     if head.startswith(b"version https://git-lfs"):
         raise OvsegError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull`")
+    if head.startswith(b"\x1f\x8b"):
+        raise OvsegError(f"{path} is compressed (gzip): unpack it first")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path, head):
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if path.suffix in _PICKLE_SUFFIXES:
-            return _read_pickle(path)
-        return _as_dict(torch.load(path, map_location="cpu", weights_only=True), path)
-    except SafetensorError as error:
-        raise OvsegError(f"{path} is damaged or no safetensors file ({error}): download it again") from error
-    except pickle.UnpicklingError as error:
-        raise OvsegError(_explain_unpickling(path, head, error)) from error
-    # OSError: PyTorch's zip reader on a file that was cut short
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
-        reason = str(error).split("\n")[0]
-        raise OvsegError(f"{path} is truncated or no weight file ({reason}): download or save it again") from error
+        with path.open("rb") as file:
+            return _as_dict(_reader(head)(file, path.stat().st_size), path)
+    except OvsegError:
+        raise
+    except NeedsCode as error:
+        raise OvsegError(
+            f"{path} needs code to be run on loading, which is refused (it asks for {error}): if you trust its source, "
+            f"convert it once with `python tools/convert_checkpoint.py {path} OUT.safetensors --trust` and load "
+            "OUT.safetensors"
+        ) from error
+    except Exception as error:  # damaged files raise almost anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, MemoryError) or _NOT_ENOUGH_MEMORY.search(reason):
+            raise OvsegError(f"not enough memory to read {path} ({path.stat().st_size / 1e9:.1f} GB)") from error
+        if _reader(head) is read_plain and not head.startswith(b"\x80") and not _is_safetensors(path, head):
+            raise OvsegError(
+                f"{path} is not a weight file (it begins with {head[:12]!r}): check the path, or download it again"
+            ) from error
+        raise OvsegError(
+            f"{path} is truncated or damaged, or no weight file ({reason}): download or save it again"
+        ) from error
+
+
+def is_plain_pickle(path: Path) -> bool:
+    """Whether a file is neither safetensors nor one of ``torch.save``."""
+    return _reader(_head(path)) is read_plain and not _is_safetensors(path, _head(path))
+
+
+def _reader(head: bytes) -> Callable[[BinaryIO, int], Any]:
+    if head.startswith(b"PK"):
+        return read_archive
+    return read_legacy if head.startswith(LEGACY_MAGIC) else read_plain
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    """Told by the name, or by the header: 8 bytes of its length, and JSON."""
+    return path.suffix == ".safetensors" or (head[8:10] == b'{"' and head[6:8] == b"\0\0")
 
 
 def _head(path: Path) -> bytes:
@@ -132,51 +187,19 @@ def _head(path: Path) -> bytes:
         raise OvsegError(f"cannot read the weight file {path}: {error.strerror}") from error
 
 
-def _explain_unpickling(path: Path, head: bytes, error: pickle.UnpicklingError) -> str:
-    if head.startswith((b"PK", b"\x80")):
-        return (
-            f"{path} needs code to be run on loading, which is refused "
-            f"({_unsupported_global(error)}): if you trust its source, convert it once with "
-            f"`python tools/convert_checkpoint.py {path} OUT.safetensors --trust` and load OUT.safetensors"
-        )
-    return f"{path} is not a weight file (it begins with {head[:12]!r}): check the path, or download it again"
-
-
-def _unsupported_global(error: Exception) -> str:
-    wanted = re.search(r"[Uu]nsupported global: (?:GLOBAL )?([\w.]+)", str(error))
-    return f"it asks for {wanted[1]}" if wanted else "it holds arbitrary objects"
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Unpickler of dictionaries of NumPy arrays and tensors: anything else is refused."""
-
-    _ALLOWED = {
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),
-        ("_codecs", "encode"),
-        ("collections", "OrderedDict"),
-        ("torch._utils", "_rebuild_tensor_v2"),
-        *((module, "_reconstruct") for module in ("numpy.core.multiarray", "numpy._core.multiarray")),
-        *((module, "scalar") for module in ("numpy.core.multiarray", "numpy._core.multiarray")),
-        *((module, "_frombuffer") for module in ("numpy.core.numeric", "numpy._core.numeric")),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _load_storage
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"Unsupported global: {module}.{name}")
-        return super().find_class(module, name)
-
-
-def _load_storage(content: bytes) -> Any:
-    """Tensors inside a plain pickle hold their data as a nested ``torch.save`` file; read that safely too."""
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-def _read_pickle(path: Path) -> dict[str, Any]:
-    # latin1: the model zoo's pickles were written by Python 2
-    return _as_dict(_TensorUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load(), path)
+def _chosen_model(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+    """The innermost dictionary of one model; the averages of its weights only where there is nothing else."""
+    for _ in range(5):
+        held = [key for key in (*_HOLDERS, *_AVERAGES) if isinstance(content.get(key), Mapping) and content[key]]
+        if not held:
+            break
+        chosen, *others = held
+        if others:
+            logger.warning("%s: the model under %r is taken, not that under %s", path, chosen, ", ".join(others))
+        elif chosen in _AVERAGES:
+            logger.warning("%s: the model under %r is taken, there is no other", path, chosen)
+        content = content[chosen]
+    return content
 
 
 def _as_dict(content: Any, path: str | Path) -> dict[str, Any]:

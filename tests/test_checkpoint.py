@@ -6,12 +6,16 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
 from safetensors.torch import save_file
 from torch import nn
 
 from ovseg.checkpoint import load_weights, rename_keys
+from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
-from ovseg.state_dicts import read_checkpoint, read_state_dict
+from ovseg.state_dicts import constant_names, read_checkpoint, read_state_dict
+from tests.tiny_model import make_tiny_model
 
 
 class Code:
@@ -198,3 +202,26 @@ def test_other_shape(tmp_path, state):
 def test_checkpoint_of_something_else(tmp_path, name, guess):
     with pytest.raises(OvsegError, match=f"is not a checkpoint of this model: only 0 of .*{guess}"):
         load_weights(Model(), save(tmp_path, {name: torch.ones(2)}))
+
+
+def test_constants_in_files_are_ignored_by_every_loader(tmp_path, caplog):
+    """The published files, and those of ours before, hold what the configuration says: it is the one that counts."""
+    config, weights = make_tiny_model(tmp_path)
+    opts = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2", "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT", "0.5"]
+    model = build_model(load_cfg(str(config), opts))
+    index = "backbone.layers.0.blocks.0.attn.relative_position_index"
+    assert {"criterion.empty_weight", index} <= constant_names(model)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if name in constant_names(model)}
+    state = read_state_dict(weights)
+    assert state.keys() == model.state_dict().keys()
+    old = state | {"criterion.empty_weight": torch.ones(4), index: torch.zeros(16, 16, dtype=torch.long)}
+    torch.save({"model": old}, tmp_path / "old.pth")
+    with caplog.at_level(logging.WARNING):
+        report = load_weights(model, tmp_path / "old.pth", complete=True)
+        assert not report.unexpected and not report.missing
+        DetectionCheckpointer(model).load(str(tmp_path / "old.pth"))
+        assert not model.load_state_dict(old).unexpected_keys  # as --resume does: strict
+    assert not caplog.records
+    after = dict(model.named_buffers())
+    assert all(torch.equal(after[name], buffer) for name, buffer in before.items())
+    assert after["criterion.empty_weight"].tolist() == [1, 1, 0.5]

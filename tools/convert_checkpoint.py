@@ -14,6 +14,7 @@ python tools/convert_checkpoint.py compare fused.pth finetuned_clip.pt    # mean
 from __future__ import annotations
 
 import argparse
+import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,14 @@ from ovseg.adaptation.fusion import compare
 from ovseg.checkpoint import save_safetensors
 from ovseg.converters import BACKBONE_SUFFIXES, CONVERTERS, save_backbone
 from ovseg.errors import OvsegError, user_errors
-from ovseg.state_dicts import halved, read_checkpoint, read_settings, read_state_dict, tensors_of
+from ovseg.state_dicts import (
+    halved,
+    is_plain_pickle,
+    read_checkpoint,
+    read_settings,
+    read_state_dict,
+    tensors_of,
+)
 
 COMMANDS = {
     "safetensors": "rewrite a checkpoint as safetensors (the default)",
@@ -103,7 +111,10 @@ def read_trusted(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise OvsegError(f"the weight file {path} does not exist: check the path")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=False)  # unsafe on purpose: --trust
+        if is_plain_pickle(path):
+            content = pickle.loads(path.read_bytes(), encoding="latin1")  # unsafe on purpose: --trust
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=False)  # unsafe on purpose: --trust
     except Exception as error:  # whatever the file's code raises
         raise OvsegError(f"{path} cannot be read even with --trust ({type(error).__name__}: {error})") from error
     return tensors_of(content, path)

@@ -169,7 +169,8 @@ def training_set(cfg: CfgNode) -> tuple[str, int]:
     """Name of the data set whose words ``DATASETS.TRAIN`` is trained with, and its ignore label.
 
     Raises:
-        OvsegError: several training sets that differ in words or ignore label.
+        OvsegError: several training sets that differ in words or ignore label, or another number of words than
+            ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
     """
     if not cfg.DATASETS.TRAIN:
         raise OvsegError("DATASETS.TRAIN is empty: name the data sets to train on")
@@ -180,7 +181,14 @@ def training_set(cfg: CfgNode) -> tuple[str, int]:
             raise OvsegError(
                 f"DATASETS.TRAIN: {first} and {other} differ in classes or ignore label and cannot be trained together"
             )
-    return first, vocabulary[1]
+    words, ignore_label = vocabulary
+    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if words is not None and len(words) != num_classes:
+        raise OvsegError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but the training data set {first} has {len(words)} "
+            f"classes: add MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(words)}"
+        )
+    return first, ignore_label
 
 
 def _vocabulary(cfg: CfgNode, name: str) -> tuple[list[str] | None, int]:

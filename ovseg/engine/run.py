@@ -19,6 +19,7 @@ from torch import nn
 from ovseg.checkpoint import load_weights
 from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import build_train_loader
+from ovseg.data.mapper import training_set
 from ovseg.engine.checkpoints import CheckpointFolder
 from ovseg.engine.hooks import CheckpointHook, WandbWriter
 from ovseg.engine.setup import owned_output, seed_everything
@@ -51,6 +52,7 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
 def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
     for name in cfg.DATASETS.TRAIN:
         check_prepared(name)
+    training_set(cfg)  # the number of classes, before anything is built
     single_view = _single_view(cfg)
     check_evaluation(single_view)  # it is needed after hours only
     checkpoints = CheckpointFolder(cfg.OUTPUT_DIR)

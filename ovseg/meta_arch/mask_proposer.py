@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ovseg.config import refuse_keys_without_effect
 from ovseg.errors import OvsegError
 from ovseg.proposals.criterion import MaskClassificationCriterion
+from ovseg.state_dicts import constant_names
 
 Predictions = Sequence[tuple[Tensor, Tensor]]
 
@@ -68,6 +69,12 @@ class MaskProposer(nn.Module):
             "deep_supervision": former.DEEP_SUPERVISION,
             "class_chunk_size": former.TEST.CLASS_CHUNK_SIZE,
         }
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
+        """Leave out the constants that files hold, as the published ones do: every loader ignores them."""
+        for name in constant_names(self):
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @property
     def device(self) -> torch.device:

@@ -54,8 +54,7 @@ class MaskClassificationCriterion(nn.Module):
         self.drop_last_auxiliary = drop_last_auxiliary
         empty_weight = torch.ones(num_classes + 1)
         empty_weight[-1] = max(no_object_weight, 0.0)
-        # the published checkpoints lack this key when the weight is not positive
-        self.register_buffer("empty_weight", empty_weight, persistent=no_object_weight > 0)
+        self.register_buffer("empty_weight", empty_weight, persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ovseg.engine.launch import World, launch
-from ovseg.engine.run import autocast_dtype, evaluate
+from ovseg.engine.run import autocast_dtype, evaluate, train
 from ovseg.errors import OvsegError
 from ovseg.state_dicts import read_checkpoint
 from tests.engine import toy
@@ -102,6 +102,14 @@ def test_resume_continues_beyond_the_end_and_in_an_empty_folder(dataset, tmp_pat
     assert read_checkpoint(tmp_path / "model_final.pth")["samples_used"] == 4 * 4 + 2 * 2
     toy.train_recording(toy.small_cfg(tmp_path, SOLVER__MAX_ITER=6), resume=True)  # complete: nothing to do
     assert len((tmp_path / "losses.jsonl").read_text().splitlines()) == 6
+
+
+def test_number_of_classes_is_checked_before_anything_is_built(dataset, tmp_path, monkeypatch):
+    for name in ("build_model", "build_train_loader"):
+        monkeypatch.setattr(f"ovseg.engine.run.{name}", lambda *_, **__: pytest.fail("something was built"))
+    message = r"NUM_CLASSES is 5, but the training data set engine_test_train has 2 classes: add MODEL\S+NUM_CLASSES 2"
+    with pytest.raises(OvsegError, match=message):
+        train(toy.small_cfg(tmp_path, MODEL__SEM_SEG_HEAD__NUM_CLASSES=5))
 
 
 def test_checkpoint_of_another_model(dataset, uninterrupted, tmp_path):

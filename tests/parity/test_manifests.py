@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from detectron2.modeling import build_model
 
 from ovseg.config import load_cfg
 from ovseg.engine.solver import build_optimizer
+from ovseg.state_dicts import constant_names
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,8 +28,18 @@ def build(config):
         return cfg, build_model(cfg)
 
 
+# What the published files hold besides weights: it follows from the configuration, and files of ours lack it.
+CONSTANTS = re.compile(r"criterion\.empty_weight|.+\.relative_position_index")
+
+
 def shapes(model):
-    return {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in model.state_dict().items()}
+    """Of the model's tensors and of its constants that the published files hold."""
+    own = model.state_dict()
+    constants = {name: buffer for name, buffer in model.named_buffers() if CONSTANTS.fullmatch(name)}
+    assert not own.keys() & constants.keys()
+    assert constants.keys() <= constant_names(model)  # so they are ignored in files
+    everything = own | constants
+    return {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in everything.items()}
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,8 @@ def test_vocabulary_of_another_size():
         criterion([(torch.zeros(1, 4, 3), torch.zeros(1, 4, 8, 8))], [torch.tensor([0])], [torch.ones(1, 8, 8)])
 
 
-def test_no_object_weight_decides_on_the_key():
-    assert "empty_weight" in MaskClassificationCriterion(3, 0.1, 20.0, 1.0).state_dict()
-    assert "empty_weight" not in MaskClassificationCriterion(3, 0.0, 20.0, 1.0).state_dict()
+@pytest.mark.parametrize("weight", [0.1, 0.0])
+def test_class_weights_are_no_part_of_a_checkpoint(weight):
+    criterion = MaskClassificationCriterion(3, weight, 20.0, 1.0)
+    assert not criterion.state_dict()
+    assert criterion.empty_weight.tolist() == pytest.approx([1, 1, 1, weight])
