@@ -266,10 +266,11 @@ def _merge(other: Mapping[str, Any], cfg: Detectron2CfgNode, prefix: str = "") -
         elif key in cfg:
             if value is not None or not isinstance(there, dict):
                 cfg[key] = _fit(value, there, name)
+        elif cfg.is_new_allowed() and isinstance(value, dict):
+            cfg[key] = CfgNode(new_allowed=True)
+            _merge(value, cfg[key], f"{name}.")
         elif cfg.is_new_allowed():
-            cfg[key] = (
-                CfgNode(copy.deepcopy(value), new_allowed=True) if isinstance(value, dict) else fit(value, None, name)
-            )
+            cfg[key] = fit(copy.copy(value), None, name)
         else:
             raise KeyError(f"Non-existent config key: {name}")
 

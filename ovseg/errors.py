@@ -32,7 +32,8 @@ class OvsegError(Exception):
 def shown(value: object) -> str:
     """``repr(value)``, cut to what a sentence can hold."""
     try:
-        return _SHORT.repr(value)
+        text = _SHORT.repr(value)
+        return text if len(text) <= 200 else f"{text[:100]}...{text[-97:]}"
     except ValueError:  # Python writes no integer of more than some thousand digits
         return "a number of thousands of digits"
 
