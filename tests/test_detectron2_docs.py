@@ -43,7 +43,7 @@ def test_the_page_runs(two_images, capsys):
     assert float(names["results"]["sem_seg"]["mIoU"]) > 20
     assert Path("output/detectron2/model_final.pth").is_file()
     # Detectron2's own mapper gives a label map in place of instances
-    model, sample = names["trainer"].model, dict(next(iter(names["loader"])))
+    model, sample = names["trainer"].model, dict(next(iter(names["loader"]))[0])
     sample["sem_seg"] = names["model"].clip_adapter.pixel_mean.new_full(sample["image"].shape[1:], 255).long()
     sample["sem_seg"][:40] = 3
     losses = model.train()([sample])

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovseg.config import refuse_keys_without_effect
-from ovseg.config_limits import check_config
 from ovseg.errors import OvsegError
 from ovseg.proposals.criterion import MaskClassificationCriterion
 
@@ -64,7 +63,6 @@ class MaskProposer(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        check_config(cfg)  # once more: it may come from Detectron2's own get_cfg
         refuse_keys_without_effect(cfg)
         backbone, former = build_backbone(cfg), cfg.MODEL.MASK_FORMER
         return {

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ovseg.clip.adapter import ClipAdapter, MaskedImage
 from ovseg.clip.contextual_shift import Context
+from ovseg.config_limits import check_config
 from ovseg.errors import OvsegError
 from ovseg.meta_arch.mask_proposer import MaskProposer, output_size
 from ovseg.meta_arch.naming import ClipOpinion, Proposals, explain, fuse, own_probabilities
@@ -84,6 +85,7 @@ class ProposalNamer(MaskProposer):
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
+        check_config(cfg)  # again: it may come from Detectron2's own get_cfg
         head, former, adapter = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER, cfg.MODEL.CLIP_ADAPTER
         clip_adapter = cls.adapter_class(cfg)
         if clip_adapter.embed_dim != head.EMBEDDING_DIM:
