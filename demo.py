@@ -30,6 +30,7 @@ from rich.text import Text
 from ovseg.errors import CannotWrite, OvsegError, explain_system_error, user_errors
 from ovseg.files import check_writable
 from ovseg.inputs import choose_outputs, find_inputs, is_video
+from ovseg.options import parse_with_options
 from ovseg.progress import progress_bar
 from ovseg.segmentation import Segmentation, output_files
 from ovseg.vocabulary import Vocabulary, label_set_names
@@ -86,9 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--explain", action="store_true", help="also tell each mask's best words by each classifier (in the JSON, too)"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: MODEL.DEVICE, or cpu where there is no GPU)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: MODEL.DEVICE, or cpu without a GPU)")
     parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="override configuration keys; last"
+        "--opts", nargs="*", metavar="KEY VALUE", help="override configuration keys, as KEY VALUE or KEY=VALUE"
     )
     return parser
 
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 when an input failed. What the user must mend before anything can run exits with status 2.
     """
-    args = build_parser().parse_args(argv)
+    args = parse_with_options(build_parser(), argv)
     console, errors = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with user_errors():

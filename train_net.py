@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train and evaluate: Detectron2's command line.
+"""Train and evaluate: Detectron2's command line, with KEY VALUE pairs of the configuration anywhere in it.
 
 python train_net.py --config-file configs/toy/ovseg_toy.yaml --num-gpus 0
 python train_net.py --config-file CONFIG --num-gpus 8 --eval-only MODEL.WEIGHTS checkpoint.pth
@@ -19,8 +19,23 @@ if __name__ == "__main__":  # while libraries load, which takes seconds, nothing
 from ovseg.config import CfgNode, load_cfg
 from ovseg.engine.launch import World, choose_device, launch
 from ovseg.engine.run import evaluate, train
-from ovseg.engine.setup import default_argument_parser, owned_output, setup
+from ovseg.engine.setup import owned_output, setup
 from ovseg.errors import OvsegError, user_errors
+from ovseg.options import parse_with_options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of Detectron2's tools."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", metavar="FILE", help="one of configs/*.yaml")
+    parser.add_argument("--resume", action="store_true", help="go on from what OUTPUT_DIR holds")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of this machine; 0: the CPU (default: 1)")
+    parser.add_argument("--num-machines", type=int, default=1, help="machines in all (default: 1)")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of the first of several machines")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override configuration keys; KEY=VALUE, too")
+    return parser
 
 
 def main(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -34,7 +49,7 @@ def configuration(args: argparse.Namespace) -> CfgNode:
     """The configuration that the command line asks for, with the device it runs on."""
     if not args.config_file:
         raise OvsegError("--config-file is missing: give one of configs/*.yaml")
-    cfg = load_cfg(args.config_file, args.opts or [])
+    cfg = load_cfg(args.config_file, args.opts)
     cfg.MODEL.DEVICE = choose_device(cfg.MODEL.DEVICE, args.num_gpus)
     cfg.freeze()
     return cfg
@@ -42,9 +57,7 @@ def configuration(args: argparse.Namespace) -> CfgNode:
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    parser = default_argument_parser(__doc__)
-    parser.set_defaults(dist_url="auto")
-    arguments = parser.parse_args()
+    arguments = parse_with_options(build_parser(), bare=True)
     with user_errors():
         config = configuration(arguments)
         world = World(
@@ -52,6 +65,6 @@ if __name__ == "__main__":
             arguments.num_machines,
             arguments.machine_rank,
             arguments.dist_url,
-            cuda=config.MODEL.DEVICE == "cuda",
+            cuda=config.MODEL.DEVICE.startswith("cuda"),
         )
         launch(main, world, (config, arguments))

@@ -15,7 +15,9 @@ def _register() -> None:
     from ovseg import meta_arch, proposals  # noqa: F401  (each registers its classes)
     from ovseg.data.catalog import register_all
     from ovseg.data.toy import register_toy
+    from ovseg.detectron2_hints import add_hints
 
+    add_hints()
     register_all()
     register_toy()
 

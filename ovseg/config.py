@@ -5,18 +5,22 @@ Names and defaults are those of the published systems (`specification`, section 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode as Detectron2CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
-from ovseg.config_errors import explain_config_errors
-from ovseg.config_per_dataset import merge_layers, prepare_for_merge
-from ovseg.errors import OvsegError
+from ovseg.config_errors import dotted_keys, explain_config_errors
+from ovseg.config_files import load_layers
+from ovseg.config_limits import check_config, lookup
+from ovseg.config_per_dataset import KEY as PER_DATASET
+from ovseg.config_per_dataset import prepare_for_merge
+from ovseg.config_values import fit, option_pairs
+from ovseg.errors import OvsegError, shown
 
 DEFAULTS: dict[str, Any] = {
     # --- Swin backbone -------------------------------------------------------------------------------------
@@ -175,6 +179,9 @@ DEFAULTS: dict[str, Any] = {
     "WANDB.NAME": None,
 }
 
+# What keys take that are None by default, beside None; others take anything.
+OPTIONAL: dict[str, Any] = {"MODEL.SWIN.QK_SCALE": 1.0, "MODEL.SWIN.NORM_INDICES": [0], "WANDB.NAME": ""}
+
 # Keys that the originals define and never act on: any other value than the default would be ignored in
 # silence, so it is refused.
 WITHOUT_EFFECT = {
@@ -201,7 +208,7 @@ WITHOUT_EFFECT = {
 
 
 class CfgNode(Detectron2CfgNode):
-    """Detectron2's configuration node, reading safe YAML only and explaining mistakes in one sentence."""
+    """Detectron2's configuration node: safe YAML only, values in any form that is clear, mistakes in one sentence."""
 
     def merge_from_file(self, cfg_filename: str | Path, allow_unsafe: bool = False) -> None:
         """Merge a YAML file and its ``_BASE_`` files; tags that run code are refused whatever ``allow_unsafe`` says.
@@ -210,31 +217,74 @@ class CfgNode(Detectron2CfgNode):
             OvsegError: missing file, bad YAML, executable tag, unknown key or wrong type of value.
         """
         prepare_for_merge(self)
+        content = load_layers(cfg_filename)
         with explain_config_errors(self, str(cfg_filename)):
-            super().merge_from_file(str(cfg_filename), allow_unsafe=False)
+            if fit(content.get("VERSION", self.VERSION), self.VERSION, "VERSION") != self.VERSION:
+                raise ValueError(f"VERSION is {content['VERSION']}: only files of version {self.VERSION} are read")
+            self.merge_from_other_cfg(content)
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        """Contents of a YAML file over those of its ``_BASE_``, which it may overrule in more than equal keys.
+        """Contents of a YAML file over those of its ``_BASE_``: see :func:`ovseg.config_files.load_layers`."""
+        return load_layers(filename)
 
-        See :mod:`ovseg.config_per_dataset`; arguments as :meth:`merge_from_file`.
+    def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
+        """Merge another configuration, with values as :func:`ovseg.config_values.fit` takes them.
+
+        Raises:
+            KeyError, ValueError: unknown key, or a value of another type.
         """
-        merged = super().load_yaml_with_base(filename, allow_unsafe=False)
-        with cls._open_cfg(filename) as file:
-            merge_layers(merged, yaml.safe_load(file))
-        return merged
+        _merge(cfg_other, self)
 
-    def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
-        """Merge ``[KEY, VALUE, KEY, VALUE, ...]``.
+    def merge_from_list(self, cfg_list: Sequence[Any] | Mapping[str, Any]) -> None:
+        """Merge ``[KEY, VALUE, KEY, VALUE, ...]``, or another form that :func:`ovseg.config_values.option_pairs` takes.
 
-        ``TEST.PER_DATASET`` takes a mapping in YAML, and gives way to keys that are set for all data sets: see
+        ``TEST.PER_DATASET`` takes a mapping in YAML, and yields to keys that are set for all data sets: see
         :mod:`ovseg.config_per_dataset`.
 
         Raises:
             OvsegError: unknown key, missing value or wrong type of value.
         """
         with explain_config_errors(self, "the KEY VALUE options"):
-            super().merge_from_list(prepare_for_merge(self, cfg_list))
+            pairs = prepare_for_merge(self, option_pairs(cfg_list, set(dotted_keys(self)), PER_DATASET))
+            for key, value in zip(pairs[0::2], pairs[1::2], strict=True):
+                *parents, name = key.split(".")
+                node = self
+                for parent in parents:
+                    node = node.get(parent) if isinstance(node, dict) else None
+                if not isinstance(node, dict) or name not in node:
+                    raise KeyError(f"Non-existent key: {key}")
+                node[name] = value if key == PER_DATASET else _fit(value, node[name], key)
+
+
+def _merge(other: Mapping[str, Any], cfg: Detectron2CfgNode, prefix: str = "") -> None:
+    """Write ``other`` over ``cfg``; a section with nothing in it is left out."""
+    for key, value in other.items():
+        name, there = f"{prefix}{key}", cfg.get(key)
+        if isinstance(there, dict) and isinstance(value, dict):
+            _merge(value, there, f"{name}.")
+        elif key in cfg:
+            if value is not None or not isinstance(there, dict):
+                cfg[key] = _fit(value, there, name)
+        elif cfg.is_new_allowed() and isinstance(value, dict):
+            cfg[key] = CfgNode(new_allowed=True)
+            _merge(value, cfg[key], f"{name}.")
+        elif cfg.is_new_allowed():
+            cfg[key] = fit(copy.copy(value), None, name)
+        else:
+            raise KeyError(f"Non-existent config key: {name}")
+
+
+def _fit(value: Any, there: Any, key: str) -> Any:
+    """``value`` for a key that holds ``there``: keys that are None by default take anything."""
+    if isinstance(there, dict):
+        raise ValueError(f"{key} is {shown(value)}: it must hold keys, such as {key}.{next(iter(there), 'NAME')}")
+    if isinstance(value, dict):
+        raise ValueError(f"{key} is {shown(dict(value))}: it must be a value, not keys")
+    default = DEFAULTS.get(key, there)
+    if default is None and key in OPTIONAL:
+        return None if value in (None, "", "None", "none", "null") else fit(value, OPTIONAL[key], key)
+    return fit(value, default, key)
 
 
 def get_cfg() -> CfgNode:
@@ -251,15 +301,20 @@ def get_cfg() -> CfgNode:
     return cfg
 
 
-def load_cfg(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
-    """Read ``config_file`` over the defaults, then ``opts`` (alternating keys and values) over both.
+def load_cfg(config_file: str | Path, opts: Sequence[Any] | Mapping[str, Any] = ()) -> CfgNode:
+    """Read ``config_file`` over the defaults, then ``opts`` over both.
+
+    Args:
+        config_file: YAML file.
+        opts: alternating keys and values, ``KEY=VALUE`` texts, or a mapping, see :meth:`CfgNode.merge_from_list`.
 
     Raises:
-        OvsegError: see :class:`CfgNode`.
+        OvsegError: see :class:`CfgNode` and :func:`ovseg.config_limits.check_config`.
     """
     cfg = get_cfg()
     cfg.merge_from_file(config_file)
     cfg.merge_from_list(opts)
+    check_config(cfg)
     return cfg
 
 
@@ -267,14 +322,8 @@ def refuse_keys_without_effect(cfg: Detectron2CfgNode) -> None:
     """Raise :class:`OvsegError` when a key of :data:`WITHOUT_EFFECT` was changed from its default."""
     defaults = get_cfg()
     for key, remedy in WITHOUT_EFFECT.items():
-        if _lookup(cfg, key) != _lookup(defaults, key):
+        value, default = lookup(cfg, key), lookup(defaults, key)
+        if value != default:
             raise OvsegError(
-                f"{key} = {_lookup(cfg, key)!r} has no effect in this system: remove it "
-                f"(the default is {_lookup(defaults, key)!r}); {remedy}"
+                f"{key} = {shown(value)} has no effect in this system: remove it (the default is {default!r}); {remedy}"
             )
-
-
-def _lookup(cfg: Detectron2CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

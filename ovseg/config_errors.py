@@ -12,24 +12,26 @@ from collections.abc import Iterator
 import yaml
 
 from ovseg.errors import OvsegError
+from ovseg.plain_yaml import one_line
 
 
 @contextlib.contextmanager
-def explain_config_errors(cfg: dict, source: str) -> Iterator[None]:
+def explain_config_errors(cfg: dict, source: str, text: str = "") -> Iterator[None]:
     """Turn the exceptions of yacs, fvcore and PyYAML into :class:`OvsegError`.
 
     Args:
         cfg: the configuration that is being changed; its keys are what an unknown key is compared with.
         source: where the values come from, for the message.
+        text: YAML that is being read.
     """
     try:
         yield
     except yaml.constructor.ConstructorError as error:
-        raise OvsegError(_explain_tag(error, source)) from error
+        if ":python/" not in str(error.problem):
+            raise OvsegError(f"{source} is not valid YAML: {one_line(error)}") from error
+        raise OvsegError(_explain_tag(error, source, text)) from error
     except yaml.YAMLError as error:
-        raise OvsegError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
-    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
-        raise OvsegError(f"{source}: cannot read it ({error}): check the path given as --config-file") from error
+        raise OvsegError(f"{source} is not valid YAML: {one_line(error)}") from error
     except (KeyError, AssertionError) as error:
         raise OvsegError(_explain_key(cfg, source, str(error.args[0]) if error.args else "")) from error
     except ValueError as error:
@@ -37,41 +39,33 @@ def explain_config_errors(cfg: dict, source: str) -> Iterator[None]:
 
 
 def _explain_key(cfg: dict, source: str, message: str) -> str:
-    match = re.search(r"[Nn]on-existent (?:config )?key: ([\w.]+)", message)
+    match = re.search(r"[Nn]on-existent (?:config )?key: (.*)", message, re.DOTALL)
     if match:
-        nearest = difflib.get_close_matches(match[1], list(_dotted_keys(cfg)), n=1, cutoff=0.6)
+        nearest = difflib.get_close_matches(match[1], list(dotted_keys(cfg)), n=1, cutoff=0.6)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        return f"unknown configuration key {match[1]} in {source}{hint}"
-    if "does not exist" in message:
-        return f"{message.rstrip('!')}: check the path given as --config-file"
-    if "Override list has odd length" in message:
-        return f"{source} must be pairs of KEY and VALUE: {message}"
+        if nearest == [match[1]]:
+            hint = f"; write its parts below each other, as in {': {'.join(nearest[0].split('.'))}: ...}}"
+        return f"unknown configuration key {match[1] or repr(match[1])} in {source}{hint}"
     return f"{source}: {message}"
 
 
-def _dotted_keys(node: dict, prefix: str = "") -> Iterator[str]:
+def dotted_keys(node: dict, prefix: str = "") -> Iterator[str]:
+    """Full names of all keys with a value."""
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from _dotted_keys(value, f"{prefix}{key}.")
+            yield from dotted_keys(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
 
 
-def _explain_tag(error: yaml.constructor.ConstructorError, source: str) -> str:
+def _explain_tag(error: yaml.constructor.ConstructorError, source: str, text: str) -> str:
     mark = error.problem_mark
     where = f"{source}, line {mark.line + 1}" if mark else source
-    text = f"{where}: YAML that runs code is refused ({' '.join(str(error.problem).split())})"
-    expression = re.search(r"eval\s*\[\s*([\"'])(.*)\1\s*\]", _line(source, mark))
+    message = f"{where}: YAML that runs code is refused ({' '.join(str(error.problem).split())})"
+    line = text.split("\n")[mark.line] if mark and text else ""
+    expression = re.search(r"eval\s*\[\s*([\"'])(.*)\1\s*\]", line)
     plain = _plain_list(expression[2]) if expression else None
-    return f"{text}: write the plain list instead" + (f": {plain}" if plain is not None else "")
-
-
-def _line(source: str, mark: yaml.Mark | None) -> str:
-    try:
-        with open(source, encoding="utf-8") as file:
-            return file.read().split("\n")[mark.line] if mark else ""
-    except (OSError, UnicodeDecodeError, IndexError):
-        return ""
+    return f"{message}: write the plain list instead" + (f": {plain}" if plain is not None else "")
 
 
 _OPERATORS = {
@@ -84,7 +78,7 @@ _OPERATORS = {
 
 
 def _plain_list(expression: str) -> list | None:
-    """Value of ``[arithmetic of x for x in range(...)]``, worked out without running it as code; else None."""
+    """Value of ``[arithmetic of x for x in range(...)]``, computed without running it as code; else None."""
     try:
         body = ast.parse(expression, mode="eval").body
         if not isinstance(body, ast.ListComp) or len(body.generators) != 1 or body.generators[0].ifs:

@@ -15,13 +15,14 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from ovseg.config_values import fit
 from ovseg.data.benchmarks import find_dataset
 from ovseg.data.own.naming import is_own
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, shown
+from ovseg.plain_yaml import load_plain
 
 KEY = "TEST.PER_DATASET"
 GENERAL = "MODEL.CLIP_ADAPTER."  # where the keys are for all data sets
@@ -83,9 +84,11 @@ def prepare_for_merge(cfg: CfgNode, options: Sequence[Any] = ()) -> list[Any]:
         if key.startswith(f"{KEY}.") and name in LIMITS:
             entries.setdefault(dataset, new_node(new_allowed=True)).setdefault(name, None)
     for place in range(1, len(options), 2):
-        if options[place - 1] == KEY and isinstance(options[place], str):
-            content = yaml.safe_load(options[place])
-            options[place] = new_node(content) if isinstance(content, dict) else content
+        if options[place - 1] == KEY:
+            content = load_plain(options[place]) if isinstance(options[place], str) else options[place]
+            if not isinstance(content, dict):
+                raise ValueError(f"{KEY} is {shown(content)}: write {{DATA_SET: {{MASK_THR: 0.4}}}}")
+            options[place] = new_node(_read_texts(content), new_allowed=True)
     return options
 
 
@@ -135,6 +138,14 @@ def check_per_dataset(cfg: CfgNode) -> None:
             low, high = LIMITS[name]
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise OvsegError(f"{KEY}.{dataset}.{name} is {value!r}: use a number from {low:g} to {high:g}")
+
+
+def _read_texts(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """The same with numbers where their texts were."""
+    return {
+        str(key): _read_texts(value) if isinstance(value, Mapping) else fit(value, None, str(key))
+        for key, value in content.items()
+    }
 
 
 def _section(content: Any, *path: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import reprlib
 import signal
 import sys
 import threading
@@ -14,6 +15,9 @@ from types import FrameType
 
 from torch.utils.data import dataloader
 
+LONGEST_MESSAGE = 1500  # characters
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 _LOST_WORKER = "DataLoader worker (pid"  # how torch begins, wherever the main process is when it notices
 _FREE_SPACE = "free some space and run again"
 _PERMISSIONS = "check its owner and permissions, or choose another place"
@@ -39,8 +43,23 @@ REMEDIES = {  # errors of the system that lie in files, folders and disks, never
 class OvsegError(Exception):
     """Something the user gave cannot work.
 
-    The message is one clear sentence or two: what is wrong, which file or key, and what to do.
+    The message is one clear sentence or two: what is wrong, which file or key, and what to do. Values from files may
+    be of any length: the middle of a message beyond :data:`LONGEST_MESSAGE` is left out.
     """
+
+    def __init__(self, message: object = ""):
+        text = str(message)
+        half = LONGEST_MESSAGE // 2
+        super().__init__(text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} [...] {text[-half:]}")
+
+
+def shown(value: object) -> str:
+    """``repr(value)``, cut to what a sentence can hold."""
+    try:
+        text = _SHORT.repr(value)
+        return text if len(text) <= 200 else f"{text[:100]}...{text[-97:]}"
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        return "a number of thousands of digits"
 
 
 class CannotWrite(OvsegError):

@@ -1,4 +1,4 @@
-"""YAML files that people write by hand: plain values only, and mistakes told in one sentence."""
+"""YAML files that people write by hand: plain values only, of a size that people write; mistakes in one sentence."""
 
 from __future__ import annotations
 
@@ -9,11 +9,47 @@ from typing import Any
 
 import yaml
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, shown
+
+LARGEST_FILE = 2**20  # bytes
+MOST_VALUES = 200_000  # with every alias followed: a few hundred bytes of aliases stand for billions of values
+DEEPEST = 40  # levels
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Safe loading in which a key that comes twice is an error, not the loss of the first."""
+    """Safe loading that refuses what would be lost or would never end.
+
+    A key that comes twice is an error, not the loss of the first. Any fault of a value is a ``yaml.YAMLError`` with its
+    line, where PyYAML raises a dozen types of exceptions.
+    """
+
+    levels = 0  # that are being composed
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        self.levels += 1
+        if self.levels > DEEPEST:  # PyYAML takes minutes for thousands of levels
+            raise _too_deep(self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.levels -= 1
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _measure(node, {})
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and abs(value) >= 2**64:
+                raise OverflowError("it is too large")
+            return value
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+            raise yaml.constructor.ConstructorError(
+                problem=f"{shown(node.value)} is no {node.tag.rpartition(':')[2]} ({error})",
+                problem_mark=node.start_mark,
+            ) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
@@ -25,10 +61,44 @@ class _PlainLoader(yaml.SafeLoader):
                 continue  # refused by the next step
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key!r} comes twice", problem_mark=key_node.start_mark
+                    problem=f"the key {shown(key)} comes twice", problem_mark=key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def load_plain(text: str) -> Any:
+    """The one document in ``text``.
+
+    Raises:
+        yaml.YAMLError: no YAML, tags that run code, a key twice, impossible values such as dates, aliases or levels
+            without end.
+    """
+    return yaml.load(text, Loader=_PlainLoader)  # safe: a SafeLoader; yaml.safe_load cannot be given another one
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """UTF-8 text of a small file, with or without a byte order mark.
+
+    Args:
+        path: file.
+        what: what the file is, for messages, such as ``"recipe"``.
+
+    Raises:
+        OvsegError: missing, a folder, unreadable, not UTF-8, or larger than :data:`LARGEST_FILE`.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise OvsegError(f"the {what} {path} is larger than {LARGEST_FILE >> 20} MiB: check the path")
+        return content.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise OvsegError(f"there is no {what} {path}: check the path") from error
+    except UnicodeDecodeError as error:
+        raise OvsegError(f"the {what} {path} is not text in UTF-8 (byte {error.start}): save it as UTF-8") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise OvsegError(f"cannot read the {what} {path} ({error}): check the path") from error
 
 
 def read_plain_yaml(path: str | Path, what: str) -> dict[Any, Any]:
@@ -39,20 +109,20 @@ def read_plain_yaml(path: str | Path, what: str) -> dict[Any, Any]:
         what: what the file is, for messages, such as ``"recipe"``.
 
     Raises:
-        OvsegError: missing or unreadable, no YAML, tags that run code, a key twice, or not KEY: VALUE lines.
+        OvsegError: see :func:`read_text` and :func:`load_plain`, or not KEY: VALUE lines.
     """
     try:
-        # safe: a SafeLoader, which refuses tags that run code; yaml.safe_load cannot be told of another one
-        content = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=_PlainLoader)
-    except FileNotFoundError as error:
-        raise OvsegError(f"there is no {what} {path}: check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise OvsegError(f"cannot read the {what} {path} ({error}): check the path") from error
+        content = load_plain(read_text(path, what))
     except yaml.YAMLError as error:
-        raise OvsegError(f"the {what} {path} is not plain YAML: {' '.join(str(error).split())}") from error
+        raise OvsegError(f"the {what} {path} is not plain YAML: {one_line(error)}") from error
     if content is not None and not isinstance(content, dict):
         raise OvsegError(f"the {what} {path} must hold lines of KEY: VALUE")
     return content or {}
+
+
+def one_line(error: yaml.YAMLError) -> str:
+    """What PyYAML says over several lines, in one."""
+    return " ".join(str(error).replace(' in "<unicode string>"', "").split())
 
 
 def unknown_key(key: object, known: Iterable[str], source: str) -> OvsegError:
@@ -61,3 +131,30 @@ def unknown_key(key: object, known: Iterable[str], source: str) -> OvsegError:
     nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]}?" if nearest else f"the keys are {', '.join(known)}"
     return OvsegError(f"unknown key {key} in {source}; {hint}")
+
+
+def _measure(node: yaml.Node, known: dict[yaml.Node, tuple[int, int] | None]) -> tuple[int, int]:
+    """Number of values and of levels below a node, every alias followed; ``known``: results, None while under way."""
+    if node in known:
+        if known[node] is None:
+            raise yaml.composer.ComposerError(problem="an alias stands for itself", problem_mark=node.start_mark)
+        return known[node]
+    known[node] = None
+    size, height = 1, 1
+    if isinstance(node, yaml.CollectionNode):
+        for child in node.value:
+            for part in child if isinstance(child, tuple) else (child,):
+                more, below = _measure(part, known)
+                size, height = size + more, max(height, below + 1)
+    if size > MOST_VALUES:
+        raise yaml.composer.ComposerError(
+            problem=f"its aliases stand for more than {MOST_VALUES} values", problem_mark=node.start_mark
+        )
+    if height > DEEPEST:
+        raise _too_deep(node.start_mark)
+    known[node] = size, height
+    return size, height
+
+
+def _too_deep(mark: yaml.Mark | None) -> yaml.YAMLError:
+    return yaml.composer.ComposerError(problem=f"more than {DEEPEST} levels of nesting", problem_mark=mark)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 from ovseg.checkpoint import load_weights
 from ovseg.config import load_cfg
 from ovseg.data.augmentation import resize_transform
+from ovseg.devices import configured_device, find_device
 from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import augmented_model
 from ovseg.explanation import MaskScores
@@ -72,7 +74,7 @@ class Segmenter:
         cls,
         config_file: str | Path,
         weights: str | Path | None = None,
-        opts: Sequence[str] = (),
+        opts: Sequence[Any] | Mapping[str, Any] = (),
         device: str | None = None,
     ) -> Segmenter:
         """Build the model of a configuration file and load its weights, once.
@@ -80,9 +82,9 @@ class Segmenter:
         Args:
             config_file: YAML file.
             weights: checkpoint; None for the configuration's ``MODEL.WEIGHTS``.
-            opts: ``KEY, VALUE`` pairs that override the file.
-            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; None for ``MODEL.DEVICE``, or the CPU where that is CUDA
-                and there is none.
+            opts: override the file: ``[KEY, VALUE, ...]``, ``["KEY=VALUE", ...]``, or a dict, nested or not.
+            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, ...; None for ``MODEL.DEVICE``, or the CPU where
+                that is CUDA and there is none.
 
         Raises:
             OvsegError: no weights named (a model with random weights would give nonsense), or unreadable, or of another
@@ -101,7 +103,9 @@ class Segmenter:
                 "(--opts MODEL.WEIGHTS FILE, or weights=... in Python)"
             )
         cfg.MODEL.WEIGHTS = weights
-        cfg.MODEL.DEVICE = _choose_device(device, cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = str(
+            configured_device(cfg.MODEL.DEVICE) if device is None else find_device(str(device), "--device")
+        )
         cfg.freeze()
         model = build_model(cfg).eval()
         load_weights(model, weights, complete=True)
@@ -233,21 +237,6 @@ class Segmenter:
         return torch.from_numpy(np.array(resized if self.image_format == "RGB" else resized[:, :, ::-1])).permute(
             2, 0, 1
         )
-
-
-def _choose_device(wanted: str | None, configured: str) -> str:
-    try:
-        device = torch.device(wanted or configured)
-    except RuntimeError as error:
-        raise OvsegError(f"there is no device {wanted or configured!r}: choose cpu, cuda, cuda:0, ...") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        if wanted:
-            raise OvsegError(
-                f"device {wanted} is not there ({torch.cuda.device_count()} CUDA devices are seen): use --device cpu"
-            )
-        logger.warning("there is no CUDA device: running on the CPU")
-        return "cpu"
-    return str(device)
 
 
 @contextlib.contextmanager

@@ -38,7 +38,10 @@ def test_defaults_are_there():
             "unknown configuration key MODEL.SWIN.EMBED_DIMM in .*did you mean",
         ),
         ("MODEL: [", "is not valid YAML"),
-        ("MODEL:\n  SWIN:\n    EMBED_DIM: wide\nVERSION: 2", "Type mismatch.*MODEL.SWIN.EMBED_DIM"),
+        (
+            "MODEL:\n  SWIN:\n    EMBED_DIM: wide\nVERSION: 2",
+            "MODEL.SWIN.EMBED_DIM is 'wide': it must be a whole number",
+        ),
         ("_BASE_: nowhere.yaml", "nowhere.yaml"),
     ],
 )

@@ -155,7 +155,7 @@ def test_entries_that_cannot_work(base, text, message):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["TEST.PER_DATASET", "0.4"], "Type mismatch"),
+        (["TEST.PER_DATASET", "0.4"], "TEST.PER_DATASET is 0.4: write"),
         (["TEST.PER_DATASET", "{a: ["], "is not valid YAML"),
         (["TEST.PER_DATASET"], "must be pairs of KEY and VALUE"),
         ([f"TEST.PER_DATASET.{ADE}.MASK_FILL", "zero"], "unknown configuration key TEST.PER_DATASET"),

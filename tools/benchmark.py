@@ -39,10 +39,12 @@ from torch import Tensor, nn
 from ovseg.checkpoint import load_weights
 from ovseg.config import load_cfg
 from ovseg.data.augmentation import ResizeShortestEdge
+from ovseg.devices import find_device
 from ovseg.engine.timing import REST, STAGES, Stages, clock_of, time_stages
 from ovseg.errors import OvsegError, user_errors
 from ovseg.files import atomic_path
 from ovseg.images import read_image
+from ovseg.options import parse_with_options
 from ovseg.vocabulary import Vocabulary
 
 ELLIPSE_AREAS = (0.005, 0.3)  # parts of the image
@@ -73,8 +75,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--processor-time", action="store_true", help="of the CPU's threads together, not of the clock")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of the configuration")
-    args = parser.parse_args(argv)
+    parser.add_argument("--opts", nargs="*", metavar="KEY VALUE", help="pairs of the configuration")
+    args = parse_with_options(parser, argv)
     if min(*args.batch, args.repeat) < 1 or args.warm_up < 0:
         parser.error("--batch and --repeat must be at least 1, --warm-up at least 0")
     args.device = args.device or ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
@@ -83,7 +85,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def build(args: argparse.Namespace, config: str, device: str, precision: str, batch: int) -> tuple[nn.Module, list]:
     """The model in evaluation mode, and the requests of a batch."""
-    trained = "MODEL.WEIGHTS" in args.opts
+    trained = any(str(word).partition("=")[0] == "MODEL.WEIGHTS" for word in args.opts)
     opts = [] if trained else ["MODEL.WEIGHTS", "", "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "none"]
     opts += ["MODEL.DEVICE", device, "MODEL.CLIP_ADAPTER.PRECISION", precision]
     cfg = load_cfg(config, [*opts, "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR", "none", *args.opts])
@@ -211,6 +213,8 @@ def read_figures(path: str) -> list[Figures]:
 def main(argv: Sequence[str] | None = None, run: Callable[..., Figures] = in_child) -> None:
     """``run``: has the arguments and the result of :func:`measure`."""
     args = parse(argv)
+    for device in args.device:
+        find_device(device, "--device")
     earlier = [figures for path in args.compare if path.endswith(".json") for figures in read_figures(path)]
     configs = [args.config, *(path for path in args.compare if not path.endswith(".json"))]
     results = []

@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovseg.devices import find_device
 from ovseg.errors import OvsegError, user_errors
 from ovseg.proposals.deformable_attention import Pyramid
 from ovseg.proposals.deformable_sampling import compiled_op, sample_compiled, sample_levels
@@ -97,8 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if min(*args.input_size, args.batch, args.repeat) < 1:
         raise OvsegError("--input-size, --batch and --repeat must be positive")
-    if args.device != "cpu" and not torch.cuda.is_available():
-        raise OvsegError(f"--device {args.device}: PyTorch finds no such device here; leave the option out")
+    find_device(args.device, "--device")
 
     given = operands(args.batch, tuple(args.input_size), args.device)
     value, sizes, x, y, weights = given

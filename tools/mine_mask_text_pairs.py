@@ -27,8 +27,10 @@ import torch
 from ovseg.adaptation.masks import MASK_KINDS
 from ovseg.adaptation.mining_options import MiningOptions
 from ovseg.adaptation.mining_run import run
+from ovseg.devices import find_device
 from ovseg.engine.launch import World, launch
 from ovseg.errors import user_errors
+from ovseg.options import parse_with_options
 from ovseg.vocabulary.captions import FORMS
 
 
@@ -89,12 +91,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--write-list", action="store_true", help="the original's pairs.tsv and filled crops, too")
     add("--shard-size", type=int, help="images of one shard; default: 5 to 250, by the number of images")
     add("--device", help="cpu, cuda; default: cuda if there is one, one GPU for each process")
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="configuration keys; last")
-    return parser.parse_args(argv)
+    add("--opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
+    return parse_with_options(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = MiningOptions(**vars(parse(argv)))
+    if options.device:
+        find_device(options.device, "--device")
     cuda = torch.cuda.is_available() and options.device != "cpu"
     launch(run, World(processes_here=1, cuda=cuda), (options,))
 

@@ -35,6 +35,7 @@ from ovseg.errors import OvsegError, user_errors
 from ovseg.evaluation.report import write_csv, write_json
 from ovseg.evaluation.threshold_search import Grid, draw_heat_map, search
 from ovseg.files import atomic_path, explained_writing, locked_folder
+from ovseg.options import parse_with_options
 from ovseg.progress import progress_bar
 
 THRESHOLDS = (0.35, 0.4, 0.45)  # the original's
@@ -46,28 +47,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True)
     for name, default in (("thresholds", THRESHOLDS), ("weights", WEIGHTS)):
         key = {"thresholds": "MASK_THR", "weights": "CLIP_ENSEMBLE_WEIGHT"}[name]
-        parser.add_argument(f"--{name}", nargs="+", default=default, metavar="X", help=f"of {key} (default: {default})")
+        parser.add_argument(
+            f"--{name}", nargs="+", type=float, default=default, metavar="X", help=f"of {key} ({default})"
+        )
     parser.add_argument("--output", type=Path, help="folder (default: OUTPUT_DIR/search); each split gets one in it")
     parser.add_argument("--limit", type=int, metavar="N", help="use N images, evenly spread over the split")
     parser.add_argument("--num-gpus", type=int, default=1, help="0 for the CPU (default: a GPU where there is one)")
-    args, args.opts = parser.parse_known_args(argv)
-    for name in ("thresholds", "weights"):
-        values, following = _numbers(getattr(args, name))
-        setattr(args, name, values)
-        args.opts = [*following, *args.opts]
-    if unknown := [word for word in args.opts if word.startswith("--")]:
-        parser.error(f"unknown option {unknown[0]}")
-    return args
-
-
-def _numbers(words: Sequence[str | float]) -> tuple[list[float], list[str]]:
-    """The numbers at the beginning, and the KEY VALUE words that argparse has taken for more of them."""
-    for count, word in enumerate(words):
-        try:
-            float(word)
-        except ValueError:
-            return [float(number) for number in words[:count]], list(words[count:])
-    return [float(number) for number in words], []
+    return parse_with_options(parser, argv, bare=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

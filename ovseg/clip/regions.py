@@ -164,7 +164,8 @@ def _centres(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tensor]:
     length = (stop - start)[:, None]
     scale = length.float() / size
     # PyTorch's kernel rounds this product and difference once (fused multiply-add): hence float64
-    return (scale.double() * (torch.arange(size, device=start.device) + 0.5) - 0.5).float(), length
+    exact = (scale.cpu() if scale.device.type == "mps" else scale).double()  # MPS has no float64
+    return (exact * (torch.arange(size, device=exact.device) + 0.5) - 0.5).float().to(start.device), length
 
 
 def _cubic_kernel(x: Tensor, outer: bool) -> Tensor:

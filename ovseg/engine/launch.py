@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import logging
 import multiprocessing
 import os
 import signal
@@ -19,9 +18,8 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
+from ovseg.devices import configured_device
 from ovseg.errors import OvsegError
-
-logger = logging.getLogger(__name__)
 
 TIMEOUT = datetime.timedelta(minutes=30)
 USER_ERROR = 2  # exit status of a process whose OvsegError the launcher reports
@@ -56,7 +54,7 @@ def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def choose_device(device: str, num_gpus: int) -> str:
-    """The device type that a run with ``--num-gpus`` uses: "cpu" or "cuda".
+    """The device that a run with ``--num-gpus`` uses: "cpu", "cuda", or what else ``MODEL.DEVICE`` names.
 
     Args:
         device: ``MODEL.DEVICE``.
@@ -64,22 +62,26 @@ def choose_device(device: str, num_gpus: int) -> str:
             the CPU only if ``device`` says so.
 
     Raises:
-        OvsegError: more GPUs asked for than this machine has, or a negative number.
+        OvsegError: more GPUs asked for than this machine has, a negative number, or no device of this machine.
     """
     if num_gpus < 0:
         raise OvsegError(f"--num-gpus {num_gpus} is negative: give the number of GPUs, 0 for the CPU")
-    if num_gpus == 0 or torch.device(device).type == "cpu":
+    kind = device.partition(":")[0]
+    if num_gpus == 0 or kind == "cpu":
         return "cpu"
+    if num_gpus == 1 and not started_by_torchrun():
+        return str(configured_device(device))
+    if kind != "cuda":
+        raise OvsegError(f"MODEL.DEVICE is {device}: several processes compute on CUDA devices, or with cpu on the CPU")
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if num_gpus == 1 and there == 0:
-        logger.warning("no CUDA device found: running on the CPU")
-        return "cpu"
+    if num_gpus == 1:
+        return configured_device(kind).type
     if num_gpus > there:
         raise OvsegError(
             f"--num-gpus {num_gpus}, but this machine has {there} CUDA device{'' if there == 1 else 's'}: ask for "
             f"fewer, or add MODEL.DEVICE cpu to run {num_gpus} processes on the CPU"
         )
-    return torch.device(device).type
+    return "cuda"
 
 
 def launch(main: Callable[..., Any], world: World, args: Sequence[Any] = ()) -> Any:

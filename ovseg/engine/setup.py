@@ -12,13 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ovseg.files import atomic_path, explained_writing, locked_folder
-
-__all__ = ["default_argument_parser", "owned_output", "seed_everything", "setup"]
 
 logger = logging.getLogger(__name__)
 

@@ -73,7 +73,7 @@ def results_record(
         "seconds_per_image": {**per_image, "total": sum(per_image.values())},
         "num_processes": comm.get_world_size(),
         "device": cfg.MODEL.DEVICE,
-        "device_name": torch.cuda.get_device_name() if torch.device(cfg.MODEL.DEVICE).type == "cuda" else None,
+        "device_name": torch.cuda.get_device_name(cfg.MODEL.DEVICE) if cfg.MODEL.DEVICE.startswith("cuda") else None,
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
         "git_commit": git_commit(),

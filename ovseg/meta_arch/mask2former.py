@@ -15,6 +15,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
+from ovseg.config_limits import check_config
 from ovseg.errors import OvsegError
 from ovseg.meta_arch.mask_proposer import MaskProposer, output_size
 from ovseg.meta_arch.painting import paint_labels, paint_scores, resize
@@ -42,6 +43,7 @@ class Mask2Former(MaskProposer):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        check_config(cfg)  # again: it may come from Detectron2's own get_cfg
         head = cfg.MODEL.SEM_SEG_HEAD
         if head.EMBEDDING_DIM != head.NUM_CLASSES + 1:
             raise OvsegError(

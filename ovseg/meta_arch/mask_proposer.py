@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone, build_backbone, build_sem_seg_head
-from detectron2.structures import ImageList
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +29,8 @@ class MaskProposer(nn.Module):
         size_divisibility: inputs are padded to a multiple; negative means the backbone's own.
         deep_supervision: losses of all predictions, not of the last one only.
         class_chunk_size: classes painted at a time.
+        ignore_label: value of pixels without a class in requests' ``sem_seg``.
+        test_sets, train_sets: data sets whose words requests without words get in evaluation, and in training.
     """
 
     def __init__(
@@ -42,6 +44,9 @@ class MaskProposer(nn.Module):
         size_divisibility: int,
         deep_supervision: bool,
         class_chunk_size: int = 64,
+        ignore_label: int = 255,
+        test_sets: Sequence[str] = (),
+        train_sets: Sequence[str] = (),
     ):
         super().__init__()
         if class_chunk_size < 1:
@@ -52,6 +57,8 @@ class MaskProposer(nn.Module):
         self.size_divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
         self.deep_supervision = deep_supervision
         self.class_chunk_size = class_chunk_size
+        self.ignore_label = ignore_label
+        self.test_sets, self.train_sets = tuple(test_sets), tuple(train_sets)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -68,6 +75,9 @@ class MaskProposer(nn.Module):
             "size_divisibility": former.SIZE_DIVISIBILITY,
             "deep_supervision": former.DEEP_SUPERVISION,
             "class_chunk_size": former.TEST.CLASS_CHUNK_SIZE,
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "test_sets": cfg.DATASETS.TEST,
+            "train_sets": cfg.DATASETS.TRAIN,
         }
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
@@ -95,11 +105,25 @@ class MaskProposer(nn.Module):
     def losses(
         self, requests: Sequence[Mapping[str, Any]], predictions: Predictions, padded_size: torch.Size
     ) -> dict[str, Tensor]:
-        """The criterion's losses, from class logits (B, Q, K + 1) and mask logits, and the requests' ``instances``."""
-        instances = [request["instances"] for request in requests]
+        """The criterion's losses, from class logits (B, Q, K + 1) and mask logits, and the requests' truth."""
+        instances = [self._instances(request) for request in requests]
         gt_classes = [truth.gt_classes.to(self.device) for truth in instances]
         gt_masks = [pad_masks(truth.gt_masks, padded_size).to(self.device) for truth in instances]
         return self.criterion(predictions, gt_classes, gt_masks)
+
+    def _instances(self, request: Mapping[str, Any]) -> Instances:
+        """The request's ``instances``, or one for each class of the label map that Detectron2's own mapper gives."""
+        if "instances" in request:
+            return request["instances"]
+        if "sem_seg" not in request:
+            raise OvsegError(
+                "a training sample has neither instances nor sem_seg: map data sets with "
+                "ovseg.data.mapper.SemSegTrainMapper, or give label files (sem_seg_file_name)"
+            )
+        labels = request["sem_seg"]
+        classes = labels.unique()
+        classes = classes[classes != self.ignore_label]
+        return Instances(tuple(labels.shape), gt_classes=classes, gt_masks=labels == classes[:, None, None])
 
 
 def output_size(request: Mapping[str, Any]) -> tuple[int, int]:

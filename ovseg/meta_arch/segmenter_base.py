@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ovseg.clip.adapter import ClipAdapter, MaskedImage
 from ovseg.clip.contextual_shift import Context
+from ovseg.config_limits import check_config
 from ovseg.errors import OvsegError
 from ovseg.meta_arch.mask_proposer import MaskProposer, output_size
 from ovseg.meta_arch.naming import ClipOpinion, Proposals, explain, fuse, own_probabilities
@@ -32,10 +33,11 @@ class ProposalNamer(MaskProposer):
     Input: a list of dicts, one per image:
 
     * ``image``: (3, H, W) RGB, 0 .. 255, any dtype; ``height``, ``width``: size of the result (default: H, W)
-    * the words: ``class_names``, K entries, each a str or a sequence of synonyms; or ``meta["dataset_name"]``
+    * the words: ``class_names``, K entries, each a str or a sequence of synonyms; or ``meta["dataset_name"]``; without
+      both, those of the configuration's first data set
     * ``templates``: prompts for the words, in place of the model's own
     * ``outputs``: what to return, a subset of :data:`OUTPUTS`; default the first, ``("sem_seg",)``
-    * in training ``instances``: ``gt_classes`` int64 (n,), ``gt_masks`` bool (n, H, W)
+    * in training ``instances``: ``gt_classes`` int64 (n,), ``gt_masks`` bool (n, H, W); or ``sem_seg``, labels (H, W)
 
     Output in evaluation: a list of dicts with
 
@@ -83,6 +85,7 @@ class ProposalNamer(MaskProposer):
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
+        check_config(cfg)  # again: it may come from Detectron2's own get_cfg
         head, former, adapter = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER, cfg.MODEL.CLIP_ADAPTER
         clip_adapter = cls.adapter_class(cfg)
         if clip_adapter.embed_dim != head.EMBEDDING_DIM:
@@ -173,7 +176,7 @@ class ProposalNamer(MaskProposer):
 
     def words_of(self, request: Mapping[str, Any]) -> Words:
         """The request's words, with "others" where that is to be added."""
-        words = requested_words(request)
+        words = requested_words(request, self.test_sets)
         return words.with_others() if self.add_others and len(words) == 1 else words
 
     def _predict(self, images: Sequence[Tensor]) -> tuple[Any, list[tuple[Tensor, Tensor]], torch.Size]:
@@ -185,7 +188,7 @@ class ProposalNamer(MaskProposer):
         return seen, list(zip(calibrated, masks, strict=True)), padded_size
 
     def _losses(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        words = {requested_words(request) for request in batched_inputs}
+        words = {requested_words(request, self.train_sets) for request in batched_inputs}
         if len(words) > 1:
             raise OvsegError("the images of one training batch must share their words: train on one data set at a time")
         asked = words.pop()

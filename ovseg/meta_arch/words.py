@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +12,10 @@ import torch
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
+from ovseg.data.own.naming import is_own
 from ovseg.errors import OvsegError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,23 +48,50 @@ class Words:
         return reduced.scatter_reduce(-1, index, logits, "amax")
 
 
-def requested_words(request: Mapping[str, Any]) -> Words:
+def requested_words(request: Mapping[str, Any], datasets: Sequence[str] = ()) -> Words:
     """The words of one entry of a batch: its ``class_names``, else its data set's ``stuff_classes``, stripped.
 
     ``templates``, if given, are the prompts that they are put into.
+
+    Args:
+        request: the entry.
+        datasets: of the configuration; Detectron2's own predictor and loaders name neither words nor a data set, and
+            get the words of the first of these.
 
     Raises:
         OvsegError: there are none.
     """
     if "class_names" in request:
         return _flatten(request["class_names"], "class_names", request.get("templates"))
-    dataset = request.get("meta", {}).get("dataset_name")
-    if dataset is None:
-        raise OvsegError('give the words to look for: "class_names" or "meta": {"dataset_name": ...} in each request')
-    names = MetadataCatalog.get(dataset).get("stuff_classes")
+    dataset = request.get("meta", {}).get("dataset_name") or _first(tuple(datasets))
+    names = _words_of(dataset)
     if not names:
         raise OvsegError(f"the data set {dataset} has no stuff_classes in its metadata: set them when registering it")
     return _flatten([name.strip() for name in names], f"stuff_classes of {dataset}", request.get("templates"))
+
+
+@functools.cache
+def _first(datasets: tuple[str, ...]) -> str:
+    if not datasets:
+        raise OvsegError(
+            'give the words to look for: "class_names" or "meta": {"dataset_name": ...} in each request, or a data set '
+            "in DATASETS.TEST of the configuration (DATASETS.TRAIN for training)"
+        )
+    if any(_words_of(other) != _words_of(datasets[0]) for other in datasets[1:]):
+        logger.warning(
+            "data sets of DATASETS.TEST differ in words, and requests that name none get those of %s: put "
+            '"meta": {"dataset_name": ...} into requests for others',
+            datasets[0],
+        )
+    return datasets[0]
+
+
+def _words_of(dataset: str) -> Sequence[str] | None:
+    if is_own(dataset):
+        from ovseg.data.own.registration import register_own  # late: preparing data needs much
+
+        register_own(dataset)
+    return MetadataCatalog.get(dataset).get("stuff_classes")
 
 
 def _flatten(class_names: Sequence[str | Sequence[str]], source: str, templates: Sequence[str] | None = None) -> Words:

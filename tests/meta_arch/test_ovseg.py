@@ -101,7 +101,7 @@ def test_no_object_column_before_or_after_the_softmax(tiny):
     ("key", "value", "message"),
     [
         ("MODEL.MASK_FORMER.TEST.PAINTING", "fresco", "PAINTING is 'fresco'; choose one of mask_sum, class_winner"),
-        ("MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE", 0, "CLASS_CHUNK_SIZE must be at least 1"),
+        ("MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE", 0, "CLASS_CHUNK_SIZE is 0: give a whole number from 1"),
         ("MODEL.SEM_SEG_HEAD.EMBEDDING_DIM", 512, "EMBEDDING_DIM is 512, but CLIP .* has embeddings of 32"),
         ("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True, "PANOPTIC_ON = True has no effect"),
     ],

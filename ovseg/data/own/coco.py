@@ -16,9 +16,9 @@ from typing import Any
 
 from ovseg.data.own.description import Description
 from ovseg.data.own.geometry import Ids
-from ovseg.data.own.naming import path_parts, shown, text_key
+from ovseg.data.own.naming import path_parts, text_key
 from ovseg.data.own.pairs import Pair, Pairing, find, split_names
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, shown
 from ovseg.vocabulary import Vocabulary
 from ovseg.vocabulary.reading import clean_text
 

@@ -11,10 +11,10 @@ from pycocotools import mask as run_lengths
 from ovseg.data.own.classes import Classes
 from ovseg.data.own.coco import CocoFile
 from ovseg.data.own.geometry import Ids, NoArea, checked_points, checked_run_lengths, labelled_size, whole_number
-from ovseg.data.own.naming import shown, text_key
+from ovseg.data.own.naming import text_key
 from ovseg.data.own.pairs import Pair
 from ovseg.data.own.values import UNLISTED, Labels, look_up, packed_colors, settle
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, shown
 
 _LONGEST_OUTLINE = 5_000_000  # pixels, for each of which pycocotools takes about 100 bytes
 

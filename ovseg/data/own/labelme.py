@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw
 
 from ovseg.data.own.classes import Classes
 from ovseg.data.own.geometry import NoArea, checked_points, labelled_size
-from ovseg.data.own.naming import shown, text_key
+from ovseg.data.own.naming import text_key
 from ovseg.data.own.pairs import Pair
 from ovseg.data.own.values import UNLISTED, Labels, settle
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, shown
 
 _OFFSET = 2  # canvas value of class 0, since drawing wants no negative numbers
 # labelme's own names, and those of its relatives, for a polygon of four corners

@@ -38,12 +38,6 @@ def text_key(text: str) -> str:
     return clean_text("".join(c for c in text if unicodedata.category(c) != "Cf")).casefold()
 
 
-def shown(value: object, most: int = 80) -> str:
-    """A value as messages show it: Python's ``repr``, cut after ``most`` characters."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
 def path_parts(text: str) -> tuple[str, ...]:
     """The parts of a path that another system may have written, after NFC, without drive, root, ``.`` and ``..``."""
     parts = PurePosixPath(clean_text(text).replace("\\", "/")).parts

@@ -1,0 +1,199 @@
+"""Which values configuration keys may have: refused before anything is built, each in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY as HEADS
+
+from ovseg.errors import OvsegError, shown
+
+# (what to give, test of a number): keys below MODEL etc. that it holds for; of a list, for each of its elements
+_COUNT = ("a whole number from 1 to 16384", lambda x: isinstance(x, int) and 1 <= x <= 16384)
+_NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
+    _COUNT: """
+        MODEL.SWIN.PRETRAIN_IMG_SIZE MODEL.SWIN.PATCH_SIZE MODEL.SWIN.EMBED_DIM MODEL.SWIN.DEPTHS MODEL.SWIN.NUM_HEADS
+        MODEL.SWIN.WINDOW_SIZE MODEL.SWIN.PROJECT_DIM MODEL.SEM_SEG_HEAD.EMBEDDING_DIM
+        MODEL.SEM_SEG_HEAD.EMBED_HIDDEN_DIM MODEL.SEM_SEG_HEAD.EMBED_LAYERS MODEL.SEM_SEG_HEAD.MASK_DIM
+        MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.MASK_FORMER.NHEADS MODEL.MASK_FORMER.DIM_FEEDFORWARD
+        MODEL.MASK_FORMER.HIDDEN_DIM MODEL.MASK_FORMER.NUM_OBJECT_QUERIES MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE
+        MODEL.CLIP_VISION_DIM MODEL.SCAN_DIM MODEL.SCAN_FEEDFORWARD MODEL.PATCH_SIZE INPUT.MIN_SIZE_TRAIN
+        INPUT.MAX_SIZE_TRAIN INPUT.MAX_SIZE_TEST SOLVER.IMS_PER_BATCH SOLVER.TEST_IMS_PER_BATCH TEST.AUG.MIN_SIZES
+        TEST.AUG.MAX_SIZE TEST.SLIDING_TILE_SIZE""",
+    ("a whole number from 0 to 16384", lambda x: isinstance(x, int) and 0 <= x <= 16384): """
+        MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS MODEL.MASK_FORMER.ENC_LAYERS MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH
+        MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE INPUT.MIN_SIZE_TEST DATALOADER.NUM_WORKERS MODEL.SELECT_ORI_CLIP_ID""",
+    ("a whole number from 1 to 100", lambda x: isinstance(x, int) and 1 <= x <= 100): "MODEL.MASK_FORMER.DEC_LAYERS",
+    ("a whole number up to 16384", lambda x: x <= 16384): """
+        MODEL.MASK_FORMER.SIZE_DIVISIBILITY INPUT.SIZE_DIVISIBILITY""",
+    ("a whole number of at least 1", lambda x: isinstance(x, int) and x >= 1): """
+        MODEL.SEM_SEG_HEAD.NUM_CLASSES MODEL.MASK_FORMER.TRAIN_NUM_POINTS SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD""",
+    ("a number of at least 0", lambda x: x >= 0): """
+        MODEL.MASK_FORMER.NO_OBJECT_WEIGHT MODEL.MASK_FORMER.CLASS_WEIGHT MODEL.MASK_FORMER.DICE_WEIGHT
+        MODEL.MASK_FORMER.MASK_WEIGHT SOLVER.BASE_LR SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM
+        SOLVER.WEIGHT_DECAY_EMBED SOLVER.BACKBONE_MULTIPLIER SOLVER.WARMUP_ITERS TEST.EVAL_PERIOD""",
+    ("a number of at least 1", lambda x: x >= 1): "MODEL.MASK_FORMER.OVERSAMPLE_RATIO",
+    ("a number above 0", lambda x: x > 0): """
+        MODEL.PIXEL_STD MODEL.SWIN.MLP_RATIO MODEL.FREQUENCY_SIGMA MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO
+        SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE INPUT.CROP.SIZE""",
+    ("a number from 0 to 1", lambda x: 0 <= x <= 1): """
+        MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE MODEL.MASK_FORMER.DROPOUT
+        MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO MODEL.CLIP_ADAPTER.MASK_THR MODEL.CLIP_ADAPTER.REPLACE_RATIO
+        INPUT.CROP.SINGLE_CATEGORY_MAX_AREA SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR""",
+    ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT",
+    ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
+    ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
+    ("a number", lambda x: True): "MODEL.PIXEL_MEAN",
+}
+_LENGTHS = {"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3, "INPUT.CROP.SIZE": 2}
+_STAGES = ("res2", "res3", "res4", "res5")
+_TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
+    "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.CROP.TYPE": ("absolute", "absolute_range", "relative", "relative_range"),
+    "INPUT.DATASET_MAPPER_NAME": ("mask_former_semantic",),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
+    "MODEL.SWIN.OUT_FEATURES": (*_STAGES, "fc"),
+    "MODEL.MASK_FORMER.TEST.PAINTING": ("mask_sum", "class_winner"),
+    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": ("vild", "imagenet", "predefined"),
+    "MODEL.CLIP_ADAPTER.MASK_FILL": ("mean", "zero"),
+    "MODEL.CLIP_ADAPTER.PRECISION": ("fp32", "bf16", "fp16"),
+    "MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT": ("auto", "plain", "log"),
+    "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
+    "TEST.MIOU_CONVENTION": ("union", "ground_truth"),
+    "TEST.VOCABULARY": ("names", "synonyms"),
+    "TEST.ORACLE": ("none", "masks", "labels"),
+    "TEST.ORACLE_LABEL": ("iou", "intersection", "soft_iou"),
+    "TEST.SAVE_PREDICTIONS": (None, False, True, "rle", "png"),
+    "METRIC": ("Vanilla", "SG-IoU"),
+}
+_REGISTERED = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": HEADS,
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": HEADS,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+}
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Refuse values that mean nothing, whatever the model.
+
+    Raises:
+        OvsegError: names the key, its value and what to give.
+    """
+    for key, value in _leaves(cfg):
+        _check_finite(key, value)
+    for (wanted, test), keys in _NUMBERS.items():
+        for key in keys.split():
+            value = lookup(cfg, key)
+            if not all(_is_number(part) and test(part) for part in _parts(value)):
+                raise _refusal(key, value, wanted)
+    for key, length in _LENGTHS.items():
+        if len(lookup(cfg, key)) != length:
+            raise _refusal(key, lookup(cfg, key), f"{length} numbers")
+    for key, choices in _TEXTS.items():
+        value = lookup(cfg, key)
+        if not all(_is_one_of(part, choices) for part in _parts(value)):
+            raise OvsegError(
+                f"{key} is {shown(value)}; choose one of {', '.join(map(str, choices))}{_nearest(value, choices)}"
+            )
+    for key in ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME"):
+        if not lookup(cfg, key):
+            raise _refusal(key, lookup(cfg, key), "a name")
+    for key, registry in _REGISTERED.items():
+        _check_registered(key, lookup(cfg, key), [name for name, _ in registry])
+    _check_together(cfg)
+
+
+def lookup(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key.
+
+    Raises:
+        OvsegError: the configuration lacks it, as one that Detectron2's own ``get_cfg`` has made.
+    """
+    for part in key.split("."):
+        if part not in cfg:
+            raise OvsegError(
+                f"this configuration has no {key}: make it by ovseg.config.get_cfg() or load_cfg(FILE), which know the "
+                "keys of ovseg, not by detectron2.config.get_cfg()"
+            )
+        cfg = cfg[part]
+    return cfg
+
+
+def _check_together(cfg: CfgNode) -> None:
+    """Keys that must fit each other."""
+    former, head, swin, crop = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SWIN, cfg.INPUT.CROP
+    if former.HIDDEN_DIM % former.NHEADS:
+        raise _refusal("MODEL.MASK_FORMER.NHEADS", former.NHEADS, f"a divisor of HIDDEN_DIM, {former.HIDDEN_DIM}")
+    if former.HIDDEN_DIM % 2:
+        raise _refusal("MODEL.MASK_FORMER.HIDDEN_DIM", former.HIDDEN_DIM, "an even number")
+    if head.PIXEL_DECODER_NAME != "BasePixelDecoder" and head.CONVS_DIM % former.NHEADS:
+        raise _refusal(
+            "MODEL.SEM_SEG_HEAD.CONVS_DIM", head.CONVS_DIM, f"a multiple of MODEL.MASK_FORMER.NHEADS, {former.NHEADS}"
+        )
+    if not 1 <= len(swin.DEPTHS) <= len(_STAGES) or len(swin.NUM_HEADS) != len(swin.DEPTHS):
+        raise _refusal("MODEL.SWIN.DEPTHS", swin.DEPTHS, "up to four numbers, as many as in MODEL.SWIN.NUM_HEADS")
+    for stage, heads in enumerate(swin.NUM_HEADS):
+        if (swin.EMBED_DIM << stage) % heads:
+            channels = swin.EMBED_DIM << stage
+            raise _refusal("MODEL.SWIN.NUM_HEADS", swin.NUM_HEADS, f"a divisor of {channels} for stage {stage + 1}")
+    relative = crop.TYPE.startswith("relative")
+    if not all(part <= 1 if relative else isinstance(part, int) for part in crop.SIZE):
+        wanted = "parts of the image's sides, up to 1" if relative else "whole numbers of pixels"
+        raise _refusal("INPUT.CROP.SIZE", crop.SIZE, f"{wanted} with INPUT.CROP.TYPE {crop.TYPE}")
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
+        raise _refusal("INPUT.MIN_SIZE_TRAIN", cfg.INPUT.MIN_SIZE_TRAIN, "the ends of the range, two numbers")
+
+
+def _check_registered(key: str, name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        raise _refusal(key, name, f"a registered name{_nearest(name, names) or ', such as ' + ', '.join(names)}")
+
+
+def _check_finite(key: str, value: Any) -> None:
+    for part in value if isinstance(value, (list, tuple)) else (value,):
+        infinite = isinstance(part, float) and not math.isfinite(part)
+        if infinite and (key, part) != ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", math.inf):  # the largest element
+            raise _refusal(key, value, "a finite number")
+
+
+def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    """The elements of a list, of which there must be one; else the value alone."""
+    return (value or (math.nan,)) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_one_of(value: Any, choices: Sequence[Any]) -> bool:
+    return any(type(value) is type(choice) and value == choice for choice in choices)  # 1 is not True here
+
+
+def _nearest(value: Any, names: Sequence[Any]) -> str:
+    lower = {str(name).lower(): str(name) for name in names}
+    near = difflib.get_close_matches(str(value).lower(), lower, n=1, cutoff=0.5)
+    return f"; did you mean {lower[near[0]]}?" if near else ""
+
+
+def _refusal(key: str, value: Any, wanted: str) -> OvsegError:
+    return OvsegError(f"{key} is {shown(value)}: give {wanted}")

@@ -1,0 +1,198 @@
+"""Values as people write them -> the type of the key that they are for."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import yaml
+
+from ovseg.errors import OvsegError, shown
+
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def fit(value: Any, default: Any, key: str) -> Any:
+    """``value`` as the type of ``default``: what can be meant in one way only is taken, whichever way it is written.
+
+    Args:
+        value: text of the command line, value of a YAML file, or a Python object.
+        default: the key's; for None anything is taken, and text is read as Python's literals.
+        key: full name, for messages.
+
+    Raises:
+        ValueError: it cannot be the key's value; says what to give.
+    """
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of NumPy or PyTorch
+        value = value.item()
+    elif hasattr(value, "tolist"):
+        value = value.tolist()
+    if default is None:
+        return _literal(value)
+    if isinstance(default, (list, tuple)):
+        return type(default)(_elements(value, default, key))
+    for kind, convert in ((bool, _bool), (int, _int), (float, _float), (str, _str)):
+        if isinstance(default, kind):
+            return convert(value, key)
+    return value
+
+
+def option_pairs(options: Mapping[str, Any] | Sequence[Any] | None, known: set[str], whole: str) -> list[Any]:
+    """Alternating keys and values from all ways to write options.
+
+    Args:
+        options: ``[KEY, VALUE, ...]``, ``["KEY=VALUE", ...]``, ``[(KEY, VALUE), ...]``, or a mapping, nested or not.
+        known: all keys, which no value is.
+        whole: the key whose value is a mapping.
+
+    Raises:
+        OvsegError: none of these, or a key without a value; names it.
+    """
+    if isinstance(options, Mapping):
+        return list(chain.from_iterable(_flat(options, whole)))
+    if isinstance(options, (str, bytes)):
+        raise OvsegError(
+            f"options are the text {shown(options)}: give a list [KEY, VALUE, ...] or a dict {{KEY: VALUE}}"
+        )
+    words = list(options or ())
+    if words and all(isinstance(word, (list, tuple)) and len(word) == 2 for word in words):
+        words = list(chain.from_iterable(words))
+    pairs: list[Any] = []
+    rest = iter(words)
+    for key in rest:
+        if not isinstance(key, str):
+            raise OvsegError(f"the KEY VALUE options must be pairs of KEY and VALUE: {shown(key)} is no key")
+        key, equals, value = key.partition("=")
+        if not equals:
+            value = next(rest, rest)
+            value = next(rest, rest) if isinstance(value, str) and value == "=" else value
+        if value is rest:
+            raise OvsegError(f"the KEY VALUE options must be pairs of KEY and VALUE: {key} lacks a value")
+        if isinstance(value, str) and value in known and key in known:
+            raise OvsegError(
+                f"the KEY VALUE options must be pairs of KEY and VALUE: {key} lacks a value, {value} follows it"
+            )
+        pairs += [key, value]
+    return pairs
+
+
+def _flat(options: Mapping[str, Any], whole: str, prefix: str = "") -> Iterator[tuple[Any, Any]]:
+    for key, value in options.items():
+        key = f"{prefix}{key}"
+        if isinstance(value, Mapping) and key != whole:
+            yield from _flat(value, whole, f"{key}.")
+        else:
+            yield key, value
+
+
+def _literal(value: Any) -> Any:
+    """A text as the Python value that it is written like, or true, false, null; anything else as it is."""
+    if not isinstance(value, str):
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+    word = value.strip().lower()
+    if word in ("true", "false"):
+        return word == "true"
+    if word == "null":
+        return None
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value
+
+
+def _bool(value: Any, key: str) -> bool:
+    word = str(value).strip().lower() if isinstance(value, (str, int)) else None
+    if word not in (*_TRUE, *_FALSE):
+        raise ValueError(f"{key} is {shown(value)}: it must be True or False")
+    return word in _TRUE
+
+
+def _int(value: Any, key: str) -> int:
+    number = _number(value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if not isinstance(number, int) or abs(number) >= 2**63:
+        raise ValueError(f"{key} is {shown(value)}: it must be a whole number")
+    return number
+
+
+def _float(value: Any, key: str) -> float:
+    number = _number(value)
+    if number is None:
+        raise ValueError(f"{key} is {shown(value)}: it must be a number")
+    return float(number)
+
+
+def _number(value: Any) -> int | float | None:
+    """A number that fits a double, from 100, "100", "1e-4", "0x10"; None for anything else."""
+    if isinstance(value, str):
+        literal = _literal(value)
+        if isinstance(literal, str):
+            try:
+                literal = float(value)  # YAML reads 1e-4 as a text, Python's literals do not know nan
+            except ValueError:
+                return None
+        value = literal
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if not isinstance(value, int) or abs(value) < 2**1000 else None
+
+
+def _str(value: Any, key: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is {shown(value)}: it must be a text, in quotes")
+    literal = _literal(value)
+    if literal is None:
+        return ""
+    return literal if isinstance(literal, str) else value
+
+
+def _elements(value: Any, default: Sequence[Any], key: str) -> list[Any]:
+    if isinstance(value, str):
+        value = _split(value)
+    if isinstance(value, os.PathLike):
+        value = [os.fspath(value)]
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        raise ValueError(f"{key} is {shown(value)}: it must be a list")
+    values = list(value) if isinstance(value, (list, tuple, range, set)) else [value]
+    if key.startswith("DATASETS.") or (default and all(isinstance(part, str) for part in default)):
+        if any(part is None for part in values):
+            raise ValueError(f"{key} is {shown(value)}: it must be a list of texts")
+        return [_str(part, key) for part in values]
+    if default and all(type(part) in (int, float) for part in default):
+        whole = all(type(part) is int for part in default)
+        return [_element(part, key, whole) for part in values]
+    return values
+
+
+def _element(value: Any, key: str, whole: bool) -> int | float:
+    """A number of a list; 9.0 is 9 where the default is ``whole``, which others need not be (FREQUENCY_SIGMA)."""
+    number = _number(value)
+    if number is None:
+        raise ValueError(f"{key} holds {shown(value)}: it must be a list of numbers")
+    return int(number) if whole and isinstance(number, float) and number.is_integer() else number
+
+
+def _split(text: str) -> Any:
+    """The sequence that a text stands for: (a, b), [a, b], "a, b", or one element by itself."""
+    value = _literal(text)
+    if not isinstance(value, str):
+        return value
+    if value != text:
+        return [value]  # in quotes
+    text = text.strip()
+    if text[:1] in ("(", "[") and text[-1:] in (")", "]"):
+        try:
+            return yaml.safe_load(f"[{text[1:-1]}]")
+        except (yaml.YAMLError, ValueError, RecursionError):
+            return [text]
+    return [part.strip() for part in text.split(",") if part.strip()]

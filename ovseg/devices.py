@@ -1,0 +1,67 @@
+"""The device that a command computes on: one choice for all of them."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from ovseg.errors import OvsegError
+
+logger = logging.getLogger(__name__)
+
+
+def find_device(name: str, source: str = "MODEL.DEVICE") -> torch.device:
+    """The device of that name, which PyTorch can compute on here.
+
+    Args:
+        name: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, ``"xpu"``, ...
+        source: the option or key that names it, for messages.
+
+    Raises:
+        OvsegError: no device, or not one of this machine; lists those that are.
+    """
+    try:
+        device = torch.device(name)
+    except (RuntimeError, ValueError) as error:
+        raise OvsegError(f"{source}: there is no device {name!r}: this machine has {', '.join(_here())}") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if not _is_here(device):
+        seen = f" ({torch.cuda.device_count()} CUDA devices are seen)" if device.type == "cuda" else ""
+        raise OvsegError(f"{source}: device {name} is not there{seen}: this machine has {', '.join(_here())}")
+    return device
+
+
+def configured_device(configured: str) -> torch.device:
+    """The device of ``MODEL.DEVICE``, whose default is CUDA: that yields to the CPU where there is none.
+
+    Raises:
+        OvsegError: see :func:`find_device`.
+    """
+    if configured.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        logger.warning("there is no CUDA device: running on the CPU")
+        return torch.device("cpu")
+    return find_device(configured)
+
+
+def _is_here(device: torch.device) -> bool:
+    if device.type == "meta":  # it has shapes, and no values
+        return False
+    if device.type == "cuda":  # no tensor: a process that only starts others must not have CUDA's context
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    try:
+        torch.zeros(1, device=device).add_(1).cpu()
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError, AttributeError):
+        return False
+    return True
+
+
+def _here() -> list[str]:
+    """Names of the devices of this machine."""
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        names += ["cuda"] if count == 1 else [f"cuda:{index}" for index in range(count)]
+    others = {"mps": torch.backends.mps, "xpu": getattr(torch, "xpu", None)}
+    return names + [name for name, part in others.items() if part is not None and part.is_available()]
