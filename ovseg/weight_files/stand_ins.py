@@ -131,6 +131,7 @@ def _numpy_scalar(dtype: Any, data: Any) -> np.generic:
 
 STAND_INS: dict[str, Any] = {
     "collections.OrderedDict": Call(_ordered_dict),
+    "collections.Counter": Call(lambda counts=(): _ordered_dict(dict(counts).items())),  # schedulers' milestones
     "__builtin__.set": Call(_set),
     "builtins.set": Call(_set),
     "_codecs.encode": Call(_latin1),
