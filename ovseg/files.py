@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shlex
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import IO
 
 from safetensors import SafetensorError
 
-from ovseg.errors import REMEDIES, CannotWrite, OvsegError
+from ovseg.errors import REMEDIES, CannotWrite, OvsegError, reason_of, shown
 from ovseg.leftovers import remove_leftovers, temporary_name
 
 try:
@@ -86,6 +87,12 @@ def explained_writing(path: Path) -> Iterator[None]:
         CannotWrite: the disk is full or the folder cannot be written.
         OvsegError: the name cannot be written.
     """
+    try:
+        os.stat(path)
+    except ValueError as error:  # a byte 0 in it, or a character that file systems cannot store
+        raise OvsegError(f"cannot write {shown(str(path))}: {reason_of(error)}") from error
+    except OSError:
+        pass  # the block says so where it matters
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -192,6 +199,30 @@ def file_digest(path: str | Path, algorithm: str = "sha256") -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def check_file(path: Path, what: str) -> os.stat_result:
+    """Return the size and times of a file that can be read to its end.
+
+    Args:
+        path: the file.
+        what: what it is, for messages, such as ``"image"``.
+
+    Raises:
+        OvsegError: it is missing, a folder or a device, or no file can have such a name.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError as error:
+        problem = f"{path} is a link to a file that is not there" if path.is_symlink() else f"there is no {what} {path}"
+        raise OvsegError(problem) from error
+    except (OSError, ValueError) as error:  # a name too long, links in a circle, a byte 0 in it
+        raise OvsegError(f"cannot read the {what} {path}: {reason_of(error)}") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise OvsegError(f"{path} is a folder: give the {what} itself")
+    if not stat.S_ISREG(found.st_mode):
+        raise OvsegError(f"{path} is not a regular file")
+    return found
 
 
 def is_file(path: Path) -> bool:

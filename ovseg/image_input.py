@@ -24,7 +24,8 @@ def as_rgb(image: ImageLike) -> tuple[np.ndarray, str | None]:
     Args:
         image: the name of a file; a file's content, as bytes or as a binary file object, which is read from its start;
             a Pillow image; or uint8 values 0..255: a NumPy array (H,W,3) RGB, (H,W) or (H,W,1) grey, (H,W,4) RGBA, or a
-            tensor (H,W) or with the same channels first or last. Transparency is put on white.
+            tensor (H,W) or with the same channels last; both with channels first, too, where that is clear.
+            Transparency is put on white.
 
     Raises:
         OvsegError: anything else, a tensor whose channels may be first or last, or an image that cannot be read.

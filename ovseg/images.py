@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import os
-import stat
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, reason_of
+from ovseg.files import check_file
 
 # Pillow refuses beyond twice this number to guard against decompression bombs; about 0.5 GB as RGB
 LARGEST_IMAGE = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # pixels
@@ -42,7 +41,8 @@ def read_image(path: str | Path) -> np.ndarray:
             pixels (178,956,970; read from the header, so nothing large is allocated). The message names the file.
     """
     path = Path(path)
-    _check_file(path)
+    if check_file(path, "image").st_size == 0:
+        raise OvsegError(f"{path} is empty (0 bytes): copy or download it again")
     return decode_image(path, str(path))
 
 
@@ -79,10 +79,8 @@ def _explained(path: str, file: Path | io.BytesIO | None = None) -> Iterator[Non
         raise OvsegError(f"cannot read {path}: {error.strerror}") from error
     except MemoryError as error:
         raise OvsegError(f"not enough memory to read {path}: make it smaller first") from error
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise almost anything on damaged data: SyntaxError, struct.error, ...
-        raise OvsegError(f"{path} is truncated or damaged and cannot be read ({_one_line(error)})") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged data
+        raise OvsegError(f"{path} is truncated or damaged and cannot be read ({reason_of(error)})") from error
 
 
 def open_image(file: str | Path | BinaryIO) -> Image.Image:
@@ -205,22 +203,6 @@ def save_image(image: Image.Image, path: Path, **options: Any) -> None:
     path.write_bytes(stream.getbuffer())
 
 
-def _check_file(path: Path) -> None:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError as error:
-        what = f"{path} is a link to a file that is not there" if path.is_symlink() else f"there is no image {path}"
-        raise OvsegError(what) from error
-    except (OSError, ValueError) as error:  # a name too long, links in a circle, a byte 0 in it
-        raise OvsegError(f"cannot read {str(path)!r}: {_one_line(error)}") from error
-    if stat.S_ISDIR(found.st_mode):
-        raise OvsegError(f"{path} is a folder, not an image")
-    if not stat.S_ISREG(found.st_mode):
-        raise OvsegError(f"{path} is not a regular file")
-    if found.st_size == 0:
-        raise OvsegError(f"{path} is empty (0 bytes): copy or download it again")
-
-
 def _what_instead(file: Path | io.BytesIO | None) -> str:
     content = b""
     if isinstance(file, Path):
@@ -236,8 +218,3 @@ def _what_instead(file: Path | io.BytesIO | None) -> str:
     return (
         "is not an image in a format that can be read (JPEG, PNG, TIFF, WebP, BMP, GIF, ...), or its start is damaged"
     )
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(getattr(error, "strerror", None) or error).split())
-    return text[:120] or type(error).__name__

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovseg.errors import OvsegError, explain_system_error
+from ovseg.errors import OvsegError, explain_system_error, reason_of, shown
 from ovseg.leftovers import shorten
 from ovseg.segmentation import PICTURE_SUFFIXES, output_files
 
@@ -45,7 +45,7 @@ def find_inputs(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[str, s
         try:
             found, reason = _find(argument)
         except (OSError, ValueError) as error:  # no permission, a name too long, a byte 0 in it
-            found, reason = [], explain_system_error(error) or str(error)
+            found, reason = [], explain_system_error(error) or reason_of(error)
         if not found:
             missing.append((argument, reason))
         for file in found:
@@ -91,10 +91,17 @@ def choose_outputs(files: Sequence[Path], output: str, arguments: Sequence[str])
         arguments: what the user gave as inputs.
 
     Raises:
-        OvsegError: a file given for several inputs, a file of the wrong kind, an input folder as output folder.
+        OvsegError: a file given for several inputs, a file of the wrong kind, an input folder as output folder, a
+            name that no file can have.
     """
     if not output:
         raise OvsegError("--output is empty text: give a folder")
+    try:
+        os.stat(output)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # it is to be made; where it cannot be, writing says so
+    except (OSError, ValueError) as error:  # no permission, a name too long, links in a circle, a byte 0 in it
+        raise OvsegError(f"--output {shown(output)}: {explain_system_error(error) or reason_of(error)}") from error
     target = Path(output)
     suffix = target.suffix.lower()
     if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not target.is_dir():

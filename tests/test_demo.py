@@ -296,12 +296,17 @@ def test_inputs_are_files_folders_and_patterns(here):
         ("f", r"--output f is also an input folder"),
         ("f/b.png", "is one file, but there are 2 inputs"),
         ("f/c.txt", "exists and is not a folder"),
+        ("n" * 300, "--output 'nn.*: File name too long"),
+        ("a\0b", "null byte"),
+        ("\ud800", "surrogates"),
+        ("loop/x", "symbolic links"),
     ],
 )
 def test_outputs_that_cannot_be(here, output, message):
     save_picture(here / "f" / "a.png")
     save_picture(here / "f" / "b.png")
     (here / "f" / "c.txt").write_text("x")
+    (here / "loop").symlink_to("loop")
     with pytest.raises(OvsegError, match=message):
         choose_outputs(find_inputs(["f"])[0], output, ["f"])
 

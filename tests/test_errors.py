@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
 import pytest
 from torch.utils.data import DataLoader, Dataset, dataloader
 
-from ovseg.errors import OvsegError, user_errors
+from ovseg.errors import OvsegError, reason_of, user_errors
 
 
 class _Deadly(Dataset):
@@ -26,6 +27,26 @@ def test_user_errors_are_one_line_and_status_2(capsys):
         raise OvsegError("no such file x.png: check --input")
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: no such file x.png: check --input\n"
+
+
+def test_names_with_line_ends_stay_on_one_line():
+    assert str(OvsegError("there is no file a\nb\x1b[31m")) == r"there is no file a\nb\x1b[31m"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyError("id"), "it has no 'id'"),
+        (ValueError("not\n a number"), "not a number"),
+        (ValueError(), "it is damaged"),
+        (RecursionError("maximum recursion depth exceeded"), "it is nested too deeply"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), "File name too long"),
+        (RuntimeError("json.decoder.JSONDecodeError: Expecting value"), "Expecting value"),
+        (ValueError("x" * 1000), "x" * 200 + "..."),
+    ],
+)
+def test_reasons_are_short_and_without_names_of_classes(error, reason):
+    assert reason_of(error) == reason
 
 
 def test_a_killed_worker_is_told_with_the_remedy(capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from detectron2.utils.file_io import PathManager
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, reason_of
 from ovseg.images import open_image
 
 
@@ -25,8 +25,7 @@ def read_labels(file_name: str) -> np.ndarray:
     except FileNotFoundError as error:
         raise OvsegError(f"label file {file_name} is missing: {remedy}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged data
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise OvsegError(f"label file {file_name} cannot be read ({reason}): {remedy}") from error
+        raise OvsegError(f"label file {file_name} cannot be read ({reason_of(error)}): {remedy}") from error
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise OvsegError(
             f"label file {file_name} has shape {labels.shape} and type {labels.dtype}: labels must be a "

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ovseg.errors import OvsegError
 from ovseg.proposals.deformable_attention import DeformableAttention, DeformableEncoderLayer, Pyramid
-from ovseg.proposals.pixel_decoder import conv
+from ovseg.proposals.pixel_decoder import conv, read_features
 from ovseg.proposals.position_encoding import sine_position_encoding
 from ovseg.proposals.transformer import Encoder, initialise
 
@@ -125,7 +125,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
         return {
-            "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
+            "input_shape": read_features(head.IN_FEATURES, input_shape),
             "encoded": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
             "conv_dim": head.CONVS_DIM,
             "mask_dim": head.MASK_DIM,

@@ -7,7 +7,7 @@ section 3.2 and appendix; details from the specification, section 6.3. Mask2Form
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
@@ -16,6 +16,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovseg.errors import OvsegError, shown
 from ovseg.proposals.position_encoding import sine_position_encoding
 from ovseg.proposals.transformer import Encoder, initialise
 
@@ -54,7 +55,7 @@ class BasePixelDecoder(nn.Module):
     def from_config(cls, cfg, input_shape: Mapping[str, ShapeSpec]) -> dict:
         head = cfg.MODEL.SEM_SEG_HEAD
         return {
-            "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
+            "input_shape": read_features(head.IN_FEATURES, input_shape),
             "conv_dim": head.CONVS_DIM,
             "mask_dim": head.MASK_DIM,
             "norm": head.NORM,
@@ -149,3 +150,14 @@ def conv(in_channels: int, out_channels: int, kernel: int, norm: str, relu: bool
     )
     weight_init.c2_xavier_fill(layer)
     return layer
+
+
+def read_features(names: Sequence[str], offered: Mapping[str, ShapeSpec]) -> dict[str, ShapeSpec]:
+    """Return the features of the backbone that a decoder reads.
+
+    Raises:
+        OvsegError: none, or one that the backbone does not give.
+    """
+    if not names or set(names) - set(offered):
+        raise OvsegError(f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {shown(names)}: choose among {', '.join(offered)}")
+    return {name: offered[name] for name in names}

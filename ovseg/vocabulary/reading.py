@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import reprlib
 import unicodedata
 from collections.abc import ItemsView, Iterable, KeysView, Mapping, Sequence, Set
 from pathlib import Path
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, reason_of, shown
+from ovseg.files import check_file
 
 _LARGEST_FILE = 16 * 2**20  # bytes; a list of words is never larger, a model or a film given by mistake is
 
@@ -18,8 +18,6 @@ _NUMBERS = re.compile(r"[\d\s:;,.]+")
 _FORMATS = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML", ".pbtxt": "a label map", ".xml": "XML"}
 # byte order mark, zero-width space, word joiner, soft hyphen, marks of direction; zero-width joiners belong to words
 _INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060\u00ad\u200e\u200f"))
-_SHORT = reprlib.Repr()  # of values in messages
-_SHORT.maxstring = _SHORT.maxother = 80
 
 Entry = tuple[str, ...]  # a name and its synonyms; mostly the texts that CLIP is asked
 
@@ -42,18 +40,14 @@ def fold_text(text: str) -> str:
 def check_text(text: str, where: str) -> None:
     """Raise OvsegError for what is no text, a blank or invisible one, undecodable bytes or control characters."""
     if not isinstance(text, str):
-        raise OvsegError(f"{where} is {_SHORT.repr(text)}, which is not a text")
+        raise OvsegError(f"{where} is {shown(text)}, which is not a text")
     if not text.strip() or all(unicodedata.category(character) in ("Cf", "Zs") for character in text):
         raise OvsegError(f"{where} is blank: remove it, or give it a name")
     for character in text:
         if unicodedata.category(character) == "Cs":  # undecodable bytes of a command line arrive as surrogates
-            raise OvsegError(
-                f"{where} ({_SHORT.repr(text)}) is not valid UTF-8 text: type it again or use a vocabulary file"
-            )
+            raise OvsegError(f"{where} ({shown(text)}) is not valid UTF-8 text: type it again or use a vocabulary file")
         if unicodedata.category(character) in ("Cc", "Zl", "Zp"):
-            raise OvsegError(
-                f"{where} ({_SHORT.repr(text)}) holds the control character U+{ord(character):04X}: remove it"
-            )
+            raise OvsegError(f"{where} ({shown(text)}) holds the control character U+{ord(character):04X}: remove it")
 
 
 def read_list(words: Sequence[str | Sequence[str]], origin: str) -> list[Entry]:
@@ -63,14 +57,14 @@ def read_list(words: Sequence[str | Sequence[str]], origin: str) -> list[Entry]:
         OvsegError: one str instead of a list, a word that is no text, a comma at a word's end.
     """
     if isinstance(words, str):
-        raise OvsegError(f"{origin} is the single text {_SHORT.repr(words)}: give a list, for example ['cat', 'dog']")
+        raise OvsegError(f"{origin} is the single text {shown(words)}: give a list, for example ['cat', 'dog']")
     entries = []
     for position, word in enumerate(_members(words, origin), start=1):
         word = word.tolist() if hasattr(word, "tolist") else word  # NumPy's and pandas' rows
         entry = tuple(word) if isinstance(word, (list, tuple)) else (word,)
         for text in entry:
             if not isinstance(text, str):
-                raise OvsegError(f"word {position} in {origin} is {_SHORT.repr(text)}, which is not a text")
+                raise OvsegError(f"word {position} in {origin} is {shown(text)}, which is not a text")
         entries.append(entry)
     for position, entry in enumerate(entries, start=1):
         _check_commas(entry, position, entries, origin)
@@ -85,12 +79,12 @@ def _members(words: Iterable, origin: str) -> list:
         why = " has no order, and results follow the words' order" if isinstance(words, Set) else " is no list of words"
     elif getattr(words, "ndim", 1) > 1 and not hasattr(words, "tolist"):
         why = " is a table"
-    elif isinstance(words, Iterable) and getattr(words, "ndim", 1):
+    elif (isinstance(words, Iterable) or hasattr(words, "tolist")) and getattr(words, "ndim", 1):
         return words.tolist() if hasattr(words, "tolist") else list(words)
     else:
         why = " is no list of words"
     raise OvsegError(
-        f"{origin}: {_SHORT.repr(words)} ({kind}){why}: give a list, for example ['cat', 'dog'], or with synonyms "
+        f"{origin}: {shown(words)} ({kind}){why}: give a list, for example ['cat', 'dog'], or with synonyms "
         "['cat', ['sofa', 'couch']]"
     )
 
@@ -169,27 +163,23 @@ def _check_commas(entry: Entry, position: int, entries: Sequence[Entry], origin:
     for text in entry:
         if clean_text(text).strip(" ,") != clean_text(text):
             bare = [clean_text(other[0]).strip(" ,") for other in entries if other]
-            shown = " ".join(f'"{name}"' for name in bare if name) or '"cat" "dog"'
+            names = " ".join(f'"{name}"' for name in bare if name) or '"cat" "dog"'
             raise OvsegError(
                 f"word {position} in {origin} is {text!r}, with a comma at one end: separate words by blanks, not by "
-                f"commas, and quote a name of several words, like {shown}"
+                f"commas, and quote a name of several words, like {names}"
             )
 
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        if path.is_dir():
-            raise OvsegError(f"{path} is a folder: give a text file with one word per line")
-        if path.stat().st_size > _LARGEST_FILE:
+        if check_file(path, "vocabulary file").st_size > _LARGEST_FILE:
             raise OvsegError(f"{path} is larger than {_LARGEST_FILE >> 20} MB: is it really a list of words?")
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() in _FORMATS or text.lstrip().startswith(("{", "[", "item {", "---")):
             what = _FORMATS.get(path.suffix.lower(), "JSON, YAML or a label map")
             raise OvsegError(f"{path} is {what}, not a list of words: write a text file with one name per line")
         return text.split("\n")
-    except FileNotFoundError as error:
-        raise OvsegError(f"there is no vocabulary file {path}") from error
     except UnicodeDecodeError as error:
         raise OvsegError(f"{path} is not UTF-8 text (byte {error.start}): save the list of words as UTF-8") from error
     except OSError as error:
-        raise OvsegError(f"cannot read the vocabulary file {path}: {error.strerror}") from error
+        raise OvsegError(f"cannot read the vocabulary file {path}: {reason_of(error)}") from error

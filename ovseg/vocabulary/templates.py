@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, shown
+from ovseg.vocabulary.reading import check_text
 
 TEMPLATE_SETS = ("vild", "imagenet", "predefined")
 DEFAULT_PREDEFINED = ("a photo of a {}.",)
@@ -41,11 +42,12 @@ def get_templates(name: str, predefined: Sequence[str] = DEFAULT_PREDEFINED) -> 
 
 def check_templates(templates: Sequence[str], where: str) -> None:
     """Raise OvsegError unless ``templates``, found ``where``, is a list of at least one text with one ``{}`` each."""
-    if isinstance(templates, str) or not templates:
+    if isinstance(templates, str) or not isinstance(templates, Sequence) or not templates:
         raise OvsegError(f'{where} must be a list with at least one template, for example ["a photo of a {{}}."]')
     for template in templates:
+        check_text(template, f"a template in {where}")
         if template.count("{}") != 1 or set(template.replace("{}", "")) & {"{", "}"}:
             raise OvsegError(
-                f"the template {template!r} in {where} must hold {{}} exactly once, and no other braces: that is where "
-                "the word goes"
+                f"the template {shown(template)} in {where} must hold {{}} exactly once, and no other braces: that is "
+                "where the word goes"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -205,7 +205,7 @@ class Vocabulary:
             OvsegError: unknown set, or a template without exactly one ``{}``.
         """
         named = get_templates(templates) if isinstance(templates, str) else templates
-        return replace(self, templates=None if named is None else tuple(named))
+        return replace(self, templates=tuple(named) if isinstance(named, Iterable) else named)
 
     def with_background(self, words: Sequence[str | Sequence[str]]) -> Vocabulary:
         """The same words and more background words, which compete for pixels and leave theirs unlabelled.

@@ -154,10 +154,10 @@ def test_what_is_no_plain_yaml_is_refused(tmp_path, text, message):
         (None, r"coco_instances: cannot read .*coco\.json"),
         ([], r"coco_instances: .*coco\.json is no COCO file: it has no list of images"),
         ({"images": [], "annotations": []}, r"no list of categories"),
-        ({"images": [{"id": 1}]}, r"an entry of images is unusable \(KeyError 'file_name'\)"),
+        ({"images": [{"id": 1}]}, r"an entry of images without file_name, \{'id': 1\}"),
         ({"images": [{"id": 1, "file_name": "z.jpg"}]}, r"images: none of the images of .* is there, such as z\.jpg"),
         ({"annotations": [3]}, r"an entry of annotations is unusable"),
-        ({"categories": [{"id": 1}]}, r"an entry of categories is unusable"),
+        ({"categories": [{"id": 1}]}, r"an entry of categories without name"),
     ],
 )
 def test_broken_coco_files_are_told_with_the_key(tmp_path, content, message):

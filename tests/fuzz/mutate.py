@@ -117,7 +117,7 @@ def to_json(rng: Random, value: Any) -> bytes:
         if keys:  # a key twice
             text = text.replace(f'"{rng.choice(keys)}":', f'"{rng.choice(keys)}":', 1)
     elif kind == 2:
-        return text.encode("utf-16")
+        return text.encode("utf-16", "surrogatepass")
     elif kind == 3:
         text = "\ufeff" + text
     data = text.encode("utf-8", "surrogatepass")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import huggingface_hub
 import torch
 
 from ovseg.errors import OvsegError
@@ -192,8 +193,9 @@ def _furnish(scratch: Path) -> None:
     tempfile.tempdir = str(scratch / "tmp")
     for name in ("tmp", "cache"):
         (scratch / name).mkdir(exist_ok=True)
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # the variable was read on import
     home = scratch / "cache"
-    os.environ.update(TMPDIR=tempfile.tempdir, OVSEG_CACHE=str(home), HOME=str(home), HF_HUB_OFFLINE="1")
+    os.environ.update(TMPDIR=tempfile.tempdir, OVSEG_CACHE=str(home), HOME=str(home))
     os.environ.update(MPLCONFIGDIR=str(home), XDG_CACHE_HOME=str(home))
     programs = scratch / "bin"  # Pillow looks for Ghostscript: let it find one
     programs.mkdir(exist_ok=True)

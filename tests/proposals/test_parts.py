@@ -106,6 +106,15 @@ def test_unknown_feature():
         OpenVocabMaskFormerHead(cfg, SHAPES)
 
 
+@pytest.mark.parametrize("names", [[], ["res2", "res9"]])
+@pytest.mark.parametrize("decoder", ["BasePixelDecoder", "MSDeformAttnPixelDecoder"])
+def test_features_that_the_backbone_does_not_give(names, decoder):
+    cfg = get_cfg()
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES, cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = names, decoder
+    with pytest.raises(OvsegError, match=r"IN_FEATURES is \[.*choose among res2"):
+        OpenVocabMaskFormerHead(cfg, SHAPES)
+
+
 def test_pairwise_costs_are_the_losses_of_each_pair():
     logits, truth = torch.randn(3, 50), (torch.rand(2, 50) > 0.5).float()
     focal, dice = pairwise_focal(logits, truth), pairwise_dice(logits, truth)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -163,6 +164,10 @@ def test_background_words_come_last_and_not_alone():
         (["a photo"], "exactly once"),
         (["{} in {place}"], "no other braces"),
         ([], "at least one template"),
+        (7, "must be a list"),
+        (np.float32(1), "must be a list"),
+        ([7, "a {}."], "is 7, which is not a text"),
+        (["\ud800 {}"], "not valid UTF-8"),
         ("imagent", "choose one of"),
     ],
 )

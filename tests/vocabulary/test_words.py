@@ -183,6 +183,14 @@ def test_files_that_are_no_lists(tmp_path):
         Vocabulary.from_file(tmp_path)
     with pytest.raises(OvsegError, match="is not UTF-8 text"):
         Vocabulary.from_file(write(tmp_path, "né", encoding="latin-1"))
+    with pytest.raises(OvsegError, match="is not a regular file"):
+        Vocabulary.from_file("/dev/zero")
+    with pytest.raises(OvsegError, match="too long"):
+        Vocabulary.from_file(tmp_path / ("x" * 300))
+    for name in ("a\nb", "a\0b", "\ud800"):
+        with pytest.raises(OvsegError, match="vocabulary file") as caught:
+            Vocabulary.from_file(name)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_label_sets_with_and_without_synonyms():

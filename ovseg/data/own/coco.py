@@ -19,6 +19,7 @@ from ovseg.data.own.geometry import Ids
 from ovseg.data.own.naming import path_parts, text_key
 from ovseg.data.own.pairs import Pair, Pairing, find, split_names
 from ovseg.errors import OvsegError, shown
+from ovseg.files import is_file
 from ovseg.vocabulary import Vocabulary
 from ovseg.vocabulary.reading import clean_text
 
@@ -142,7 +143,7 @@ class CocoFile:
             return None
         parts = files.pop()
         whole = panoptic_folder(self.own).joinpath(*parts)
-        return whole if whole.is_file() or not parts else self._panoptic_files.get(parts[-1], whole)
+        return whole if is_file(whole) or not parts else self._panoptic_files.get(parts[-1], whole)
 
     @cached_property
     def _panoptic_files(self) -> dict[str, Path]:
@@ -193,14 +194,11 @@ class CocoFile:
     def _entries(self, part: str, *keys: str) -> list[Entry]:
         """The entries of a part, each with all of ``keys``."""
         for entry in self.content[part]:
-            try:
-                values = [entry[key] for key in keys]
-                hash(values[0])
-            except (KeyError, TypeError) as error:
-                reason = f"an entry of {part} is unusable ({type(error).__name__} {error})"
-                raise self._error(f"{self.path} is no COCO file: {reason}") from error
-            if None in values:
-                raise self._error(f"{self.path} has an entry of {part} without {keys[values.index(None)]}")
+            if not isinstance(entry, dict) or isinstance(entry.get(keys[0]), (list, dict)):
+                reason = f"an entry of {part} is unusable, {shown(entry)}"
+                raise self._error(f"{self.path} is no COCO file: {reason}")
+            if missing := [key for key in keys if entry.get(key) is None]:
+                raise self._error(f"{self.path} has an entry of {part} without {missing[0]}, {shown(entry)}")
         return self.content[part]
 
     def _error(self, what: str) -> OvsegError:

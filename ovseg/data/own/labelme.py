@@ -23,7 +23,7 @@ from ovseg.data.own.geometry import NoArea, checked_points, labelled_size
 from ovseg.data.own.naming import text_key
 from ovseg.data.own.pairs import Pair
 from ovseg.data.own.values import UNLISTED, Labels, settle
-from ovseg.errors import OvsegError, shown
+from ovseg.errors import OvsegError, reason_of, shown
 
 _OFFSET = 2  # canvas value of class 0, since drawing wants no negative numbers
 # labelme's own names, and those of its relatives, for a polygon of four corners
@@ -54,6 +54,8 @@ class LabelmeLabels:
         left_out: dict[str, int] = {}
         for number, shape in enumerate(content["shapes"], start=1):
             try:
+                if not isinstance(shape, dict):
+                    raise ValueError(f"{shown(shape)} is not an object with label and points")
                 label = str(shape["label"]).strip()
                 area = _area(shape, size)
                 pixels = int(np.count_nonzero(area))
@@ -63,9 +65,7 @@ class LabelmeLabels:
                 left_out[f"shape {number} ({shown(label)}), {error}"] = 0
                 continue
             except _UNUSABLE as error:
-                raise OvsegError(
-                    f"{pair.labels}: shape {number} is unusable ({type(error).__name__}: {error})"
-                ) from error
+                raise OvsegError(f"{pair.labels}: shape {number} is unusable ({reason_of(error)})") from error
             index = self.classes.table.get(text_key(label), UNLISTED)
             if index == UNLISTED:
                 name = f"label {shown(label)}"
@@ -111,6 +111,8 @@ def _area(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
     elif kind == "mask":
         area.paste(_inside_mask(shape, size), tuple(map(round, points.min(axis=0))))
     elif kind == "circle":
+        if len(corners) != 2:
+            raise ValueError(f"a circle has 2 points, its middle and one of its edge, not {len(corners)}")
         (x, y), (edge_x, edge_y) = corners
         radius = math.hypot(edge_x - x, edge_y - y)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255, outline=255)

@@ -13,7 +13,7 @@ from ovseg.data.own.description import Description
 from ovseg.data.own.labelme import LabelmeLabels
 from ovseg.data.own.pairs import Pair, Pairing, find, pair
 from ovseg.data.own.values import Labels, is_index_file, look_up, one_channel, packed_colors, raw_pixels
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, reason_of
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ class Source:
         try:
             return self.reader(pair)
         except (KeyError, TypeError, ValueError) as error:
-            raise OvsegError(
-                f"{pair.where}: the labels of {pair.image} are unusable ({type(error).__name__}: {error})"
-            ) from error
+            raise OvsegError(f"{pair.where}: the labels of {pair.image} are unusable ({reason_of(error)})") from error
 
     def usable_as_is(self, pair: Pair) -> bool:
         """Whether the label file already holds class indices, one channel; reads its header only."""

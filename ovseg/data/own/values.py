@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, reason_of
 from ovseg.images import open_image
 
 IGNORED, UNLISTED = -1, -2  # in place of a class index: does not count; has no class that we know of
@@ -181,5 +181,4 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except FileNotFoundError as error:
         raise OvsegError(f"there is no mask {path}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged data
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise OvsegError(f"mask {path} cannot be read ({reason}): copy or make it again") from error
+        raise OvsegError(f"mask {path} cannot be read ({reason_of(error)}): copy or make it again") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 
@@ -70,7 +71,7 @@ def run(
         Exit status: 1 if ``--verify`` found something, else 0.
 
     Raises:
-        OvsegError: whatever the user can mend; where files are missing, with the expected tree.
+        OvsegError: whatever the user can correct; where files are missing, the expected tree is printed first.
     """
     try:
         unpack(args.archives, args.root, check=not args.any_checksum)
@@ -82,6 +83,7 @@ def run(
             for conversion in conversions(args):
                 convert(conversion, args.workers)
     except NothingFound as error:
+        print(f"What should lie below {args.root}:\n{tree.strip()}", file=sys.stderr)
         raise OvsegError(_explain(error, args.root, tree.strip())) from error
     return 0
 
@@ -92,7 +94,7 @@ def _explain(error: NothingFound, root: Path, tree: str) -> str:
     for length in range(1, len(data_set) + 1):
         if root.absolute().parts[-length:] == data_set[:length]:  # people often give the data set's own folder
             advice = f"give the folder that holds {data_set[0]}: --root {root.absolute().parents[length - 1]}"
-    return f"{error}. The root is {root}; {advice}. What should lie below it:\n{tree}"
+    return f"{error}. The root is {root}; {advice}. What should lie below it is shown above"
 
 
 def _count(text: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, reason_of
 from ovseg.images import open_image
 
 
@@ -105,5 +105,4 @@ def raw_labels(path: Path) -> np.ndarray:
         with open_image(path) as image:
             return np.array(image)
     except Exception as error:  # Pillow raises many kinds on damaged files
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BadFile(f"cannot read {path} ({reason}): unpack its archive again") from error
+        raise BadFile(f"cannot read {path} ({reason_of(error)}): unpack its archive again") from error

@@ -66,7 +66,7 @@ class Arrays:
         result = self.segmenter(image, _WORDS)
         assert result.label_map.ndim == 2 and -1 <= result.label_map.min() <= result.label_map.max() < len(_WORDS)
         if isinstance(image, np.ndarray) and image.ndim > 1:
-            assert result.label_map.shape == image.shape[:2]
+            assert result.label_map.shape in (image.shape[:2], image.shape[1:])  # channels last or first
         result.to_json()
         if place is not None:
             result.save(Path.cwd() / place if not place.startswith(("/", "\0")) else place.replace("/", "_"))

@@ -29,6 +29,7 @@ class _OwnData:
     """A data set of two images; ``root`` has the images and whole labels of every kind."""
 
     inputs = 2000
+    more_options = ["--sheet", "sheet.png"]  # which takes most of the time: not of every target
 
     def __init__(self, folder: Path) -> None:
         self.root, self.check = folder, load_script("tools/check_dataset.py").main
@@ -47,7 +48,7 @@ class _OwnData:
             (folder / "labelme" / f"{name}.json").write_text(json.dumps(labelme(name)))
 
     def steps(self, file: Path) -> Iterable[Callable[[], object]]:
-        check = partial(self.check, [str(file), "--workers", "1", "--sheet", "sheet.png"])
+        check = partial(self.check, [str(file), "--workers", "1", *self.more_options])
         return [check, partial(_register, str(file))]
 
     def describe(self, folder: Path, **keys: Any) -> Path:
@@ -115,6 +116,7 @@ class Coco(_OwnData):
     """Odd COCO files, instances and panoptic."""
 
     name = "coco"
+    more_options = []
 
     def make(self, rng: Random, folder: Path) -> Path:
         kind, content = rng.choice((("coco_instances", coco_instances()), ("coco_panoptic", coco_panoptic())))
@@ -131,6 +133,7 @@ class Labelme(_OwnData):
     """Odd labelme files."""
 
     name = "labelme"
+    more_options = []
 
     def make(self, rng: Random, folder: Path) -> Path:
         for name in ("a", "b"):

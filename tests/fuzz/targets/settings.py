@@ -42,6 +42,11 @@ def _dotted(node: dict, prefix: str = "") -> Iterable[str]:
         yield from _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) and value else (f"{prefix}{key}",)
 
 
+def _changes(content: dict, defaults: dict) -> dict:
+    changed = {key: value for key, value in content.items() if value != defaults.get(key)}
+    return {key: _changes(value, defaults[key]) if isinstance(value, dict) else value for key, value in changed.items()}
+
+
 def odd_options(rng: Random, keys: list[str], odd: Callable[[Random], Any]) -> list[Any]:
     """KEY VALUE pairs, most of them of a right key."""
     options: list[Any] = []
@@ -112,25 +117,16 @@ class Models:
     """Options of a tiny model that is built and used."""
 
     name = "models"
-    inputs = 500
+    inputs = 2000
 
     def __init__(self, folder: Path) -> None:
         self.config, self.weights = make_tiny_model(folder)
+        defaults = yaml.safe_load(get_cfg().dump())  # which need not be read again for each input
+        self.config.write_text(yaml.safe_dump(_changes(yaml.safe_load(self.config.read_text()), defaults)))
         ours = [key for key in DEFAULTS if not key.startswith(("WANDB", "SOLVER", "DATASETS"))]
-        self.keys = [
-            *ours,
-            *_CHOICES,
-            "MODEL.PIXEL_MEAN",
-            "MODEL.PIXEL_STD",
-            "INPUT.MIN_SIZE_TEST",
-            "INPUT.MAX_SIZE_TEST",
-        ]
-        self.keys += [
-            "TEST.AUG.ENABLED",
-            "TEST.AUG.MIN_SIZES",
-            "MODEL.SEM_SEG_HEAD.NORM",
-            "MODEL.SEM_SEG_HEAD.IN_FEATURES",
-        ]
+        self.keys = [*ours, *_CHOICES, "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.MIN_SIZE_TEST"]
+        self.keys += ["INPUT.MAX_SIZE_TEST", "TEST.AUG.ENABLED", "TEST.AUG.MIN_SIZES", "MODEL.SEM_SEG_HEAD.NORM"]
+        self.keys += ["MODEL.SEM_SEG_HEAD.IN_FEATURES"]
 
     def make(self, rng: Random, folder: Path) -> list[Any]:
         return odd_options(rng, self.keys, _small)
