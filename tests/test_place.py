@@ -26,7 +26,7 @@ from ovseg import files
 from ovseg.checkpoint import save_safetensors, save_torch
 from ovseg.engine import run
 from ovseg.errors import CannotWrite, OvsegError
-from ovseg.files import atomic_path, cache_dir, locked_folder
+from ovseg.files import atomic_path, cache_dir, check_writable, locked_folder
 from ovseg.inputs import choose_outputs, find_inputs
 from ovseg.leftovers import find_leftovers, remove_leftovers
 from ovseg.segmentation import Segmentation
@@ -230,6 +230,14 @@ def test_an_error_of_what_is_read_is_not_one_of_what_is_written(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(PermissionError), atomic_path(tmp_path / "out" / "a.json"):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "in" / "photo.jpg"))
+
+
+@pytest.mark.parametrize("name", ["a\0b.json", "\ud800.json"])
+def test_names_that_no_file_can_have(tmp_path, name):
+    with pytest.raises(OvsegError, match="cannot write '.*(null byte|surrogates)"), atomic_path(tmp_path / name):
+        pass
+    with pytest.raises(OvsegError, match="cannot write '"):
+        check_writable(tmp_path / name)
 
 
 def test_a_training_without_room_for_its_figures(tmp_path, monkeypatch):
