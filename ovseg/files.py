@@ -233,6 +233,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_dir(path: Path) -> bool:
+    """Return whether there is such a folder; False, too, for names that none can have."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def cache_dir() -> Path:
     """Return the folder for what can be made again.
 

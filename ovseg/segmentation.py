@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from ovseg import visualize
 from ovseg.errors import OvsegError
 from ovseg.explanation import Explanation, MaskScores
-from ovseg.files import atomic_path
+from ovseg.files import atomic_path, is_dir
 from ovseg.images import save_image
 from ovseg.leftovers import shorten
 from ovseg.vocabulary.reading import fold_text
@@ -256,7 +256,7 @@ class Segmentation:
 
     def _picture_file(self, where: str | Path) -> Path:
         path = Path(where)
-        if path.is_dir() or str(where).endswith(("/", "\\")):
+        if is_dir(path) or str(where).endswith(("/", "\\")):
             stem = shorten(Path(self.source).stem, len("_labels.png")) if self.source else "segmentation"
             return path / f"{stem}.png"
         return path if path.suffix.lower() in PICTURE_SUFFIXES else path.with_name(path.name + ".png")

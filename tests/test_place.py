@@ -234,7 +234,7 @@ def test_an_error_of_what_is_read_is_not_one_of_what_is_written(tmp_path):
 
 @pytest.mark.parametrize("name", ["a\0b.json", "\ud800.json"])
 def test_names_that_no_file_can_have(tmp_path, name):
-    with pytest.raises(OvsegError, match="cannot write '.*(null byte|surrogates)"), atomic_path(tmp_path / name):
+    with pytest.raises(OvsegError, match=r"cannot write '.*(null byte|surrogates)"), atomic_path(tmp_path / name):
         pass
     with pytest.raises(OvsegError, match="cannot write '"):
         check_writable(tmp_path / name)

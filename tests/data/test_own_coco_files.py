@@ -199,5 +199,5 @@ def test_panoptic_segments_that_are_none_are_refused(tmp_path, segments, message
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b.png"])
 def test_label_files_of_names_that_no_file_can_have(tmp_path, name):
-    with pytest.raises(OvsegError, match="cannot be read|no mask"):
+    with pytest.raises(OvsegError, match=r"cannot be read|no mask"):
         labels_of(tmp_path, **panoptic(tmp_path, {"file_name": name}, [{"id": 1, "category_id": 1}]))

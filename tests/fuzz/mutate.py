@@ -52,7 +52,7 @@ def odd_value(rng: Random) -> Any:
 
 def _nested(rng: Random) -> Any:
     value: Any = rng.choice((None, 1, "x"))
-    for _ in range(rng.choice((3, 30, 200))):
+    for _ in range(rng.choice((3, 30, 60))):
         value = [value] if rng.random() < 0.5 else {"a": value}
     return value
 

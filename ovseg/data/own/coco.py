@@ -18,8 +18,8 @@ from ovseg.data.own.description import Description
 from ovseg.data.own.geometry import Ids
 from ovseg.data.own.naming import path_parts, text_key
 from ovseg.data.own.pairs import Pair, Pairing, find, split_names
-from ovseg.errors import OvsegError, shown
-from ovseg.files import is_file
+from ovseg.errors import OvsegError, reason_of, shown
+from ovseg.files import check_file, is_file
 from ovseg.vocabulary import Vocabulary
 from ovseg.vocabulary.reading import clean_text
 
@@ -45,9 +45,10 @@ class CocoFile:
     @cached_property
     def content(self) -> dict[str, Any]:
         try:
+            check_file(self.path, "file")
             content = json.loads(self.path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise self._error(f"cannot read {self.path} ({error})") from error
+        except (OSError, ValueError, RecursionError, OvsegError) as error:
+            raise self._error(f"cannot read {self.path} ({reason_of(error)})") from error
         for part in ("images", "annotations", "categories"):
             if not isinstance(content, dict) or not isinstance(content.get(part), list):
                 raise self._error(f"{self.path} is no COCO file: it has no list of {part}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ovseg.errors import OvsegError
-from ovseg.files import expand_user
+from ovseg.errors import OvsegError, reason_of
+from ovseg.files import check_file, expand_user, is_dir
 from ovseg.plain_yaml import read_plain_yaml, unknown_key
 from ovseg.vocabulary import Vocabulary, label_set
 
@@ -90,7 +90,7 @@ def read_description(path: str | Path) -> Description:
     folder = path.resolve().parent
     start = Description(path, root=folder)
     root = _path(start, "root", values.pop("root")) if values.get("root") is not None else folder
-    if not root.is_dir():
+    if not is_dir(root):
         raise start.error("root", f"there is no folder {root}; images and masks are looked for in it")
     start = replace(start, root=root)
     given = {key: _READERS[key](start, key, value) for key, value in values.items() if value is not None}
@@ -186,9 +186,10 @@ def _patterns(own: Description, key: str, value: Any) -> tuple[str, ...]:
 def _names(own: Description, key: str, value: Any) -> tuple[str, ...]:
     path = _path(own, key, value)
     try:
+        check_file(path, "list")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise own.error(key, f"cannot read the list {path} ({error})") from error
+    except (OSError, ValueError, OvsegError) as error:
+        raise own.error(key, f"cannot read the list {path} ({reason_of(error)})") from error
     names = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not names:
         raise own.error(key, f"the list {path} is empty; write one name per line")
@@ -223,7 +224,8 @@ def _integer(own: Description, key: str, value: Any) -> int:
 
 
 def _map(own: Description, key: str, value: Any) -> Mapping[Any, Any] | str:
-    if not isinstance(value, (dict, str)) or not value:
+    named = key == "ids" and isinstance(value, str)  # label_set, which is checked later
+    if not (isinstance(value, dict) or named) or not value:
         raise own.error(key, f"is {value!r}, expected lines of KEY: VALUE below it")
     return value
 

@@ -79,7 +79,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise OvsegError(f"labelme file {path} cannot be read ({error})") from error
+        raise OvsegError(f"labelme file {path} cannot be read ({reason_of(error)})") from error
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise OvsegError(f"{path} is no labelme file: it has no list of shapes")
     return content

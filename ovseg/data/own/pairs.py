@@ -12,6 +12,7 @@ from typing import Any
 from ovseg.data.own.description import Description
 from ovseg.data.own.matching import has_wildcard, match_files, split_suffix
 from ovseg.data.own.naming import path_parts
+from ovseg.files import is_dir
 from ovseg.inputs import IMAGE_SUFFIXES
 
 
@@ -120,7 +121,7 @@ def _what_is_there(own: Description, pattern: str) -> str:
     """The folder in which a pattern starts to find nothing, and what it holds."""
     parts = []
     for part in PurePosixPath(pattern).parts:
-        if has_wildcard(part) or not (own.root / Path(*parts, part)).is_dir():
+        if has_wildcard(part) or not is_dir(own.root / Path(*parts, part)):
             break
         parts.append(part)
     folder = own.root / Path(*parts)

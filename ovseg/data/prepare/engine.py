@@ -21,7 +21,7 @@ from rich.console import Console
 from ovseg.data.prepare.sources import BadFile, raw_labels, scan
 from ovseg.data.prepare.stamps import Look, Sign, Stamp, look_at, signs_of
 from ovseg.data.prepare.threads import spread
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, reason_of
 from ovseg.files import atomic_path
 from ovseg.images import save_image
 from ovseg.leftovers import remove_leftovers
@@ -299,12 +299,15 @@ def write_file(path: Path, content: np.ndarray | bytes) -> None:
 
 
 def _looks(item: Item) -> list[Look]:
-    try:
-        return [look_at(path) for path in item.sources]
-    except FileNotFoundError as error:
-        raise OvsegError(f"{error.filename} is missing: unpack its archive again") from error
-    except OSError as error:
-        raise OvsegError(f"{error.filename} cannot be read ({error.strerror}): unpack its archive again") from error
+    looks = []
+    for path in item.sources:
+        try:
+            looks.append(look_at(path))
+        except FileNotFoundError as error:
+            raise OvsegError(f"{path} is missing: unpack its archive again") from error
+        except (OSError, ValueError) as error:
+            raise OvsegError(f"{path} cannot be read ({reason_of(error)}): unpack its archive again") from error
+    return looks
 
 
 def _summary(conversion: Conversion, written: int, empty: int, bad: int) -> str:

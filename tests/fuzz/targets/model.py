@@ -69,6 +69,7 @@ class Arrays:
             assert result.label_map.shape in (image.shape[:2], image.shape[1:])  # channels last or first
         result.to_json()
         if place is not None:
+            place = place.replace("..", "__")  # which is written where it says
             result.save(Path.cwd() / place if not place.startswith(("/", "\0")) else place.replace("/", "_"))
 
 
