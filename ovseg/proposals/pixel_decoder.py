@@ -138,14 +138,24 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, norm: str, relu: bool) -> Conv2d:
-    """Convolution that keeps the size, with a normalisation instead of a bias (bias where ``norm`` is "")."""
+    """Convolution that keeps the size, with a normalisation instead of a bias (bias where ``norm`` is "").
+
+    Raises:
+        OvsegError: Detectron2 has no such normalisation.
+    """
+    try:
+        normalisation = get_norm(norm, out_channels)
+    except KeyError as error:
+        raise OvsegError(
+            f"MODEL.SEM_SEG_HEAD.NORM is {shown(norm)}: give a normalisation of Detectron2, such as GN, or '' for none"
+        ) from error
     layer = Conv2d(
         in_channels,
         out_channels,
         kernel_size=kernel,
         padding=kernel // 2,
         bias=norm == "",
-        norm=get_norm(norm, out_channels),
+        norm=normalisation,
         activation=F.relu if relu else None,
     )
     weight_init.c2_xavier_fill(layer)

@@ -244,13 +244,12 @@ def test_pascal_context_labels_out_of_range(tmp_path):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_wrong_root_shows_the_tree(name, tmp_path, capsys):
+def test_a_wrong_root_shows_the_tree(name, tmp_path):
     tree = load_script(f"datasets/prepare_{name}.py").TREE.strip()
     for more in ((), ("--verify",)):
         with pytest.raises(OvsegError) as caught:
             prepare(name, tmp_path, *more)
-        assert capsys.readouterr().err.endswith(f"{tree}\n")
-        assert str(tmp_path) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+        assert str(caught.value).endswith(tree) and str(tmp_path) in str(caught.value)
     root = copy_miniature(RUNS[name][0], tmp_path)
     inside = next(path for path in root.iterdir() if path.is_dir())
     with pytest.raises(OvsegError, match=rf"--root {root}\. "):

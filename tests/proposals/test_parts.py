@@ -115,6 +115,13 @@ def test_features_that_the_backbone_does_not_give(names, decoder):
         OpenVocabMaskFormerHead(cfg, SHAPES)
 
 
+def test_a_normalisation_that_is_not_known():
+    cfg = get_cfg()
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES, cfg.MODEL.SEM_SEG_HEAD.NORM = list(SHAPES), "XN"
+    with pytest.raises(OvsegError, match="NORM is 'XN': give a normalisation of Detectron2"):
+        OpenVocabMaskFormerHead(cfg, SHAPES)
+
+
 def test_pairwise_costs_are_the_losses_of_each_pair():
     logits, truth = torch.randn(3, 50), (torch.rand(2, 50) > 0.5).float()
     focal, dice = pairwise_focal(logits, truth), pairwise_dice(logits, truth)

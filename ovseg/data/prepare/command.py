@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 
@@ -71,7 +70,7 @@ def run(
         Exit status: 1 if ``--verify`` found something, else 0.
 
     Raises:
-        OvsegError: whatever the user can correct; where files are missing, the expected tree is printed first.
+        OvsegError: whatever the user can mend; where files are missing, with the expected tree.
     """
     try:
         unpack(args.archives, args.root, check=not args.any_checksum)
@@ -83,18 +82,19 @@ def run(
             for conversion in conversions(args):
                 convert(conversion, args.workers)
     except NothingFound as error:
-        print(f"What should lie below {args.root}:\n{tree.strip()}", file=sys.stderr)
-        raise OvsegError(_explain(error, args.root, tree.strip())) from error
+        refusal = OvsegError(_explain(error, args.root, tree))
+        refusal.args = (f"{refusal}\n{tree.strip()}",)  # the one message that has several lines
+        raise refusal from error
     return 0
 
 
 def _explain(error: NothingFound, root: Path, tree: str) -> str:
-    data_set = PurePath(tree.splitlines()[0]).parts
+    data_set = PurePath(tree.split()[0]).parts
     advice = f"unpack the archives there (--archives does it, see {README}), or give another --root"
     for length in range(1, len(data_set) + 1):
         if root.absolute().parts[-length:] == data_set[:length]:  # people often give the data set's own folder
             advice = f"give the folder that holds {data_set[0]}: --root {root.absolute().parents[length - 1]}"
-    return f"{error}. The root is {root}; {advice}. What should lie below it is shown above"
+    return f"{error}. The root is {root}; {advice}. What should lie below it:"
 
 
 def _count(text: str) -> int:

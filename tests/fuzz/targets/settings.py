@@ -120,7 +120,8 @@ class Models:
     inputs = 2000
 
     def __init__(self, folder: Path) -> None:
-        self.config, self.weights = make_tiny_model(folder)
+        # channels for more than one value in each group that is normalised, even where maps have one pixel
+        self.config, self.weights = make_tiny_model(folder, opts=["MODEL.SEM_SEG_HEAD.CONVS_DIM", "64"])
         defaults = yaml.safe_load(get_cfg().dump())  # which need not be read again for each input
         self.config.write_text(yaml.safe_dump(_changes(yaml.safe_load(self.config.read_text()), defaults)))
         ours = [key for key in DEFAULTS if not key.startswith(("WANDB", "SOLVER", "DATASETS"))]
