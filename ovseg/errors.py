@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import re
 import reprlib
 import signal
 import sys
@@ -19,6 +20,8 @@ LONGEST_MESSAGE = 1500  # characters
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _LOST_WORKER = "DataLoader worker (pid"  # how torch begins, wherever the main process is when it notices
+_CLASS_NAME = re.compile(r"\b(?:\w+\.)*[A-Z]\w*(?:Error|Exception)\b:?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _FREE_SPACE = "free some space and run again"
 _PERMISSIONS = "check its owner and permissions, or choose another place"
 REMEDIES = {  # errors of the system that lie in files, folders and disks, never in our code
@@ -43,12 +46,13 @@ REMEDIES = {  # errors of the system that lie in files, folders and disks, never
 class OvsegError(Exception):
     """Something the user gave cannot work.
 
-    The message is one clear sentence or two: what is wrong, which file or key, and what to do. Values from files may
-    be of any length: the middle of a message beyond :data:`LONGEST_MESSAGE` is left out.
+    The message is one clear sentence or two: what is wrong, which file or key, and what to do. Names and values may be
+    of any length and hold line ends: the middle of a message beyond :data:`LONGEST_MESSAGE` is left out, and control
+    characters are written as in Python.
     """
 
     def __init__(self, message: object = ""):
-        text = str(message)
+        text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], str(message))
         half = LONGEST_MESSAGE // 2
         super().__init__(text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} [...] {text[-half:]}")
 
@@ -60,6 +64,18 @@ def shown(value: object) -> str:
         return text if len(text) <= 200 else f"{text[:100]}...{text[-97:]}"
     except ValueError:  # Python writes no integer of more than some thousand digits
         return "a number of thousands of digits"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an error of Python or of a library says, on one line, cut, and without the names of classes."""
+    if isinstance(error, KeyError) and error.args:
+        return f"it has no {shown(error.args[0])}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it"
+    text = " ".join(_CLASS_NAME.sub("", str(getattr(error, "strerror", None) or error)).split())
+    return f"{text[:200]}..." if len(text) > 200 else text or "it is damaged"
 
 
 class CannotWrite(OvsegError):

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, reason_of, shown
 from ovseg.weight_files.archives import LEGACY_MAGIC, read_archive, read_legacy, read_plain
 from ovseg.weight_files.pickles import NeedsCode
 
@@ -60,6 +60,8 @@ def tensors_of(content: Any, path: str | Path) -> dict[str, Tensor]:
             value = torch.as_tensor(np.asarray(value))
         if isinstance(value, Tensor):
             bare = bare_name(str(name))
+            if not bare.isprintable():
+                raise OvsegError(f"{path} holds a tensor of the name {shown(name)}, which is no text: save it again")
             if bare in tensors:
                 raise OvsegError(
                     f"{path} holds {bare} twice, as {origins[bare]} and {name}: save one of the two models alone"
@@ -146,12 +148,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise
     except NeedsCode as error:
         raise OvsegError(
-            f"{path} needs code to be run on loading, which is refused (it asks for {error}): if you trust its source, "
+            f"{path} needs code to be run on loading, which is refused ({error}): if you trust its source, "
             f"convert it once with `python tools/convert_checkpoint.py {path} OUT.safetensors --trust` and load "
             "OUT.safetensors"
         ) from error
     except Exception as error:  # damaged files raise almost anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = reason_of(error)
         if isinstance(error, MemoryError) or _NOT_ENOUGH_MEMORY.search(reason):
             raise OvsegError(f"not enough memory to read {path} ({path.stat().st_size / 1e9:.1f} GB)") from error
         if _reader(head) is read_plain and not head.startswith(b"\x80") and not _is_safetensors(path, head):

@@ -212,7 +212,7 @@ def _read_all(contents, folder, results):
         except BaseException as error:
             unexplained.append(repr(error))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    results.put((unexplained[:5], grown / 1e6, (folder / "was_run").exists()))
+    results.put((unexplained[:5], grown / 1e6, (folder / pickle_crafting.WAS_RUN).exists()))
 
 
 @pytest.mark.parametrize("which", ["crafted", "mutated"])

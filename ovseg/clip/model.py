@@ -104,9 +104,11 @@ def build_clip(source: ClipSource) -> tuple[nn.Module, Callable[[list[str]], Any
     text = architecture["text_cfg"] = architecture["text_cfg"] | {"hf_model_pretrained": False}
     architecture["vision_cfg"] = architecture["vision_cfg"] | {"timm_model_pretrained": False}
     custom = architecture.pop("custom_text", False) or text.get("hf_model_name")
-    tokenizer = build_tokenizer(source.name, text)
     try:
+        tokenizer = build_tokenizer(source.name, text)
         model = (CustomTextCLIP if custom else CLIP)(**architecture)
+    except OvsegError:
+        raise
     except Exception as error:  # whatever a tower's code makes of a bad value, and the hub's client
         if package := missing_package(error):
             part = f"text tower {text['hf_model_name']}" if package == "transformers" else "image tower"

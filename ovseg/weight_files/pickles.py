@@ -25,6 +25,9 @@ class Damaged(ValueError):
 class NeedsCode(Exception):
     """The pickle asks for an object that is no stand-in; the argument is its name."""
 
+    def __str__(self) -> str:
+        return f"it asks for {self.args[0]}"
+
 
 @dataclass(frozen=True)
 class Call:
@@ -72,14 +75,13 @@ def read_pickle(file: BoundedFile, find: Callable[[str], Any], persistent: Calla
         except NeedsCode as unknown:
             for _ in operations:  # a damaged pickle asks for odd names, too
                 pass
-            if not all(part.isidentifier() for part in str(unknown).split(".")):
+            if not all(part.isidentifier() for part in unknown.args[0].split(".")):
                 raise Damaged("names of it are no names") from unknown
             raise
     except (NeedsCode, Damaged):
         raise
     except Exception as error:  # wrong operations on the stack raise almost anything
-        reason = " ".join(str(error).split())[:100]
-        raise Damaged(f"{type(error).__name__}: {reason}" if reason else type(error).__name__) from error
+        raise Damaged("its parts do not fit together") from error
 
 
 def miswritten(name: str, known: Collection[str]) -> bool:
@@ -199,6 +201,10 @@ class _Machine:
         items = self._items()
         self._top(set).update(map(plain_key, items))
 
+    def _frozenset(self, _: Any) -> None:
+        items = self._items()
+        self.stack.append(frozenset(map(plain_key, items)))
+
     def _put(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
@@ -214,6 +220,8 @@ class _Machine:
 
     def _global(self, name: str) -> None:
         name = name.replace(" ", ".")
+        if name.startswith("__builtin__."):  # Python 2's name, which protocols before 3 write
+            name = name.replace("__builtin__", "builtins", 1)
         try:
             self.stack.append(self.find(name))
         except KeyError:

@@ -9,7 +9,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 
 from ovseg.checkpoint import load_weights
+from ovseg.clip import tokenizer
 from ovseg.clip.model import build_clip, find_clip, load_clip_weights
 from ovseg.engine.checkpoints import read_training_checkpoint
 from ovseg.state_dicts import bare_clip_names, read_state_dict
@@ -186,13 +187,14 @@ class ClipFiles:
     """A CLIP's JSON architecture and weight file."""
 
     name = "clip"
-    inputs = 500
+    inputs = 2000
     architecture = CLIP | {
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
         "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 4, "heads": 1, "layers": 1},
     }
 
     def __init__(self, folder: Path) -> None:
+        tokenizer.SimpleTokenizer = cache(tokenizer.SimpleTokenizer)  # which reads its vocabulary each time
         self.json, self.weights = folder / "clip.json", folder / "clip.pt"
         self.json.write_text(json.dumps(self.architecture))
         state = build_clip(find_clip(str(self.json), "none"))[0].state_dict()
