@@ -57,7 +57,7 @@ def rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *re
     tensor = storage.as_strided(size, stride, offset)
     views = rest[2] if len(rest) > 2 and isinstance(rest[2], dict) else {}
     tensor = tensor.conj() if views.get("conj") else tensor
-    return tensor.neg() if views.get("neg") else tensor
+    return torch._neg_view(tensor) if views.get("neg") else tensor  # the storage may be filled later
 
 
 def _rebuild_tensor_v3(storage: Tensor, offset: int, size: tuple, stride: tuple, *rest: Any) -> Tensor:

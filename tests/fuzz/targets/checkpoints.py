@@ -211,10 +211,8 @@ class ClipFiles:
         if rng.random() < 0.5:
             path = folder / "odd.json"
             content = {"model_cfg": self.architecture, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-            # numbers stay small: a CLIP of 2**31 layers is a large CLIP, not a damaged file
-            path.write_bytes(
-                to_json(rng, mutate_value(rng, rng.choice((content, self.architecture)), odd=_small_value))
-            )
+            odd = mutate_value(rng, rng.choice((content, self.architecture)), odd=_small_value)
+            path.write_bytes(to_json(rng, _small(odd)))
             return str(path), str(self.weights)
         suffix, data = odd_file(rng, self.files)
         path = folder / f"clip{suffix}"
@@ -227,6 +225,15 @@ class ClipFiles:
 
 def _small_value(rng: Random) -> Any:
     return rng.choice((None, True, 0, -1, 1, 3, 0.5, "", "x", "16", [], {}, [1], {"a": 1}, float("nan"), "a/b"))
+
+
+def _small(value: Any, key: str = "") -> Any:
+    """The same with small numbers: a CLIP of 2**31 layers is a large CLIP, not a damaged file."""
+    if isinstance(value, dict):
+        return {key: _small(item, key) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_small(item) for item in value]
+    return value % 1000 if type(value) is int and value > 1000 and key != "vocab_size" else value
 
 
 def _build_clip(name: str, weights: str) -> None:
