@@ -93,6 +93,8 @@ def crafted() -> Iterator[bytes]:
     yield b"\x80\x04Nr\xff\xff\xff\xff."
     yield b"\x80\x04X\x01\x00\x00\x00a" + b"I" + b"9" * 100_000 + b"\n."
     yield b"\x80\x04}q\x00X\x05\x00\x00\x00modelh\x00s."  # contains itself
+    text = b"X\x40\x42\x0f\x00" + b"a" * 1_000_000 + b"q\x00X\x06\x00\x00\x00latin1q\x01"
+    yield b"\x80\x04(" + text + b"c_codecs\nencode\nh\x00h\x01\x86R" * 5000 + b"l."  # 5 GB of copies
     for code in (_evil("os", "mkdir", WAS_RUN), _evil("builtins", "exec", f"open({WAS_RUN!r}, 'w')")):
         yield from (code, LEGACY_MAGIC + code * 4, _archive(code), _archive(code, script=True))
     for offset, size, stride in ((0, 2**40, 1), (2**40, 1, 1), (0, 2, 2**61), (0, 2**40, 0), (-1, 1, 1), (0, 1, -1)):
