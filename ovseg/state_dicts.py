@@ -20,6 +20,7 @@ from ovseg.weight_files.pickles import NeedsCode
 logger = logging.getLogger(__name__)
 
 CLIP_MARK = "clip_model."
+_CLIP_SCALE = "logit_scale"
 MASK_PROMPT_FWD = "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD"
 MASK_PROMPT_DEPTH = "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH"
 SETTINGS_ENTRY = "ovseg_settings"  # in torch.save files; safetensors have metadata
@@ -82,10 +83,16 @@ def bare_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CLIP's tensors under open_clip's own names, whatever they are wrapped in.
 
     Where some names have ``clip_model.`` in them (``clip_adapter.clip_model.`` of a segmenter, ``module.clip_model.``
-    of a training wrapper, which may hold other towers too), those are CLIP; else all are, less their wrappers.
+    of a training wrapper, which may hold other towers too), those are CLIP; else all are, less their wrappers and less
+    what stands before :data:`_CLIP_SCALE`, which every CLIP has.
     """
     inside = {name.partition(CLIP_MARK)[2]: tensor for name, tensor in state.items() if CLIP_MARK in name}
-    return inside or {bare_name(name): tensor for name, tensor in state.items()}
+    inside = inside or {bare_name(name): tensor for name, tensor in state.items()}
+    prefixes = {name.removesuffix(_CLIP_SCALE) for name in inside if name.endswith(f".{_CLIP_SCALE}")}
+    if len(prefixes) != 1 or _CLIP_SCALE in inside:
+        return inside
+    (prefix,) = prefixes
+    return {name.removeprefix(prefix): tensor for name, tensor in inside.items() if name.startswith(prefix)}
 
 
 def constant_names(model: nn.Module) -> set[str]:

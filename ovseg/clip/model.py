@@ -255,7 +255,9 @@ def _names_in(folder: str) -> list[str]:
 
 
 def _did_you_mean(name: str, names: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(name, names, n=3) or [other for other in names if name and name in other][:3]
+    lower = {other.casefold(): other for other in names}
+    near = difflib.get_close_matches(name.casefold(), lower, n=3)
+    nearest = [lower[other] for other in near] or [other for other in names if name and name in other][:3]
     return f"; did you mean {', '.join(nearest)}?" if nearest else ""
 
 
