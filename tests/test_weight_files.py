@@ -111,6 +111,13 @@ def test_wrappers_are_taken_off(tmp_path, prefix):
         assert set(bare_clip_names(clip)) == {"visual.proj"}
 
 
+@pytest.mark.parametrize("prefix", ["clip.", "model.clip.", "base_model.model."])
+def test_any_prefix_of_a_clip_is_taken_off(prefix):
+    clip = {"logit_scale": torch.ones(1), "visual.proj": torch.ones(2)}
+    found = bare_clip_names({f"{prefix}{name}": tensor for name, tensor in clip.items()} | {"head.w": torch.ones(1)})
+    assert equal(found, clip)
+
+
 def test_wrappers_of_parts_are_taken_off(tmp_path):
     state = Model().state_dict()
     parts = {name.replace("backbone.", "backbone._orig_mod.module."): tensor for name, tensor in state.items()}
