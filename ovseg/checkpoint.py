@@ -265,13 +265,25 @@ def _local_path(path: str | Path) -> str:
 
 
 def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors through a temporary file; shared memory is copied apart."""
+    """Write tensors as safetensors through a temporary file; shared memory is copied apart.
+
+    Raises:
+        OvsegError: safetensors cannot hold one of them.
+    """
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise OvsegError(
+                f"{path} cannot be written: {name} is sparse, quantized or without data, which safetensors cannot hold"
+            )
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path))
         # the library writes under a name of its own first: in a folder that is known as ours after a kill
         folder = stack.enter_context(TemporaryDirectory(prefix=f"{temporary.name}.", dir=temporary.parent))
-        save_file(tensors, Path(folder, "file"), dict(metadata or {}))
+        try:
+            save_file(tensors, Path(folder, "file"), dict(metadata or {}))
+        except KeyError as error:
+            raise OvsegError(f"{path} cannot be written: safetensors cannot hold {error.args[0]} tensors") from error
         os.replace(Path(folder, "file"), temporary)
 
 

@@ -181,7 +181,7 @@ def _lock(file: IO[str], folder: Path, remedy: str) -> None:
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return the path with ``~`` replaced by the home folder.
+    """Return the path with ``~`` replaced by the home folder; ``~name`` of nobody is a name like any other.
 
     Raises:
         OvsegError: there is no such folder, as in containers without users.
@@ -189,6 +189,8 @@ def expand_user(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
+        if Path(path).parts[0] != "~":
+            return Path(path)
         raise OvsegError(f"{path}: no home folder is known here, write the whole path in place of ~") from error
 
 

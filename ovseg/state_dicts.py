@@ -13,13 +13,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, reason_of, shown
 from ovseg.weight_files.archives import LEGACY_MAGIC, read_archive, read_legacy, read_plain
 from ovseg.weight_files.pickles import NeedsCode
 
 logger = logging.getLogger(__name__)
 
 CLIP_MARK = "clip_model."
+_CLIP_SCALE = "logit_scale"
 MASK_PROMPT_FWD = "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD"
 MASK_PROMPT_DEPTH = "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH"
 SETTINGS_ENTRY = "ovseg_settings"  # in torch.save files; safetensors have metadata
@@ -60,6 +61,8 @@ def tensors_of(content: Any, path: str | Path) -> dict[str, Tensor]:
             value = torch.as_tensor(np.asarray(value))
         if isinstance(value, Tensor):
             bare = bare_name(str(name))
+            if not bare.isprintable():
+                raise OvsegError(f"{path} holds a tensor of the name {shown(name)}, which is no text: save it again")
             if bare in tensors:
                 raise OvsegError(
                     f"{path} holds {bare} twice, as {origins[bare]} and {name}: save one of the two models alone"
@@ -82,10 +85,16 @@ def bare_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CLIP's tensors under open_clip's own names, whatever they are wrapped in.
 
     Where some names have ``clip_model.`` in them (``clip_adapter.clip_model.`` of a segmenter, ``module.clip_model.``
-    of a training wrapper, which may hold other towers too), those are CLIP; else all are, less their wrappers.
+    of a training wrapper, which may hold other towers too), those are CLIP; else all are, less their wrappers and less
+    what stands before :data:`_CLIP_SCALE`, which every CLIP has.
     """
     inside = {name.partition(CLIP_MARK)[2]: tensor for name, tensor in state.items() if CLIP_MARK in name}
-    return inside or {bare_name(name): tensor for name, tensor in state.items()}
+    inside = inside or {bare_name(name): tensor for name, tensor in state.items()}
+    prefixes = {name.removesuffix(_CLIP_SCALE) for name in inside if name.endswith(f".{_CLIP_SCALE}")}
+    if len(prefixes) != 1 or _CLIP_SCALE in inside:
+        return inside
+    (prefix,) = prefixes
+    return {name.removeprefix(prefix): tensor for name, tensor in inside.items() if name.startswith(prefix)}
 
 
 def constant_names(model: nn.Module) -> set[str]:
@@ -146,12 +155,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise
     except NeedsCode as error:
         raise OvsegError(
-            f"{path} needs code to be run on loading, which is refused (it asks for {error}): if you trust its source, "
+            f"{path} needs code to be run on loading, which is refused ({error}): if you trust its source, "
             f"convert it once with `python tools/convert_checkpoint.py {path} OUT.safetensors --trust` and load "
             "OUT.safetensors"
         ) from error
     except Exception as error:  # damaged files raise almost anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = reason_of(error)
         if isinstance(error, MemoryError) or _NOT_ENOUGH_MEMORY.search(reason):
             raise OvsegError(f"not enough memory to read {path} ({path.stat().st_size / 1e9:.1f} GB)") from error
         if _reader(head) is read_plain and not head.startswith(b"\x80") and not _is_safetensors(path, head):

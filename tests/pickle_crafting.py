@@ -7,7 +7,7 @@ import itertools
 import pickle
 import random
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ import torch
 
 from ovseg.weight_files.archives import LEGACY_MAGIC
 from ovseg.weight_files.stand_ins import STAND_INS
+from tests.fuzz.mutate import mutate_bytes
 
+WAS_RUN = "was_run"  # what the code in these pickles makes in the current folder
 _INT64 = 2**62
 # Pickled values for arguments and states, most of them wrong.
 VALUES = (
@@ -44,7 +46,9 @@ def seeds() -> list[bytes]:
     """Small whole files of every format, with tensors, arrays and settings."""
     tensors = {"a.w": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.float16), "n": torch.tensor(3)}
     arrays = {"w": np.arange(4, dtype=np.float32), "f": np.asfortranarray(np.ones((2, 2))), "s": np.float64(2)}
-    found = [pickle.dumps({"model": values}, protocol) for values in (tensors, arrays) for protocol in (2, 4, 5)]
+    index = {"filename": np.array(["a.jpg"], object), "folder": ["x"]}  # ADE20K's
+    contents = ({"model": tensors}, {"model": arrays}, index)
+    found = [pickle.dumps(content, protocol) for content in contents for protocol in (0, 2, 4, 5)]
     for new in (True, False):
         file = io.BytesIO()
         torch.save({"model": tensors, "iteration": 3}, file, _use_new_zipfile_serialization=new)
@@ -53,19 +57,22 @@ def seeds() -> list[bytes]:
 
 
 def mutations(count: int, seed: int = 0) -> Iterator[bytes]:
-    """``count`` files with some bytes changed, removed or repeated; every second archive has right checksums."""
+    """``count`` files, see :func:`mutated`."""
     draw, whole = random.Random(seed), seeds()
     for index in range(count):
-        content = whole[index % len(whole)]
-        if content.startswith(b"PK") and draw.random() < 0.5:
-            yield _rezipped(content, lambda data: _mutated(data, draw))
-        else:
-            yield _mutated(content, draw)
+        yield mutated(draw, whole[index % len(whole)], whole)
+
+
+def mutated(draw: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
+    """A file with some bytes changed, removed, repeated, or from others; every second archive has right checksums."""
+    if content.startswith(b"PK") and draw.random() < 0.5:
+        return _rezipped(content, lambda data: mutate_bytes(draw, data, others))
+    return mutate_bytes(draw, content, others)
 
 
 def crafted() -> Iterator[bytes]:
     """REDUCE, NEWOBJ and BUILD on every name, with every value; bombs; and names that run code."""
-    names = [*STAND_INS, "torch.storage._load_from_bytes", "os.system", "builtins.eval", "builtins.bytearray"]
+    names = [*STAND_INS, "os.system", "builtins.eval", "builtins.getattr", "copyreg._reconstructor", "numpy.load"]
     for name in names:
         module, _, leaf = name.rpartition(".")
         known = b"\x80\x04c" + module.encode() + b"\n" + leaf.encode() + b"\n"
@@ -86,7 +93,9 @@ def crafted() -> Iterator[bytes]:
     yield b"\x80\x04Nr\xff\xff\xff\xff."
     yield b"\x80\x04X\x01\x00\x00\x00a" + b"I" + b"9" * 100_000 + b"\n."
     yield b"\x80\x04}q\x00X\x05\x00\x00\x00modelh\x00s."  # contains itself
-    for code in (_evil("os", "mkdir", "was_run"), _evil("builtins", "exec", "open('was_run', 'w')")):
+    text = b"X\x40\x42\x0f\x00" + b"a" * 1_000_000 + b"q\x00X\x06\x00\x00\x00latin1q\x01"
+    yield b"\x80\x04(" + text + b"c_codecs\nencode\nh\x00h\x01\x86R" * 5000 + b"l."  # 5 GB of copies
+    for code in (_evil("os", "mkdir", WAS_RUN), _evil("builtins", "exec", f"open({WAS_RUN!r}, 'w')")):
         yield from (code, LEGACY_MAGIC + code * 4, _archive(code), _archive(code, script=True))
     for offset, size, stride in ((0, 2**40, 1), (2**40, 1, 1), (0, 2, 2**61), (0, 2**40, 0), (-1, 1, 1), (0, 1, -1)):
         yield _archive(_tensor(4, offset, size, stride))
@@ -99,24 +108,6 @@ def write(content: bytes, folder: Path) -> Path:
     path = folder / ("crafted.pth" if len(content) % 2 else "crafted.pkl")
     path.write_bytes(content)
     return path
-
-
-def _mutated(content: bytes, draw: random.Random) -> bytes:
-    changed = bytearray(content)
-    for _ in range(draw.randint(1, 4)):
-        place = draw.randrange(len(changed))
-        kind = draw.randrange(4)
-        if kind == 0:
-            changed[place] = draw.randrange(256)
-        elif kind == 1:
-            changed[place] ^= 1 << draw.randrange(8)
-        elif kind == 2:
-            del changed[place : place + draw.randint(1, 8)]
-        else:
-            changed[place:place] = changed[place : place + draw.randint(1, 8)]
-        if not changed:
-            break
-    return bytes(changed)
 
 
 def _rezipped(content: bytes, change) -> bytes:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
 import json
 import logging
 import multiprocessing
 import os
 import pickle
+import random
 import resource
 import zipfile
+from argparse import Namespace
+from collections import Counter, OrderedDict, defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +23,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim import lr_scheduler
 
-from ovseg.checkpoint import _fitting_configuration, load_weights
+from ovseg.checkpoint import _fitting_configuration, load_weights, save_safetensors
 from ovseg.errors import OvsegError
 from ovseg.state_dicts import bare_clip_names, is_plain_pickle, read_checkpoint, read_state_dict
 from ovseg.weight_files import pickles
@@ -67,10 +73,118 @@ def test_torch_files_are_read_as_torch_reads_them(tmp_path, new):
     assert ours["optimizer"] == theirs["optimizer"]
 
 
+def _saved(content, kind):
+    """``content`` as ``torch.save`` writes it, as an archive (zipped anew with compression), in the old format."""
+    file, packed = io.BytesIO(), io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=kind != "legacy")
+    if kind != "compressed":
+        return file.getvalue()
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return packed.getvalue()
+
+
+def _training(optimizer, scheduler=None):
+    """State dicts of an optimizer after a step and of a scheduler."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    optimizer = optimizer(model.parameters())
+    model(torch.randn(4, 2)).sum().backward()
+    optimizer.step()
+    scheduler = scheduler and scheduler(optimizer).state_dict()
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler}
+
+
+def _with_attribute(tensor):
+    tensor.no_decay = True
+    return tensor
+
+
+sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+CONTENTS = {
+    "adamw": partial(_training, torch.optim.AdamW, lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.1, 9)),
+    "sgd": partial(_training, sgd, lambda optimizer: lr_scheduler.MultiStepLR(optimizer, [3, 5, 5])),
+    "plateau": partial(_training, sgd, lr_scheduler.ReduceLROnPlateau),
+    "random": lambda: {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "more": [b"a", bytearray(b"b")],
+    },
+    "lightning": lambda: {
+        "pytorch-lightning_version": "2.2.0",
+        "state_dict": OrderedDict(w=torch.ones(2)),
+        "loops": {"fit_loop": {"epoch_loop.batch_progress": {"total": {"ready": 1}, "is_last_batch": True}}},
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.3), "monitor": None}},
+        "hyper_parameters": {"lr": 1e-3, "sizes": (1, 2), "phase": 1j},
+        "lr_schedulers": [{"milestones": Counter([3, 3]), "_last_lr": [0.1]}],
+        "MixedPrecision": {"scale": 65536.0, "_growth_tracker": 0},
+    },
+    "views": lambda: {
+        "conjugate": torch.tensor([1 + 2j, 3]).conj(),
+        "imaginary": torch.tensor([1 + 2j]).conj().imag,
+        "channels_last": torch.rand(1, 3, 4, 4).to(memory_format=torch.channels_last),
+        "attributes": [_with_attribute(torch.ones(2)), _with_attribute(nn.Parameter(torch.ones(2)))],
+    },
+}
+
+
+def _same(ours, theirs):
+    if isinstance(theirs, torch.Tensor):
+        return ours.dtype == theirs.dtype and torch.equal(ours, theirs.detach())
+    if isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key]) for key in theirs)
+    if isinstance(theirs, list | tuple):
+        return type(ours) is type(theirs) and len(ours) == len(theirs) and all(map(_same, ours, theirs))
+    return type(ours) is type(theirs) and ours == theirs
+
+
+@pytest.mark.parametrize("kind", ["archive", "compressed", "legacy"])
+@pytest.mark.parametrize("content", CONTENTS)
+def test_what_training_programs_save(tmp_path, content, kind):
+    (tmp_path / "a.pth").write_bytes(_saved(CONTENTS[content](), kind))
+    assert _same(read_checkpoint(tmp_path / "a.pth"), torch.load(tmp_path / "a.pth", weights_only=True))
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (defaultdict(list), "collections.defaultdict"),
+        (Namespace(lr=1), "argparse.Namespace"),
+        (Path("x"), "pathlib"),
+        (Model(), "tests.test_checkpoint.Model"),
+        (torch.eye(2).to_sparse(), "torch._utils._rebuild_sparse_tensor"),
+        (np.array(["a"]), "numpy.str_"),
+        (np.array([None]), "numpy.object_"),
+        (np.datetime64("2020-01-01"), "numpy.datetime64"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["archive", "legacy"])
+def test_what_needs_code_is_not_called_damaged(tmp_path, value, name, kind):
+    (tmp_path / "a.pth").write_bytes(_saved({"model": {"w": torch.ones(1)}, "more": value}, kind))
+    with pytest.raises(OvsegError, match=rf"asks for {name}.* --trust"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_arrays_written_by_python_2(tmp_path):
+    """Detectron2's zoo: protocol 2, texts of bytes, and nothing that Python 3 would write so."""
+    array = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+    head = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x02K\x03\x86"
+    kind = b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    whole = (
+        b"\x80\x02}(U\x05model}U\x01w" + head + kind + b"\x89U\x18" + array.tobytes() + b"tbsU\x0a__author__U\x01xu."
+    )
+    assert np.array_equal(pickle.loads(whole, encoding="latin1")["model"]["w"], array)
+    (tmp_path / "a.pkl").write_bytes(whole)
+    content = read_checkpoint(tmp_path / "a.pkl")
+    assert np.array_equal(content["model"]["w"], array)
+    assert content["__author__"] == "x"
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 3, 4, 5])
 def test_arrays_of_every_protocol(tmp_path, protocol):
     arrays = {f"{kind}": np.arange(6).astype(kind).reshape(2, 3) for kind in ("<f4", ">f4", "i8", "u1", "f2", "?")}
     arrays |= {"fortran": np.asfortranarray(arrays["<f4"]), "scalar": np.float64(2.5), "large": np.ones(100_000, "f4")}
+    arrays |= {"none": np.zeros((0, 2), "f4")}
     arrays |= {"turned": np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1)}
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": arrays}, protocol))
     state = read_state_dict(tmp_path / "a.pkl")
@@ -91,9 +205,10 @@ class Holder(nn.Module):
         return x * self.sizes[0]
 
 
-def test_torchscript_archive_is_read_as_a_state_dict(tmp_path):
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda model: torch.jit.trace(model, torch.ones(1))])
+def test_torchscript_archive_is_read_as_a_state_dict(tmp_path, compiled):
     model = Holder()
-    torch.jit.script(model).save(str(tmp_path / "ViT.pt"))
+    compiled(model).save(str(tmp_path / "ViT.pt"))
     assert equal(read_state_dict(tmp_path / "ViT.pt"), model.state_dict())
 
 
@@ -109,6 +224,13 @@ def test_wrappers_are_taken_off(tmp_path, prefix):
         assert equal(read_state_dict(tmp_path / "a.ckpt"), state)
         clip = {f"{prefix}visual.proj": torch.ones(1)}
         assert set(bare_clip_names(clip)) == {"visual.proj"}
+
+
+@pytest.mark.parametrize("prefix", ["clip.", "model.clip.", "base_model.model."])
+def test_any_prefix_of_a_clip_is_taken_off(prefix):
+    clip = {"logit_scale": torch.ones(1), "visual.proj": torch.ones(2)}
+    found = bare_clip_names({f"{prefix}{name}": tensor for name, tensor in clip.items()} | {"head.w": torch.ones(1)})
+    assert equal(found, clip)
 
 
 def test_wrappers_of_parts_are_taken_off(tmp_path):
@@ -183,6 +305,36 @@ def test_trusted_pickles_are_converted(tmp_path):
     assert read_state_dict(output)["w"].tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: {"model": model, "epoch": 3}])
+def test_trusted_modules_are_converted(tmp_path, wrap):
+    model = Model()
+    torch.save(wrap(model), tmp_path / "a.pt")
+    load_script("tools/convert_checkpoint.py").main(
+        [str(tmp_path / "a.pt"), str(tmp_path / "b.safetensors"), "--trust"]
+    )
+    assert equal(read_state_dict(tmp_path / "b.safetensors"), model.state_dict())
+
+
+def test_a_missing_package_is_named(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02}X\x01\x00\x00\x00acnot_here\nX\n)Rs.")
+    tool = load_script("tools/convert_checkpoint.py")
+    with pytest.raises(OvsegError, match="needs the package not_here: install it"):
+        tool.main([str(tmp_path / "a.pkl"), str(tmp_path / "b.safetensors"), "--trust"])
+
+
+@pytest.mark.parametrize("tensor", [torch.eye(2).to_sparse(), torch.ones(1, dtype=torch.cdouble)])
+def test_what_safetensors_cannot_hold(tmp_path, tensor):
+    with pytest.raises(OvsegError, match="safetensors cannot hold"):
+        save_safetensors({"w": tensor}, tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    torch.save({"\ud800": torch.ones(1)}, tmp_path / "a.pth")
+    with pytest.raises(OvsegError, match="which is no text"):
+        read_state_dict(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize(
     ("manifest", "config"),
     [
@@ -212,7 +364,7 @@ def _read_all(contents, folder, results):
         except BaseException as error:
             unexplained.append(repr(error))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    results.put((unexplained[:5], grown / 1e6, (folder / "was_run").exists()))
+    results.put((unexplained[:5], grown / 1e6, (folder / pickle_crafting.WAS_RUN).exists()))
 
 
 @pytest.mark.parametrize("which", ["crafted", "mutated"])

@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovseg.adaptation.fusion import compare
 from ovseg.checkpoint import save_safetensors
 from ovseg.converters import BACKBONE_SUFFIXES, CONVERTERS, save_backbone
-from ovseg.errors import OvsegError, user_errors
+from ovseg.errors import OvsegError, reason_of, user_errors
 from ovseg.state_dicts import (
     halved,
     is_plain_pickle,
@@ -115,8 +115,13 @@ def read_trusted(path: Path) -> Mapping[str, Tensor]:
             content = pickle.loads(path.read_bytes(), encoding="latin1")  # unsafe on purpose: --trust
         else:
             content = torch.load(path, map_location="cpu", weights_only=False)  # unsafe on purpose: --trust
+    except ModuleNotFoundError as error:
+        raise OvsegError(f"{path} needs the package {error.name}: install it, and convert again") from error
     except Exception as error:  # whatever the file's code raises
-        raise OvsegError(f"{path} cannot be read even with --trust ({type(error).__name__}: {error})") from error
+        raise OvsegError(f"{path} cannot be read even with --trust ({reason_of(error)})") from error
+    content = {"model": content} if isinstance(content, nn.Module) else content
+    if isinstance(content, Mapping):
+        content = {key: value.state_dict() if isinstance(value, nn.Module) else value for key, value in content.items()}
     return tensors_of(content, path)
 
 

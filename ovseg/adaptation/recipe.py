@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ovseg.clip.preprocessing import Preprocessing
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, shown
 from ovseg.plain_yaml import read_plain_yaml, unknown_key
 
 SHIFT = "contextual-shift"
@@ -145,8 +145,8 @@ def _checked(values: Mapping[str, Any], source: str, known: Sequence[str] = tupl
             raise unknown_key(key, known, source)
         try:
             result[key] = _convert(key, value)
-        except (TypeError, ValueError) as error:
-            raise OvsegError(f"{key} in {source} is {value!r}: {error}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise OvsegError(f"{key} in {source} is {shown(value)}: {error}") from error
     return result
 
 
@@ -169,7 +169,7 @@ def _convert(key: str, value: Any) -> Any:
         if not isinstance(value, str) or (choices and value not in choices):
             raise ValueError(f"choose one of {', '.join(choices)}" if choices else "it must be a text")
         return value
-    if isinstance(value, bool) or (isinstance(default, int) and float(value) != int(float(value))):
+    if isinstance(value, bool) or (isinstance(default, int) and not float(value).is_integer()):
         raise ValueError("it must be a whole number" if isinstance(default, int) else "it must be a number")
     return type(default)(float(value))
 

@@ -104,9 +104,11 @@ def build_clip(source: ClipSource) -> tuple[nn.Module, Callable[[list[str]], Any
     text = architecture["text_cfg"] = architecture["text_cfg"] | {"hf_model_pretrained": False}
     architecture["vision_cfg"] = architecture["vision_cfg"] | {"timm_model_pretrained": False}
     custom = architecture.pop("custom_text", False) or text.get("hf_model_name")
-    tokenizer = build_tokenizer(source.name, text)
     try:
+        tokenizer = build_tokenizer(source.name, text)
         model = (CustomTextCLIP if custom else CLIP)(**architecture)
+    except OvsegError:
+        raise
     except Exception as error:  # whatever a tower's code makes of a bad value, and the hub's client
         if package := missing_package(error):
             part = f"text tower {text['hf_model_name']}" if package == "transformers" else "image tower"
@@ -132,6 +134,11 @@ def load_clip_weights(model: nn.Module, source: ClipSource, names: Collection[st
     """
     path = source.fetch_weights()
     state = bare_clip_names(read_state_dict(path))
+    if "vision_model.pre_layrnorm.weight" in state:  # their spelling
+        raise OvsegError(
+            f"{path} is a CLIP of Hugging Face's transformers, which names its tensors otherwise: give open_clip's file "
+            f"of {source.name} as {WEIGHTS_KEY}"
+        )
     own = {name: tensor for name, tensor in model.state_dict().items() if names is None or name in names}
     wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
     missing = [name for name in own if name not in state and not name.endswith("mask_embedding")]
@@ -255,7 +262,9 @@ def _names_in(folder: str) -> list[str]:
 
 
 def _did_you_mean(name: str, names: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(name, names, n=3) or [other for other in names if name and name in other][:3]
+    lower = {other.casefold(): other for other in names}
+    near = difflib.get_close_matches(name.casefold(), lower, n=3)
+    nearest = [lower[other] for other in near] or [other for other in names if name and name in other][:3]
     return f"; did you mean {', '.join(nearest)}?" if nearest else ""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, shown
 
 # what tokenizers and towers of open_clip's models need beyond open_clip itself, by the modules that they install
 _PACKAGES = {name: name for name in ("sentencepiece", "tiktoken", "tokenizers", "timm", "transformers")}
@@ -38,6 +38,9 @@ def build_tokenizer(name: str, text: Mapping[str, Any]) -> SimpleTokenizer | HFT
         OvsegError: a package that it needs is missing, its files cannot be had, or its vocabulary is another one.
     """
     length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
+    for key in ("context_length", "vocab_size"):
+        if not isinstance(text.get(key, 1), int):
+            raise OvsegError(f"CLIP {name}: {key} of its text_cfg is {shown(text[key])}, not a whole number")
     wanted = text.get("hf_tokenizer_name")
     if not wanted:
         tokenizer = SimpleTokenizer(context_length=length, **options)

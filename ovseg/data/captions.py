@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, reason_of
 from ovseg.files import is_file
 from ovseg.inputs import IMAGE_SUFFIXES
 
@@ -152,8 +152,7 @@ def _coco(source: Path, result: CaptionedImages) -> Iterator[_Entry]:
         annotations = list(content["annotations"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise OvsegError(
-            f"{source} is not COCO's captions JSON, an object with images and annotations "
-            f"({type(error).__name__}: {error})"
+            f"{source} is not COCO's captions JSON, an object with images and annotations ({reason_of(error)})"
         ) from error
     for number, annotation in enumerate(annotations):
         where = f"annotation {number} of {source.name}"
@@ -163,7 +162,7 @@ def _coco(source: Path, result: CaptionedImages) -> Iterator[_Entry]:
             file = files[image_id]
             yield where, _text(file), str(image_id), _text(caption)
         except (KeyError, TypeError, ValueError) as error:
-            result.bad.append(f"{where}: {type(error).__name__} {_short(error)}")
+            result.bad.append(f"{where}: {reason_of(error)}")
 
 
 def _narratives(source: Path, root: Path | None, result: CaptionedImages) -> Iterator[_Entry]:
@@ -179,7 +178,7 @@ def _narratives(source: Path, root: Path | None, result: CaptionedImages) -> Ite
                 image_id, caption = str(narrative["image_id"]), _text(narrative["caption"])
                 yield where, find(image_id, str(narrative.get("dataset_id", ""))), image_id, caption
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                result.bad.append(f"{where}: {_short(error) or type(error).__name__}")
+                result.bad.append(f"{where}: {reason_of(error)}")
 
 
 class _ImageFinder:
@@ -262,7 +261,3 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is not a text")
     return value
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -12,9 +12,12 @@ from ovseg.files import check_file
 
 _LARGEST_FILE = 16 * 2**20  # bytes; a list of words is never larger, a model or a film given by mistake is
 
-# a list of classes that numbers them: "0: road", "1 car", "2,sky", "3) tree"
-_NUMBERED = re.compile(r"(\d+)\s*(?:[\s:;,=.)|-])\s*(\S.*)")
+# a list of classes that numbers them: "0: road", "1 car", "2,sky", "(3) tree"
+_NUMBERED = re.compile(r"[(\[]?(\d+)\s*(?:[\s:;,=.)\]|-])\s*(\S.*)")
+# or that has ids or colours after them: "road 7", "road,128,64,128", "road #804080"
+_FOLLOWED = re.compile(r"(.*?[^\W\d].*?)[\s:;,=|(\[-]+((?:\d+[\s;,]+)*\d+|#[\da-fA-F]{6})[)\]]?")
 _NUMBERS = re.compile(r"[\d\s:;,.]+")
+_LONGEST_ROW = 200  # characters; longer ones are no names
 _FORMATS = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML", ".pbtxt": "a label map", ".xml": "XML"}
 # byte order mark, zero-width space, word joiner, soft hyphen, marks of direction; zero-width joiners belong to words
 _INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060\u00ad\u200e\u200f"))
@@ -119,9 +122,9 @@ def read_file(path: Path) -> list[Entry]:
     lines = [clean_text(line) for line in _read_lines(path)]
     words = [line for line in lines if line and not line.startswith("#")]
     _check_numbered(words, str(path))
-    if len(words) > 1 and all(_NUMBERS.fullmatch(word.partition(":")[2] or word) for word in words):
+    if len(words) > 1 and all(word[0] in "-*\"'" for word in words):
         raise OvsegError(
-            f"{path} has numbers for names or synonyms ({words[0]!r}): write one name per line, no numbers"
+            f"{path} has {words[0][0]} before each word ({words[0]!r}): write the names only, one per line"
         )
     for number, line in enumerate(lines, start=1):
         if not line or line.startswith("#"):
@@ -147,15 +150,35 @@ def read_file(path: Path) -> list[Entry]:
 
 
 def _check_numbered(words: Sequence[str], origin: str) -> None:
-    """Raise OvsegError where every word, or every one below a heading, begins with another number and a name."""
+    """Raise OvsegError for words that are numbers, and where all, or all below a heading, have ids or colours."""
+    if len(words) > 1 and all(_NUMBERS.fullmatch(word.partition(":")[2] or word) for word in words):
+        raise OvsegError(
+            f"{origin} has numbers for names or synonyms ({words[0]!r}), and CLIP would be asked for them: write names"
+        )
     for rows in (words, words[1:]):
-        found = [match.groups() for match in map(_NUMBERED.fullmatch, rows) if match]
-        numbers, names = [int(number[:9]) for number, _ in found], {name for _, name in found}
-        if len(rows) > 1 and len(found) == len(rows) == len(names) and numbers == sorted(set(numbers)):
+        if len(rows) > 1 and (_are_numbered(rows) or _are_followed(rows)):
             raise OvsegError(
                 f"{origin} numbers its words ({rows[0]!r}), and CLIP would be asked for the numbers: write the names "
-                "only, in their order; the values of masks go into `ids` of the data set's YAML file"
+                "only, in their order; values and colours of masks go into `ids` or `colors` of the data set's YAML "
+                "file"
             )
+
+
+def _are_numbered(rows: Sequence[str]) -> bool:
+    """Whether every row begins with another number, ascending, and another name."""
+    found = [match.groups() for match in map(_NUMBERED.fullmatch, rows) if match]
+    numbers, names = [int(number[:9]) for number, _ in found], {name for _, name in found}
+    return len(found) == len(rows) == len(names) and numbers == sorted(set(numbers))
+
+
+def _are_followed(rows: Sequence[str]) -> bool:
+    """Whether every row ends in a colour, or they end in 0, 1, 2, ... or 1, 2, 3, ..., each after another name."""
+    found = [match.groups() for row in rows if (match := _FOLLOWED.fullmatch(row[:_LONGEST_ROW]))]
+    if not len(found) == len(rows) == len({name for name, _ in found}):
+        return False
+    colors = all("#" in values or len(re.findall(r"\d+", values)) > 2 for _, values in found)
+    counted = [[str(first + place) for place in range(len(rows))] for first in (0, 1)]
+    return colors or [values for _, values in found] in counted
 
 
 def _check_commas(entry: Entry, position: int, entries: Sequence[Entry], origin: str) -> None:

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 MOST_OPERATIONS = 2_000_000  # each makes at most some 100 bytes; a training checkpoint of 1,500 tensors has 200,000
 _LARGE = 1 << 16
+_MOST_COPIED = 4  # times the file: an array from a text is copied twice
+_SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
 _PLAIN_KEYS = (str, bytes, int, float, type(None))  # bool is an int
 
 
@@ -24,6 +26,9 @@ class Damaged(ValueError):
 
 class NeedsCode(Exception):
     """The pickle asks for an object that is no stand-in; the argument is its name."""
+
+    def __str__(self) -> str:
+        return f"it asks for {self.args[0]}"
 
 
 @dataclass(frozen=True)
@@ -68,18 +73,17 @@ def read_pickle(file: BoundedFile, find: Callable[[str], Any], persistent: Calla
     try:
         operations = pickletools.genops(file)
         try:
-            return _Machine(find, persistent).run(operations)
+            return _Machine(find, persistent, _MOST_COPIED * (file.size + _LARGE)).run(operations)
         except NeedsCode as unknown:
             for _ in operations:  # a damaged pickle asks for odd names, too
                 pass
-            if not all(part.isidentifier() for part in str(unknown).split(".")):
+            if not all(part.isidentifier() for part in unknown.args[0].split(".")):
                 raise Damaged("names of it are no names") from unknown
             raise
     except (NeedsCode, Damaged):
         raise
     except Exception as error:  # wrong operations on the stack raise almost anything
-        reason = " ".join(str(error).split())[:100]
-        raise Damaged(f"{type(error).__name__}: {reason}" if reason else type(error).__name__) from error
+        raise Damaged("its parts do not fit together") from error
 
 
 def miswritten(name: str, known: Collection[str]) -> bool:
@@ -99,8 +103,8 @@ def plain_key(key: Any) -> Any:
 class _Machine:
     """The stack machine of the pickle format."""
 
-    def __init__(self, find: Callable[[str], Any], persistent: Callable[[Any], Any] | None):
-        self.find, self.persistent = find, persistent
+    def __init__(self, find: Callable[[str], Any], persistent: Callable[[Any], Any] | None, copies: int):
+        self.find, self.persistent, self.copies = find, persistent, copies
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -199,6 +203,10 @@ class _Machine:
         items = self._items()
         self._top(set).update(map(plain_key, items))
 
+    def _frozenset(self, _: Any) -> None:
+        items = self._items()
+        self.stack.append(frozenset(map(plain_key, items)))
+
     def _put(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
@@ -214,6 +222,8 @@ class _Machine:
 
     def _global(self, name: str) -> None:
         name = name.replace(" ", ".")
+        if name.startswith("__builtin__."):  # Python 2's name, which protocols before 3 write
+            name = name.replace("__builtin__", "builtins", 1)
         try:
             self.stack.append(self.find(name))
         except KeyError:
@@ -229,6 +239,7 @@ class _Machine:
         arguments, call = self.stack.pop(), self._top(Call)
         if type(arguments) is not tuple:
             raise Damaged("arguments are no tuple")
+        self._charge(arguments)
         self.stack[-1] = call.function(*arguments)
 
     _newobj = _reduce
@@ -240,8 +251,15 @@ class _Machine:
         target = self._top(StandIn)
         if target.built:
             raise Damaged("an object is built twice")
+        self._charge(state if type(state) is tuple else (state,))
         target.value, target.built = target.finish(state), True
         self.stack[-1] = target.value
+
+    def _charge(self, arguments: tuple) -> None:
+        """Count what a call may copy, since a few bytes can ask for it again and again."""
+        self.copies -= sum(len(value) for value in arguments if isinstance(value, _SIZED))
+        if self.copies < 0:
+            raise Damaged("it asks for the same values again and again")
 
     def _binpersid(self, _: Any) -> None:
         if self.persistent is None:

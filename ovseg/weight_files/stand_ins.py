@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovseg.weight_files.pickles import Call, Damaged, StandIn, miswritten, plain_key
+from ovseg.weight_files.pickles import Call, Damaged, NeedsCode, StandIn, miswritten, plain_key
 
 # A tensor may repeat its storage (stride 0): up to this size, or this many times.
 _REPEATED_BYTES, _REPEATED_TIMES = 1 << 30, 16
 _NUMPY_TYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"}
+_OTHER_NUMPY_TYPES = re.compile(r"[USVOMm]\d{0,6}|f16|c32")  # texts, objects, dates, and so on
 _TORCH_TYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
 
@@ -30,8 +32,11 @@ class _NumpyType:
     code: str
 
 
-def rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+def rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *rest: Any) -> Tensor:
     """The part of a storage, a one-dimensional tensor, that a tensor's size and stride describe; the memory is shared.
+
+    Args:
+        rest: whether it requires a gradient, hooks, and "conj" and "neg" for a view that is not computed yet.
 
     Raises:
         Damaged: it would reach beyond the storage.
@@ -49,12 +54,16 @@ def rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_:
         raise Damaged("a tensor is larger than its storage")
     if count * storage.itemsize > max(_REPEATED_BYTES, _REPEATED_TIMES * storage.nbytes):
         raise Damaged(f"a tensor repeats {storage.nbytes} bytes to {count * storage.itemsize}")
-    return storage.as_strided(size, stride, offset)
+    tensor = storage.as_strided(size, stride, offset)
+    views = rest[2] if len(rest) > 2 and isinstance(rest[2], dict) else {}
+    tensor = tensor.conj() if views.get("conj") else tensor
+    return torch._neg_view(tensor) if views.get("neg") else tensor  # the storage may be filled later
 
 
 def _rebuild_tensor_v3(storage: Tensor, offset: int, size: tuple, stride: tuple, *rest: Any) -> Tensor:
     """Types without a storage class of their own, given last: the storage holds bytes."""
     dtype = next(value for value in rest if isinstance(value, torch.dtype))
+    torch.zeros(1).to(dtype)  # PyTorch has types that nothing can be done with, such as uint1
     return rebuild_tensor(storage.view(dtype), offset, size, stride)
 
 
@@ -62,6 +71,12 @@ def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
     if not isinstance(data, Tensor):
         raise Damaged("a parameter has no tensor")
     return data
+
+
+def _rebuild_with_attributes(rebuild: Any, kind: Any, arguments: tuple, _: Any) -> Tensor:
+    if kind is not None or not isinstance(rebuild, Call):
+        raise Damaged("a tensor is of no known kind")
+    return _rebuild_parameter(rebuild.function(*arguments))
 
 
 def _ordered_dict(items: Any = ()) -> dict:
@@ -82,6 +97,10 @@ def _counts(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
+def _bytearray(text: str = "", encoding: str = "latin1") -> bytearray:
+    return bytearray(text if isinstance(text, bytes | bytearray) else _latin1(text, encoding))
+
+
 def _latin1(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
         raise Damaged("bytes are encoded as no pickle does")
@@ -89,6 +108,8 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 
 def _numpy_type(code: Any, *_: Any) -> StandIn:
+    if isinstance(code, str) and _OTHER_NUMPY_TYPES.fullmatch(code):
+        raise NeedsCode(f"numpy.{np.dtype(code).type.__name__}")
     if code not in _NUMPY_TYPES:
         raise Damaged(f"NumPy values of type {str(code)[:20]!r} are no numbers")
 
@@ -132,13 +153,20 @@ def _numpy_scalar(dtype: Any, data: Any) -> np.generic:
 STAND_INS: dict[str, Any] = {
     "collections.OrderedDict": Call(_ordered_dict),
     "collections.Counter": Call(lambda counts=(): _ordered_dict(dict(counts).items())),  # schedulers' milestones
-    "__builtin__.set": Call(_set),
     "builtins.set": Call(_set),
+    "builtins.frozenset": Call(lambda values=(): frozenset(_set(values))),
+    "builtins.bytes": Call(lambda: b""),
+    "builtins.bytearray": Call(_bytearray),
+    "builtins.complex": Call(complex),
     "_codecs.encode": Call(_latin1),
     "torch._utils._rebuild_tensor": Call(rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": Call(rebuild_tensor),
     "torch._utils._rebuild_tensor_v3": Call(_rebuild_tensor_v3),
     "torch._utils._rebuild_parameter": Call(_rebuild_parameter),
+    "torch._utils._rebuild_parameter_with_state": Call(_rebuild_parameter),
+    "torch._tensor._rebuild_from_type_v2": Call(_rebuild_with_attributes),
+    "torch.Tensor": None,
+    "torch.nn.parameter.Parameter": None,
     "torch.Size": Call(_size),
     "torch.storage._load_from_bytes": None,  # plain pickles have one that can be called
     "torch.device": Call(torch.device),

@@ -311,6 +311,7 @@ def test_recipes(tmp_path):
         ("full: {warm_up: 4}", "unknown key warm_up .*full; did you mean warmup?"),
         ("lr: fast", "lr in .* is 'fast'"),
         ("epochs: 1.5", "whole number"),
+        ("epochs: .inf", "whole number"),
         ("fill: [1, 2]", "a list of 3 numbers"),
         ("equal_nouns: maybe", "choose one of negatives, ignore"),
         ("lr: !!python/object/apply:eval ['1']", "not plain YAML"),

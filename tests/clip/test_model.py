@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.clip.context_adapter import ContextClipAdapter
-from ovseg.clip.model import CONFIG, build_clip, find_clip
+from ovseg.clip.model import CONFIG, build_clip, find_clip, load_clip_weights
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
@@ -71,6 +71,7 @@ def adapter_of(kind: type[ClipAdapter] = ClipAdapter, **keys: object) -> ClipAda
         ("ViT-L-14:laion2b_s32b_b83k", "none", "did you mean laion2b_s32b_b82k"),
         ("ViT-L-14:laion2b_s32b_b82k", "datacomp_xl_s13b_b90k", "name two tags"),
         ("ViT-L-14-336", "laion2b_s32b_b82k", "its tags are openai"),
+        ("vit-l-14", "none", "is no CLIP .*; did you mean ViT-L-14"),
         ("clip", "none", "is no CLIP that open_clip knows, nor a .json file"),
         ("folder", "none", "is a folder: write local-dir: before it"),
         ("local-dir:folder", "", "cannot read the CLIP configuration folder/open_clip_config.json"),
@@ -81,6 +82,12 @@ def adapter_of(kind: type[ClipAdapter] = ClipAdapter, **keys: object) -> ClipAda
 def test_what_is_named_must_exist(files, name, weights, message):
     with pytest.raises(OvsegError, match=message):
         find_clip(name, weights)
+
+
+def test_clips_of_transformers_are_called_by_their_name(files):
+    save_file({"logit_scale": torch.ones(1), "vision_model.pre_layrnorm.weight": torch.ones(1)}, "hf.safetensors")
+    with pytest.raises(OvsegError, match="is a CLIP of Hugging Face's transformers, .*: give open_clip's file"):
+        load_clip_weights(torch.nn.Module(), find_clip("clip.json", "hf.safetensors"))
 
 
 @pytest.mark.parametrize("weights", ["", "openai"])

@@ -67,5 +67,6 @@ def load(path: Path) -> np.ndarray:
 
 
 def snapshot(root: Path) -> dict[str, int]:
-    """Time of change, in ns, of every file below a folder."""
-    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in sorted(root.rglob("*")) if path.is_file()}
+    """Time of change, in ns, of every file below a folder but the lock that a run takes."""
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in files}

@@ -46,6 +46,8 @@ def cracks(folder, **keys):
         "C:\\x\\a.jpg",
         "/x/a.jpg",
         " a.jpg",
+        "A.JPG",
+        "%61.jpg",
     ],
 )
 def test_paths_of_other_systems(tmp_path, name):
@@ -138,6 +140,29 @@ def test_categories_with_blanks_texts_for_ids_and_one_name_twice(tmp_path):
     write(tmp_path, [(1, "a.jpg")], [], categories)
     with pytest.raises(OvsegError, match="two categories of the id 1, 'Crack' and 'sky'"):
         source_of(tmp_path, coco_instances="coco.json", classes=None)
+
+
+def test_ids_of_categories_may_be_in_quotes(tmp_path):
+    write(tmp_path, [(1, "a.jpg")], [box(0, 0, 3, 2, category_id=7)], [{"id": 7, "name": "1"}, {"id": 1, "name": "x"}])
+    assert cracks(tmp_path, ids={"7": "crack", "x": "road"}) == {"a": 6}
+    assert cracks(tmp_path, ids={"1": "crack", "7": "road"}) == {"a": 6}  # a name goes before an id in quotes
+
+
+def test_names_that_no_class_can_have(tmp_path):
+    write(tmp_path, [(1, "a.jpg")], [box(0, 0, 3, 2)], [{"id": 1, "name": "0"}, {"id": 2, "name": "1"}])
+    with pytest.raises(OvsegError, match=r"coco\.json has numbers for names"):
+        source_of(tmp_path, coco_instances="coco.json", classes=None)
+    write(tmp_path, [(1, "a.jpg")], [box(0, 0, 3, 2)], [{"id": 1, "name": "crack"}, {"id": 2, "name": "__Ignore__"}])
+    with pytest.raises(OvsegError, match="class 2 is called '__Ignore__', which stands for ignored pixels"):
+        source_of(tmp_path, coco_instances="coco.json", classes=None)
+
+
+def test_fractions_of_the_size_are_left_out_and_named(tmp_path):
+    write(tmp_path, [(1, "a.jpg")], [box(0.1, 0.1, 0.9, 0.8), box(0, 0, 1, 1, id=2)])
+    source = source_of(tmp_path, **KEYS)
+    labels = source.read(source.pairing.pairs[0])
+    assert [name for name in labels.left_out if "not fractions" in name and name.startswith("annotation 1 (")]
+    assert (labels.indices == 0).sum() == 1
 
 
 @pytest.mark.parametrize("category", [7, "7", None, [1], {}])

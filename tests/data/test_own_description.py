@@ -118,6 +118,8 @@ COCO = {"images": "images/*.jpg", "coco_instances": "coco.json"}
         ({"colors": {"sky": [0, 0, 256]}}, r"colors: 'sky' has the colour \[0, 0, 256\]"),
         ({"colors": {"sky": "blue", "dog": [0, 0, 255]}}, r"colors: 'dog' and 'sky' have the same colour #0000ff"),
         ({"colors": {"cloud": "blue"}}, r"colors: there is no class 'cloud': the classes are sky, person, dog"),
+        ({"classes": [0, 1]}, r"classes: class 1 has the name 0, a number: write what CLIP is asked"),
+        ({"classes": ["_background_", "__ignore__"]}, r"classes: class 2 is called '__ignore__', .*VALUE: ignore"),
         ({"unlisted": "skip"}, r"unlisted: is 'skip'; choose error or ignore"),
         ({"background": "sky"}, r"background: has no meaning with masks"),
         ({"seen": ["sky", "cat"]}, r"seen: there is no class 'cat'"),

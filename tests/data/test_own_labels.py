@@ -103,6 +103,19 @@ def test_palettes_bilevel_and_grey_pictures_of_several_channels(tmp_path):
     assert labels_of(tmp_path).tolist() == [[SKY, PERSON], [PERSON, SKY]]
 
 
+def test_masks_of_whole_float_numbers_and_of_transparency_alone(tmp_path):
+    values = np.array([[0, 1], [1, 0]])
+    one_mask(tmp_path, values.astype(np.float32), ".tif")
+    assert labels_of(tmp_path, masks="masks/*.tif").tolist() == [[SKY, PERSON], [PERSON, SKY]]
+    one_mask(tmp_path, (values / 2).astype(np.float32), ".tif")
+    with pytest.raises(OvsegError, match="numbers of type float32"):
+        labels_of(tmp_path, masks="masks/*.tif")
+    for channels in (2, 4):
+        one_mask(tmp_path, np.dstack([values * 0] * (channels - 1) + [values * 255]).astype(np.uint8))
+        with pytest.raises(OvsegError, match=r"a\.png says everything by its transparency"):
+            labels_of(tmp_path)
+
+
 def test_coloured_masks(tmp_path):
     mask = np.array([[[70, 130, 180], [220, 20, 60]], [[255, 0, 0], [0, 0, 0]]], np.uint8)
     one_mask(tmp_path, mask)

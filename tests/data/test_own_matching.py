@@ -67,7 +67,9 @@ def test_wildcards_are_the_names(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["[train]", "photos [1]", "a[b", "what?", "x*y", "[!a]", "{1}"])
-@pytest.mark.parametrize("pattern", ["{}/images/*.jpg", "{}/images", "{}/im[a]ges/*.jpg", "*/images/{}.jpg"])
+@pytest.mark.parametrize(
+    "pattern", ["{}/images/*.jpg", "{}/images", "{}/im[a]ges/*.jpg", "*/images/{}.jpg", "{}\\images\\*.jpg"]
+)
 def test_a_folder_is_a_folder_whatever_its_name(tmp_path, name, pattern):
     tree(tmp_path, f"{name}/images/{name}.jpg", "t/images/t.jpg", "other/a.jpg")
     found = match_files(tmp_path, pattern.replace("{}", name), SUFFIXES)

@@ -49,3 +49,12 @@ def test_strange_indexes(content, message, tmp_path):
     path.write_bytes(b"\x80\x04broken" if content is None else pickle.dumps(content))
     with pytest.raises(OvsegError, match=message):
         read_index(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x80\x04Nr\xff\xff\xff\xff.", b"\x80\x04}N" + b"\x85" * 300_000 + b"Ns."], ids=["memo", "deep"]
+)
+def test_index_that_would_fill_the_memory_or_the_stack(content, tmp_path):
+    (tmp_path / "index.pkl").write_bytes(content)
+    with pytest.raises(OvsegError, match=r"not ADE20K's index, or is damaged \((?!MemoryError)"):
+        read_index(tmp_path / "index.pkl")

@@ -18,6 +18,14 @@ from ovseg.vocabulary import Vocabulary
         ("1. person\n2. car\n", "numbers its words"),
         ("1) person\n2) car\n", "numbers its words"),
         ("id,name\n1,person\n2,car\n", "numbers its words"),
+        ("(0) background\n(1) crack\n", "numbers its words"),
+        ("background 0\ncrack 1\n", "numbers its words"),
+        ("background,1\ncrack,2\n", "numbers its words"),
+        ("name,r,g,b\nroad,128,64,128\nsky,70,130,180\n", r"numbers its words \('road,128,64,128'\)"),
+        ("road 128 64 128\nsky 70 130 180\n", "numbers its words"),
+        ("road #804080\nsky #4682b4\n", "numbers its words"),
+        ("- road\n- sky\n", r"has - before each word \('- road'\): write the names only"),
+        ('"road"\n"sky"\n', 'has " before each word'),
         ("names:\n  0: person\n  1: car\n", "numbers its words"),
         ("# classes\n\n0: background\n\n1: crack\n", "numbers its words"),
         ("0\n1\n2\n", "has numbers for names or synonyms"),
@@ -46,10 +54,21 @@ def test_other_formats_are_called_by_their_names(tmp_path, suffix, what):
 def test_numbered_words_of_a_list_are_refused_too():
     with pytest.raises(OvsegError, match="numbers its words"):
         Vocabulary.from_words(["0: background", "1: crack"])
+    with pytest.raises(OvsegError, match=r"list of words has numbers for names or synonyms \('0'\)"):
+        Vocabulary.from_words(["0", "1"])
 
 
 @pytest.mark.parametrize(
-    "text", ["1 euro coin\n2 euro coin\n", "sky\n3 wheeler\n", "2 doors\n2 windows\n", "747\nA380\n", "7 up\n"]
+    "text",
+    [
+        "1 euro coin\n2 euro coin\n",
+        "sky\n3 wheeler\n",
+        "2 doors\n2 windows\n",
+        "747\nA380\n",
+        "7 up\n",
+        "Boeing 737\nAirbus 320\n",
+        "zone 1\nzone 2\n",
+    ],
 )
 def test_names_with_numbers_in_them_are_names(tmp_path, text):
     path = tmp_path / "words.txt"

@@ -42,6 +42,13 @@ class Classes:
                 f"{self.ignore_label} is also the index of the class {name!r}: choose a number from {len(self)} up; "
                 "if the masks count classes from 1, use first_id: 1",
             )
+        for position, name in enumerate(self.vocabulary.names, start=1):
+            if text_key(name).strip("_") == "ignore":  # labelme writes __ignore__
+                raise self.own.error(
+                    "classes",
+                    f"class {position} is called {name!r}, which stands for ignored pixels: rename it, or leave it out "
+                    f"of the list and write ids: {{{'VALUE' if self.own.kind == 'masks' else name}: ignore}}",
+                )
         # looked at now, so that a mistake in any key is found before the first file is read
         _ = self.evaluation_set, self.table, self.colors, self.background
 

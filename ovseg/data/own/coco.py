@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ovseg.data.own.description import Description
 from ovseg.data.own.geometry import Ids
@@ -94,10 +95,11 @@ class CocoFile:
     def _on_disk(self, images: Mapping[str, Path]) -> tuple[dict[str, list[Entry]], list[str]]:
         """The file's entries by the name of their image, several where it is listed more than once; names not there."""
         by_end: dict[tuple[str, ...], list[str]] = defaultdict(list)  # names of images by the last parts of their paths
+        loosely: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for name, path in images.items():
-            parts = path_parts(path.as_posix())
-            for count in range(1, min(len(parts), _DEEPEST) + 1):
-                by_end[parts[-count:]].append(name)
+            for end in _ends(path_parts(path.as_posix())):
+                by_end[end].append(name)
+                loosely[_loose(end)].append(name)
         wanted: dict[Any, tuple[str, ...]] = {}
         found: dict[str, list[tuple[int, tuple[str, ...], Entry]]] = defaultdict(list)
         missing = []
@@ -109,11 +111,12 @@ class CocoFile:
                     f"{self.path} has two images of the id {shown(entry['id'])}, {shown('/'.join(other))} and "
                     f"{shown('/'.join(parts))}, and nobody knows whose its annotations are: give each image its own id"
                 )
-            ends = (parts[-count:] for count in range(min(len(parts), _DEEPEST), 0, -1))
-            if (end := next((end for end in ends if end in by_end), None)) is None:
+            matches = [(end, by_end[end]) for end in _ends(parts) if end in by_end]
+            matches = matches or [(end, loosely[_loose(end)]) for end in _ends(parts) if _loose(end) in loosely]
+            if not matches:
                 missing.append(f"{str(entry['file_name'])[:200]} of {self.path}")
                 continue
-            name, *others = by_end[end]
+            end, (name, *others) = matches[0]
             if others:
                 both = f"{images[name]} and {images[others[0]]}"
                 raise self.own.error("images", f"{both} may both be {'/'.join(parts)!r} of {self.path}")
@@ -220,6 +223,16 @@ def _number(value: Any) -> int | str:
 
 def _first(things: Mapping[str, Any]) -> str:
     return next(iter(things))
+
+
+def _ends(parts: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The last parts of a path, the longest end first."""
+    return [parts[-count:] for count in range(min(len(parts), _DEEPEST), 0, -1)]
+
+
+def _loose(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Parts as Windows and addresses of the web take them for the same: without letter case, ``%20`` for a blank."""
+    return tuple(unquote(part).casefold() for part in parts)
 
 
 def _same_file(one: Sequence[str], other: Sequence[str]) -> bool:

@@ -10,7 +10,15 @@ from pycocotools import mask as run_lengths
 
 from ovseg.data.own.classes import Classes
 from ovseg.data.own.coco import CocoFile
-from ovseg.data.own.geometry import Ids, NoArea, checked_points, checked_run_lengths, labelled_size, whole_number
+from ovseg.data.own.geometry import (
+    Ids,
+    NoArea,
+    checked_points,
+    checked_run_lengths,
+    labelled_size,
+    refuse_fractions,
+    whole_number,
+)
 from ovseg.data.own.naming import text_key
 from ovseg.data.own.pairs import Pair
 from ovseg.data.own.values import UNLISTED, Labels, look_up, packed_colors, settle
@@ -26,9 +34,12 @@ class _Decoder:
         self.classes = classes
         self.names = file.categories
         self.ids = Ids(self.names)
-        table = classes.table  # by id where `ids` has it, else by name
+        # by id where `ids` has it, else by name, else by an id in quotes
         self.of_category = {
-            number: table.get(number, table.get(text_key(name), UNLISTED)) for number, name in self.names.items()
+            number: next(
+                (classes.table[key] for key in (number, text_key(name), str(number)) if key in classes.table), UNLISTED
+            )
+            for number, name in self.names.items()
         }
 
     def class_of(self, annotation: Mapping[str, Any]) -> int:
@@ -125,6 +136,7 @@ def _encode(shape: Any, size: tuple[int, int]) -> tuple[dict[str, Any], int]:
             raise ValueError(f"its outline is longer than {_LONGEST_OUTLINE:,} pixels")
         if not usable:
             raise NoArea("a polygon of fewer than 3 points, which has no area")
+        refuse_fractions(np.concatenate(polygons))
         rle = run_lengths.merge(run_lengths.frPyObjects(usable, *size))
     else:
         raise ValueError(f"it is {str(shape)[:40]!r}, neither polygons nor run lengths")

@@ -169,7 +169,9 @@ def _own_numbers(own: Description) -> dict[int, str]:
 
 
 def _path(own: Description, key: str, value: Any) -> Path:
-    return own.root / expand_user(_text(own, key, value))
+    path = own.root / expand_user(_text(own, key, value))
+    other = own.root / value.replace("\\", "/")
+    return other if not path.exists() and other.exists() else path
 
 
 def _text(own: Description, key: str, value: Any) -> str:
@@ -203,10 +205,10 @@ def _classes(own: Description, key: str, value: Any) -> Vocabulary:
         raise own.error(key, f"is {value!r}, expected a list of names, or a file with one name per line")
     for position, entry in enumerate(value, start=1):
         for word in entry if isinstance(entry, list) else [entry]:
+            if isinstance(word, int | float) and not isinstance(word, bool):
+                raise own.error(key, f"class {position} has the name {word!r}, a number: write what CLIP is asked")
             if not isinstance(word, str):
                 raise own.error(key, f"class {position} has the name {word!r}, which is no text: put it into quotes")
-            if word.strip().casefold() == "ignore":
-                raise own.error(key, f"class {position} is called {word!r}, which stands for ignored pixels: rename it")
     return Vocabulary.from_words(value, origin=f"classes of {own.file}")
 
 

@@ -115,6 +115,12 @@ def checked_points(values: Any, size: Sequence[int]) -> np.ndarray:
     return points
 
 
+def refuse_fractions(points: np.ndarray) -> None:
+    """Raise NoArea where points, one at least, are within the first pixel: other formats write shares of the size."""
+    if points.min() >= 0 and points.max() <= 1 and (points % 1).any():
+        raise NoArea("whose coordinates are all from 0 to 1: they must be pixels, not fractions of the image's size")
+
+
 def checked_run_lengths(shape: Mapping[str, Any], size: Sequence[int]) -> np.ndarray:
     """(H,W) bool mask of COCO's run lengths.
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ovseg.data.own.classes import Classes
-from ovseg.data.own.geometry import NoArea, checked_points, labelled_size
+from ovseg.data.own.geometry import NoArea, checked_points, labelled_size, refuse_fractions
 from ovseg.data.own.naming import text_key
 from ovseg.data.own.pairs import Pair
 from ovseg.data.own.values import UNLISTED, Labels, settle
@@ -102,6 +102,7 @@ def _area(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
     needed = 3 if kind in _POLYGONS else 2
     if kind != "mask" and len(set(corners)) < needed:
         raise NoArea(f"a {kind} of {len(set(corners))} points, which has no area")
+    refuse_fractions(points)
     area = Image.new("L", size[::-1], 0)
     draw = ImageDraw.Draw(area)
     if kind in _POLYGONS:

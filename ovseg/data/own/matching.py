@@ -40,8 +40,8 @@ def split_suffix(path: str) -> tuple[str, str]:
 def match_files(root: Path, pattern: str, suffixes: Collection[str]) -> list[Match]:
     """Files that a pattern means; a folder means all files below it, ``**`` any number of folders.
 
-    Brackets that match nothing as a set of characters are taken literally. Hidden files and folders are found only
-    where the pattern says so.
+    Brackets that match nothing as a set of characters are taken literally, and backslashes that match nothing as
+    slashes. Hidden files and folders are found only where the pattern says so.
 
     Args:
         root: folder that a relative pattern starts from; its name is not looked at.
@@ -55,7 +55,7 @@ def match_files(root: Path, pattern: str, suffixes: Collection[str]) -> list[Mat
         root, parts = Path(parts[0]), parts[1:]
     if not (found := list(_descend(root, parts, suffixes, False))) and "[" in pattern:
         found = list(_descend(root, parts, suffixes, True))
-    return found
+    return found or ("\\" in pattern and match_files(root, pattern.replace("\\", "/"), suffixes)) or []
 
 
 def _descend(folder: Path, parts: Sequence[str], suffixes: Collection[str], literal: bool) -> Iterator[Match]:

@@ -83,11 +83,15 @@ def one_channel(raw: np.ndarray, path: Path) -> np.ndarray:
     """
     if raw.ndim == 3:
         colors = raw if raw.shape[2] == 3 else raw[:, :, : 1 if raw.shape[2] == 2 else 3]  # without transparency
+        if raw.shape[2] != 3 and np.ptp(raw[:, :, -1]) and not np.ptp(colors):
+            raise OvsegError(f"mask {path} says everything by its transparency: save that channel as grey values")
         if (colors != colors[:, :, :1]).any():
             raise OvsegError(f"mask {path} is a coloured picture: say in `colors` which class each colour is")
         raw = colors[:, :, 0]
     if raw.dtype == bool:
         raw = raw.astype(np.uint8)
+    if raw.dtype.kind == "f" and (raw == np.rint(raw)).all() and np.abs(raw).max() < 2**24:  # rasters of GIS programs
+        raw = raw.astype(np.int64)
     if raw.dtype.kind not in "ui":
         raise OvsegError(f"mask {path} holds numbers of type {raw.dtype}: save whole numbers, 8 or 16 bit")
     return raw

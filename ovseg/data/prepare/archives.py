@@ -19,7 +19,7 @@ from typing import IO
 from rich.console import Console
 from rich.markup import escape
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, reason_of
 from ovseg.files import atomic_path, file_digest
 from ovseg.progress import progress_bar
 
@@ -137,7 +137,9 @@ def _unpack(path: Path, root: Path, archive: Archive, check: bool, kept: Sequenc
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.filename:
             raise OvsegError(f"cannot unpack {path}: {_short(error.filename)}: {error.strerror}") from error
-        reason = _short((str(error) or type(error).__name__).splitlines()[-1])  # tarfile has a line for each format
+        reason = reason_of(error)
+        if "\n" in str(error):  # tarfile has a line for each compression that it tried, and at the end for none
+            reason = str(error).rpartition("ReadError(")[2].strip("\"')")
         raise OvsegError(f"{path} is no archive or is damaged ({reason}): download it again") from error
     for inner in nested:
         _unpack(inner, root, ARCHIVES[inner.name], check, [*kept, inner.resolve()])

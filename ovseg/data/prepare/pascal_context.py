@@ -13,7 +13,7 @@ from scipy.io import loadmat
 
 from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels, scan
 from ovseg.data.run_lengths import decode_mask
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, reason_of
 from ovseg.vocabulary import label_set
 
 FOLDER = "VOCdevkit/VOC2010"
@@ -30,8 +30,9 @@ def label_map(path: Path) -> np.ndarray:
     try:
         return loadmat(path, variable_names=["LabelMap"])["LabelMap"]
     except Exception as error:  # scipy raises many kinds on damaged files
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BadFile(f"{path} is no PASCAL Context annotation ({reason}): unpack its archive again") from error
+        raise BadFile(
+            f"{path} is no PASCAL Context annotation ({reason_of(error)}): unpack its archive again"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,7 @@ def read_detail(path: Path) -> dict[str, DetailImage]:
     except FileNotFoundError as error:
         raise NothingFound(f"{path} is missing") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise OvsegError(
-            f"{path} is not the Detail API's JSON ({type(error).__name__}: {error}): download it again"
-        ) from error
+        raise OvsegError(f"{path} is not the Detail API's JSON ({reason_of(error)}): download it again") from error
 
 
 def check_orders(root: Path) -> Iterator[str]:

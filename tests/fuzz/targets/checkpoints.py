@@ -9,7 +9,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 
 from ovseg.checkpoint import load_weights
+from ovseg.clip import tokenizer
 from ovseg.clip.model import build_clip, find_clip, load_clip_weights
 from ovseg.engine.checkpoints import read_training_checkpoint
 from ovseg.state_dicts import bare_clip_names, read_state_dict
@@ -186,13 +187,14 @@ class ClipFiles:
     """A CLIP's JSON architecture and weight file."""
 
     name = "clip"
-    inputs = 500
+    inputs = 2000
     architecture = CLIP | {
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
         "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 4, "heads": 1, "layers": 1},
     }
 
     def __init__(self, folder: Path) -> None:
+        tokenizer.SimpleTokenizer = cache(tokenizer.SimpleTokenizer)  # which reads its vocabulary each time
         self.json, self.weights = folder / "clip.json", folder / "clip.pt"
         self.json.write_text(json.dumps(self.architecture))
         state = build_clip(find_clip(str(self.json), "none"))[0].state_dict()
@@ -209,10 +211,8 @@ class ClipFiles:
         if rng.random() < 0.5:
             path = folder / "odd.json"
             content = {"model_cfg": self.architecture, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-            # numbers stay small: a CLIP of 2**31 layers is a large CLIP, not a damaged file
-            path.write_bytes(
-                to_json(rng, mutate_value(rng, rng.choice((content, self.architecture)), odd=_small_value))
-            )
+            odd = mutate_value(rng, rng.choice((content, self.architecture)), odd=_small_value)
+            path.write_bytes(to_json(rng, _small(odd)))
             return str(path), str(self.weights)
         suffix, data = odd_file(rng, self.files)
         path = folder / f"clip{suffix}"
@@ -225,6 +225,15 @@ class ClipFiles:
 
 def _small_value(rng: Random) -> Any:
     return rng.choice((None, True, 0, -1, 1, 3, 0.5, "", "x", "16", [], {}, [1], {"a": 1}, float("nan"), "a/b"))
+
+
+def _small(value: Any, key: str = "") -> Any:
+    """The same with small numbers: a CLIP of 2**31 layers is a large CLIP, not a damaged file."""
+    if isinstance(value, dict):
+        return {key: _small(item, key) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_small(item) for item in value]
+    return value % 1000 if type(value) is int and value > 1000 and key != "vocab_size" else value
 
 
 def _build_clip(name: str, weights: str) -> None:
