@@ -164,7 +164,7 @@ def test_a_checkpoint_makes_fetching_weights_needless(cfg, tmp_path):
     incomplete = {k: v for k, v in adapter.state_dict().items() if "ln_final" not in k}
     other = adapter_of(cfg, CLIP_WEIGHTS=str(file))
     other.load_state_dict(incomplete, strict=False)
-    with pytest.raises(OvsegError, match=r"damaged\.safetensors is damaged"):
+    with pytest.raises(OvsegError, match=r"damaged\.safetensors is .*damaged"):
         other.ensure_weights()
 
 

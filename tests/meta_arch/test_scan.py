@@ -247,7 +247,7 @@ def test_reduced_precision_of_clip_is_close(tiny, model):
         ("MODEL.CLIP_VISION_DIM", 1024, "MODEL.CLIP_VISION_DIM is 1024, but CLIP .* has 32"),
         ("MODEL.PATCH_SIZE", 16, "MODEL.PATCH_SIZE is 16, but CLIP .* has 4"),
         ("MODEL.FREQUENCY_SIGMA", [1], r"FREQUENCY_SIGMA is \[1\]: give one positive number for each of .* \[1, 3\]"),
-        ("MODEL.FREQUENCY_SIGMA", [1, 0], "give one positive number"),
+        ("MODEL.FREQUENCY_SIGMA", [1, 0], r"FREQUENCY_SIGMA is \[1, 0\]: give a number above 0"),
         ("MODEL.SELECT_ORI_CLIP_ID", [1, 4], "give numbers of the 3 blocks"),
         (f"{ADAPTER}ENSEMBLE_VARIANT", "harmonic", "'harmonic'; choose one of auto, plain, log"),
         (f"{ADAPTER}MASK_PROMPT_FWD", True, "has no mask prompts"),

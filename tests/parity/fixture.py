@@ -71,12 +71,12 @@ class Recording:
 
     def model(self, *opts):
         """A new model with the recorded weights; ``opts`` are KEY VALUE pairs."""
-        model = build_model(self.config(*opts))
+        lacking = ("MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "none") if self.reduced else ()  # parts of both CLIPs
+        model = build_model(self.config(*lacking, *opts))
         if self.reduced:
             own = model.state_dict()
             assert self.weights.keys() <= own.keys() | constant_names(model)
             model.load_state_dict({k: v.to(own[k].dtype) for k, v in self.weights.items() if k in own}, strict=False)
-            model.clip_adapter.lacking_weights = frozenset()  # it lacks the text tower
         else:
             load_weights(model, self.folder / "weights.safetensors")
         return model.eval()
