@@ -102,6 +102,7 @@ COCO = {"images": "images/*.jpg", "coco_instances": "coco.json"}
         ({"ignore_label": 0}, r"ignore_label: 0 is also the index of the class 'sky'.* first_id: 1"),
         ({"first_id": "one"}, r"first_id: is 'one'"),
         ({"first_id": 1, "ids": {1: "sky"}}, r"mine\.yaml has ids and first_id"),
+        ({"masks": "/\n"}, "masks: / means every file"),
         ({"names": "/dev/zero"}, "is not a regular file"),
         ({"root": "x" * 300}, "root: there is no folder"),
         ({"masks": "x" * 300 + "/*.png"}, "masks: no file matches .x"),

@@ -48,11 +48,13 @@ def match_files(root: Path, pattern: str, suffixes: Collection[str]) -> list[Mat
         suffixes: extensions that count, lower case, where the pattern leaves them open.
 
     Raises:
-        OvsegError: a folder that cannot be listed.
+        OvsegError: a folder that cannot be listed, or the whole file system.
     """
     parts = PurePosixPath(clean_text(pattern)).parts
     if parts and parts[0].startswith("/"):
         root, parts = Path(parts[0]), parts[1:]
+        if not parts or parts[0] == "**":
+            raise OvsegError(f"{pattern.strip()} means every file of this machine: name a folder")
     if not (found := list(_descend(root, parts, suffixes, False))) and "[" in pattern:
         found = list(_descend(root, parts, suffixes, True))
     return found or ("\\" in pattern and match_files(root, pattern.replace("\\", "/"), suffixes)) or []

@@ -12,6 +12,7 @@ from typing import Any
 from ovseg.data.own.description import Description
 from ovseg.data.own.matching import has_wildcard, match_files, split_suffix
 from ovseg.data.own.naming import path_parts
+from ovseg.errors import OvsegError
 from ovseg.files import is_dir
 from ovseg.inputs import IMAGE_SUFFIXES
 
@@ -101,7 +102,10 @@ def pair(own: Description, images: Mapping[str, Path], labels: Mapping[str, Path
 
 
 def _matches(own: Description, key: str, pattern: str, suffixes: Collection[str]) -> list[tuple[str, Path]]:
-    found = match_files(own.root, pattern, suffixes)
+    try:
+        found = match_files(own.root, pattern, suffixes)
+    except OvsegError as error:
+        raise own.error(key, str(error)) from error
     if any(not match.groups for match in found):
         raise own.error(key, f"{pattern!r} has no *, which stands for the name that an image shares with its labels")
     return [("/".join(group for group in match.groups if group), match.path) for match in found]
