@@ -136,8 +136,8 @@ def load_clip_weights(model: nn.Module, source: ClipSource, names: Collection[st
     state = bare_clip_names(read_state_dict(path))
     if "vision_model.pre_layrnorm.weight" in state:  # their spelling
         raise OvsegError(
-            f"{path} is a CLIP of Hugging Face's transformers, which names its tensors otherwise: give open_clip's file "
-            f"of {source.name} as {WEIGHTS_KEY}"
+            f"{path} is a CLIP of Hugging Face's transformers, which names its tensors otherwise: give open_clip's "
+            f"file of {source.name} as {WEIGHTS_KEY}"
         )
     own = {name: tensor for name, tensor in model.state_dict().items() if names is None or name in names}
     wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
