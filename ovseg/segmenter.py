@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import nn
 
 from ovseg.checkpoint import load_weights
@@ -23,6 +23,7 @@ from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import augmented_model
 from ovseg.explanation import MaskScores
 from ovseg.image_input import ImageLike, as_rgb
+from ovseg.meta_arch.segmenter_base import ProposalNamer
 from ovseg.segmentation import Segmentation
 from ovseg.vocabulary import Vocabulary
 
@@ -101,6 +102,11 @@ class Segmenter:
             raise OvsegError(
                 f"the weight file {weights} does not exist: give a trained OVSeg checkpoint "
                 "(--opts MODEL.WEIGHTS FILE, or weights=... in Python)"
+            )
+        if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), ProposalNamer):
+            raise OvsegError(
+                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has classes of its own and takes no "
+                "words: give a configuration of OVSeg or SCAN, or evaluate it with train_net.py --eval-only"
             )
         cfg.MODEL.WEIGHTS = weights
         cfg.MODEL.DEVICE = str(
