@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -98,7 +99,7 @@ class Segmenter:
                 f"{config_file} names no weights, and without trained weights every answer would be random: give a "
                 "checkpoint (MODEL.WEIGHTS, or weights=... in Python)"
             )
-        if "://" not in weights and not Path(weights).exists():  # before minutes are spent on building a large model
+        if "://" not in weights and not os.path.exists(weights):  # before minutes are spent on building a large model
             raise OvsegError(
                 f"the weight file {weights} does not exist: give a trained OVSeg checkpoint "
                 "(--opts MODEL.WEIGHTS FILE, or weights=... in Python)"

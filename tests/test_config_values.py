@@ -155,7 +155,10 @@ def test_values_that_mean_nothing(key, value, message):
         ({"MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "p3"]}, "give features of the backbone .* res2, res3, res4, res5"),
         ({"MODEL.SEM_SEG_HEAD.IN_FEATURES": []}, "IN_FEATURES is .*give features"),
         ({"MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone"}, "cannot be built .* check .*MODEL.FPN"),
-        ({"MODEL.RESNETS.DEPTH": 18}, "cannot be built with 18: check .*MODEL.RESNETS"),  # DeepLab's has none
+        ({"MODEL.RESNETS.DEPTH": 18}, r"cannot be built \(18\): check .*MODEL.RESNETS"),  # DeepLab's has none
+        ({"MODEL.RESNETS.NORM": "GN"}, "cannot be built .*divisible by num_groups"),
+        ({"MODEL.SEM_SEG_HEAD.NORM": "BN"}, "tensors are missing, such as .*running_mean"),
+        ({"MODEL.WEIGHTS": "n" * 300}, "does not exist"),
         (
             {"MODEL.META_ARCHITECTURE": "Mask2Former", "MODEL.SEM_SEG_HEAD.EMBEDDING_DIM": 69},
             "Mask2Former, which has classes of its own",

@@ -137,9 +137,9 @@ def _build_backbone(cfg: CfgNode) -> Backbone:
     """
     try:
         backbone = build_backbone(cfg)
-    except (AssertionError, KeyError) as error:  # how Detectron2 refuses values that its backbone does not know
+    except (AssertionError, KeyError, ValueError) as error:  # how Detectron2 and PyTorch refuse what they cannot build
         raise OvsegError(
-            f"the backbone {cfg.MODEL.BACKBONE.NAME} cannot be built with {error}: check MODEL.BACKBONE, "
+            f"the backbone {cfg.MODEL.BACKBONE.NAME} cannot be built ({error}): check MODEL.BACKBONE, "
             "MODEL.RESNETS and MODEL.FPN"
         ) from error
     there, wanted = list(backbone.output_shape()), list(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES)
