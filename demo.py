@@ -11,15 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-if __name__ == "__main__":  # while libraries load, which takes seconds, nothing has to be cleared away
-    signal.signal(signal.SIGINT, lambda *_: os.write(2, b"interrupted\n") and os._exit(130))
 
 from rich.console import Console
 from rich.markup import escape

@@ -10,11 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
-
-if __name__ == "__main__":  # while libraries load, which takes seconds, nothing has to be cleared away
-    signal.signal(signal.SIGINT, lambda *_: os.write(2, b"interrupted\n") and os._exit(130))
 
 from ovseg.config import CfgNode, load_cfg
 from ovseg.engine.launch import World, choose_device, launch

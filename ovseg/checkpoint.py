@@ -172,8 +172,9 @@ def _refuse_wrong_file(
 
 
 def _refuse_partial(report: LoadReport, path: str | Path, model: nn.Module) -> None:
-    parameters = {name for name, _ in model.named_parameters()}
-    needed = [name for name in report.missing if name in parameters and not name.startswith(CLIP_PREFIXES)]
+    trained = {name for name, _ in model.named_parameters()}
+    trained |= {name for name, _ in model.named_buffers() if name.endswith((".running_mean", ".running_var"))}
+    needed = [name for name in report.missing if name in trained and not name.startswith(CLIP_PREFIXES)]
     if needed:
         raise OvsegError(
             f"{path} holds only a part of the model ({len(needed)} tensors are missing, such as {needed[0]}): give a "

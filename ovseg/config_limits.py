@@ -23,7 +23,9 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.MASK_FORMER.NHEADS MODEL.MASK_FORMER.DIM_FEEDFORWARD
         MODEL.MASK_FORMER.HIDDEN_DIM MODEL.MASK_FORMER.NUM_OBJECT_QUERIES MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE
         MODEL.CLIP_VISION_DIM MODEL.SCAN_DIM MODEL.SCAN_FEEDFORWARD MODEL.PATCH_SIZE INPUT.MIN_SIZE_TRAIN
-        INPUT.MAX_SIZE_TRAIN INPUT.MAX_SIZE_TEST SOLVER.IMS_PER_BATCH SOLVER.TEST_IMS_PER_BATCH TEST.AUG.MIN_SIZES
+        MODEL.RESNETS.NUM_GROUPS MODEL.RESNETS.WIDTH_PER_GROUP MODEL.RESNETS.RES2_OUT_CHANNELS
+        MODEL.RESNETS.STEM_OUT_CHANNELS INPUT.MAX_SIZE_TRAIN INPUT.MAX_SIZE_TEST SOLVER.IMS_PER_BATCH
+        SOLVER.TEST_IMS_PER_BATCH TEST.AUG.MIN_SIZES
         TEST.AUG.MAX_SIZE TEST.SLIDING_TILE_SIZE""",
     ("a whole number from 0 to 16384", lambda x: isinstance(x, int) and 0 <= x <= 16384): """
         MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS MODEL.MASK_FORMER.ENC_LAYERS MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH
@@ -36,7 +38,8 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     ("a number of at least 0", lambda x: x >= 0): """
         MODEL.MASK_FORMER.NO_OBJECT_WEIGHT MODEL.MASK_FORMER.CLASS_WEIGHT MODEL.MASK_FORMER.DICE_WEIGHT
         MODEL.MASK_FORMER.MASK_WEIGHT SOLVER.BASE_LR SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM
-        SOLVER.WEIGHT_DECAY_EMBED SOLVER.BACKBONE_MULTIPLIER SOLVER.WARMUP_ITERS TEST.EVAL_PERIOD""",
+        SOLVER.WEIGHT_DECAY_EMBED SOLVER.POLY_LR_POWER SOLVER.BACKBONE_MULTIPLIER SOLVER.WARMUP_ITERS
+        TEST.EVAL_PERIOD""",
     ("a number of at least 1", lambda x: x >= 1): "MODEL.MASK_FORMER.OVERSAMPLE_RATIO",
     ("a number above 0", lambda x: x > 0): """
         MODEL.PIXEL_STD MODEL.SWIN.MLP_RATIO MODEL.FREQUENCY_SIGMA MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO
@@ -52,6 +55,7 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
 }
 _LENGTHS = {"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3, "INPUT.CROP.SIZE": 2}
 _STAGES = ("res2", "res3", "res4", "res5")
+_NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "INPUT.FORMAT": ("RGB", "BGR"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
@@ -60,6 +64,11 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "INPUT.DATASET_MAPPER_NAME": ("mask_former_semantic",),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
     "MODEL.SWIN.OUT_FEATURES": (*_STAGES, "fc"),
+    "MODEL.RESNETS.OUT_FEATURES": ("stem", *_STAGES),
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.RESNETS.NORM": _NORMS,
+    "MODEL.RESNETS.STEM_TYPE": ("basic", "deeplab"),
+    "MODEL.SEM_SEG_HEAD.NORM": _NORMS,
     "MODEL.MASK_FORMER.TEST.PAINTING": ("mask_sum", "class_winner"),
     "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": ("vild", "imagenet", "predefined"),
     "MODEL.CLIP_ADAPTER.MASK_FILL": ("mean", "zero"),
@@ -82,6 +91,15 @@ _REGISTERED = {
     "MODEL.SEM_SEG_HEAD.NAME": HEADS,
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": HEADS,
     "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+}
+_OF_ANOTHER_KIND = {  # modules: Detectron2's models know no words, its heads give no proposals
+    "MODEL.META_ARCHITECTURE": ("detectron2.",),
+    "MODEL.SEM_SEG_HEAD.NAME": (
+        "detectron2.",
+        "ovseg.proposals.pixel_decoder",
+        "ovseg.proposals.multi_scale_pixel_decoder",
+    ),
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": ("detectron2.", "ovseg.proposals.head"),
 }
 
 
@@ -115,6 +133,17 @@ def check_config(cfg: CfgNode) -> None:
     _check_together(cfg)
 
 
+def check_kind(cfg: CfgNode, key: str) -> None:
+    """Refuse a registered name whose class is of another kind than the key wants, as Detectron2's defaults are.
+
+    Raises:
+        OvsegError: names the key, its value and what to give.
+    """
+    others = _OF_ANOTHER_KIND[key]
+    names = [name for name, entry in _REGISTERED[key] if not entry.__module__.startswith(others)]
+    _check_registered(key, lookup(cfg, key), names)
+
+
 def lookup(cfg: CfgNode, key: str) -> Any:
     """The value of a dotted key.
 
@@ -136,6 +165,8 @@ def _check_together(cfg: CfgNode) -> None:
     former, head, swin, crop = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SWIN, cfg.INPUT.CROP
     if former.HIDDEN_DIM % former.NHEADS:
         raise _refusal("MODEL.MASK_FORMER.NHEADS", former.NHEADS, f"a divisor of HIDDEN_DIM, {former.HIDDEN_DIM}")
+    if head.NORM == "GN" and head.CONVS_DIM % 32:
+        raise _refusal("MODEL.SEM_SEG_HEAD.CONVS_DIM", head.CONVS_DIM, "a multiple of 32 with NORM GN")
     if former.HIDDEN_DIM % 2:
         raise _refusal("MODEL.MASK_FORMER.HIDDEN_DIM", former.HIDDEN_DIM, "an even number")
     if head.PIXEL_DECODER_NAME != "BasePixelDecoder" and head.CONVS_DIM % former.NHEADS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import torch
 
@@ -39,7 +40,7 @@ def configured_device(configured: str) -> torch.device:
     Raises:
         OvsegError: see :func:`find_device`.
     """
-    if configured.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+    if re.fullmatch(r"cuda(:\d+)?", configured) and not torch.cuda.is_available():
         logger.warning("there is no CUDA device: running on the CPU")
         return torch.device("cpu")
     return find_device(configured)

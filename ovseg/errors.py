@@ -84,6 +84,8 @@ class CannotWrite(OvsegError):
 
 def explain_system_error(error: BaseException) -> str | None:
     """Return one sentence for an error of files, folders and disks, None for any other."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # how Path.resolve says ELOOP
+        error = error.__context__ or error
     if not isinstance(error, OSError) or error.errno not in REMEDIES:
         return None
     what = f" ({error.filename})" if error.filename else ""

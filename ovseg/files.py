@@ -73,8 +73,10 @@ def check_writable(path: str | Path) -> None:
     """
     path = Path(path)
     place = path.parent
-    while not place.exists() and place != place.parent:
+    while not os.path.lexists(place) and place != place.parent:
         place = place.parent
+    with explained_writing(path):
+        place.mkdir(exist_ok=True)  # a file, or a link to nothing, is no folder
     with explained_writing(path), temporary_name(place / path.name) as temporary:
         temporary.write_bytes(bytes(4096))  # a full disk may have room for a name
 

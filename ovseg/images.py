@@ -113,7 +113,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     """
     image.load()
     width, height = image.size
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     result = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
     target = _AS_STORED.get(orientation, lambda upright: upright)(result)
     convert = _grey_to_8_bit(image) if image.mode.startswith(("I", "F")) else _colours
@@ -134,11 +134,13 @@ _AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """Return how a camera was held, 1 to 8 as EXIF counts; 1, upright, where the image does not say it."""
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF data: the pixels are as good as any
         return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:

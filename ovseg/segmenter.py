@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import nn
 
 from ovseg.checkpoint import load_weights
@@ -23,6 +24,7 @@ from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import augmented_model
 from ovseg.explanation import MaskScores
 from ovseg.image_input import ImageLike, as_rgb
+from ovseg.meta_arch.segmenter_base import ProposalNamer
 from ovseg.segmentation import Segmentation
 from ovseg.vocabulary import Vocabulary
 
@@ -97,10 +99,15 @@ class Segmenter:
                 f"{config_file} names no weights, and without trained weights every answer would be random: give a "
                 "checkpoint (MODEL.WEIGHTS, or weights=... in Python)"
             )
-        if "://" not in weights and not Path(weights).exists():  # before minutes are spent on building a large model
+        if "://" not in weights and not os.path.exists(weights):  # before minutes are spent on building a large model
             raise OvsegError(
                 f"the weight file {weights} does not exist: give a trained OVSeg checkpoint "
                 "(--opts MODEL.WEIGHTS FILE, or weights=... in Python)"
+            )
+        if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), ProposalNamer):
+            raise OvsegError(
+                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has classes of its own and takes no "
+                "words: give a configuration of OVSeg or SCAN, or evaluate it with train_net.py --eval-only"
             )
         cfg.MODEL.WEIGHTS = weights
         cfg.MODEL.DEVICE = str(

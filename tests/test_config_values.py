@@ -13,9 +13,11 @@ from ovseg.config import get_cfg, load_cfg
 from ovseg.config_limits import check_config, lookup
 from ovseg.devices import configured_device, find_device
 from ovseg.engine.launch import choose_device
+from ovseg.engine.run import evaluate, train
 from ovseg.errors import LONGEST_MESSAGE, OvsegError, shown
 from ovseg.options import parse_with_options
 from ovseg.plain_yaml import read_plain_yaml
+from ovseg.segmenter import Segmenter
 
 REPO = Path(__file__).parents[1]
 TOY = REPO / "configs" / "toy" / "ovseg_toy.yaml"
@@ -113,6 +115,12 @@ def test_options_that_mean_nothing(options, message):
         ("MODEL.SEM_SEG_HEAD.NAME", "OpenVocabMask2FormerHead", "did you mean OpenVocaMask2FormerHead"),
         ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "MSDeformPixelDecoder", "did you mean MSDeformAttnPixelDecoder"),
         ("MODEL.PROPOSAL_GENERATOR.NAME", "RPNN", "did you mean RPN"),
+        ("MODEL.SEM_SEG_HEAD.NORM", "GroupNorm", "choose one of .*GN"),
+        ("MODEL.RESNETS.DEPTH", "51", "choose one of 18, 34, 50, 101, 152"),
+        ("MODEL.RESNETS.NORM", "frozen", "did you mean FrozenBN"),
+        ("MODEL.RESNETS.OUT_FEATURES", "res6", "choose one of stem, res2"),
+        ("MODEL.SEM_SEG_HEAD.CONVS_DIM", "40", "a multiple of 32 with NORM GN"),
+        ("SOLVER.POLY_LR_POWER", "-1", "at least 0"),
         ("SOLVER.OPTIMIZER", "ADAM", "choose one of ADAMW, SGD"),
         ("SOLVER.LR_SCHEDULER_NAME", "PolyLR", "did you mean WarmupPolyLR"),
         ("DATALOADER.SAMPLER_TRAIN", "Random", "choose one of TrainingSampler"),
@@ -139,6 +147,40 @@ def test_options_that_mean_nothing(options, message):
 def test_values_that_mean_nothing(key, value, message):
     with pytest.raises(OvsegError, match=f"^{key} is .*{message}"):
         load_cfg(TOY, [key, value])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "p3"]}, "give features of the backbone .* res2, res3, res4, res5"),
+        ({"MODEL.SEM_SEG_HEAD.IN_FEATURES": []}, "IN_FEATURES is .*give features"),
+        ({"MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone"}, "cannot be built .* check .*MODEL.FPN"),
+        ({"MODEL.RESNETS.DEPTH": 18}, r"cannot be built \(18\): check .*MODEL.RESNETS"),  # DeepLab's has none
+        ({"MODEL.RESNETS.NORM": "GN"}, "cannot be built .*divisible by num_groups"),
+        ({"MODEL.SEM_SEG_HEAD.NORM": "BN"}, "tensors are missing, such as .*running_mean"),
+        ({"MODEL.WEIGHTS": "n" * 300}, "does not exist"),
+        (
+            {"MODEL.META_ARCHITECTURE": "Mask2Former", "MODEL.SEM_SEG_HEAD.EMBEDDING_DIM": 69},
+            "Mask2Former, which has classes of its own",
+        ),
+        ({"MODEL.META_ARCHITECTURE": "SemanticSegmentor"}, "SemanticSegmentor, which has classes of its own"),
+        ({"MODEL.SEM_SEG_HEAD.NAME": "SemSegFPNHead"}, "NAME is .*such as OpenVocabMaskFormerHead"),
+        ({"MODEL.SEM_SEG_HEAD.NAME": "BasePixelDecoder"}, "NAME is .*such as OpenVocabMaskFormerHead"),
+        ({"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "OpenVocabMaskFormerHead"}, "such as BasePixelDecoder"),
+        ({"MODEL.DEVICE": "cuda:-1"}, "there is no device 'cuda:-1'"),
+    ],
+)
+def test_models_that_cannot_be_built(monkeypatch, options, message):
+    monkeypatch.chdir(REPO)
+    with pytest.raises(OvsegError, match=message):
+        Segmenter.from_config(TOY, opts={"MODEL.DEVICE": "cpu", **options})
+
+
+@pytest.mark.parametrize("name", ["GeneralizedRCNN", "PanopticFPN"])
+@pytest.mark.parametrize("command", [train, evaluate])
+def test_models_of_detectron2_are_not_ours(tmp_path, command, name):
+    with pytest.raises(OvsegError, match=f"META_ARCHITECTURE is '{name}'.*such as .*OVSeg"):
+        command(load_cfg(TOY, {"MODEL.META_ARCHITECTURE": name, "OUTPUT_DIR": tmp_path}))
 
 
 def test_everything_published_passes():

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import io
+import os
+import re
+import subprocess
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from ovseg.data.labels import read_labels
 from ovseg.errors import OvsegError
 from ovseg.images import LARGEST_IMAGE, read_image, to_rgb
 
@@ -88,6 +93,25 @@ def test_camera_orientation_is_applied(tmp_path):
     assert read[0, 1].tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "P"])
+@pytest.mark.parametrize("orientation", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 255])
+def test_every_orientation_is_that_of_pillow(tmp_path, orientation, mode):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation  # values beyond 8 mean nothing
+    file = save(tmp_path, image, "a.tif", exif=exif)
+    with Image.open(file) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    np.testing.assert_array_equal(read_image(file), expected)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".gif", ".webp", ".png"])
+def test_first_of_several_pages(tmp_path, suffix):
+    pages = [Image.new("RGB", (3, 3), colour) for colour in ("white", "black", "black")]
+    file = save(tmp_path, pages[0], f"a{suffix}", save_all=True, append_images=pages[1:])
+    assert (read_image(file) == 255).all()
+
+
 def test_first_frame_of_an_animation(tmp_path):
     frames = [Image.new("RGB", (3, 3), colour) for colour in ("white", "black")]
     file = save(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:])
@@ -153,6 +177,50 @@ def test_every_truncation_and_flipped_byte_gives_an_image_or_a_sentence(tmp_path
                 assert read_image(file).dtype == np.uint8
             except OvsegError as error:
                 assert "a.png" in str(error)
+
+
+@pytest.mark.parametrize("reader", [read_image, read_labels])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n",
+        b"%!PS-Adobe-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n",
+        b"\xc5\xd0\xd3\xc6" + (30).to_bytes(4, "little") + bytes(400),  # EPS of DOS
+        b"\xd7\xcd\xc6\x9a\0\0" + bytes(16) + b"\x01\x00\x09\x00" + bytes(200),  # WMF
+        b"\x01\0\0\0" + bytes(36) + b" EMF" + bytes(200),
+    ],
+)
+def test_no_program_is_started(tmp_path, monkeypatch, content, suffix, reader):
+    def start(*command, **options):
+        raise AssertionError(f"started {command}")
+
+    for module, name in ((subprocess, "Popen"), (os, "system"), (os, "posix_spawn"), (os, "fork")):
+        monkeypatch.setattr(module, name, start)
+    file = tmp_path / f"a{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(OvsegError, match=r"a\..* (is not an image|cannot be read)"):
+        reader(file)
+
+
+@pytest.mark.parametrize(
+    ("mode", "limit"),  # bytes a pixel: Pillow's image (1, 2 or 4), the result's 3, and strips
+    [("L", 5), ("P", 5), ("I;16", 6), ("RGB", 8), ("RGBA", 8), ("CMYK", 8), ("I", 8), ("F", 8)],
+)
+def test_memory_a_pixel(tmp_path, mode, limit):
+    file = save(tmp_path, Image.new(mode, (5000, 5000)), "a.tif", compression="tiff_lzw")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = memory("VmRSS")
+    except OSError:
+        pytest.skip("this system does not measure peaks of memory")
+    read_image(file)
+    assert (memory("VmHWM") - before) / 5000**2 < limit + 3, "strips take 3 bytes at most"
+
+
+def memory(name):
+    """Bytes that the system counts for this process."""
+    return int(re.search(rf"{name}:\s*(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def test_what_is_no_file(tmp_path):

@@ -22,10 +22,11 @@ import torch
 from PIL import Image
 
 import demo
+import ovseg
 from ovseg import files
 from ovseg.checkpoint import save_safetensors, save_torch
 from ovseg.engine import run
-from ovseg.errors import CannotWrite, OvsegError
+from ovseg.errors import CannotWrite, OvsegError, user_errors
 from ovseg.files import atomic_path, cache_dir, check_writable, locked_folder
 from ovseg.inputs import choose_outputs, find_inputs
 from ovseg.leftovers import find_leftovers, remove_leftovers
@@ -306,13 +307,15 @@ def test_demo_tries_to_write_before_it_loads(here, monkeypatch, capfd):
     save_picture(here / "a.png")
     (here / "file").touch()
     monkeypatch.setattr(Segmenter, "from_config", None)
-    for output in ("file/out", "n" * 300):
+    (here / "loop").symlink_to("loop")
+    (here / "nowhere").symlink_to("absent")
+    for output in ("file/out", "n" * 300, "loop", "loop/out", "nowhere", "nowhere/out"):
         with pytest.raises(SystemExit) as stopped:
             demo.main(["--class-names", "cat", "--input", "a.png", "--output", output])
         error = capfd.readouterr().err
         assert stopped.value.code == 2 and error.count("\n") == 1 and error.startswith("error: ")
     demo.check_writable(here / "new" / "deep" / "a.png")
-    assert sorted(path.name for path in here.iterdir()) == ["a.png", "file"]
+    assert sorted(path.name for path in here.iterdir()) == ["a.png", "file", "loop", "nowhere"]
 
 
 def test_3000_inputs_of_one_name(tmp_path):
@@ -385,6 +388,13 @@ def test_names_that_are_no_text_or_very_long(here, stub, capsys, stem):
     assert all(path.is_file() for path in result.save(here / "again/"))
 
 
+def test_links_in_a_circle_are_one_sentence_everywhere(here, capsys):
+    (here / "round").symlink_to("round")
+    with pytest.raises(SystemExit) as stopped, user_errors():
+        (here / "round").resolve(strict=True)
+    assert stopped.value.code == 2 and "correct the symbolic links" in capsys.readouterr().err
+
+
 # ---- no home folder
 
 
@@ -413,19 +423,29 @@ def test_no_home_and_no_user(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="cannot see what a process loads")
-@pytest.mark.parametrize("script", ["demo.py", "train_net.py"])
-def test_ctrl_c_while_libraries_load(tmp_path, script):
+@pytest.mark.parametrize(
+    ("script", "number", "line"),
+    [
+        ("demo.py", signal.SIGINT, "interrupted"),
+        ("demo.py", signal.SIGTERM, "terminated"),
+        ("train_net.py", signal.SIGINT, "interrupted"),
+        ("tools/check_dataset.py", signal.SIGTERM, "terminated"),
+    ],
+)
+def test_signals_while_libraries_load(tmp_path, script, number, line):
     process = subprocess.Popen([sys.executable, str(ROOT / script)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while "_multiarray" not in Path(f"/proc/{process.pid}/maps").read_text() and process.poll() is None:
         time.sleep(0.01)  # until NumPy is there, which comes early
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == "interrupted\n" and process.returncode == 130
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == f"{line}\n" and process.returncode == 128 + number
+
+
+def test_signals_of_other_programs_are_left_alone():
+    assert signal.getsignal(signal.SIGINT) is not ovseg._end_in_one_line
 
 
 @pytest.mark.parametrize(("number", "status", "line"), [(2, 130, "interrupted"), (15, 143, "terminated")])
 def test_signals_while_a_file_is_written(tmp_path, capfd, number, status, line):
-    from ovseg.errors import user_errors
-
     def run() -> None:
         with user_errors(), atomic_path(tmp_path / "a.png") as temporary:
             temporary.write_bytes(b"half")

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -178,6 +179,7 @@ def _in_group(
             f"process {rank} of {size} cannot join the others at {url} ({error}): is the port taken by an earlier run? "
             "--dist-url auto finds a free one"
         ) from error
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated", module="detectron2")  # how it gathers
     _create_local_group(processes_here)
     comm.synchronize()
     result = main(*args)

@@ -17,6 +17,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from torch import nn
 
 from ovseg.checkpoint import load_weights
+from ovseg.config_limits import check_kind
 from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import build_train_loader
 from ovseg.data.mapper import training_set
@@ -50,6 +51,7 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
 
 
 def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
+    check_kind(cfg, "MODEL.META_ARCHITECTURE")
     for name in cfg.DATASETS.TRAIN:
         check_prepared(name)
     training_set(cfg)  # the number of classes, before anything is built
@@ -125,6 +127,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
+    check_kind(cfg, "MODEL.META_ARCHITECTURE")
     check_evaluation(cfg)
     found = CheckpointFolder(cfg.OUTPUT_DIR).load_newest() if resume else None
     if found is None and not cfg.MODEL.WEIGHTS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import math
 import time
@@ -161,6 +162,8 @@ def _parallel(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # before PyTorch 2.13
     return DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
+        model, device_ids=[device.index] if device.type == "cuda" else None, **{buffers: False}
     )

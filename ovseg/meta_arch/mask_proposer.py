@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovseg.config import refuse_keys_without_effect
-from ovseg.errors import OvsegError
+from ovseg.config_limits import check_kind
+from ovseg.errors import OvsegError, shown
 from ovseg.proposals.criterion import MaskClassificationCriterion
 from ovseg.state_dicts import constant_names
 
@@ -65,7 +66,9 @@ class MaskProposer(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         refuse_keys_without_effect(cfg)
-        backbone, former = build_backbone(cfg), cfg.MODEL.MASK_FORMER
+        for key in ("MODEL.SEM_SEG_HEAD.NAME", "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"):
+            check_kind(cfg, key)
+        backbone, former = _build_backbone(cfg), cfg.MODEL.MASK_FORMER
         return {
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
@@ -124,6 +127,28 @@ class MaskProposer(nn.Module):
         classes = labels.unique()
         classes = classes[classes != self.ignore_label]
         return Instances(tuple(labels.shape), gt_classes=classes, gt_masks=labels == classes[:, None, None])
+
+
+def _build_backbone(cfg: CfgNode) -> Backbone:
+    """Return the backbone, with the features that the head wants.
+
+    Raises:
+        OvsegError: it lacks one of them, or Detectron2 cannot build it.
+    """
+    try:
+        backbone = build_backbone(cfg)
+    except (AssertionError, KeyError, ValueError) as error:  # how Detectron2 and PyTorch refuse what they cannot build
+        raise OvsegError(
+            f"the backbone {cfg.MODEL.BACKBONE.NAME} cannot be built ({error}): check MODEL.BACKBONE, "
+            "MODEL.RESNETS and MODEL.FPN"
+        ) from error
+    there, wanted = list(backbone.output_shape()), list(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES)
+    if not wanted or not set(wanted) <= set(there):
+        raise OvsegError(
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {shown(wanted)}: give features of the backbone "
+            f"{cfg.MODEL.BACKBONE.NAME}, which has {', '.join(there)}"
+        )
+    return backbone
 
 
 def output_size(request: Mapping[str, Any]) -> tuple[int, int]:

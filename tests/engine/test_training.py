@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from ovseg.engine import trainer
 from ovseg.engine.launch import World, launch
 from ovseg.engine.run import autocast_dtype, evaluate, train
 from ovseg.errors import OvsegError
@@ -181,3 +184,14 @@ def test_wandb_gets_every_scalar(dataset, tmp_path, monkeypatch):
     step, values = run[0]
     assert step == 2 and values["total_loss"] == toy.read_losses(tmp_path)[2] and "lr" in values
     assert run[-1] == "finished"
+
+
+def test_several_processes_use_nothing_deprecated(tmp_path, monkeypatch):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(trainer.comm, "get_world_size", lambda: 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)
+            assert not trainer._parallel(torch.nn.Linear(2, 2)).broadcast_buffers
+    finally:
+        dist.destroy_process_group()

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ovseg.data.own.pairs import Pair
-from ovseg.images import open_image, read_image
-
-_ORIENTATION = 0x0112  # of EXIF
+from ovseg.images import open_image, orientation_of, read_image
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -26,10 +24,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def orientation(path: Path) -> int:
-    """How a camera was held, 1 to 8 as EXIF counts; 1, upright, where the file does not say it."""
+    """:func:`ovseg.images.orientation_of` of a file; 1 where it cannot be read."""
     try:
         with open_image(path) as image:
-            return int(image.getexif().get(_ORIENTATION, 1))
+            return orientation_of(image)
     except Exception:  # as above
         return 1
 
