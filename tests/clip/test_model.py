@@ -217,6 +217,10 @@ def test_a_checkpoint_does_not_change_the_preprocessing(files, caplog):
         ({"vision_cfg": TINY["vision_cfg"] | {"head_width": 0}}, "is no usable CLIP configuration"),
         ({"vision_cfg": 3}, "vision_cfg in the CLIP configuration .* is not a mapping"),
         ({"surprise": 1}, "is no usable CLIP configuration"),
+        (
+            {"text_cfg": TINY["text_cfg"] | {"vocab_size": "49408"}},
+            "vocab_size of its text_cfg is '49408', not a whole",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_one_sentence(files, monkeypatch, change, message):
