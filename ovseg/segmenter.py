@@ -104,7 +104,8 @@ class Segmenter:
                 f"the weight file {weights} does not exist: give a trained OVSeg checkpoint "
                 "(--opts MODEL.WEIGHTS FILE, or weights=... in Python)"
             )
-        if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), ProposalNamer):
+        architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)  # functions make variants of our classes
+        if isinstance(architecture, type) and not issubclass(architecture, ProposalNamer):
             raise OvsegError(
                 f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has classes of its own and takes no "
                 "words: give a configuration of OVSeg or SCAN, or evaluate it with train_net.py --eval-only"

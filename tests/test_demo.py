@@ -340,7 +340,11 @@ BAD = {
     "empty folder": ("--class-names cat --input empty", 1, "empty: the folder holds no pictures"),
     "output is a file": ("--class-names cat --input a.png --output words.txt", 2, "exists and is not a folder"),
     "unknown option": ("--class-names cat --input a.png --frobnicate", 2, "unrecognized arguments: --frobnicate"),
-    "no configuration": ("--class-names cat --input a.png --config-file no.yaml", 2, "'no.yaml' does not exist"),
+    "no configuration": (
+        "--class-names cat --input a.png --config-file no.yaml",
+        2,
+        "there is no configuration file no.yaml",
+    ),
     "bad YAML": ("--class-names cat --input a.png --config-file bad.yaml", 2, "bad.yaml is not valid YAML"),
     "unknown key": (
         "--class-names cat --input a.png --config-file {c} --opts MODEL.WEIGTHS {w}",
@@ -356,8 +360,8 @@ BAD = {
     ),
     "empty weights": (WITH.replace("no.pth", "empty.pth"), 2, r"empty.pth is empty \(0 bytes\)"),
     "web page as weights": (WITH.replace("no.pth", "page.pth"), 2, "page.pth .*HTML"),
-    "truncated weights": (WITH.replace("no.pth", "cut.safetensors"), 2, "cut.safetensors is damaged"),
-    "truncated pickle": (WITH.replace("no.pth", "cut.pth"), 2, "cut.pth is truncated or no weight file"),
+    "truncated weights": (WITH.replace("no.pth", "cut.safetensors"), 2, "cut.safetensors is truncated or damaged"),
+    "truncated pickle": (WITH.replace("no.pth", "cut.pth"), 2, "cut.pth is truncated or damaged"),
     "picture as weights": (WITH.replace("no.pth", "a.png"), 2, "a.png is not a weight file"),
     "other system": (WITH.replace("no.pth", "other.pth"), 2, "other.pth is not a checkpoint of this model"),
     "other CLIP size": (WITH.replace("no.pth", "wide.pth"), 2, "wide.pth does not fit this model"),

@@ -414,7 +414,8 @@ def test_no_home_and_no_user(tmp_path, monkeypatch):
     (tmp_path / "ovseg-12345").symlink_to(tmp_path)
     with pytest.raises(OvsegError, match="is not yours: set OVSEG_CACHE"):
         cache_dir()
-    monkeypatch.setenv("OVSEG_CACHE", "~nobody-at-all/cache")
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    monkeypatch.setenv("OVSEG_CACHE", "~/cache")
     with pytest.raises(OvsegError, match="write the whole path in place of ~"):
         cache_dir()
 
