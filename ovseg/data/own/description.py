@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,7 +172,7 @@ def _own_numbers(own: Description) -> dict[int, str]:
 def _path(own: Description, key: str, value: Any) -> Path:
     path = own.root / expand_user(_text(own, key, value))
     other = own.root / value.replace("\\", "/")
-    return other if not path.exists() and other.exists() else path
+    return other if not os.path.exists(path) and os.path.exists(other) else path
 
 
 def _text(own: Description, key: str, value: Any) -> str:

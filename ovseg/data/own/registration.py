@@ -31,7 +31,7 @@ def register_own(name: str) -> None:
         OvsegError: see :func:`ovseg.data.own.description.read_description` and :func:`ovseg.data.own.cache.prepare`.
     """
     path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):
         near = difflib.get_close_matches(path.name, _yaml_files(path.parent), n=1)
         hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of the YAML file that describes it"
         raise OvsegError(f"there is no data set {name!r}: {hint}")

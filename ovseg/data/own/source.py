@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def input_files(own: Description) -> list[Path]:
         files += _label_files(own).values()
     else:
         json_file: Path = getattr(own, own.kind)
-        if not json_file.is_file():
+        if not os.path.isfile(json_file):
             raise own.error(own.kind, f"there is no file {json_file}")
         files.append(json_file)
         if own.kind == "coco_panoptic":
