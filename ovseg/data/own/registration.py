@@ -15,6 +15,7 @@ from ovseg.data.own.cache import Prepared, prepare
 from ovseg.data.own.description import read_description
 from ovseg.data.own.naming import is_own
 from ovseg.errors import OvsegError
+from ovseg.files import is_dir, is_file
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def register_own(name: str) -> None:
         OvsegError: see :func:`ovseg.data.own.description.read_description` and :func:`ovseg.data.own.cache.prepare`.
     """
     path = Path(name)
-    if not os.path.isfile(path):
+    if not is_file(path):
         near = difflib.get_close_matches(path.name, _yaml_files(path.parent), n=1)
         hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of the YAML file that describes it"
         raise OvsegError(f"there is no data set {name!r}: {hint}")
@@ -80,4 +81,4 @@ def _common_folder(paths: Iterable[Path]) -> str:
 
 
 def _yaml_files(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if is_own(path.name)] if folder.is_dir() else []
+    return [path.name for path in folder.iterdir() if is_own(path.name)] if is_dir(folder) else []

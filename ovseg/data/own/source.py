@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from ovseg.data.own.labelme import LabelmeLabels
 from ovseg.data.own.pairs import Pair, Pairing, find, pair
 from ovseg.data.own.values import Labels, is_index_file, look_up, one_channel, packed_colors, raw_pixels
 from ovseg.errors import OvsegError, reason_of
+from ovseg.files import is_file
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def input_files(own: Description) -> list[Path]:
         files += _label_files(own).values()
     else:
         json_file: Path = getattr(own, own.kind)
-        if not os.path.isfile(json_file):
+        if not is_file(json_file):
             raise own.error(own.kind, f"there is no file {json_file}")
         files.append(json_file)
         if own.kind == "coco_panoptic":
