@@ -164,20 +164,20 @@ class ClipAdapter(nn.Module):
         }
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Load, but for the preprocessing, which is that of the CLIP that the configuration names."""
+        """Load, but for another preprocessing than that of the CLIP which the configuration names."""
         for name in ("pixel_mean", "pixel_std"):
             own, theirs = getattr(self, name), state_dict.get(prefix + name)
-            if theirs is None:
+            # a copy in half precision is kept: the model's figures were measured with it
+            if theirs is None or (theirs.shape == own.shape and torch.allclose(theirs.to(own), own, rtol=0, atol=0.5)):
                 continue
-            if theirs.shape != own.shape or not torch.allclose(theirs.to(own), own, rtol=0, atol=0.5):
-                logger.warning(
-                    "the checkpoint has %s %s of CLIP's input, but %s has %s, which holds: if the checkpoint's CLIP is "
-                    "another one, name it as MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME (ViT-L-14:TAG, say).",
-                    name,
-                    [round(value, 1) for value in theirs.flatten().tolist()[:3]],
-                    self.source.name,
-                    [round(value, 1) for value in own.flatten().tolist()],
-                )
+            logger.warning(
+                "the checkpoint has %s %s of CLIP's input, but %s has %s, which holds: if the checkpoint's CLIP is "
+                "another one, name it as MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME (ViT-L-14:TAG, say).",
+                name,
+                [round(value, 1) for value in theirs.flatten().tolist()[:3]],
+                self.source.name,
+                [round(value, 1) for value in own.flatten().tolist()],
+            )
             state_dict[prefix + name] = own.detach().clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
