@@ -34,7 +34,7 @@ os.umask(_umask)
 USUAL_MODE = 0o666 & ~_umask
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 _NUMBER = re.compile(r"\(os error (\d+)\)")  # how safetensors says which
 _TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|iostream error|unexpected pos")
 _cleaned: set[str] = set()  # folders in which this process has looked for leftovers
@@ -128,7 +128,12 @@ def _is_of(error: BaseException, path: Path) -> bool:
     if not isinstance(name, (str, bytes)):
         return True
     name, path = os.path.abspath(os.fsdecode(name)), os.path.abspath(path)
-    return path.startswith(name) or name.startswith(path + os.sep) or os.path.dirname(name) == os.path.dirname(path)
+    folder = os.path.dirname(name)
+    if path.startswith(name):  # itself or a folder above it
+        return True
+    if ".tmp" in os.path.basename(name):
+        return path.startswith(folder) or folder.startswith(path)
+    return error.errno != errno.ENOENT and (name.startswith(path + os.sep) or folder == os.path.dirname(path))
 
 
 @contextlib.contextmanager

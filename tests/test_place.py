@@ -303,6 +303,16 @@ def test_demo_stops_at_a_full_disk(here, stub, monkeypatch, capfd):
     assert "1 of 1 done" in out and err.splitlines()[-1].startswith("error: disk full while writing out/1.png")
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="has no folder in which even root can make no file")
+def test_a_file_system_that_takes_no_files(tmp_path):
+    with pytest.raises(CannotWrite, match=r"^cannot write /proc/nope/a\.png \(No such file or directory\): choose"):
+        check_writable("/proc/nope/a.png")
+    with pytest.raises(CannotWrite, match="cannot write /proc/nope/a"), atomic_path("/proc/nope/a.png"):
+        pass
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "out.txt"):  # of what is read
+        (tmp_path / "missing.txt").read_text()
+
+
 def test_demo_tries_to_write_before_it_loads(here, monkeypatch, capfd):
     save_picture(here / "a.png")
     (here / "file").touch()
