@@ -175,6 +175,8 @@ def _check_together(cfg: CfgNode) -> None:
         )
     if not 1 <= len(swin.DEPTHS) <= len(_STAGES) or len(swin.NUM_HEADS) != len(swin.DEPTHS):
         raise _refusal("MODEL.SWIN.DEPTHS", swin.DEPTHS, "up to four numbers, as many as in MODEL.SWIN.NUM_HEADS")
+    if not all(isinstance(stage, int) and 0 <= stage < len(swin.DEPTHS) for stage in swin.NORM_INDICES or ()):
+        raise _refusal("MODEL.SWIN.NORM_INDICES", swin.NORM_INDICES, f"stages from 0 to {len(swin.DEPTHS) - 1}")
     for stage, heads in enumerate(swin.NUM_HEADS):
         if (swin.EMBED_DIM << stage) % heads:
             channels = swin.EMBED_DIM << stage

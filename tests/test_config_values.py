@@ -141,6 +141,7 @@ def test_options_that_mean_nothing(options, message):
         ("SOLVER.IMS_PER_BATCH", "0", "from 1 to"),
         ("DATALOADER.NUM_WORKERS", "-1", "from 0 to"),
         ("MODEL.MASK_FORMER.NHEADS", "7", "a divisor of HIDDEN_DIM"),
+        ("MODEL.SWIN.NORM_INDICES", "[-0.5]", "give stages from 0 to 3"),
         ("OUTPUT_DIR", "", "give a name"),
     ],
 )

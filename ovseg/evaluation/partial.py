@@ -156,7 +156,7 @@ class PartialEvaluation:
                 content = read_arrays(path)
                 images = self._check_part(content)
                 problem = "holds images of another part" if seen.intersection(images) else ""
-            except (ValueError, KeyError, TypeError, IndexError, OSError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError, IndexError, OverflowError, OSError, RecursionError) as error:
                 problem = f"cannot be read ({error})"
             if problem:
                 logger.warning("%s %s: its images are evaluated again", path, problem)
@@ -218,5 +218,5 @@ def _read_run(path: Path) -> dict[str, Any] | None:
     try:
         run = json.loads(path.read_text())
         return run if isinstance(run["fingerprint"], dict) and isinstance(run["session"], str) else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

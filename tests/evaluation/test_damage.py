@@ -240,6 +240,7 @@ def test_damaged_parts_are_evaluated_again(broken_off, kind, caplog):
         ("worst/bytes", lambda sizes: sizes * 3),
         ("worst/accuracy", lambda accuracy: accuracy + 2),
         ("rle/bytes", lambda size: size // 2),
+        ("rle/bytes", lambda size: size * np.inf),
         ("rle/stream", lambda name: np.array("../../elsewhere")),
         ("rle/stream", lambda name: None),
     ],
