@@ -254,12 +254,6 @@ def test_a_training_without_room_for_its_figures(tmp_path, monkeypatch):
 # ---- demo's files
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 class Stub:
     """A segmenter that counts its calls."""
 
