@@ -55,7 +55,7 @@ packages:
 
 demo: setup  ## Evaluate the shipped toy model, then segment a toy scene into words
 	$(PY) train_net.py --eval-only --config-file $(TOY) --num-gpus 0 OUTPUT_DIR $(DEMO)/evaluation
-	$(PY) -m ovseg.data.toy --output $(DEMO)/scenes --first 8 --scenes 2
+	$(PY) -m ovseg.toy --output $(DEMO)/scenes --first 8 --scenes 2
 	$(PY) demo.py --config-file $(TOY) --input $(DEMO)/scenes/*.png --vocabulary $(DEMO)/scenes/words.txt \
 	  --output $(DEMO)/pictures
 	@echo; echo "Look at the pictures:"; ls -d $(CURDIR)/$(DEMO)/pictures/*.png

@@ -22,12 +22,12 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from ovseg.cli.options import parse_with_options
 from ovseg.errors import CannotWrite, OvsegError, explain_system_error, user_errors
-from ovseg.files import check_writable
-from ovseg.inputs import choose_outputs, find_inputs, is_video
-from ovseg.options import parse_with_options
-from ovseg.progress import progress_bar
-from ovseg.segmentation import Segmentation, output_files
+from ovseg.io.files import check_writable
+from ovseg.io.inputs import choose_outputs, find_inputs, is_video
+from ovseg.io.progress import progress_bar
+from ovseg.result.segmentation import Segmentation, output_files
 from ovseg.vocabulary import Vocabulary, label_set_names
 
 logger = logging.getLogger("ovseg.demo")
@@ -197,7 +197,7 @@ def _segment_all(
 
 
 def _segment_video(segmenter, source: Path, vocabulary: Vocabulary, target: Path, progress: Progress) -> None:
-    from ovseg.video import segment_video
+    from ovseg.result.video import segment_video
 
     task = progress.add_task(escape(f"frames of {source.name}"), total=None)
     try:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import logging
 
+from ovseg.cli.options import parse_with_options
 from ovseg.config import CfgNode, load_cfg
 from ovseg.engine.launch import World, choose_device, launch
 from ovseg.engine.run import evaluate, train
 from ovseg.engine.setup import owned_output, setup
 from ovseg.errors import OvsegError, user_errors
-from ovseg.options import parse_with_options
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ import numpy as np
 from ovseg.data import prepare
 from ovseg.data.prepare.ade20k_index import read_index
 from ovseg.errors import OvsegError, user_errors
-from ovseg.images import read_image
+from ovseg.io.images import read_image
 
 SHORTEST_SIDE = 512  # pixels
 SPLITS = ("training", "validation")

@@ -38,9 +38,9 @@ def _end_in_one_line(number: int, frame: FrameType | None) -> None:
 
 def _register() -> None:
     from ovseg import meta_arch, proposals  # noqa: F401  (each registers its classes)
+    from ovseg.config.detectron2_hints import add_hints
     from ovseg.data.catalog import register_all
-    from ovseg.data.toy import register_toy
-    from ovseg.detectron2_hints import add_hints
+    from ovseg.toy import register_toy
 
     add_hints()
     register_all()
@@ -58,7 +58,7 @@ with warnings.catch_warnings():
 def __getattr__(name: str) -> Any:
     # Segmenter and Segmentation on first use: drawing libraries take a second to import
     if name in ("Segmenter", "Segmentation"):
-        from ovseg.segmentation import Segmentation
+        from ovseg.result.segmentation import Segmentation
         from ovseg.segmenter import Segmenter
 
         return {"Segmenter": Segmenter, "Segmentation": Segmentation}[name]

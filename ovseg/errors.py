@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 
 from torch.utils.data import dataloader
@@ -21,6 +21,7 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 _LOST_WORKER = "DataLoader worker (pid"  # how torch begins, wherever the main process is when it notices
 _CLASS_NAME = re.compile(r"\b(?:\w+\.)*[A-Z]\w*(?:Error|Exception)\b:?")
+_ARGUMENT = re.compile("\x1a([^\x1a]*)\x1a")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _FREE_SPACE = "free some space and run again"
 _PERMISSIONS = "check its owner and permissions, or choose another place"
@@ -49,12 +50,38 @@ class OvsegError(Exception):
     The message is one clear sentence or two: what is wrong, which file or key, and what to do. Names and values may be
     of any length and hold line ends: the middle of a message beyond :data:`LONGEST_MESSAGE` is left out, and control
     characters are written as in Python.
+
+    A part that knows nothing of configurations names its own arguments, ``OvsegError(f"{argument('depth')} is 0")``;
+    who filled them from keys or flags says so by :func:`argument_names`.
     """
 
     def __init__(self, message: object = ""):
+        self.template = str(message)  # with the marks of :func:`argument`
+        text = _ARGUMENT.sub(r"\1", self.template)
         text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], str(message))
         half = LONGEST_MESSAGE // 2
         super().__init__(text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} [...] {text[-half:]}")
+
+
+def argument(name: str) -> str:
+    """Return the name of an argument, marked so that :func:`argument_names` can replace it in an error's message."""
+    return f"\x1a{name}\x1a"
+
+
+@contextlib.contextmanager
+def argument_names(names: Mapping[str, str]) -> Iterator[None]:
+    """In errors that pass, replace the names of arguments by those that the user knows.
+
+    Args:
+        names: configuration key or command-line option by the argument's name; other arguments keep their names.
+    """
+    try:
+        yield
+    except OvsegError as error:
+        renamed = _ARGUMENT.sub(lambda found: names.get(found[1], found[0]), error.template)
+        if renamed == error.template:
+            raise
+        raise type(error)(renamed).with_traceback(error.__traceback__) from error.__cause__
 
 
 def shown(value: object) -> str:

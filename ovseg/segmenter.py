@@ -19,13 +19,13 @@ from torch import nn
 from ovseg.checkpoint import load_weights
 from ovseg.config import load_cfg
 from ovseg.data.augmentation import resize_transform
-from ovseg.devices import configured_device, find_device
 from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import augmented_model
-from ovseg.explanation import MaskScores
-from ovseg.image_input import ImageLike, as_rgb
+from ovseg.io.devices import configured_device, find_device
+from ovseg.io.image_input import ImageLike, as_rgb
 from ovseg.meta_arch.segmenter_base import ProposalNamer
-from ovseg.segmentation import Segmentation
+from ovseg.result.explanation import MaskScores
+from ovseg.result.segmentation import Segmentation
 from ovseg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class Segmenter:
         need more than 3 GiB the maps are made at a smaller size and enlarged.
 
         Args:
-            image: as :func:`ovseg.image_input.as_rgb` takes it: file name, Pillow image, uint8 array (H,W,3) RGB or
+            image: as :func:`ovseg.io.image_input.as_rgb` takes it: file name, Pillow image, uint8 array (H,W,3) RGB or
                 (H,W) grey, uint8 tensor, a file's content as bytes or file object.
             words: K words, or sequences of synonyms, or a text like "person, child; dog", or a :class:`Vocabulary`;
                 never changed.

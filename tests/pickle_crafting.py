@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ovseg.weight_files.archives import LEGACY_MAGIC
-from ovseg.weight_files.stand_ins import STAND_INS
+from ovseg.checkpoint.archives import LEGACY_MAGIC
+from ovseg.checkpoint.stand_ins import STAND_INS
 from tests.fuzz.mutate import mutate_bytes
 
 WAS_RUN = "was_run"  # what the code in these pickles makes in the current folder

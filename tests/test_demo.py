@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 import demo
+from ovseg.checkpoint.state_dicts import read_state_dict
 from ovseg.errors import OvsegError
-from ovseg.inputs import choose_outputs, find_inputs
-from ovseg.segmentation import Segmentation
+from ovseg.io.inputs import choose_outputs, find_inputs
+from ovseg.result.segmentation import Segmentation
 from ovseg.segmenter import Segmenter
-from ovseg.state_dicts import read_state_dict
 from tests.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +41,7 @@ class Halves:
         return vocabulary
 
     def __call__(self, image, vocabulary):
-        from ovseg.images import read_image
+        from ovseg.io.images import read_image
 
         self.calls += 1
         pixels = image if isinstance(image, np.ndarray) else read_image(image)

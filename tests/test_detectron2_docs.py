@@ -13,8 +13,8 @@ from detectron2.solver import build_optimizer
 from torch import nn
 
 from ovseg.config import load_cfg
-from ovseg.data.toy import render_split
 from ovseg.errors import OvsegError
+from ovseg.toy import render_split
 
 REPO = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (REPO / "docs" / "detectron2.md").read_text(encoding="utf-8"), re.DOTALL)

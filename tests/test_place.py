@@ -23,14 +23,14 @@ from PIL import Image
 
 import demo
 import ovseg
-from ovseg import files
 from ovseg.checkpoint import save_safetensors, save_torch
 from ovseg.engine import run
 from ovseg.errors import CannotWrite, OvsegError, user_errors
-from ovseg.files import atomic_path, cache_dir, check_writable, locked_folder
-from ovseg.inputs import choose_outputs, find_inputs
-from ovseg.leftovers import find_leftovers, remove_leftovers
-from ovseg.segmentation import Segmentation
+from ovseg.io import files
+from ovseg.io.files import atomic_path, cache_dir, check_writable, locked_folder
+from ovseg.io.inputs import choose_outputs, find_inputs
+from ovseg.io.leftovers import find_leftovers, remove_leftovers
+from ovseg.result.segmentation import Segmentation
 from ovseg.segmenter import Segmenter
 from tests.engine import toy
 from tests.tiny_model import make_tiny_model
@@ -125,7 +125,7 @@ def test_a_killed_safetensors_writer_leaves_nothing_for_ever(tmp_path):
             Path(path).with_name(".tmpAbCdEf").write_bytes(b"half")  # as the library does
             os.kill(os.getpid(), signal.SIGKILL)
 
-        ovseg.checkpoint.save_file = half
+        ovseg.checkpoint.loading.save_file = half
         save_safetensors({"a": torch.zeros(3)}, tmp_path / "a.safetensors")
 
     assert in_child(die) == -signal.SIGKILL

@@ -8,8 +8,8 @@ from PIL import Image
 
 from ovseg import Segmenter, segmenter
 from ovseg.checkpoint import save_safetensors
+from ovseg.checkpoint.state_dicts import read_state_dict
 from ovseg.errors import OvsegError
-from ovseg.state_dicts import read_state_dict
 from ovseg.vocabulary import Vocabulary
 from tests.tiny_model import make_tiny_model
 

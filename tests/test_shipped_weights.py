@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ovseg import Segmenter
-from ovseg.data.toy import BASE_CLASSES, CLASS_NAMES, make_scene
+from ovseg.toy import BASE_CLASSES, CLASS_NAMES, make_scene
 
 _ROOT = Path(__file__).parents[1]
 _SEEDS = range(1_000_000, 1_000_012)  # of toy_sem_seg_val

@@ -37,14 +37,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ovseg.checkpoint import load_weights
+from ovseg.cli.options import parse_with_options
 from ovseg.config import load_cfg
 from ovseg.data.augmentation import ResizeShortestEdge
-from ovseg.devices import find_device
 from ovseg.engine.timing import REST, STAGES, Stages, clock_of, time_stages
 from ovseg.errors import OvsegError, user_errors
-from ovseg.files import atomic_path
-from ovseg.images import read_image
-from ovseg.options import parse_with_options
+from ovseg.io.devices import find_device
+from ovseg.io.files import atomic_path
+from ovseg.io.images import read_image
 from ovseg.vocabulary import Vocabulary
 
 ELLIPSE_AREAS = (0.005, 0.3)  # parts of the image

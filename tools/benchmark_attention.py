@@ -20,8 +20,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovseg.devices import find_device
 from ovseg.errors import OvsegError, user_errors
+from ovseg.io.devices import find_device
 from ovseg.proposals.deformable_attention import Pyramid
 from ovseg.proposals.deformable_sampling import compiled_op, sample_compiled, sample_levels
 

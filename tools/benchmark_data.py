@@ -42,14 +42,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from rich.console import Console
 from rich.table import Table
 
-from ovseg.data.labels import read_labels
+from ovseg.data.label_files import read_labels
 from ovseg.data.prepare.engine import write_file
 from ovseg.errors import OvsegError, user_errors
 from ovseg.evaluation.confusion import label_runs
 from ovseg.evaluation.sem_seg import SemSegEvaluator
-from ovseg.files import atomic_path
-from ovseg.meta_arch.painting import paint_labels
-from ovseg.progress import progress_bar
+from ovseg.io.files import atomic_path
+from ovseg.io.progress import progress_bar
+from ovseg.meta_arch.pixel_scores import paint_labels
 
 HEIGHT, WIDTH = 512, 683  # pixels; ADE20K's most frequent size
 DISTINCT = 300  # annotations that differ; the others are copies of their bytes

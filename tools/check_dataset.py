@@ -22,12 +22,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ovseg.cpus import usable_cpus
-from ovseg.data.inspection import Report, check_dataset, choose_pairs, draw_sheet, open_subject
-from ovseg.data.inspection.check import KINDS, NOTES
+from ovseg.data.check import Report, check_dataset, choose_pairs, draw_sheet, open_subject
+from ovseg.data.check.dataset import KINDS, NOTES
 from ovseg.errors import user_errors
-from ovseg.files import atomic_path
-from ovseg.progress import progress_bar
+from ovseg.io.cpus import usable_cpus
+from ovseg.io.files import atomic_path
+from ovseg.io.progress import progress_bar
 
 MOST_LINES = 10  # files of each kind, and
 MOST_CLASSES = 60  # classes that the terminal shows; JSON has all

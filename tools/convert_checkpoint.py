@@ -26,9 +26,8 @@ from torch import Tensor, nn
 
 from ovseg.adaptation.fusion import compare
 from ovseg.checkpoint import save_safetensors
-from ovseg.converters import BACKBONE_SUFFIXES, CONVERTERS, save_backbone
-from ovseg.errors import OvsegError, reason_of, user_errors
-from ovseg.state_dicts import (
+from ovseg.checkpoint.converters import BACKBONE_SUFFIXES, CONVERTERS, save_backbone
+from ovseg.checkpoint.state_dicts import (
     halved,
     is_plain_pickle,
     read_checkpoint,
@@ -36,6 +35,7 @@ from ovseg.state_dicts import (
     read_state_dict,
     tensors_of,
 )
+from ovseg.errors import OvsegError, reason_of, user_errors
 
 COMMANDS = {
     "safetensors": "rewrite a checkpoint as safetensors (the default)",

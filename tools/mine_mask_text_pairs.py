@@ -24,14 +24,14 @@ from pathlib import Path
 
 import torch
 
-from ovseg.adaptation.masks import MASK_KINDS
+from ovseg.adaptation.mask_sources import MASK_KINDS
 from ovseg.adaptation.mining_options import MiningOptions
 from ovseg.adaptation.mining_run import run
-from ovseg.devices import find_device
+from ovseg.cli.options import parse_with_options
 from ovseg.engine.launch import World, launch
 from ovseg.errors import user_errors
-from ovseg.options import parse_with_options
-from ovseg.vocabulary.captions import FORMS
+from ovseg.io.devices import find_device
+from ovseg.vocabulary.nouns import FORMS
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

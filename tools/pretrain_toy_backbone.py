@@ -36,11 +36,11 @@ from ovseg.checkpoint import save_safetensors
 from ovseg.config import CfgNode, load_cfg
 from ovseg.data.loader import build_train_loader
 from ovseg.data.mapper import SemSegTrainMapper
-from ovseg.data.toy import BASE_CLASSES, CLASS_NAMES
-from ovseg.data.toy.words import IGNORE_LABEL
 from ovseg.errors import OvsegError, user_errors
-from ovseg.images import read_image
-from ovseg.progress import progress_bar
+from ovseg.io.images import read_image
+from ovseg.io.progress import progress_bar
+from ovseg.toy import BASE_CLASSES, CLASS_NAMES
+from ovseg.toy.classes import IGNORE_LABEL
 
 logger = logging.getLogger("pretrain_toy_backbone")
 

@@ -26,17 +26,17 @@ from rich.console import Console
 from rich.table import Table
 
 from ovseg.checkpoint import load_weights
+from ovseg.cli.options import parse_with_options
 from ovseg.config import CfgNode, load_cfg
 from ovseg.data.catalog import check_prepared
-from ovseg.data.own.naming import folder_name
+from ovseg.data.custom.names import folder_name
 from ovseg.engine.launch import choose_device
 from ovseg.engine.setup import seed_everything
 from ovseg.errors import OvsegError, user_errors
 from ovseg.evaluation.report import write_csv, write_json
 from ovseg.evaluation.threshold_search import Grid, draw_heat_map, search
-from ovseg.files import atomic_path, explained_writing, locked_folder
-from ovseg.options import parse_with_options
-from ovseg.progress import progress_bar
+from ovseg.io.files import atomic_path, explained_writing, locked_folder
+from ovseg.io.progress import progress_bar
 
 THRESHOLDS = (0.35, 0.4, 0.45)  # the original's
 WEIGHTS = (0.6, 0.65, 0.7, 0.75, 0.8)

@@ -8,8 +8,8 @@
 
 The two commands reproduce the shipped file. The second one teaches the image tower more about shapes, with closer
 close-ups and less in them. After ``--text-steps`` the text tower is locked: it knows its 90 words by then, while the
-image tower goes on learning, which takes it much longer. Pictures: ``ovseg/data/toy/clip/views.py``; loss:
-``ovseg/data/toy/clip/training.py``.
+image tower goes on learning, which takes it much longer. Pictures: ``ovseg/toy/clip/views.py``; loss:
+``ovseg/toy/clip/training.py``.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from ovseg.adaptation.tuned_clip import flags_in_messages
 from ovseg.checkpoint import save_safetensors
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.preprocessing import OPENAI
-from ovseg.data.toy import generator_version
-from ovseg.data.toy.clip.pairs import PairSampler
-from ovseg.data.toy.clip.training import Recipe, TrainingRun
-from ovseg.data.toy.clip.views import ViewRecipe, load_views
-from ovseg.data.toy.clip.zero_shot import evaluate
 from ovseg.errors import OvsegError, user_errors
-from ovseg.files import atomic_path
+from ovseg.io.files import atomic_path
+from ovseg.toy import generator_version
+from ovseg.toy.clip.batches import PairSampler
+from ovseg.toy.clip.training import Recipe, TrainingRun
+from ovseg.toy.clip.views import ViewRecipe, load_views
+from ovseg.toy.clip.zero_shot import evaluate
 
 logger = logging.getLogger("train_toy_clip")
 

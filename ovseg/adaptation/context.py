@@ -27,8 +27,8 @@ from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.clip.whole_image import look_at_whole
 from ovseg.data.sampler import mix
 from ovseg.errors import OvsegError
-from ovseg.images import read_image
-from ovseg.progress import progress_bar
+from ovseg.io.images import read_image
+from ovseg.io.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

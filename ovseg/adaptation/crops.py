@@ -90,7 +90,7 @@ class TrainingCrops(Dataset):
     """Augmented crops; each is a function of the seed, the epoch and the pair alone.
 
     Args:
-        pairs: data set of :class:`ovseg.adaptation.pairs.Pair`.
+        pairs: data set of :class:`ovseg.adaptation.pair_shards.Pair`.
         text_ids: int64 (N,), the number of each pair's text.
         size: side of CLIP's input, pixels.
         recipe: augmentation, fill and seed.

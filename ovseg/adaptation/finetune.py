@@ -28,20 +28,20 @@ from ovseg.adaptation.crops import BatchLoader, EpochBatches, TrainingCrops
 from ovseg.adaptation.image_root import find_image_root
 from ovseg.adaptation.meter import Meter, log_to_terminal
 from ovseg.adaptation.pair_list import read_pair_list
-from ovseg.adaptation.pairs import PairDataset
+from ovseg.adaptation.pair_shards import PairDataset
 from ovseg.adaptation.recipe import FIELDS, SHIFT, Recipe
 from ovseg.adaptation.run_folder import BEST, LAST, RECIPE, RunFolder, damaged_run
 from ovseg.adaptation.step import contrastive_backward
 from ovseg.adaptation.tuned_clip import build_optimizer, flags_in_messages, learning_rate, load_for_tuning
-from ovseg.adaptation.zero_shot import validation_set, zero_shot
+from ovseg.adaptation.validation import validation_set, zero_shot
 from ovseg.checkpoint import save_safetensors
 from ovseg.clip.adapter import DTYPES, image_size
 from ovseg.clip.model import CONFIG, find_clip
 from ovseg.clip.preprocessing import Preprocessing
 from ovseg.clip.text import TextEmbedder
 from ovseg.errors import OvsegError
-from ovseg.files import atomic_path
-from ovseg.progress import progress_bar
+from ovseg.io.files import atomic_path
+from ovseg.io.progress import progress_bar
 from ovseg.vocabulary.templates import get_templates
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from ovseg.adaptation.tuned_clip import ORIGINAL, PROMPTS
-from ovseg.checkpoint import CLIP_PREFIX, CLIP_PREFIXES, LEFTOVERS, key_groups, save_safetensors, save_torch
-from ovseg.errors import OvsegError
-from ovseg.state_dicts import (
+from ovseg.checkpoint.loading import CLIP_PREFIX, CLIP_PREFIXES, LEFTOVERS, key_groups, save_safetensors, save_torch
+from ovseg.checkpoint.state_dicts import (
     CLIP_MARK,
     MASK_PROMPT_DEPTH,
     MASK_PROMPT_FWD,
@@ -25,6 +24,7 @@ from ovseg.state_dicts import (
     read_state_dict,
     tensors_of,
 )
+from ovseg.errors import OvsegError
 
 _SCALES = ("logit_scale", "logit_bias")
 _NO_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}  # numbers in OpenAI's archives
@@ -96,8 +96,8 @@ def fuse(
 
     Args:
         segmenter: state of a model with a ``clip_adapter``; it may hold no CLIP, or a part.
-        clip: state of CLIP in any of the wrappings of :func:`ovseg.state_dicts.bare_clip_names`; tensors keep their
-            type.
+        clip: state of CLIP in any of the wrappings of :func:`ovseg.checkpoint.state_dicts.bare_clip_names`;
+            tensors keep their type.
         only_visual: store only the image tower, its prompts and the logit scale; the result has no text tower.
 
     Raises:

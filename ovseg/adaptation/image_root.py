@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ovseg.data.toy import render_split
 from ovseg.errors import OvsegError
-from ovseg.files import is_file
+from ovseg.io.files import is_file
+from ovseg.toy import render_split
 
 TOY = "toy:"
 _SUFFIXES = (".jpg", ".jpeg", ".png")

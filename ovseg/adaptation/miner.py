@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovseg.adaptation.masks import Masks, MaskSource, shrink
+from ovseg.adaptation.mask_sources import Masks, MaskSource, shrink
 from ovseg.clip.adapter import ClipAdapter, unit
 from ovseg.clip.regions import mask_boxes
-from ovseg.data.captions import CaptionedImage
-from ovseg.images import read_image
-from ovseg.vocabulary.captions import NounExtractor, names_one_of
+from ovseg.data.caption_files import CaptionedImage
+from ovseg.io.images import read_image
+from ovseg.vocabulary.nouns import NounExtractor, names_one_of
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from detectron2.utils.logger import log_every_n_seconds
 from rich.console import Console
 
 from ovseg.adaptation.miner import FoundPair
-from ovseg.adaptation.pairs import SHARD, SHARDS, SUMMARY, ShardWriter
-from ovseg.data.captions import CaptionedImage
+from ovseg.adaptation.pair_shards import SHARD, SHARDS, SUMMARY, ShardWriter
+from ovseg.data.caption_files import CaptionedImage
 from ovseg.errors import OvsegError
-from ovseg.files import atomic_path, file_digest, locked_folder
-from ovseg.progress import progress_bar
+from ovseg.io.files import atomic_path, file_digest, locked_folder
+from ovseg.io.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from ovseg.adaptation.mining import file_fingerprint, fingerprint
 from ovseg.config import load_cfg
-from ovseg.data.captions import CaptionedImages
-from ovseg.data.toy import BASE_CLASSES, CLASS_NAMES
+from ovseg.data.caption_files import CaptionedImages
 from ovseg.errors import OvsegError
+from ovseg.toy import BASE_CLASSES, CLASS_NAMES
 from ovseg.vocabulary import Vocabulary, label_set_names
 
 TOY = "toy:"

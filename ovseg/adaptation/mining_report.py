@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 
 from ovseg.adaptation.pair_list import FILL
-from ovseg.adaptation.pairs import Pair, PairDataset, iterate_infos
-from ovseg.files import atomic_path
-from ovseg.fonts import shorten_text, text_font
-from ovseg.images import save_image
+from ovseg.adaptation.pair_shards import Pair, PairDataset, iterate_infos
+from ovseg.io.files import atomic_path
+from ovseg.io.images import save_image
+from ovseg.result.fonts import shorten_text, text_font
 
 SHEET = "contact_sheet.png"
 SHEET_PAIRS = 100

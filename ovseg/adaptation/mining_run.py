@@ -12,7 +12,7 @@ import torch
 from detectron2.utils import comm
 from rich.console import Console
 
-from ovseg.adaptation.masks import MaskSource, SegmenterMasks, ToyMasks, folder_masks
+from ovseg.adaptation.mask_sources import MaskSource, SegmenterMasks, ToyMasks, folder_masks
 from ovseg.adaptation.miner import Miner
 from ovseg.adaptation.mining import (
     Work,
@@ -32,20 +32,20 @@ from ovseg.adaptation.mining_options import (
 )
 from ovseg.adaptation.mining_report import SHEET, print_summary, summarise, write_contact_sheet
 from ovseg.adaptation.pair_list import LIST, write_crops, write_list
-from ovseg.adaptation.pairs import SUMMARY
+from ovseg.adaptation.pair_shards import SUMMARY
 from ovseg.adaptation.tuned_clip import flags_in_messages
+from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.clip.model import ClipSource, find_clip
-from ovseg.data.captions import ALLOWED_BAD, CaptionedImage, CaptionedImages, check_bad, read_captions
-from ovseg.data.toy import CLASS_NAMES, render_split
+from ovseg.data.caption_files import ALLOWED_BAD, CaptionedImage, CaptionedImages, check_bad, read_captions
 from ovseg.errors import OvsegError
 from ovseg.evaluation.report import write_json
-from ovseg.files import atomic_path, cache_dir
-from ovseg.inputs import find_inputs
+from ovseg.io.files import atomic_path, cache_dir
+from ovseg.io.inputs import find_inputs
 from ovseg.segmenter import Segmenter
-from ovseg.state_dicts import bare_clip_names, read_state_dict
+from ovseg.toy import CLASS_NAMES, render_split
 from ovseg.vocabulary import get_templates
-from ovseg.vocabulary.captions import get_extractor
+from ovseg.vocabulary.nouns import get_extractor
 
 CROPS = "crops"  # folder of the original list's pictures
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch.utils.data
 
 from ovseg.adaptation.image_root import ImageRoot
-from ovseg.adaptation.pairs import Pair, PairDataset, encode_png
+from ovseg.adaptation.pair_shards import Pair, PairDataset, encode_png
 from ovseg.errors import OvsegError
-from ovseg.files import atomic_path
-from ovseg.images import read_image
+from ovseg.io.files import atomic_path
+from ovseg.io.images import read_image
 
 FILL = (124, 116, 103)  # RGB; ImageNet's mean, by which the original's training code knows the background
 COLUMNS = ("filepath", "title")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ovseg.clip.preprocessing import Preprocessing
 from ovseg.errors import OvsegError, shown
-from ovseg.plain_yaml import read_plain_yaml, unknown_key
+from ovseg.io.plain_yaml import read_plain_yaml, unknown_key
 
 SHIFT = "contextual-shift"
 MODES = ("full", "mask-prompt", SHIFT)

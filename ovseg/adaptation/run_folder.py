@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ovseg.checkpoint import save_torch
+from ovseg.checkpoint.state_dicts import read_checkpoint
 from ovseg.errors import OvsegError
-from ovseg.files import atomic_path, explained_writing, locked_folder
-from ovseg.state_dicts import read_checkpoint
+from ovseg.io.files import atomic_path, explained_writing, locked_folder
 
 LAST, BEST, METRICS, RECIPE = "last.pt", "best.safetensors", "metrics.jsonl", "recipe.yaml"
 

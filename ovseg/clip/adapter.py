@@ -21,7 +21,7 @@ from ovseg.clip.regions import crop_regions, expand_boxes, mask_boxes, regroup
 from ovseg.clip.text import TextEmbedder, embed_dim
 from ovseg.clip.vit import embed_patches, encode_patches, is_plain_vit
 from ovseg.errors import OvsegError
-from ovseg.files import cache_dir, expand_user
+from ovseg.io.files import cache_dir, expand_user
 from ovseg.vocabulary.templates import get_templates
 
 logger = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
 from torch import nn
 
+from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.clip.tokenizer import build_tokenizer, first_line, lacks_package, missing_package
 from ovseg.errors import OvsegError
-from ovseg.state_dicts import bare_clip_names, read_state_dict
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ovseg.errors import OvsegError
-from ovseg.files import atomic_path
+from ovseg.io.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

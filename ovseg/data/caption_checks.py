@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ovseg.data.captions import read_captions
+from ovseg.data.caption_files import read_captions
 from ovseg.errors import OvsegError
 
 # captions in the released files
@@ -45,7 +45,7 @@ class CaptionCheck:
 def check_captions(path: Path, image_root: Path | None = None, need_images: bool = True) -> CaptionCheck:
     """Read a caption file of any known format to its end.
 
-    Formats are those of :func:`ovseg.data.captions.read_captions`, the released lists of Conceptual Captions (two
+    Formats are those of :func:`ovseg.data.caption_files.read_captions`, the released lists of Conceptual Captions (two
     columns without a header, one of them web addresses), and OVSegmentor's tables with entities and pairs.
 
     Args:

@@ -15,7 +15,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovseg.data.benchmarks import DATASETS, SemSegDataset, find_dataset
-from ovseg.data.own.naming import is_own
+from ovseg.data.custom.names import is_own
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import label_set
 
@@ -89,7 +89,7 @@ def _folders(name: str) -> tuple[str | None, str | None]:
 def check_prepared(dataset_name: str) -> None:
     """Make sure that a data set is registered and its folders hold images and labels.
 
-    The path of a YAML file is registered here, see :mod:`ovseg.data.own`; the process that comes first prepares it.
+    The path of a YAML file is registered here, see :mod:`ovseg.data.custom`; the process that comes first prepares it.
     Data sets registered without folders in their metadata (``image_root``, ``sem_seg_root``), as the toy ones, pass.
 
     Raises:
@@ -97,7 +97,7 @@ def check_prepared(dataset_name: str) -> None:
             which folder and which section of ``datasets/README.md`` tells how to fill it.
     """
     if is_own(dataset_name):
-        from ovseg.data.own.registration import register_own  # late: preparing data imports this file
+        from ovseg.data.custom.registration import register_own  # late: preparing data imports this file
 
         register_own(dataset_name)
         return

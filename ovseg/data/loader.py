@@ -16,11 +16,11 @@ from detectron2.data import DatasetCatalog, DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from ovseg.cpus import usable_cpus
 from ovseg.data.catalog import check_prepared
 from ovseg.data.mapper import SemSegTestMapper, SemSegTrainMapper
 from ovseg.data.sampler import StreamBatchSampler, mix, seeded
 from ovseg.errors import OvsegError
+from ovseg.io.cpus import usable_cpus
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 

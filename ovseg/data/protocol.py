@@ -14,7 +14,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from ovseg.data.benchmarks import find_dataset
-from ovseg.data.own.naming import folder_name
+from ovseg.data.custom.names import folder_name
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import VARIANTS, LabelSet, Vocabulary, label_set
 

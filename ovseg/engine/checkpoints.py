@@ -12,9 +12,9 @@ from typing import Any
 from detectron2.utils import comm
 
 from ovseg.checkpoint import save_torch
+from ovseg.checkpoint.state_dicts import read_checkpoint
 from ovseg.errors import OvsegError
-from ovseg.files import atomic_path
-from ovseg.state_dicts import read_checkpoint
+from ovseg.io.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
-from ovseg.devices import configured_device
 from ovseg.errors import OvsegError
+from ovseg.io.devices import configured_device
 
 TIMEOUT = datetime.timedelta(minutes=30)
 USER_ERROR = 2  # exit status of a process whose OvsegError the launcher reports

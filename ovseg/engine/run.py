@@ -17,7 +17,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from torch import nn
 
 from ovseg.checkpoint import load_weights
-from ovseg.config_limits import check_kind
+from ovseg.config.limits import check_kind
 from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import build_train_loader
 from ovseg.data.mapper import training_set

@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ovseg.files import atomic_path, explained_writing, locked_folder
+from ovseg.io.files import atomic_path, explained_writing, locked_folder
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from functools import reduce
 
 from torch import nn
 
-from ovseg.config_per_dataset import KEY
+from ovseg.config.per_dataset import KEY
 from ovseg.errors import OvsegError
 
 # where a model keeps what a setting says
@@ -31,7 +31,7 @@ def dataset_settings(model: nn.Module, settings: Mapping[str, float]) -> Iterato
 
     Args:
         model: a meta-architecture, not wrapped.
-        settings: by the last part of their keys, see :func:`ovseg.config_per_dataset.settings_of`.
+        settings: by the last part of their keys, see :func:`ovseg.config.per_dataset.settings_of`.
 
     Raises:
         OvsegError: the model has no such setting.

@@ -16,7 +16,7 @@ from torch import nn
 from ovseg.data.loader import SampleLoader
 from ovseg.evaluation.partial import PartialEvaluation
 from ovseg.evaluation.tally import Stopwatch
-from ovseg.progress import progress_bar
+from ovseg.io.progress import progress_bar
 
 
 def feed(

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ovseg.data.labels import read_labels
+from ovseg.data.label_files import read_labels
 from ovseg.data.protocol import class_names_of
 from ovseg.errors import OvsegError
 

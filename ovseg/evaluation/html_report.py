@@ -13,14 +13,14 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from ovseg.data.labels import read_labels
+from ovseg.data.label_files import read_labels
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import per_class_rows
 from ovseg.evaluation.differences import flatten
 from ovseg.evaluation.worst import FILE as WORST_FILE
 from ovseg.evaluation.worst import WorstImage, read_worst
-from ovseg.files import atomic_path
-from ovseg.images import read_image
+from ovseg.io.files import atomic_path
+from ovseg.io.images import read_image
 
 FILE = "report.html"
 _CLASSES, _PAIRS = 15, 25  # rows of the tables of the worst
@@ -126,8 +126,8 @@ def _worst_images(path: Path, names: Sequence[str], ignore_label: int | None) ->
 
 def _pictures(image: WorstImage, names: Sequence[str], ignore_label: int | None) -> dict[str, Any]:
     """``pictures``: data URLs of image, truth and prediction; or ``problem``."""
-    from ovseg.colors import colors_of  # these import matplotlib, which evaluations without a report do not need
-    from ovseg.visualize import draw_regions
+    from ovseg.result.colors import colors_of  # these import matplotlib, which evaluations without a report do not need
+    from ovseg.result.drawing import draw_regions
 
     try:
         pixels, truth, predicted = read_image(image.file_name), read_labels(image.label_file), image.label_map()

@@ -13,10 +13,10 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
-from ovseg import files
 from ovseg.data.file_list import file_list_checksum
 from ovseg.data.protocol import Protocol
 from ovseg.evaluation.versions import versions
+from ovseg.io import files
 
 # Keys that say where and how fast, or what the fingerprint holds by contents.
 _WITHOUT_EFFECT = (

@@ -20,7 +20,7 @@ from ovseg.errors import OvsegError
 from ovseg.evaluation.arrays import read_arrays
 from ovseg.evaluation.differences import differences
 from ovseg.evaluation.tally import State, Tally
-from ovseg.files import atomic_path
+from ovseg.io.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from ovseg.errors import OvsegError
 from ovseg.evaluation.sem_seg import SeenImage
 from ovseg.evaluation.tally import State
-from ovseg.files import atomic_path
+from ovseg.io.files import atomic_path
 
 RLE_FILE, PNG_FOLDER = "sem_seg_predictions.json", "predictions"
 _FORMATS = {None: None, False: None, True: "rle", "rle": "rle", "png": "png"}

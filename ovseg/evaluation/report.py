@@ -20,7 +20,7 @@ from ovseg.evaluation.differences import flatten, short
 from ovseg.evaluation.html_report import write_report
 from ovseg.evaluation.proposals import MEAN_BEST_IOU, RECALL
 from ovseg.evaluation.record import FILE as RECORD_FILE
-from ovseg.files import atomic_path
+from ovseg.io.files import atomic_path
 
 CONFUSION_FILE, PER_CLASS_FILE, SG_TABLE_FILE = "confusion.npz", "per_class.csv", "sg_iou_table.json"
 

@@ -15,10 +15,10 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ovseg.config_per_dataset import check_per_dataset, config_of, settings_of
+from ovseg.config.per_dataset import check_per_dataset, config_of, settings_of
 from ovseg.data.catalog import check_prepared
+from ovseg.data.custom.names import folder_name
 from ovseg.data.loader import test_dataset, test_loader
-from ovseg.data.own.naming import folder_name
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.crf import DenseCRF
@@ -39,7 +39,7 @@ from ovseg.evaluation.tally import Stopwatch, add_other_processes
 from ovseg.evaluation.tta import augmented_model
 from ovseg.evaluation.worst import FILE as WORST_FILE
 from ovseg.evaluation.worst import WorstImages
-from ovseg.images import read_image
+from ovseg.io.images import read_image
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from detectron2.evaluation import inference_context
 from torch import nn
 from torch.utils.data import BatchSampler
 
-from ovseg.config_per_dataset import check_per_dataset, settings_of
+from ovseg.config.per_dataset import check_per_dataset, settings_of
+from ovseg.data.custom.names import folder_name
 from ovseg.data.loader import SampleLoader, build_test_loader
-from ovseg.data.own.naming import folder_name
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import confusion_matrix, scores_from_confusion

@@ -16,8 +16,8 @@ from ovseg.evaluation.arrays import read_arrays
 from ovseg.evaluation.predictions import narrow
 from ovseg.evaluation.sem_seg import SeenImage
 from ovseg.evaluation.tally import State, add_other_processes
-from ovseg.files import atomic_path
-from ovseg.images import open_image
+from ovseg.io.files import atomic_path
+from ovseg.io.images import open_image
 
 FILE = "worst_images.npz"
 COUNT = 12

@@ -15,10 +15,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from ovseg.config_limits import check_config
+from ovseg.config.limits import check_config
 from ovseg.errors import OvsegError
 from ovseg.meta_arch.mask_proposer import MaskProposer, output_size
-from ovseg.meta_arch.painting import paint_labels, paint_scores, resize
+from ovseg.meta_arch.pixel_scores import paint_labels, paint_scores, resize
 from ovseg.meta_arch.words import requested_words
 from ovseg.proposals.mask_comparison import upsample
 

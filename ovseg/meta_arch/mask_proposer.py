@@ -12,11 +12,11 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.config import refuse_keys_without_effect
-from ovseg.config_limits import check_kind
+from ovseg.config.limits import check_kind
 from ovseg.errors import OvsegError, shown
 from ovseg.proposals.criterion import MaskClassificationCriterion
-from ovseg.state_dicts import constant_names
 
 Predictions = Sequence[tuple[Tensor, Tensor]]
 

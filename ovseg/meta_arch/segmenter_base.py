@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ovseg.clip.adapter import ClipAdapter, MaskedImage
 from ovseg.clip.contextual_shift import Context
-from ovseg.config_limits import check_config
+from ovseg.config.limits import check_config
 from ovseg.errors import OvsegError
 from ovseg.meta_arch.mask_proposer import MaskProposer, output_size
 from ovseg.meta_arch.naming import ClipOpinion, Proposals, explain, fuse, own_probabilities
-from ovseg.meta_arch.painting import class_winner_weights, paint_labels, paint_scores, resize
+from ovseg.meta_arch.pixel_scores import class_winner_weights, paint_labels, paint_scores, resize
 from ovseg.meta_arch.words import Words, requested_words
 from ovseg.proposals.mask_comparison import upsample
 

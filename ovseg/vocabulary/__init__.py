@@ -1,7 +1,7 @@
 """Words: what a user asks for, the label sets of known data sets, the prompts around a word. Knows no tensors."""
 
-from ovseg.vocabulary.labels import LabelSet, label_set, label_set_names
+from ovseg.vocabulary.label_set import LabelSet, label_set, label_set_names
 from ovseg.vocabulary.templates import get_templates
-from ovseg.vocabulary.words import VARIANTS, Vocabulary
+from ovseg.vocabulary.vocabulary import VARIANTS, Vocabulary
 
 __all__ = ["VARIANTS", "LabelSet", "Vocabulary", "get_templates", "label_set", "label_set_names"]

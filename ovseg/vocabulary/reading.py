@@ -8,7 +8,7 @@ from collections.abc import ItemsView, Iterable, KeysView, Mapping, Sequence, Se
 from pathlib import Path
 
 from ovseg.errors import OvsegError, reason_of, shown
-from ovseg.files import check_file
+from ovseg.io.files import check_file
 
 _LARGEST_FILE = 16 * 2**20  # bytes; a list of words is never larger, a model or a film given by mistake is
 

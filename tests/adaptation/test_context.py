@@ -19,10 +19,10 @@ from ovseg.adaptation.run_folder import RunFolder
 from ovseg.adaptation.step import contrastive_backward
 from ovseg.adaptation.tuned_clip import ORIGINAL, load_for_tuning
 from ovseg.checkpoint import save_safetensors
+from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
 from ovseg.clip.contextual_shift import drawn_patches
 from ovseg.clip.vit import foreground_patches
 from ovseg.errors import OvsegError
-from ovseg.state_dicts import bare_clip_names, read_state_dict
 from tests.adaptation import tiny
 from tests.parity.fixture import load_scan
 from tools import finetune_clip

@@ -25,13 +25,13 @@ from ovseg.adaptation.finetune import finetune, read_pairs
 from ovseg.adaptation.recipe import SHIFT, Recipe, read_recipe
 from ovseg.adaptation.run_folder import RunFolder
 from ovseg.adaptation.tuned_clip import build_optimizer, learning_rate, load_for_tuning
+from ovseg.checkpoint.state_dicts import read_state_dict
 from ovseg.clip.mask_prompt import encode_masked_image
 from ovseg.clip.model import CONFIG, find_clip
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.clip.regions import crop_regions, mask_boxes
 from ovseg.engine.launch import World, launch
 from ovseg.errors import OvsegError
-from ovseg.state_dicts import read_state_dict
 from tests.adaptation import tiny
 from tools import finetune_clip
 
@@ -171,7 +171,7 @@ def test_disk_full_is_explained_and_resumable(inputs, finished, tmp_path, monkey
             save = torch.save
             patch.setattr(torch, "save", lambda content, file: save(content, FullDisk(file)))
         elif part == "safetensors":
-            patch.setattr("ovseg.checkpoint.save_file", fail)
+            patch.setattr("ovseg.checkpoint.loading.save_file", fail)
         else:
             patch.setattr(run_folder.json, "dumps", lambda _: (_ for _ in ()).throw(full))
         with pytest.raises(OvsegError, match=r"disk full while writing .*: free some space and run again"):

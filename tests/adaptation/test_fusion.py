@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ovseg.adaptation.fusion import compare, fuse, fuse_files
-from ovseg.checkpoint import CLIP_PREFIX, load_weights
+from ovseg.checkpoint.loading import CLIP_PREFIX, load_weights
+from ovseg.checkpoint.state_dicts import MASK_PROMPT_DEPTH, MASK_PROMPT_FWD, read_checkpoint, read_state_dict
 from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
-from ovseg.state_dicts import MASK_PROMPT_DEPTH, MASK_PROMPT_FWD, read_checkpoint, read_state_dict
 from tests.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).parents[2]

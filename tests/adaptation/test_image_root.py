@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from ovseg.adaptation.image_root import ImageRoot, find_image_root
-from ovseg.adaptation.masks import Masks
+from ovseg.adaptation.mask_sources import Masks
 from ovseg.adaptation.miner import Miner
 from ovseg.adaptation.pair_list import read_pair_list, write_crops, write_list
-from ovseg.adaptation.pairs import PairDataset, ShardWriter
-from ovseg.data.captions import CaptionedImage
+from ovseg.adaptation.pair_shards import PairDataset, ShardWriter
+from ovseg.data.caption_files import CaptionedImage
 from ovseg.errors import OvsegError
 
 

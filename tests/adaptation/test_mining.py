@@ -21,7 +21,7 @@ from ovseg.adaptation.mining import claim
 from ovseg.adaptation.mining_options import MiningOptions
 from ovseg.adaptation.mining_run import run
 from ovseg.adaptation.pair_list import read_pair_list
-from ovseg.adaptation.pairs import PairDataset
+from ovseg.adaptation.pair_shards import PairDataset
 from ovseg.engine.launch import World, launch
 from ovseg.errors import OvsegError
 from tests.tiny_model import make_tiny_model
@@ -244,7 +244,7 @@ def test_folders_of_masks_with_a_clip_given_directly(options, photos, tmp_path):
 
 
 def clip_state(weights: str) -> dict[str, torch.Tensor]:
-    from ovseg.state_dicts import read_state_dict
+    from ovseg.checkpoint.state_dicts import read_state_dict
 
     prefix = "clip_adapter.clip_model."
     return {n.removeprefix(prefix): t for n, t in read_state_dict(weights).items() if n.startswith(prefix)}

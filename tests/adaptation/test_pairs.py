@@ -10,7 +10,7 @@ import webdataset
 
 from ovseg.adaptation import pair_list, pairs
 from ovseg.adaptation.pair_list import FILL, read_pair_list, write_crops, write_list
-from ovseg.adaptation.pairs import PairDataset, ShardWriter
+from ovseg.adaptation.pair_shards import PairDataset, ShardWriter
 from ovseg.errors import OvsegError
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ovseg.adaptation.zero_shot import ValidationSet, _ToyRegions, zero_shot
-from ovseg.data.toy import CLASS_NAMES, render_split
+from ovseg.adaptation.validation import ValidationSet, _ToyRegions, zero_shot
+from ovseg.toy import CLASS_NAMES, render_split
 
 
 class _Pictures(torch.utils.data.Dataset):

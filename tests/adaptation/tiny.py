@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from ovseg.adaptation.finetune import Job, finetune
-from ovseg.adaptation.pairs import ShardWriter
+from ovseg.adaptation.pair_shards import ShardWriter
 from ovseg.adaptation.recipe import SHIFT, Recipe
 from ovseg.checkpoint import save_safetensors
+from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
 from ovseg.clip.model import build_clip, find_clip
-from ovseg.state_dicts import bare_clip_names, read_state_dict
 
 CLIP = {
     "embed_dim": 16,

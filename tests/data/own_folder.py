@@ -11,8 +11,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ovseg.data.own.description import read_description
-from ovseg.data.own.source import Source, open_source
+from ovseg.data.custom.description import read_description
+from ovseg.data.custom.source import Source, open_source
 
 CLASSES = ["sky", ["person", "pedestrian"], "dog"]
 

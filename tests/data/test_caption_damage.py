@@ -15,10 +15,10 @@ from PIL import Image
 from ovseg.adaptation.image_root import ImageRoot
 from ovseg.adaptation.mining import SETTINGS, claim
 from ovseg.adaptation.pair_list import read_pair_list
-from ovseg.adaptation.pairs import PairDataset, ShardWriter, iterate_infos
+from ovseg.adaptation.pair_shards import PairDataset, ShardWriter, iterate_infos
 from ovseg.adaptation.run_folder import LAST, METRICS, RunFolder
 from ovseg.data.caption_checks import check_captions
-from ovseg.data.captions import read_captions
+from ovseg.data.caption_files import read_captions
 from ovseg.errors import OvsegError
 
 COCO = json.dumps(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovseg.data.captions import check_bad, read_captions
+from ovseg.data.caption_files import check_bad, read_captions
 from ovseg.errors import OvsegError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from own_folder import labels_of, save, save_image, save_json, source_of
 
-from ovseg.data.own.geometry import Ids
+from ovseg.data.custom.geometry import Ids
 from ovseg.errors import OvsegError
 
 CATEGORIES = [{"id": 1, "name": "crack"}, {"id": 2, "name": "road"}]

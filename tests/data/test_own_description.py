@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from own_folder import CLASSES, save, save_image, save_json, write_masks, write_yaml
 
-from ovseg.data.own import description
-from ovseg.data.own.description import read_description
-from ovseg.data.own.source import open_source
+from ovseg.data.custom import description
+from ovseg.data.custom.description import read_description
+from ovseg.data.custom.source import open_source
 from ovseg.errors import OvsegError
 
 REPO = Path(__file__).parents[2]

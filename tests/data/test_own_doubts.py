@@ -12,9 +12,9 @@ from own_folder import labels_of, save_image, save_json, source_of, write_masks,
 from PIL import Image
 
 from ovseg.data import catalog
-from ovseg.data.inspection import check_dataset, open_subject
-from ovseg.data.own.cache import prepare
-from ovseg.data.own.description import read_description
+from ovseg.data.check import check_dataset, open_subject
+from ovseg.data.custom.cache import prepare
+from ovseg.data.custom.description import read_description
 from ovseg.errors import OvsegError
 
 BINARY = {"images": "images/*.jpg", "masks": "masks/*.png", "classes": ["background", "crack"]}
@@ -31,7 +31,7 @@ def found(path) -> dict[str, str]:
 
 def warnings_of(path, caplog) -> str:
     caplog.clear()
-    with caplog.at_level(logging.WARNING, logger="ovseg.data.own.registration"):
+    with caplog.at_level(logging.WARNING, logger="ovseg.data.custom.registration"):
         catalog.check_prepared(str(path))
     return "\n".join(record.getMessage() for record in caplog.records)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovseg.data.own.geometry import checked_points, whole_number
+from ovseg.data.custom.geometry import checked_points, whole_number
 
 
 @given(st.lists(st.floats(-10_000, 10_000), min_size=2, max_size=20))

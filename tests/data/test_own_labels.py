@@ -14,7 +14,7 @@ from own_folder import labels_of, save, save_image, save_json, source_of, write_
 from PIL import Image
 from pycocotools import mask as run_lengths
 
-from ovseg.data.own.values import IGNORED, UNLISTED, look_up
+from ovseg.data.custom.values import IGNORED, UNLISTED, look_up
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import label_set
 

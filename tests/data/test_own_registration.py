@@ -15,12 +15,12 @@ from own_folder import CLASSES, load, save, save_image, save_json, write_masks, 
 
 from ovseg.config import load_cfg
 from ovseg.data import catalog
+from ovseg.data.custom import cache
+from ovseg.data.custom.cache import prepare
+from ovseg.data.custom.description import read_description
+from ovseg.data.custom.image_label_pairs import find, pair
+from ovseg.data.custom.names import folder_name
 from ovseg.data.loader import build_train_loader
-from ovseg.data.own import cache
-from ovseg.data.own.cache import prepare
-from ovseg.data.own.description import read_description
-from ovseg.data.own.naming import folder_name
-from ovseg.data.own.pairs import find, pair
 from ovseg.engine.run import evaluate
 from ovseg.errors import OvsegError
 from tests.tiny_model import make_tiny_model
@@ -230,7 +230,7 @@ def test_a_path_is_a_data_set(shifted, cache_folder, caplog):
     save_image(shifted.parent / "images/lonely.jpg")
     save(shifted.parent / "masks/orphan.png", np.zeros((2, 2), np.uint8))
     name = str(shifted)
-    with caplog.at_level(logging.WARNING, logger="ovseg.data.own.registration"):
+    with caplog.at_level(logging.WARNING, logger="ovseg.data.custom.registration"):
         catalog.check_prepared(name)
         catalog.check_prepared(name)
     told = [record.getMessage() for record in caplog.records]

@@ -21,7 +21,7 @@ from ovseg.data.prepare.engine import MOST_BAD
 from ovseg.data.prepare.stamps import NAME
 from ovseg.data.prepare.threads import spread
 from ovseg.errors import OvsegError
-from ovseg.leftovers import find_leftovers
+from ovseg.io.leftovers import find_leftovers
 from tests.data.prepared import copy_miniature, load, prepare, save, snapshot
 
 IN = "ADEChallengeData2016/annotations/validation"

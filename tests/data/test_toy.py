@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
-from ovseg.data.toy import (
+from ovseg.errors import OvsegError
+from ovseg.toy import (
     BASE_CLASSES,
     CLASS_NAMES,
     COLOURS,
@@ -29,9 +30,8 @@ from ovseg.data.toy import (
     register_toy,
     render_split,
 )
-from ovseg.data.toy.captions import tells_sides
-from ovseg.data.toy.words import IGNORE_LABEL, NOVEL_STUFF
-from ovseg.errors import OvsegError
+from ovseg.toy.classes import IGNORE_LABEL, NOVEL_STUFF
+from ovseg.toy.sentences import tells_sides
 
 _NOUN = re.compile(
     r"(?:(small|medium|large) )?(?:(striped|dotted) )?"
@@ -228,7 +228,7 @@ def test_interrupted_drawing_leaves_no_half_scene(tmp_path, monkeypatch):
 
 
 def test_two_processes_draw_the_same_cache(tmp_path):
-    code = "from ovseg.data.toy import render_split; print(len(render_split('val', num_scenes=16)))"
+    code = "from ovseg.toy import render_split; print(len(render_split('val', num_scenes=16)))"
     environment = os.environ | {"OVSEG_CACHE": str(tmp_path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     running = [subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **pipes) for _ in range(2)]

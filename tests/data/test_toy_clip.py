@@ -11,13 +11,13 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from ovseg.data.toy import CLASS_NAMES, STUFF, make_scene
-from ovseg.data.toy.clip import training
-from ovseg.data.toy.clip.pairs import PairSampler
-from ovseg.data.toy.clip.training import Recipe, TrainingRun
-from ovseg.data.toy.clip.views import ViewRecipe, load_views, views
-from ovseg.data.toy.clip.zero_shot import thing_crops
 from ovseg.errors import OvsegError
+from ovseg.toy import CLASS_NAMES, STUFF, make_scene
+from ovseg.toy.clip import training
+from ovseg.toy.clip.batches import PairSampler
+from ovseg.toy.clip.training import Recipe, TrainingRun
+from ovseg.toy.clip.views import ViewRecipe, load_views, views
+from ovseg.toy.clip.zero_shot import thing_crops
 
 VIEWS = ViewRecipe(margin=(1.1, 1.6), close_ups=1, alone=0.5, patches=1, captions=3)
 RECIPE = Recipe(steps=4, text_steps=2, batch_size=4, lr=1e-3, weight_decay=0.1, warmup=2, checkpoint_every=1, seed=0)

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ovseg.data.toy import make_scene
-from ovseg.data.toy.__main__ import main
-from ovseg.data.toy.catalog import SPLITS
 from ovseg.errors import OvsegError
-from ovseg.images import read_image
+from ovseg.io.images import read_image
+from ovseg.toy import make_scene
+from ovseg.toy.__main__ import main
+from ovseg.toy.registration import SPLITS
 from ovseg.vocabulary import Vocabulary
 
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from ovseg.checkpoint.state_dicts import read_checkpoint
 from ovseg.engine import trainer
 from ovseg.engine.launch import World, launch
 from ovseg.engine.run import autocast_dtype, evaluate, train
 from ovseg.errors import OvsegError
-from ovseg.state_dicts import read_checkpoint
 from tests.engine import toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,7 +9,7 @@ from detectron2.structures import Instances
 
 from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
-from ovseg.meta_arch.painting import paint_scores
+from ovseg.meta_arch.pixel_scores import paint_scores
 
 
 def config(**head):

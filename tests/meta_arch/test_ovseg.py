@@ -8,7 +8,7 @@ from detectron2.data import MetadataCatalog
 from torch.nn import functional as F
 
 from ovseg.errors import OvsegError
-from ovseg.meta_arch.painting import class_winner_weights, paint_labels, paint_scores
+from ovseg.meta_arch.pixel_scores import class_winner_weights, paint_labels, paint_scores
 from ovseg.meta_arch.words import requested_words
 from tests.parity.fixture import REDUCED, Parity
 

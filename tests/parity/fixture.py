@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from ovseg.checkpoint import load_weights
+from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.config import get_cfg
-from ovseg.state_dicts import constant_names
 
 DATA = Path(__file__).parent.parent / "data"
 REDUCED = DATA / "ovseg_tiny"

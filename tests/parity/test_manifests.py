@@ -11,9 +11,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.config import load_cfg
 from ovseg.engine.solver import build_optimizer
-from ovseg.state_dicts import constant_names
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,7 +20,7 @@ from ovseg.clip.regions import crop_masks
 from ovseg.clip.vit import foreground_patches
 from ovseg.clip.whole_image import WholeImages, look_at_whole, squash
 from ovseg.engine.solver import build_optimizer
-from ovseg.meta_arch.painting import paint_scores
+from ovseg.meta_arch.pixel_scores import paint_scores
 
 RUNS = ("run0", "run1")
 PLAIN = ("A", "B", "C_log", "D_cliponly", "F_noreplace")

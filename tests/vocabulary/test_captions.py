@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from ovseg.errors import OvsegError
-from ovseg.vocabulary.captions import get_extractor, names_one_of
+from ovseg.vocabulary.nouns import get_extractor, names_one_of
 
 TOY = "a photo of a large striped red star and a blue ring on sand and brick"
 
@@ -95,7 +95,7 @@ def test_spacy_is_used_when_it_is_there(monkeypatch):
 
 
 def test_every_toy_word_is_found():
-    from ovseg.data.toy import CLASS_NAMES, make_scene
+    from ovseg.toy import CLASS_NAMES, make_scene
 
     extractor = get_extractor(known=CLASS_NAMES)
     for seed in range(3):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ovseg.checkpoint.pickles import BoundedFile, Call, StandIn, read_pickle
+from ovseg.checkpoint.stand_ins import stand_in
 from ovseg.data.prepare.sources import NothingFound
 from ovseg.errors import OvsegError, reason_of
-from ovseg.weight_files.pickles import BoundedFile, Call, StandIn, read_pickle
-from ovseg.weight_files.stand_ins import stand_in
 
 
 def read_index(path: Path) -> list[PurePosixPath]:

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from ovseg.errors import OvsegError, reason_of
-from ovseg.files import atomic_path, file_digest
-from ovseg.progress import progress_bar
+from ovseg.io.files import atomic_path, file_digest
+from ovseg.io.progress import progress_bar
 
 # what the libraries raise on damaged archives; bz2 and gzip raise an OSError that names no file
 _DAMAGE = (

@@ -14,8 +14,8 @@ from ovseg.data.prepare.facts import Folder, Labels
 from ovseg.data.prepare.sources import BadFile, raw_labels, read_names, scan
 from ovseg.data.prepare.stamps import Stamp
 from ovseg.data.prepare.threads import spread
-from ovseg.images import open_image
-from ovseg.leftovers import find_leftovers
+from ovseg.io.images import open_image
+from ovseg.io.leftovers import find_leftovers
 
 
 @dataclass

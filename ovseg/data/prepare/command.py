@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 
-from ovseg.cpus import usable_cpus
 from ovseg.data.catalog import README, dataset_root
 from ovseg.data.prepare.archives import unpack
 from ovseg.data.prepare.engine import Conversion, convert
@@ -16,7 +15,8 @@ from ovseg.data.prepare.facts import FOLDERS
 from ovseg.data.prepare.sources import NothingFound
 from ovseg.data.prepare.verify import verify
 from ovseg.errors import OvsegError
-from ovseg.files import locked_folder
+from ovseg.io.cpus import usable_cpus
+from ovseg.io.files import locked_folder
 
 
 def parser(

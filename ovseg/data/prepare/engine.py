@@ -22,10 +22,10 @@ from ovseg.data.prepare.sources import BadFile, raw_labels, scan
 from ovseg.data.prepare.stamps import Look, Sign, Stamp, look_at, signs_of
 from ovseg.data.prepare.threads import spread
 from ovseg.errors import OvsegError, reason_of
-from ovseg.files import atomic_path
-from ovseg.images import save_image
-from ovseg.leftovers import remove_leftovers
-from ovseg.progress import progress_bar
+from ovseg.io.files import atomic_path
+from ovseg.io.images import save_image
+from ovseg.io.leftovers import remove_leftovers
+from ovseg.io.progress import progress_bar
 
 MOST_BAD = 20  # bad files after which a run is given up: the archive as a whole is broken
 COMPARED = 3  # files of a folder made by others that are compared before anything is written

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ovseg.errors import OvsegError, reason_of
-from ovseg.images import open_image
+from ovseg.io.images import open_image
 
 
 class BadFile(OvsegError):

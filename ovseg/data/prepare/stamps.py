@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ovseg.files import atomic_path, file_digest
+from ovseg.io.files import atomic_path, file_digest
 
 NAME = ".ovseg_prepare.json"
 
@@ -73,7 +73,7 @@ class Stamp:
         """Write the note.
 
         Raises:
-            OvsegError: as :func:`ovseg.files.atomic_path`.
+            OvsegError: as :func:`ovseg.io.files.atomic_path`.
         """
         with atomic_path(folder / NAME) as temporary:
             temporary.write_text(json.dumps(vars(self), separators=(",", ":")), encoding="utf-8")

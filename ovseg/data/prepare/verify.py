@@ -11,7 +11,7 @@ from rich.markup import escape
 from ovseg.data.prepare.check_folder import Report, check_folder
 from ovseg.data.prepare.facts import Folder
 from ovseg.data.prepare.sources import NothingFound, scan
-from ovseg.progress import progress_bar
+from ovseg.io.progress import progress_bar
 
 MOST_SHOWN = 20  # faults of one folder that are printed
 

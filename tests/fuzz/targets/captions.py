@@ -17,11 +17,11 @@ from PIL import Image
 
 from ovseg.adaptation.mining_report import summarise
 from ovseg.adaptation.pair_list import read_pair_list
-from ovseg.adaptation.pairs import PairDataset, ShardWriter
+from ovseg.adaptation.pair_shards import PairDataset, ShardWriter
 from ovseg.adaptation.recipe import MODES, Recipe, read_recipe
 from ovseg.data.caption_checks import check_captions
-from ovseg.data.captions import read_captions
-from ovseg.vocabulary.captions import get_extractor
+from ovseg.data.caption_files import read_captions
+from ovseg.vocabulary.nouns import get_extractor
 from tests.fuzz.mutate import TEXTS, mutate_bytes, mutate_value, odd_value, to_json, to_yaml
 
 _CAPTIONS = ("A dog and two black cats.", "the man's red bus", "Ein Hund, zwei Katzen", "猫 on a mat", "dog " * 40)

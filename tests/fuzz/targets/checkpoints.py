@@ -20,10 +20,10 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 
 from ovseg.checkpoint import load_weights
+from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
 from ovseg.clip import tokenizer
 from ovseg.clip.model import build_clip, find_clip, load_clip_weights
 from ovseg.engine.checkpoints import read_training_checkpoint
-from ovseg.state_dicts import bare_clip_names, read_state_dict
 from tests.fuzz.mutate import mutate_bytes, mutate_value, odd_value, to_json
 from tests.scripts import load_script
 from tests.tiny_model import CLIP

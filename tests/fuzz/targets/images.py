@@ -13,8 +13,8 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from ovseg.data.labels import read_labels
-from ovseg.images import read_image
+from ovseg.data.label_files import read_labels
+from ovseg.io.images import read_image
 from tests.fuzz.mutate import mutate_bytes
 
 _FORMATS = {

@@ -16,7 +16,7 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from ovseg.data.own.registration import register_own
+from ovseg.data.custom.registration import register_own
 from tests.fuzz.mutate import mutate_bytes, mutate_value, to_json, to_yaml
 from tests.fuzz.targets.images import encoded_images, odd_image
 from tests.scripts import load_script

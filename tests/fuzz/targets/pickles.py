@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+from ovseg.checkpoint.state_dicts import read_checkpoint, read_state_dict
 from ovseg.data.prepare.ade20k_index import read_index
 from ovseg.errors import OvsegError
-from ovseg.state_dicts import read_checkpoint, read_state_dict
 from tests import pickle_crafting
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ovseg.inputs import choose_outputs, find_inputs
+from ovseg.io.inputs import choose_outputs, find_inputs
 from ovseg.vocabulary import Vocabulary
 from tests.fuzz.mutate import TEXTS, mutate_bytes, mutate_value, odd_value
 

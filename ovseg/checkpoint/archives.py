@@ -1,0 +1,197 @@
+"""The files that ``torch.save`` and TorchScript write: zip archives, and the format before PyTorch 1.6."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from ovseg.checkpoint.pickles import BoundedFile, Call, Damaged, StandIn, read_pickle
+from ovseg.checkpoint.stand_ins import StorageKind, stand_in
+
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_MOST_COMPRESSED = 100  # times; torch.save does not compress, and weights cannot be compressed far
+_MOST_MODULES, _LONGEST_NAME = 100_000, 1000
+_CHUNK = 1 << 22
+
+
+def read_archive(file: BinaryIO, size: int) -> Any:
+    """The content of a zip archive of ``torch.save``, or the tensors of a TorchScript one by their names.
+
+    The code in a TorchScript archive is not looked at.
+
+    Raises:
+        Damaged, NeedsCode: see :func:`ovseg.checkpoint.pickles.read_pickle`.
+    """
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise Damaged(f"no whole zip archive: {error}") from error
+    with archive:
+        return _Archive(archive, file, size).read()
+
+
+class _Archive:
+    def __init__(self, archive: zipfile.ZipFile, file: BinaryIO, size: int):
+        self.archive, self.file = archive, file
+        members = archive.infolist()
+        roots = [info.filename.removesuffix("data.pkl") for info in members if info.filename.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise Damaged("a zip archive without PyTorch's data.pkl")
+        if sum(info.compress_size for info in members) > size:
+            raise Damaged("its members overlap")
+        if sum(info.file_size for info in members) > _MOST_COMPRESSED * size:
+            raise Damaged("its members are larger than weights can be compressed")
+        self.root, self.members = roots[0], {info.filename: info for info in members}
+        self.storages: dict[str, Tensor] = {}
+
+    def read(self) -> Any:
+        if self.root + "byteorder" in self.members and bytes(self._record("byteorder").numpy()) != b"little":
+            raise Damaged("written by a big-endian machine")
+        content = bytes(self._record("data.pkl").numpy())
+        script = self.root + "constants.pkl" in self.members
+        find = _script_stand_in if script else stand_in
+        content = read_pickle(BoundedFile(io.BytesIO(content), len(content)), find, self._storage)
+        return _flattened(content) if script else content
+
+    def _storage(self, identifier: Any) -> Tensor:
+        _, kind, key, _, count = _checked(identifier, 5)
+        if key not in self.storages:
+            self.storages[key] = self._record(f"data/{key}")
+        data = self.storages[key].view(kind.dtype)
+        if len(data) != count:
+            raise Damaged("a storage is not as large as is said")
+        return data
+
+    def _record(self, name: str) -> Tensor:
+        """Bytes of a member, uint8, checked against its checksum."""
+        info = self.members[self.root + name]
+        data = torch.empty(info.file_size, dtype=torch.uint8)
+        view = memoryview(data.numpy())
+        if info.compress_type == zipfile.ZIP_STORED:
+            self._read_stored(info, view)
+            return data
+        with self.archive.open(info) as member:
+            for start in range(0, len(view), _CHUNK):
+                part = view[start : start + _CHUNK]
+                part[:] = member.read(len(part))
+        return data
+
+    def _read_stored(self, info: zipfile.ZipInfo, view: memoryview) -> None:
+        """Read at the disk's speed, which ``zipfile`` does not reach."""
+        self.file.seek(info.header_offset)
+        header = self.file.read(30)
+        if header[:4] != b"PK\x03\x04":
+            raise Damaged(f"{info.filename} is not where the archive says")
+        self.file.seek(info.header_offset + 30 + sum(struct.unpack("<HH", header[26:])))
+        if self.file.readinto(view) != len(view) or zlib.crc32(view) != info.CRC:
+            raise Damaged(f"the checksum of {info.filename} is wrong")
+
+
+def read_legacy(file: BinaryIO, size: int) -> Any:
+    """The content of a file of the format before PyTorch 1.6; a nested one may hold a storage alone.
+
+    Raises:
+        Damaged, NeedsCode: see :func:`ovseg.checkpoint.pickles.read_pickle`.
+    """
+    storages: dict[str, Tensor] = {}
+    source, left = BoundedFile(file, size), size
+
+    def storage(identifier: Any) -> Tensor:
+        nonlocal left
+        _, kind, key, _, count, view = _checked(identifier, 6)
+        if view is not None:
+            raise Damaged("it holds a view of a storage")
+        if key not in storages:
+            left -= count * kind.dtype.itemsize
+            if left < 0:
+                raise Damaged("it ends too early")
+            storages[key] = torch.empty(count, dtype=kind.dtype)
+        return storages[key]
+
+    for _ in ("magic number", "version", "machine"):
+        read_pickle(source, stand_in)
+    content = read_pickle(source, stand_in, storage)
+    keys = read_pickle(source, stand_in)
+    if set(keys) != storages.keys():
+        raise Damaged("its storages are not those of its tensors")
+    for data in map(storages.get, keys):
+        if file.read(8) != struct.pack("<q", len(data)) or _fill(file, data) != data.nbytes:
+            raise Damaged("it ends too early")
+    return content
+
+
+def read_plain(file: BinaryIO, size: int) -> Any:
+    """The content of a plain pickle, with arrays or with tensors, whose storages are nested files.
+
+    Raises:
+        Damaged, NeedsCode: see :func:`ovseg.checkpoint.pickles.read_pickle`.
+    """
+    return read_pickle(BoundedFile(file, size), _plain_stand_in)
+
+
+def _plain_stand_in(name: str) -> Any:
+    return Call(_nested) if name == "torch.storage._load_from_bytes" else stand_in(name)
+
+
+def _nested(content: bytes) -> Any:
+    return read_legacy(io.BytesIO(content), len(content))
+
+
+def _fill(file: BinaryIO, data: Tensor) -> int:
+    return file.readinto(memoryview(data.view(torch.uint8).numpy())) if len(data) else 0
+
+
+def _checked(identifier: Any, parts: int) -> tuple:
+    if (
+        type(identifier) is not tuple
+        or len(identifier) != parts
+        or identifier[0] != "storage"
+        or not isinstance(identifier[1], StorageKind)
+        or not isinstance(identifier[2], str)
+        or type(identifier[4]) is not int
+        or identifier[4] < 0
+    ):
+        raise Damaged("it refers to something else than a storage")
+    return identifier
+
+
+def _script_stand_in(name: str) -> Any:
+    if name.startswith("__torch__."):
+        return Call(lambda *_: StandIn(lambda state: _Module(state)))
+    if name.startswith("torch.jit._pickle."):  # lists, and values with a note of their type
+        return Call(lambda value, *_: value)
+    return stand_in(name)
+
+
+class _Module:
+    """The attributes of a module in a TorchScript archive."""
+
+    def __init__(self, state: Any):
+        if not isinstance(state, Mapping):
+            raise Damaged("a module has no attributes")
+        self.attributes = state
+
+
+def _flattened(module: Any) -> dict[str, Tensor]:
+    """The tensors of a module and of those inside it, as a state dict names them."""
+    if not isinstance(module, _Module):
+        raise Damaged("a TorchScript archive without a module")
+    tensors, todo, count = {}, [("", module)], 0
+    while todo:
+        prefix, module = todo.pop()
+        count += 1
+        if count > _MOST_MODULES or len(prefix) > _LONGEST_NAME:
+            raise Damaged("its modules contain each other")
+        for name, value in module.attributes.items():
+            if isinstance(value, Tensor):
+                tensors[f"{prefix}{name}"] = value
+            elif isinstance(value, _Module):
+                todo.append((f"{prefix}{name}.", value))
+    return tensors

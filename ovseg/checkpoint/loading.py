@@ -1,0 +1,300 @@
+"""Loading published checkpoints and our own into a model, with a report of what fitted."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from detectron2.utils.file_io import PathManager
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ovseg.checkpoint.state_dicts import MASK_PROMPT_FWD, constant_names, read_checkpoint, read_settings, tensors_of
+from ovseg.errors import OvsegError
+from ovseg.io.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+# Part of the keys under a prefix that must be found for the file to count as this part of the model.
+MOSTLY = 0.5
+CLIP_ADAPTER = "clip_adapter."
+CLIP_PREFIX = f"{CLIP_ADAPTER}clip_model."
+# What a checkpoint lacks of these, MODEL.CLIP_ADAPTER.CLIP_WEIGHTS gives.
+CLIP_PREFIXES = (CLIP_PREFIX, "clip_adapter.original_clip.")
+# In the official SCAN.pth, and used by nothing (specification of SCAN, section 13).
+LEFTOVERS = (f"{CLIP_PREFIX}visual.cxt_decoder.", f"{CLIP_PREFIX}visual.learnable_weight")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of each key.
+
+    Attributes:
+        loaded: keys of the model that the file gave.
+        missing: keys of the model that the file lacks; they keep their values.
+        unexpected: keys of the file (as mapped) that the model lacks; they were ignored.
+        mis_shaped: key -> (shape in the file, shape in the model).
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mis_shaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for label, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
+            if keys:
+                parts.append(f"{len(keys)} {label} ({key_groups(keys)})")
+        return ", ".join(parts)
+
+
+def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) -> LoadReport:
+    """Load a weight file into ``model``, casting to the model's dtypes.
+
+    Besides whole checkpoints, files of a backbone alone are accepted: their names may lack ``backbone.``.
+
+    Args:
+        model: any model; the key maps are those of the systems in this package.
+        path: a file (see :func:`ovseg.checkpoint.state_dicts.read_state_dict`), or a name that Detectron2's
+            ``PathManager`` resolves (``detectron2://...``).
+        complete: refuse a file that lacks a part of the proposal network; training may start from a backbone alone,
+            but evaluating with the rest at random would give nonsense in silence.
+
+    Raises:
+        OvsegError: unreadable file, a tensor of another shape, or most of the model missing.
+    """
+    file = _local_path(path)
+    content = read_checkpoint(file)
+    state = rename_keys(tensors_of(content, file))
+    own = model.state_dict()
+    state = _complete_backbone_names(_complete_names(state, own, path), own)
+    constants = constant_names(model)
+    state = {name: tensor for name, tensor in state.items() if name not in constants}
+    state = {name: _broadcast_prompts(name, tensor, own) for name, tensor in state.items()}
+    report = LoadReport(
+        loaded=tuple(name for name in own if name in state and state[name].shape == own[name].shape),
+        missing=tuple(name for name in own if name not in state),
+        unexpected=tuple(name for name in state if name not in own),
+        mis_shaped={
+            name: (tuple(state[name].shape), tuple(own[name].shape))
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        },
+    )
+    _refuse_wrong_file(report, path, own, state)
+    if complete:
+        _refuse_partial(report, path, model)
+    model.load_state_dict({name: state[name].to(own[name].dtype) for name in report.loaded}, strict=False)
+    _warn_of_settings(read_settings(file, content), model, path)
+    # CLIP may come from a file of its own; if it does not, the adapter says so
+    surprising = [name for name in report.missing if not name.startswith(CLIP_PREFIXES)] or report.unexpected
+    logger.log(logging.WARNING if surprising else logging.INFO, "%s: %s", path, report)
+    return report
+
+
+def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring the names of old and foreign checkpoints to those of our modules.
+
+    * Checkpoints from before the pixel decoder was a module of its own (specification, section 7): names under
+      ``sem_seg_head.`` that belong neither to ``predictor`` nor to ``pixel_decoder`` get ``pixel_decoder.``.
+    * Mask2Former's first queries were called ``static_query`` (specification of SCAN, 5.2).
+    * :data:`LEFTOVERS` are left out.
+
+    Only names are looked at: the versions that the originals go by get lost when a file is converted.
+    """
+    head, renamed = "sem_seg_head.", {}
+    for name, tensor in state.items():
+        if name.startswith(LEFTOVERS):
+            continue
+        if name.startswith(head) and not name.startswith((f"{head}predictor.", f"{head}pixel_decoder.")):
+            name = f"{head}pixel_decoder.{name.removeprefix(head)}"
+        name = name.replace(f"{head}predictor.static_query.", f"{head}predictor.query_feat.")
+        renamed[name] = tensor
+    return renamed
+
+
+def _complete_names(state: dict[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """Without what all names of the model begin with in the file, if that is no wrapper that is known anyway."""
+    if not own.keys().isdisjoint(state):
+        return state
+    last = next(reversed(own))  # of the head or of an own module: CLIP, which other files hold, is no proof
+    anchors = {last, *[name for name in own if name.startswith("backbone.")][-1:]}
+    prefixes = {name.removesuffix(anchor) for name in state for anchor in anchors if name.endswith(f".{anchor}")}
+    if len(prefixes) > 1:
+        raise OvsegError(f"{path} holds several models, under {' and '.join(sorted(prefixes))}: save one of them alone")
+    for prefix in prefixes:
+        logger.info("%s: taking the model whose names begin with %s", path, prefix)
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return state
+
+
+def _complete_backbone_names(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add ``backbone.`` where a file is a backbone alone, and drop what such files have beside it."""
+    if any(name.startswith(("backbone.", "sem_seg_head.", "clip_adapter.")) for name in state):
+        return state
+    prefixed = {f"backbone.{name}": tensor for name, tensor in state.items() if f"backbone.{name}" in own}
+    return prefixed or state
+
+
+def _broadcast_prompts(name: str, tensor: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    """Mask prompts stored once for all patches, (depth, 1, width), serve every patch (specification, section 5)."""
+    if name.endswith("visual.mask_embedding") and name in own and tensor.dim() == 3 and tensor.shape[1] == 1:
+        return tensor.expand(-1, own[name].shape[1], -1)
+    return tensor
+
+
+def _refuse_wrong_file(
+    report: LoadReport, path: str | Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> None:
+    if report.mis_shaped:
+        name, (theirs, ours) = next(iter(report.mis_shaped.items()))
+        raise OvsegError(
+            f"{path} does not fit this model: {len(report.mis_shaped)} tensors have another shape, the first is {name} "
+            f"with {list(theirs)} instead of {list(ours)}; {_shape_remedy(report.mis_shaped, state)}"
+        )
+    backbone = [name for name in own if name.startswith("backbone.")]
+    loaded = set(report.loaded)
+    if len(loaded) < MOSTLY * len(own) and (
+        not backbone or len(loaded.intersection(backbone)) < MOSTLY * len(backbone)
+    ):
+        raise OvsegError(
+            f"{path} is not a checkpoint of this model: only {len(loaded)} of its {len(own)} tensors are in it; "
+            f"{_fitting_configuration(state) or _guess(report)}"
+        )
+
+
+def _refuse_partial(report: LoadReport, path: str | Path, model: nn.Module) -> None:
+    trained = {name for name, _ in model.named_parameters()}
+    trained |= {name for name, _ in model.named_buffers() if name.endswith((".running_mean", ".running_var"))}
+    needed = [name for name in report.missing if name in trained and not name.startswith(CLIP_PREFIXES)]
+    if needed:
+        raise OvsegError(
+            f"{path} holds only a part of the model ({len(needed)} tensors are missing, such as {needed[0]}): give a "
+            "complete checkpoint as MODEL.WEIGHTS"
+        )
+
+
+def _warn_of_settings(settings: Mapping[str, Any], model: nn.Module, path: str | Path) -> None:
+    """tools/replace_clip.py stores what its CLIP needs; the depth of prompts is told by their shape."""
+    wanted = settings.get(MASK_PROMPT_FWD)
+    ours = getattr(getattr(model, "clip_adapter", None), "mask_prompt_forward", None)
+    if wanted is not None and ours is not None and str(wanted) != str(ours):
+        logger.warning(
+            "%s was made to be used with %s %s, but the model has %s: CLIP's answers will be worse. Set the key.",
+            path,
+            MASK_PROMPT_FWD,
+            wanted,
+            ours,
+        )
+
+
+def _fitting_configuration(state: Mapping[str, Tensor]) -> str:
+    """The configuration of this package that a checkpoint was made with, as the end of a sentence; may be empty."""
+    embedding = state.get(f"{CLIP_ADAPTER}non_object_embedding")
+    swin, resnet = (any(name.startswith(f"backbone.{part}") for name in state) for part in ("layers.0.", "res2."))
+    if embedding is None or embedding.dim() != 2 or swin == resnet:
+        return ""
+    kind = "scan" if any(name.startswith("fusion_decoder.") for name in state) else "ovseg"
+    files = _CONFIGURATIONS.get((kind, "swin" if swin else "resnet", embedding.shape[1]))
+    return f"it looks made with {files}: give that as --config-file" if files else ""
+
+
+# By system, backbone and dimension of CLIP's joint space.
+_CONFIGURATIONS = {
+    ("ovseg", "swin", 768): "configs/ovseg_swinB_vitL_bs32_120k.yaml (to try it, configs/ovseg_swinB_vitL_demo.yaml)",
+    ("ovseg", "resnet", 512): "configs/ovseg_R101c_vitB_bs32_120k.yaml",
+    ("scan", "swin", 768): "configs/scan_vitL.yaml (to try it, configs/scan_vitL_demo.yaml)",
+    ("scan", "swin", 512): "configs/scan_vitB.yaml",
+    ("ovseg", "resnet", 128): "configs/toy/ovseg_toy.yaml",
+    ("scan", "resnet", 128): "configs/toy/scan_toy.yaml",
+}
+
+
+def _shape_remedy(mis_shaped: Mapping[str, tuple], state: Mapping[str, Tensor]) -> str:
+    if any(name.endswith("mask_embedding") for name in mis_shaped) and len(mis_shaped) == 1:
+        return "set MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH to the first of its dimensions"
+    if fitting := _fitting_configuration(state):
+        return fitting
+    if any(name.startswith("clip_adapter.") for name in mis_shaped):
+        return "it was made with another CLIP: set MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME and SEM_SEG_HEAD.EMBEDDING_DIM"
+    return "use the --config-file that it was trained with"
+
+
+# What gives a file away, by a part of its names; the first that matches.
+_SIGNATURES = (
+    ("sem_seg_head.predictor.query_feat.", "a Mask2Former-based checkpoint (SCAN)"),
+    ("img_encoder.", "an OVSegmentor or GroupViT checkpoint"),
+    ("visual.transformer.resblocks.", "a CLIP model: give it as MODEL.CLIP_ADAPTER.CLIP_WEIGHTS"),
+    ("layers.0.blocks.0.attn.qkv", "a Swin backbone of other sizes"),
+    ("res2.0.conv1", "a Detectron2 ResNet: set MODEL.BACKBONE.NAME to build_resnet_deeplab_backbone"),
+    ("layer1.0.conv1", "a torchvision ResNet: convert it with `tools/convert_checkpoint.py torchvision`"),
+    ("roi_heads.", "a Detectron2 detector"),
+)
+
+
+def _guess(report: LoadReport) -> str:
+    for part, meaning in _SIGNATURES:
+        if any(part in name for name in report.unexpected):
+            return f"it looks like {meaning}"
+    return f"its names are like {', '.join(report.unexpected[:3]) or 'none'}"
+
+
+def key_groups(keys: Sequence[str]) -> str:
+    """The keys' first two name parts with counts, for a message that stays short."""
+    counts: dict[str, int] = {}
+    for key in keys:
+        group = ".".join(key.split(".")[:2])
+        counts[group] = counts.get(group, 0) + 1
+    return ", ".join(f"{group} x{count}" for group, count in counts.items())
+
+
+def _local_path(path: str | Path) -> str:
+    try:
+        return PathManager.get_local_path(str(path))
+    except Exception as error:  # each download handler raises its own kind
+        raise OvsegError(
+            f"cannot fetch {path} ({error}): download it on a machine with network and give the file as MODEL.WEIGHTS"
+        ) from error
+
+
+def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors through a temporary file; shared memory is copied apart.
+
+    Raises:
+        OvsegError: safetensors cannot hold one of them.
+    """
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise OvsegError(
+                f"{path} cannot be written: {name} is sparse, quantized or without data, which safetensors cannot hold"
+            )
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(atomic_path(path))
+        # the library writes under a name of its own first: in a folder that is known as ours after a kill
+        folder = stack.enter_context(TemporaryDirectory(prefix=f"{temporary.name}.", dir=temporary.parent))
+        try:
+            save_file(tensors, Path(folder, "file"), dict(metadata or {}))
+        except KeyError as error:
+            raise OvsegError(f"{path} cannot be written: safetensors cannot hold {error.args[0]} tensors") from error
+        os.replace(Path(folder, "file"), temporary)
+
+
+def save_torch(content: Mapping[str, Any], path: str | Path) -> None:
+    """``torch.save`` a dictionary through a temporary file that is brought to the disk before it gets its name.
+
+    Args:
+        content: only tensors, numbers, strings and containers of these, which ``weights_only`` loading accepts.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())

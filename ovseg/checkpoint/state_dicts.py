@@ -1,0 +1,222 @@
+"""Reading weight files without running any code that may be in them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ovseg.checkpoint.archives import LEGACY_MAGIC, read_archive, read_legacy, read_plain
+from ovseg.checkpoint.pickles import NeedsCode
+from ovseg.errors import OvsegError, reason_of, shown
+
+logger = logging.getLogger(__name__)
+
+CLIP_MARK = "clip_model."
+_CLIP_SCALE = "logit_scale"
+MASK_PROMPT_FWD = "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD"
+MASK_PROMPT_DEPTH = "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH"
+SETTINGS_ENTRY = "ovseg_settings"  # in torch.save files; safetensors have metadata
+# Parts of names that DistributedDataParallel, torch.compile and FSDP put in, at any place.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+# Where training programs keep the model, as entries or as the first part of its names; then running averages of it.
+_HOLDERS = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "params", "weights")
+_AVERAGES = ("model_ema", "ema_state_dict", "state_dict_ema", "params_ema", "ema_model", "ema", "teacher", "student")
+_NOT_ENOUGH_MEMORY = re.compile("can't allocate memory|not enough memory")
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a weight file, under their names in the model: see :func:`tensors_of`.
+
+    Formats, told by their content: safetensors; ``torch.save`` files (Detectron2's layout with the tensors under
+    ``model``, open_clip's under ``state_dict``, or a bare state dict), old ones, too; Detectron2's pickles of arrays or
+    tensors (``.pkl``); TorchScript archives, such as OpenAI's CLIP.
+
+    Raises:
+        OvsegError: missing, empty, damaged or not a weight file; or it needs code to be run on loading.
+    """
+    return tensors_of(read_checkpoint(path), path)
+
+
+def tensors_of(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that is already in memory; ``path`` is for messages.
+
+    Names lose what wrappers of training put into them (:data:`_WRAPPERS`). Where the checkpoint holds several models, a
+    warning says which one is taken.
+
+    Raises:
+        OvsegError: no dictionary, no tensors in it, or two models under the same names.
+    """
+    content = _chosen_model(_as_dict(content, path), path)
+    tensors, origins = {}, {}
+    for name, value in content.items():
+        if isinstance(value, np.ndarray | np.number):
+            value = torch.as_tensor(np.asarray(value))
+        if isinstance(value, Tensor):
+            bare = bare_name(str(name))
+            if not bare.isprintable():
+                raise OvsegError(f"{path} holds a tensor of the name {shown(name)}, which is no text: save it again")
+            if bare in tensors:
+                raise OvsegError(
+                    f"{path} holds {bare} twice, as {origins[bare]} and {name}: save one of the two models alone"
+                )
+            tensors[bare], origins[bare] = value, name
+    if not tensors:
+        raise OvsegError(f"{path} holds no tensors: it is not a checkpoint of a model (entries: {_some(content)})")
+    return tensors
+
+
+def bare_name(name: str) -> str:
+    """A tensor's name without wrappers: ``_orig_mod.model.module.backbone.w`` -> ``backbone.w``."""
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    while len(parts) > 1 and parts[0] in _HOLDERS:
+        parts.pop(0)
+    return ".".join(parts) or name
+
+
+def bare_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """CLIP's tensors under open_clip's own names, whatever they are wrapped in.
+
+    Where some names have ``clip_model.`` in them (``clip_adapter.clip_model.`` of a segmenter, ``module.clip_model.``
+    of a training wrapper, which may hold other towers too), those are CLIP; else all are, less their wrappers and less
+    what stands before :data:`_CLIP_SCALE`, which every CLIP has.
+    """
+    inside = {name.partition(CLIP_MARK)[2]: tensor for name, tensor in state.items() if CLIP_MARK in name}
+    inside = inside or {bare_name(name): tensor for name, tensor in state.items()}
+    prefixes = {name.removesuffix(_CLIP_SCALE) for name in inside if name.endswith(f".{_CLIP_SCALE}")}
+    if len(prefixes) != 1 or _CLIP_SCALE in inside:
+        return inside
+    (prefix,) = prefixes
+    return {name.removeprefix(prefix): tensor for name, tensor in inside.items() if name.startswith(prefix)}
+
+
+def constant_names(model: nn.Module) -> set[str]:
+    """Names of the buffers that follow from the configuration: files need not hold them, and they are ignored there."""
+    return {name for name, _ in model.named_buffers()} - model.state_dict().keys()
+
+
+def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same with floating-point tensors as float16."""
+    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def read_settings(path: str | Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration keys that a weight file asks for: metadata of safetensors, an entry in other files.
+
+    Args:
+        content: of the file, from :func:`read_checkpoint`.
+
+    Returns:
+        values by key; text in safetensors. Empty when the file asks for nothing.
+    """
+    if _is_safetensors(Path(path), _head(Path(path))):
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    settings = content.get(SETTINGS_ENTRY)
+    return dict(settings) if isinstance(settings, Mapping) else {}
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a whole checkpoint, on the CPU: like :func:`read_state_dict`, with the optimizer's state and so on.
+
+    Raises:
+        OvsegError: as :func:`read_state_dict`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "is a folder, not a weight file" if path.is_dir() else "does not exist"
+        raise OvsegError(f"the weight file {path} {kind}: check the path (MODEL.WEIGHTS or CLIP_WEIGHTS)")
+    head = _head(path)
+    if not head:
+        raise OvsegError(f"the weight file {path} is empty (0 bytes): download it again")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        raise OvsegError(
+            f"{path} is a web page (HTML), not weights: the download was answered by a log-in or confirmation page; "
+            "download the file itself"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise OvsegError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull`")
+    if head.startswith(b"\x1f\x8b"):
+        raise OvsegError(f"{path} is compressed (gzip): unpack it first")
+    try:
+        if _is_safetensors(path, head):
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        with path.open("rb") as file:
+            return _as_dict(_reader(head)(file, path.stat().st_size), path)
+    except OvsegError:
+        raise
+    except NeedsCode as error:
+        raise OvsegError(
+            f"{path} needs code to be run on loading, which is refused ({error}): if you trust its source, "
+            f"convert it once with `python tools/convert_checkpoint.py {path} OUT.safetensors --trust` and load "
+            "OUT.safetensors"
+        ) from error
+    except Exception as error:  # damaged files raise almost anything
+        reason = reason_of(error)
+        if isinstance(error, MemoryError) or _NOT_ENOUGH_MEMORY.search(reason):
+            raise OvsegError(f"not enough memory to read {path} ({path.stat().st_size / 1e9:.1f} GB)") from error
+        if _reader(head) is read_plain and not head.startswith(b"\x80") and not _is_safetensors(path, head):
+            raise OvsegError(
+                f"{path} is not a weight file (it begins with {head[:12]!r}): check the path, or download it again"
+            ) from error
+        raise OvsegError(
+            f"{path} is truncated or damaged, or no weight file ({reason}): download or save it again"
+        ) from error
+
+
+def is_plain_pickle(path: Path) -> bool:
+    """Whether a file is neither safetensors nor one of ``torch.save``."""
+    return _reader(_head(path)) is read_plain and not _is_safetensors(path, _head(path))
+
+
+def _reader(head: bytes) -> Callable[[BinaryIO, int], Any]:
+    if head.startswith(b"PK"):
+        return read_archive
+    return read_legacy if head.startswith(LEGACY_MAGIC) else read_plain
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    """Told by the name, or by the header: 8 bytes of its length, and JSON."""
+    return path.suffix == ".safetensors" or (head[8:10] == b'{"' and head[6:8] == b"\0\0")
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(512)
+    except OSError as error:
+        raise OvsegError(f"cannot read the weight file {path}: {error.strerror}") from error
+
+
+def _chosen_model(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
+    """The innermost dictionary of one model; the averages of its weights only where there is nothing else."""
+    for _ in range(5):
+        held = [key for key in (*_HOLDERS, *_AVERAGES) if isinstance(content.get(key), Mapping) and content[key]]
+        if not held:
+            break
+        chosen, *others = held
+        if others:
+            logger.warning("%s: the model under %r is taken, not that under %s", path, chosen, ", ".join(others))
+        elif chosen in _AVERAGES:
+            logger.warning("%s: the model under %r is taken, there is no other", path, chosen)
+        content = content[chosen]
+    return content
+
+
+def _as_dict(content: Any, path: str | Path) -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        raise OvsegError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors: save its state_dict()")
+    return dict(content)
+
+
+def _some(content: Mapping) -> str:
+    names = [str(name) for name in content]
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "none"

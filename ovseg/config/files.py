@@ -1,0 +1,71 @@
+"""Configuration files: YAML over the files that its ``_BASE_`` names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ovseg.config.errors import explain_config_errors
+from ovseg.config.per_dataset import merge_layers
+from ovseg.errors import OvsegError, shown
+from ovseg.io.plain_yaml import load_plain, read_text
+
+BASE = "_BASE_"
+_PLAIN = (str, int, float, bool, type(None), list)
+
+
+def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Contents of a YAML file over those of its ``_BASE_`` files, relative to it; later ones win over earlier ones.
+
+    Args:
+        path: file of this machine.
+        above: the files that led here.
+
+    Raises:
+        OvsegError: a file that is missing, no plain YAML, or its own base; anything but keys with values below keys.
+    """
+    text = read_text(path, "configuration file")
+    place = os.path.realpath(path)
+    if place in above:
+        raise OvsegError(f"{path} is its own {BASE}, by way of {', '.join(above)}: take one of them out")
+    with explain_config_errors({}, str(path), text):
+        own = load_plain(text)
+    if own is None:
+        own = {}
+    if not isinstance(own, dict):
+        raise OvsegError(f"{path} must hold lines of KEY: VALUE, not {shown(own)}")
+    merged: dict[str, Any] = {}
+    for base in _bases(own.pop(BASE, None), path):
+        _merge(load_layers(Path(path).parent / Path(base).expanduser(), (*above, place)), merged, base)
+    _merge(own, merged, str(path))
+    merge_layers(merged, own)
+    return merged
+
+
+def _bases(value: Any, path: str | Path) -> list[str]:
+    bases = [] if value is None else value if isinstance(value, list) else [value]
+    for base in bases:
+        if not isinstance(base, str) or not base:
+            raise OvsegError(f"{BASE} in {path} is {shown(value)}: name a file, or a list of files")
+        if "://" in base:
+            raise OvsegError(f"{BASE} in {path} is {shown(base)}: download that file and name your copy")
+    return bases
+
+
+def _merge(own: Mapping[Any, Any], merged: dict[str, Any], source: str, prefix: str = "") -> None:
+    """Write ``own`` over ``merged``; a key with nothing below it takes nothing away."""
+    for key, value in own.items():
+        if not isinstance(key, str):
+            raise OvsegError(f"{source}: {shown(key)} is no configuration key{f' below {prefix[:-1]}' * bool(prefix)}")
+        name, there = f"{prefix}{key}", merged.get(key)
+        if isinstance(value, dict):
+            if key in merged and there is not None and not isinstance(there, dict):
+                raise OvsegError(f"{source}: {name} holds keys, but is {shown(there)} in the file's {BASE}")
+            merged[key] = there or {}
+            _merge(value, merged[key], source, f"{name}.")
+        elif not isinstance(value, _PLAIN):
+            raise OvsegError(f"{source}: {name} is a {type(value).__name__}: write it in quotes if it is a text")
+        elif value is not None or not isinstance(there, dict):
+            merged[key] = value

@@ -1,0 +1,329 @@
+"""Every configuration key that ovseg adds to Detectron2's, with its default and what it does.
+
+Names and defaults are those of the published systems (`specification`, section 8, of each); keys of our own say so.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode as Detectron2CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.projects.deeplab import add_deeplab_config
+
+from ovseg.config.errors import dotted_keys, explain_config_errors
+from ovseg.config.files import load_layers
+from ovseg.config.limits import check_config, lookup
+from ovseg.config.per_dataset import KEY as PER_DATASET
+from ovseg.config.per_dataset import prepare_for_merge
+from ovseg.config.values import fit, option_pairs
+from ovseg.errors import OvsegError, shown
+
+DEFAULTS: dict[str, Any] = {
+    # --- Swin backbone -------------------------------------------------------------------------------------
+    "MODEL.SWIN.PRETRAIN_IMG_SIZE": 224,  # only sizes the absolute position embedding
+    "MODEL.SWIN.PATCH_SIZE": 4,
+    "MODEL.SWIN.EMBED_DIM": 96,  # channels of res2; each later stage doubles them
+    "MODEL.SWIN.DEPTHS": [2, 2, 6, 2],  # blocks per stage
+    "MODEL.SWIN.NUM_HEADS": [3, 6, 12, 24],  # attention heads per stage
+    "MODEL.SWIN.WINDOW_SIZE": 7,
+    "MODEL.SWIN.MLP_RATIO": 4.0,
+    "MODEL.SWIN.QKV_BIAS": True,
+    "MODEL.SWIN.QK_SCALE": None,  # None = head_dim ** -0.5
+    "MODEL.SWIN.NORM_INDICES": None,  # stages whose output is normalised; None = all
+    "MODEL.SWIN.PROJECTION": False,  # adds the feature "fc": LayerNorm + linear on the last stage
+    "MODEL.SWIN.PROJECT_DIM": 256,
+    "MODEL.SWIN.DROP_RATE": 0.0,
+    "MODEL.SWIN.ATTN_DROP_RATE": 0.0,
+    "MODEL.SWIN.DROP_PATH_RATE": 0.3,  # of the last block; rises linearly from 0
+    "MODEL.SWIN.APE": False,  # absolute position embedding
+    "MODEL.SWIN.PATCH_NORM": True,
+    "MODEL.SWIN.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    # --- head ----------------------------------------------------------------------------------------------
+    "MODEL.SEM_SEG_HEAD.EMBEDDING_DIM": 512,  # must equal CLIP's embedding dimension
+    "MODEL.SEM_SEG_HEAD.EMBED_HIDDEN_DIM": 1024,
+    "MODEL.SEM_SEG_HEAD.EMBED_LAYERS": 2,  # linear layers of the class embedding
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": 256,  # channels of the per-pixel mask features
+    # or TransformerEncoderPixelDecoder; OpenVocaMask2FormerHead needs MSDeformAttnPixelDecoder
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "BasePixelDecoder",
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 0,  # of the pixel decoder's encoder, where it has one
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": ["res3", "res4", "res5"],  # what it encodes
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 8,
+    # --- proposals: transformer, losses, painting ----------------------------------------------------------
+    "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,  # losses after every decoder layer
+    "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,  # class weight of "no object" in the cross entropy
+    "MODEL.MASK_FORMER.CLASS_WEIGHT": 1.0,  # of the cross entropy, and of the class in the matching
+    "MODEL.MASK_FORMER.DICE_WEIGHT": 1.0,
+    "MODEL.MASK_FORMER.MASK_WEIGHT": 20.0,
+    # Mask2Former compares masks at random points, of which a part lies where the prediction is least certain
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 12544,  # per mask
+    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": 3.0,  # points drawn for each one wanted, to choose uncertain ones from
+    "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": 0.75,  # part of the points that are chosen so
+    # ours: True also trains the last but one of Mask2Former's predictions; the original computes its losses and
+    # drops them (specification of SCAN, 5.3)
+    "MODEL.MASK_FORMER.LAST_AUXILIARY_LOSS": False,
+    "MODEL.MASK_FORMER.NHEADS": 8,
+    "MODEL.MASK_FORMER.DROPOUT": 0.1,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 2048,
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
+    "MODEL.MASK_FORMER.ENC_LAYERS": 0,
+    "MODEL.MASK_FORMER.DEC_LAYERS": 6,
+    "MODEL.MASK_FORMER.PRE_NORM": False,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 256,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 100,
+    # or transformer_encoder with that pixel decoder; OpenVocaMask2FormerHead needs multi_scale_pixel_decoder
+    "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "res5",
+    "MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ": False,
+    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": 32,  # inputs are padded to a multiple; negative = the backbone's own
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,
+    "MODEL.MASK_FORMER.TEST.INSTANCE_ON": False,
+    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,
+    # ours: "mask_sum" (OVSeg) adds up class probability x mask probability over all queries; "class_winner"
+    # (OVSegDEMO) shows each class's best mask only
+    "MODEL.MASK_FORMER.TEST.PAINTING": "mask_sum",
+    # ours: a single word gets a second class "others" (SCANDEMO); painting class_winner always does so
+    "MODEL.MASK_FORMER.TEST.ADD_OTHERS": False,
+    "MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE": 64,  # ours: classes painted at a time; bounds memory
+    # --- CLIP as the classifier of regions -----------------------------------------------------------------
+    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "vild",  # vild (14), imagenet (80) or predefined
+    "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES": ["a photo of a {}."],
+    "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "",
+    # OpenAI's name, open_clip's name, path of an open_clip JSON file, hf-hub:..., local-dir:...
+    "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": "ViT-B/16",
+    # ours: an open_clip tag, a file that exists, or "none" (random); "" = what comes with the name, else openai, and
+    # datacomp_xl_s13b_b90k in SCAN. Read when first needed, for what MODEL.WEIGHTS lacks
+    "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": "",
+    "MODEL.CLIP_ADAPTER.MASK_FILL": "mean",  # background of a crop: CLIP's mean colour, or "zero"
+    "MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO": 1.0,
+    "MODEL.CLIP_ADAPTER.MASK_THR": 0.4,  # probability above which a pixel belongs to the mask
+    "MODEL.CLIP_ADAPTER.MASK_MATTING": False,  # cut crops with the soft mask
+    "MODEL.CLIP_ADAPTER.MASK_CROPS": True,  # ours: False shows CLIP the mask's box with its background
+    "MODEL.CLIP_ADAPTER.REGION_RESIZED": True,
+    "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE": True,  # False: MaskFormer's classifier only
+    "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT": 0.7,  # geometric weight of CLIP; <= 0 means CLIP only
+    "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH": 3,
+    "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD": False,  # replace fully masked patches by the learnt prompts
+    "MODEL.CLIP_ADAPTER.PRECISION": "fp32",  # ours: fp32, bf16 or fp16 (autocast of both CLIP towers)
+    "MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE": 0,  # ours: crops that CLIP sees at a time; 0: 8 on a CPU, 32 on a GPU
+    "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR": "",  # ours: "" = the user's cache folder, "none" = memory only
+    "MODEL.CLIP_ADAPTER.TRUNCATE_PROMPTS": False,  # ours: cut prompts of more than 77 tokens instead of refusing
+    # ours: True drops MaskFormer's no-object column before its softmax, as the CLIP branch does; the original
+    # drops it after (specification 16.3), and its published numbers depend on that
+    "MODEL.CLIP_ADAPTER.DROP_NO_OBJECT_BEFORE_SOFTMAX": False,
+    # --- SCAN: queries that look at the whole image, crops that know its context ------------------------------
+    "MODEL.SELECT_ORI_CLIP_ID": [12, 18, 24],  # blocks of the original CLIP whose patch tokens the queries read
+    "MODEL.FREQUENCY_SIGMA": [9, 7, 3],  # of each one's frequency filter
+    # sizes that follow from CLIP, as the published files spell them out; others are refused
+    "MODEL.CLIP_VISION_DIM": 1024,  # width of CLIP's image tower
+    "MODEL.SCAN_DIM": 768,  # dimension of CLIP's joint space
+    "MODEL.SCAN_FEEDFORWARD": 2048,  # ours: hidden width of the lightweight transformer, fixed in the original
+    "MODEL.PATCH_SIZE": 16,  # in spite of its name the number of patches along a side of CLIP's input
+    # contextual shift: the part of a crop's background patches replaced, and the blocks after which it is done
+    "MODEL.CLIP_ADAPTER.REPLACE_RATIO": 0.15,
+    "MODEL.CLIP_ADAPTER.REPLACE_LAYER": [1, 3, 5, 7, 9],
+    # ours: the patches are drawn at random; >= 0 seeds each image by itself, so that its result does not depend on the
+    # others; -1 draws from Python's global stream, as the original
+    "MODEL.CLIP_ADAPTER.REPLACE_SEED": 0,
+    # ours: True gives all images of a batch the context of its first one, as the original; False each its own
+    "MODEL.CLIP_ADAPTER.CONTEXT_OF_FIRST_IMAGE": True,
+    # ours: how the two classifiers are joined: "plain"; "log", which also normalises over the classes; "auto", as the
+    # original: log for ade20k_full_sem_seg_val and pascal_context_459_sem_seg_val
+    "MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT": "auto",
+    # --- data ----------------------------------------------------------------------------------------------
+    "DATASETS.SAMPLE_PER_CLASS": -1,
+    "DATASETS.SAMPLE_SEED": 0,
+    "INPUT.COLOR_AUG_SSD": False,
+    "INPUT.SIZE_DIVISIBILITY": -1,  # side that the mapper pads training crops to; <= 0 = no padding
+    "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",
+    "INPUT.IMAGE_SIZE": 1024,
+    "INPUT.MIN_SCALE": 0.1,
+    "INPUT.MAX_SCALE": 2.0,
+    # --- solver --------------------------------------------------------------------------------------------
+    "SOLVER.OPTIMIZER": "ADAMW",  # or SGD
+    "SOLVER.TEST_IMS_PER_BATCH": 1,
+    "SOLVER.WEIGHT_DECAY_EMBED": 0.0,
+    "SOLVER.BACKBONE_MULTIPLIER": 0.1,  # learning rate of the backbone relative to BASE_LR
+    # --- test ----------------------------------------------------------------------------------------------
+    "TEST.SLIDING_WINDOW": False,
+    "TEST.SLIDING_TILE_SIZE": 224,  # pixels
+    "TEST.SLIDING_OVERLAP": 2 / 3,
+    "TEST.DENSE_CRF": False,  # needs pydensecrf
+    "TEST.MIOU_CONVENTION": "union",  # ours: which one is called mIoU; "union" as the original, or "ground_truth"
+    # ours: what a class is asked by: "names", the registered names verbatim (as OVSeg and SCAN), or "synonyms", the
+    # prompt-engineered lists of the label sets (as OpenSeg, ODISE, FC-CLIP); results say which
+    "TEST.VOCABULARY": "names",
+    "METRIC": "Vanilla",  # or "SG-IoU": beside mIoU, one that forgives names which contain the true one (SCAN)
+    # ours: which classes contain which, JSON {child: [father, ...]}; "" = those whose texts are similar to CLIP
+    "TEST.SG_IOU_TABLE": "",
+    "TEST.SG_IOU_THRESHOLD": 0.9,  # ours: cosine of the embeddings of similar texts
+    # ours: {data set: {MASK_THR, CLIP_ENSEMBLE_WEIGHT, REPLACE_RATIO}}, which win over MODEL.CLIP_ADAPTER's there
+    "TEST.PER_DATASET": {},
+    "TEST.PROPOSAL_RECALL": False,  # ours: also recall@IoU0.5 of the proposals
+    # ours, analyses for --eval-only (baselines 5): "masks" gives the true masks to CLIP to name; "labels" gives the
+    # predicted masks the names of what they overlap most
+    "TEST.ORACLE": "none",
+    "TEST.ORACLE_LABEL": "iou",  # ours: what "overlap" is: iou, intersection, or soft_iou (names shared by IoU)
+    # ours: "rle" (or True), COCO RLE JSON; "png", label maps of 8 or 16 bit; None or False, not at all
+    "TEST.SAVE_PREDICTIONS": None,
+    "TEST.REPORT": False,  # ours: also report.html, with the worst images; opens offline
+    # --- logging -------------------------------------------------------------------------------------------
+    "WANDB.ENABLED": False,  # ours
+    "WANDB.PROJECT": "open_vocab_seg",
+    "WANDB.NAME": None,
+}
+
+# What keys take that are None by default, beside None; others take anything.
+OPTIONAL: dict[str, Any] = {"MODEL.SWIN.QK_SCALE": 1.0, "MODEL.SWIN.NORM_INDICES": [0], "WANDB.NAME": ""}
+
+# Keys that the originals define and never act on: any other value than the default would be ignored in
+# silence, so it is refused.
+WITHOUT_EFFECT = {
+    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": "the stride of the mask features is always 4",
+    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": "set MODEL.MASK_FORMER.DICE_WEIGHT and MASK_WEIGHT",
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": "the deformable encoder always samples 4 points",
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": "set MODEL.MASK_FORMER.NHEADS",
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "the decoder follows from MODEL.SEM_SEG_HEAD.NAME",
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": "the semantic output is always on",
+    "MODEL.MASK_FORMER.TEST.INSTANCE_ON": "this system has no instance output",
+    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": "this system has no panoptic output",
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": "this system has no panoptic output",
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": "this system has no panoptic output",
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": "scores are always fused before resizing",
+    "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "put the prompts into the checkpoint as clip_model.visual.mask_embedding",
+    "MODEL.CLIP_ADAPTER.REGION_RESIZED": "CLIP accepts crops of its own input size only",
+    "DATASETS.SAMPLE_PER_CLASS": "register a smaller data set",
+    "DATASETS.SAMPLE_SEED": "register a smaller data set",
+    "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic is the only mapper",
+    "INPUT.IMAGE_SIZE": "set INPUT.CROP.SIZE",
+    "INPUT.MIN_SCALE": "set INPUT.MIN_SIZE_TRAIN",
+    "INPUT.MAX_SCALE": "set INPUT.MIN_SIZE_TRAIN",
+}
+
+
+class CfgNode(Detectron2CfgNode):
+    """Detectron2's configuration node: safe YAML only, values in any form that is clear, mistakes in one sentence."""
+
+    def merge_from_file(self, cfg_filename: str | Path, allow_unsafe: bool = False) -> None:
+        """Merge a YAML file and its ``_BASE_`` files; tags that run code are refused whatever ``allow_unsafe`` says.
+
+        Raises:
+            OvsegError: missing file, bad YAML, executable tag, unknown key or wrong type of value.
+        """
+        prepare_for_merge(self)
+        content = load_layers(cfg_filename)
+        with explain_config_errors(self, str(cfg_filename)):
+            if fit(content.get("VERSION", self.VERSION), self.VERSION, "VERSION") != self.VERSION:
+                raise ValueError(f"VERSION is {content['VERSION']}: only files of version {self.VERSION} are read")
+            self.merge_from_other_cfg(content)
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        """Contents of a YAML file over those of its ``_BASE_``: see :func:`ovseg.config.files.load_layers`."""
+        return load_layers(filename)
+
+    def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
+        """Merge another configuration, with values as :func:`ovseg.config.values.fit` takes them.
+
+        Raises:
+            KeyError, ValueError: unknown key, or a value of another type.
+        """
+        _merge(cfg_other, self)
+
+    def merge_from_list(self, cfg_list: Sequence[Any] | Mapping[str, Any]) -> None:
+        """Merge ``[KEY, VALUE, KEY, VALUE, ...]``, or another form that :func:`ovseg.config.values.option_pairs` takes.
+
+        ``TEST.PER_DATASET`` takes a mapping in YAML, and yields to keys that are set for all data sets: see
+        :mod:`ovseg.config.per_dataset`.
+
+        Raises:
+            OvsegError: unknown key, missing value or wrong type of value.
+        """
+        with explain_config_errors(self, "the KEY VALUE options"):
+            pairs = prepare_for_merge(self, option_pairs(cfg_list, set(dotted_keys(self)), PER_DATASET))
+            for key, value in zip(pairs[0::2], pairs[1::2], strict=True):
+                *parents, name = key.split(".")
+                node = self
+                for parent in parents:
+                    node = node.get(parent) if isinstance(node, dict) else None
+                if not isinstance(node, dict) or name not in node:
+                    raise KeyError(f"Non-existent key: {key}")
+                node[name] = value if key == PER_DATASET else _fit(value, node[name], key)
+
+
+def _merge(other: Mapping[str, Any], cfg: Detectron2CfgNode, prefix: str = "") -> None:
+    """Write ``other`` over ``cfg``; a section with nothing in it is left out."""
+    for key, value in other.items():
+        name, there = f"{prefix}{key}", cfg.get(key)
+        if isinstance(there, dict) and isinstance(value, dict):
+            _merge(value, there, f"{name}.")
+        elif key in cfg:
+            if value is not None or not isinstance(there, dict):
+                cfg[key] = _fit(value, there, name)
+        elif cfg.is_new_allowed() and isinstance(value, dict):
+            cfg[key] = CfgNode(new_allowed=True)
+            _merge(value, cfg[key], f"{name}.")
+        elif cfg.is_new_allowed():
+            cfg[key] = fit(copy.copy(value), None, name)
+        else:
+            raise KeyError(f"Non-existent config key: {name}")
+
+
+def _fit(value: Any, there: Any, key: str) -> Any:
+    """``value`` for a key that holds ``there``: keys that are None by default take anything."""
+    if isinstance(there, dict):
+        raise ValueError(f"{key} is {shown(value)}: it must hold keys, such as {key}.{next(iter(there), 'NAME')}")
+    if isinstance(value, dict):
+        raise ValueError(f"{key} is {shown(dict(value))}: it must be a value, not keys")
+    default = DEFAULTS.get(key, there)
+    if default is None and key in OPTIONAL:
+        return None if value in (None, "", "None", "none", "null") else fit(value, OPTIONAL[key], key)
+    return fit(value, default, key)
+
+
+def get_cfg() -> CfgNode:
+    """Return Detectron2's default configuration with DeepLab's keys and all of ours."""
+    base = get_detectron2_cfg()
+    add_deeplab_config(base)
+    cfg = CfgNode(base)
+    for key, default in DEFAULTS.items():
+        *parents, name = key.split(".")
+        node = cfg
+        for parent in parents:
+            node = node.setdefault(parent, CfgNode())
+        node[name] = CfgNode(new_allowed=True) if isinstance(default, dict) else default
+    return cfg
+
+
+def load_cfg(config_file: str | Path, opts: Sequence[Any] | Mapping[str, Any] = ()) -> CfgNode:
+    """Read ``config_file`` over the defaults, then ``opts`` over both.
+
+    Args:
+        config_file: YAML file.
+        opts: alternating keys and values, ``KEY=VALUE`` texts, or a mapping, see :meth:`CfgNode.merge_from_list`.
+
+    Raises:
+        OvsegError: see :class:`CfgNode` and :func:`ovseg.config.limits.check_config`.
+    """
+    cfg = get_cfg()
+    cfg.merge_from_file(config_file)
+    cfg.merge_from_list(opts)
+    check_config(cfg)
+    return cfg
+
+
+def refuse_keys_without_effect(cfg: Detectron2CfgNode) -> None:
+    """Raise :class:`OvsegError` when a key of :data:`WITHOUT_EFFECT` was changed from its default."""
+    defaults = get_cfg()
+    for key, remedy in WITHOUT_EFFECT.items():
+        value, default = lookup(cfg, key), lookup(defaults, key)
+        if value != default:
+            raise OvsegError(
+                f"{key} = {shown(value)} has no effect in this system: remove it (the default is {default!r}); {remedy}"
+            )

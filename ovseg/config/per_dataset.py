@@ -1,0 +1,155 @@
+"""``TEST.PER_DATASET``: inference settings of single data sets, so that one run evaluates each with its own.
+
+    TEST:
+      PER_DATASET:
+        ade20k_sem_seg_val: {MASK_THR: 0.55, CLIP_ENSEMBLE_WEIGHT: 0.75}
+
+An entry wins over ``MODEL.CLIP_ADAPTER``'s key of that name on that data set. Whoever says that key for all data sets
+*later*, in a file that has this one as its ``_BASE_`` or on the command line, takes the entries back: the published
+commands, which set the keys themselves, mean what they say.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from ovseg.config.values import fit
+from ovseg.data.benchmarks import find_dataset
+from ovseg.data.custom.names import is_own
+from ovseg.errors import OvsegError, shown
+from ovseg.io.plain_yaml import load_plain
+
+KEY = "TEST.PER_DATASET"
+GENERAL = "MODEL.CLIP_ADAPTER."  # where the keys are for all data sets
+LIMITS = {"MASK_THR": (0.0, 1.0), "CLIP_ENSEMBLE_WEIGHT": (-1.0, 1.0), "REPLACE_RATIO": (0.0, 1.0)}
+
+
+def take_back(entries: dict[str, Any], names: Iterable[str], keep: Mapping[str, Any] | None = None) -> None:
+    """Remove what a later, general setting overrules.
+
+    Args:
+        entries: settings by data set, changed in place.
+        names: the keys that were set for all data sets.
+        keep: entries that were made together with these, and stay.
+    """
+    for dataset, settings in list(entries.items()):
+        taken = set(names) - set(_section(keep or {}, dataset))
+        if isinstance(settings, dict) and taken.intersection(settings):
+            for name in taken.intersection(settings):
+                del settings[name]
+            if not settings:
+                del entries[dataset]
+
+
+def merge_layers(merged: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Let a YAML file overrule the entries of its bases.
+
+    Args:
+        merged: contents of the file and its bases as one, changed in place.
+        own: the file alone.
+    """
+    general = _section(own, "MODEL", "CLIP_ADAPTER")
+    entries = _section(own, "TEST", "PER_DATASET")
+    take_back(_section(merged, "TEST", "PER_DATASET"), [name for name in LIMITS if name in general], entries)
+
+
+def prepare_for_merge(cfg: CfgNode, options: Sequence[Any] = ()) -> list[Any]:
+    """Make a configuration ready to take a file or options: take back what they overrule, make room for new entries.
+
+    Args:
+        cfg: a whole configuration; of a part of one nothing is changed.
+        options: alternating keys, such as ``MODEL.CLIP_ADAPTER.MASK_THR`` or ``TEST.PER_DATASET.my_set.MASK_THR``, and
+            values.
+
+    Returns:
+        the options, with a value of ``TEST.PER_DATASET`` itself read as YAML.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    options, entries = list(options), _section(cfg, "TEST", "PER_DATASET")
+    if not isinstance(entries, CfgNode):
+        return options
+    new_node = type(cfg)
+    entries.set_new_allowed(True)  # yacs remembers this for each node, the entries' own among them
+    keys = [str(key) for key in options[0::2]]
+    take_back(entries, [name for name in LIMITS if f"{GENERAL}{name}" in keys])
+    for key in keys:
+        dataset, _, name = key.removeprefix(f"{KEY}.").partition(".")
+        if key.startswith(f"{KEY}.") and name in LIMITS:
+            entries.setdefault(dataset, new_node(new_allowed=True)).setdefault(name, None)
+    for place in range(1, len(options), 2):
+        if options[place - 1] == KEY:
+            content = load_plain(options[place]) if isinstance(options[place], str) else options[place]
+            if not isinstance(content, dict):
+                raise ValueError(f"{KEY} is {shown(content)}: write {{DATA_SET: {{MASK_THR: 0.4}}}}")
+            options[place] = new_node(_read_texts(content), new_allowed=True)
+    return options
+
+
+def settings_of(cfg: CfgNode, dataset_name: str) -> dict[str, float]:
+    """The settings of one data set, by the last part of their keys; empty where there are none.
+
+    An alias that has no entry of its own has that of the name it stands for.
+    """
+    entries, benchmark = cfg.TEST.PER_DATASET, find_dataset(dataset_name)
+    if dataset_name not in entries and benchmark is not None:
+        dataset_name = benchmark.name
+    return dict(entries.get(dataset_name, {}))
+
+
+def config_of(cfg: CfgNode, dataset_name: str) -> CfgNode:
+    """The configuration that one data set is evaluated with: its settings in the general keys, no entries left.
+
+    Returns:
+        a copy, frozen as ``cfg`` is.
+    """
+    effective = cfg.clone()
+    effective.defrost()
+    effective.MODEL.CLIP_ADAPTER.update(settings_of(cfg, dataset_name))
+    effective.TEST.PER_DATASET.clear()
+    if cfg.is_frozen():
+        effective.freeze()
+    return effective
+
+
+def check_per_dataset(cfg: CfgNode) -> None:
+    """Check all entries, those of data sets that are not evaluated, too.
+
+    Raises:
+        OvsegError: an unknown data set or setting, or a value that cannot be; names it.
+    """
+    for dataset, settings in cfg.TEST.PER_DATASET.items():
+        if dataset not in DatasetCatalog.list() and not is_own(str(dataset)):
+            near = difflib.get_close_matches(str(dataset), DatasetCatalog.list(), n=1)
+            hint = f"did you mean {near[0]}?" if near else "register it first, or remove the entry"
+            raise OvsegError(f"{KEY} has settings for {dataset!r}, but there is no such data set; {hint}")
+        if not isinstance(settings, dict):
+            raise OvsegError(f"{KEY}.{dataset} is {settings!r}: write {{MASK_THR: 0.4}}, or any of {', '.join(LIMITS)}")
+        for name, value in settings.items():
+            if name not in LIMITS or name not in cfg.MODEL.CLIP_ADAPTER:
+                known = [key for key in LIMITS if key in cfg.MODEL.CLIP_ADAPTER]
+                raise OvsegError(f"{KEY}.{dataset} sets {name}: only {', '.join(known)} can be set for a data set")
+            low, high = LIMITS[name]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise OvsegError(f"{KEY}.{dataset}.{name} is {value!r}: use a number from {low:g} to {high:g}")
+
+
+def _read_texts(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """The same with numbers where their texts were."""
+    return {
+        str(key): _read_texts(value) if isinstance(value, Mapping) else fit(value, None, str(key))
+        for key, value in content.items()
+    }
+
+
+def _section(content: Any, *path: str) -> dict[str, Any]:
+    """A part of a YAML file; empty where it is missing, or no mapping (which is for others to complain about)."""
+    for part in path:
+        content = content.get(part) if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,260 @@
+"""Every file of a data set opened, every pixel counted."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ovseg.data.check.subject import Subject
+from ovseg.data.custom.doubts import count_pixels, ignored_class
+from ovseg.data.custom.image_size import different_sizes, orientation
+from ovseg.data.custom.values import show_unlisted
+from ovseg.data.prepare.threads import spread
+from ovseg.errors import OvsegError
+from ovseg.io.images import read_image
+
+# kinds of findings, in the order of their telling; those of NOTES are worth a look, but nothing is wrong
+KINDS = {
+    "image_without_labels": "images without labels",
+    "labels_without_image": "labels without an image",
+    "not_there": "names of the split's list with neither image nor labels",
+    "no_such_image": "annotations that belong to no image",
+    "bad_image": "images that cannot be read",
+    "bad_labels": "labels that cannot be read",
+    "size": "labels of another size than their image",
+    "unlisted": "labels with values outside the list of classes",
+    "nothing_labelled": "the whole data set",
+    "one_class": "classes that are ignored, it seems",
+    "ignored_class": "classes that may be ignored",
+    "rare": "rare values outside the list of classes",
+    "left_out": "labels of which a part is left out",
+    "all_ignored": "labels that are ignored as a whole",
+    "orientation": "images that are turned as their EXIF data say",
+}
+NOTES = ("ignored_class", "rare", "left_out", "all_ignored", "orientation")
+_RARE = 1e-3  # of all pixels
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about one file.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        file: which file.
+        message: one sentence that names the file.
+    """
+
+    kind: str
+    file: str
+    message: str
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        name: of the data set.
+        class_names: K classes.
+        num_pairs: images with labels that the data set has.
+        checked: indices of the pairs that were looked at.
+        findings: in the order of :data:`KINDS`, then of the files.
+        pixels: (K,) int64, of each class.
+        images: (K,) int64, in how many images each class occurs.
+        ignored: pixels that do not count.
+        unlisted: value -> pixels and files, of values outside the list of classes.
+        left_out: likewise, of what does not count and is not listed: shapes without an area, values outside the list
+            with ``unlisted: ignore``.
+        present: by index, the classes of each pair that can be drawn: readable, labels and image of one size; K
+            stands for values outside the list.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    num_pairs: int
+    checked: tuple[int, ...] = ()
+    findings: list[Finding] = field(default_factory=list)
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    ignored: int = 0
+    unlisted: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left_out: dict[str, dict[str, Any]] = field(default_factory=dict)
+    present: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def wrong(self) -> list[Finding]:
+        """Findings that are no mere notes."""
+        return [finding for finding in self.findings if finding.kind not in NOTES]
+
+    @property
+    def never(self) -> list[str]:
+        """Classes without a pixel."""
+        return [name for name, pixels in zip(self.class_names, self.pixels, strict=True) if not pixels]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        rows = zip(self.class_names, self.pixels.tolist(), self.images.tolist(), strict=True)
+        return {
+            "dataset": self.name,
+            "ok": not self.wrong,
+            "pairs": self.num_pairs,
+            "checked": len(self.checked),
+            "findings": [vars(finding) for finding in self.findings],
+            "unlisted": self.unlisted,
+            "left_out": self.left_out,
+            "ignored_pixels": self.ignored,
+            "classes": [{"name": name, "pixels": pixels, "images": images} for name, pixels, images in rows],
+            "classes_that_never_occur": self.never,
+        }
+
+
+def check_dataset(
+    subject: Subject,
+    limit: int | None = None,
+    workers: int = 1,
+    on_pair: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Open every image and label file, compare their sizes, and count the pixels of every value.
+
+    Args:
+        limit: look at so many pairs, evenly spread; None for all. Files without a partner are always told.
+        workers: threads.
+        on_pair: told (pairs done, pairs in all).
+
+    Raises:
+        OvsegError: ``limit`` is below 1. What is wrong with files is in the report.
+    """
+    if limit is not None and limit < 1:
+        raise OvsegError(f"--limit is {limit}: it must be at least 1")
+    pairs, count = subject.pairing.pairs, len(subject.class_names)
+    checked = evenly(len(pairs), limit)
+    report = Report(subject.name, subject.class_names, len(pairs), tuple(checked))
+    report.pixels, report.images = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    found: dict[int, list[Finding]] = {}
+    unlisted, left_out = _Tally(), _Tally()
+    for done, one in enumerate(spread(lambda index: _look(subject, index), checked, workers), start=1):
+        found[one.index] = one.findings
+        if one.counts is not None:
+            report.pixels += one.counts[2:]
+            report.images += one.counts[2:] > 0
+            report.ignored += int(one.counts[1])
+            if not any(finding.kind in ("size", "bad_image") for finding in one.findings):
+                report.present[one.index] = np.flatnonzero(np.append(one.counts[2:], one.counts[0]))
+        unlisted.add(one.unlisted, one.index, pairs[one.index].where)
+        left_out.add(one.left_out, one.index, pairs[one.index].where)
+        on_pair(done, len(checked))
+    report.unlisted, report.left_out = unlisted.as_dict(), left_out.as_dict()
+    findings = _without_partner(subject) + [finding for index in checked for finding in found[index]]
+    findings += _of_all(subject, report)
+    order = list(KINDS)
+    report.findings = sorted(findings, key=lambda finding: order.index(finding.kind))
+    return report
+
+
+class _Tally:
+    """Pixels and files of things with a name."""
+
+    def __init__(self) -> None:
+        self.pixels: Counter[str] = Counter()
+        self.files: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+
+    def add(self, things: dict[str, int], index: int, where: str) -> None:
+        for name, pixels in things.items():
+            self.pixels[name] += pixels
+            self.files[name].append((index, where))
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Those with most pixels first; files in the order of the data set."""
+        ordered = sorted(self.pixels, key=lambda name: (-self.pixels[name], min(self.files[name]), len(name), name))
+        return {
+            name: {"pixels": self.pixels[name], "files": [file for _, file in sorted(self.files[name])]}
+            for name in ordered
+        }
+
+
+def _of_all(subject: Subject, report: Report) -> list[Finding]:
+    """What only all labels together show."""
+    outside = {**report.unlisted, **report.left_out}
+    pixels = {name: entry["pixels"] for name, entry in outside.items() if entry["pixels"]}
+    all_pixels = int(report.pixels.sum()) + report.ignored + sum(e["pixels"] for e in report.unlisted.values())
+    findings = []
+    if all_pixels and not report.pixels.any():
+        message = f"no pixel of {subject.name} has a class: does its description fit the values of its labels?"
+        findings.append(Finding("nothing_labelled", subject.name, message))
+    ignored = report.ignored - sum(entry["pixels"] for entry in report.left_out.values())
+    if subject.classes and (message := ignored_class(subject.classes, report.pixels, ignored)):
+        chosen = subject.classes.own.ignore_label is not None
+        lost = len(report.class_names) > 1 and np.count_nonzero(report.pixels) == 1 and not chosen
+        kind = "one_class" if lost else "ignored_class"
+        findings.append(Finding(kind, subject.name, f"{subject.name}: {message}"))
+    rare = {name: count for name, count in pixels.items() if count < _RARE * all_pixels}
+    if rare and (subject.classes is None or subject.classes.own.kind == "masks"):
+        message = (
+            f"{subject.name}: {len(rare):,} values outside the list fill less than {_RARE:.1%} of the pixels each, "
+            f"{show_unlisted(rare)}: masks that were resized, smoothed or compressed have such values at edges"
+        )
+        findings.append(Finding("rare", subject.name, message))
+    return findings
+
+
+def evenly(total: int, limit: int | None) -> list[int]:
+    """At most ``limit`` of the numbers 0 .. total - 1, evenly spread, ascending."""
+    count = total if limit is None else min(limit, total)
+    return [position * total // count for position in range(count)]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One pair; ``counts`` are the pixels that are unlisted, ignored, of class 0, ..., or None if not countable."""
+
+    index: int
+    findings: list[Finding]
+    counts: np.ndarray | None = None
+    unlisted: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+def _look(subject: Subject, index: int) -> _Look:
+    pair, findings = subject.pairing.pairs[index], []
+    image_size = labels = None
+    try:
+        image_size = read_image(pair.image).shape[:2]
+    except OvsegError as error:
+        findings.append(Finding("bad_image", str(pair.image), str(error)))
+    try:
+        labels = subject.read(pair)
+    except OvsegError as error:
+        findings.append(Finding("bad_labels", pair.where, str(error)))
+    if labels is None:
+        return _Look(index, findings)
+    where = pair.where
+    if image_size is not None and labels.indices.shape != image_size:
+        findings.append(Finding("size", where, different_sizes(pair, labels.indices.shape, image_size)))
+    elif (turned := orientation(pair.image)) > 1:
+        message = (
+            f"{pair.image} is turned or mirrored (EXIF orientation {turned}): was {where} drawn on the turned image?"
+        )
+        findings.append(Finding("orientation", str(pair.image), message))
+    if labels.unlisted:
+        findings.append(Finding("unlisted", where, f"{where} has {show_unlisted(labels.unlisted)}"))
+    if labels.left_out:
+        findings.append(Finding("left_out", where, f"{where} leaves out {show_unlisted(labels.left_out)}"))
+    counts = count_pixels(labels.indices, len(subject.class_names))
+    if labels.indices.size == counts[1]:
+        findings.append(Finding("all_ignored", where, f"{where} has no pixel that counts"))
+    return _Look(index, findings, counts, labels.unlisted, labels.left_out)
+
+
+def _without_partner(subject: Subject) -> list[Finding]:
+    pairing = subject.pairing
+    return [
+        *(Finding("image_without_labels", file, f"{file} has no labels") for file in pairing.images_alone),
+        *(Finding("labels_without_image", file, f"{file} has no image") for file in pairing.labels_alone),
+        *(Finding("not_there", name, f"{name} has neither image nor labels") for name in pairing.absent),
+        *(Finding("no_such_image", str(pairing.pairs[0].labels), sentence) for sentence in pairing.homeless),
+    ]

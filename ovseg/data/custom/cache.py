@@ -1,0 +1,170 @@
+"""Labels of somebody's own data set as files of class indices: used where they are, or converted once.
+
+What is converted goes to ``<user cache>/datasets/<name>-<digest>``. The digest is of the description and of the names,
+sizes and times of all files (of content and of change, so that a file with an older date is noticed, too), so changed
+data are converted anew; folders of earlier states may be removed at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from iopath.common.file_io import file_lock
+
+from ovseg.data.custom.classes import Classes
+from ovseg.data.custom.description import Description
+from ovseg.data.custom.doubts import first_doubt
+from ovseg.data.custom.image_label_pairs import Pair, Pairing
+from ovseg.data.custom.image_size import different_sizes, image_size
+from ovseg.data.custom.source import Source, advice_unlisted, input_files, open_source
+from ovseg.data.custom.values import Labels, show_unlisted
+from ovseg.data.prepare.engine import Conversion, Item, Output, convert
+from ovseg.data.prepare.sources import BadFile
+from ovseg.errors import OvsegError
+from ovseg.io.cpus import usable_cpus
+from ovseg.io.files import atomic_path, cache_dir
+from ovseg.vocabulary import Vocabulary
+
+_FORMAT = 2  # raise it when the same files and description give other labels, so that they are converted again
+_WITHOUT_EFFECT = ("file", "vocabulary", "templates", "seen", "unseen")  # on label files
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set whose labels are files of class indices.
+
+    Attributes:
+        classes: its classes.
+        pairing: each pair's ``labels`` is a single-channel file of 8 or 16 bit with class indices and
+            ``classes.ignore_label``.
+        left_out: a sentence for each pair some of whose labels do not count, such as shapes without an area.
+        doubt: what is strange about the values of the whole data set; empty for nothing.
+    """
+
+    classes: Classes
+    pairing: Pairing
+    left_out: tuple[str, ...] = ()
+    doubt: str = ""
+
+
+def prepare(own: Description, workers: int = min(8, usable_cpus())) -> Prepared:
+    """Convert what has to be converted; the second time, only names and times of files are looked at.
+
+    Several processes may ask at once: one converts, the others wait. A run that was killed is taken up.
+
+    Args:
+        workers: threads.
+
+    Raises:
+        OvsegError: no pairs, unusable label files, values without a class, or a cache that cannot be written.
+    """
+    folder = cache_dir() / "datasets" / f"{own.file.stem}-{_digest(own)}"
+    index = folder / "index.json"
+    if (prepared := _read_index(own, index)) is None:
+        try:
+            index.parent.parent.mkdir(parents=True, exist_ok=True)
+            with file_lock(str(folder)):
+                if (prepared := _read_index(own, index)) is None:
+                    prepared = _convert(open_source(own), folder, workers)
+                    _write_index(prepared, index)
+        except OSError as error:
+            reason = f"cannot keep the labels of {own.file} in {folder} ({error.strerror})"
+            raise OvsegError(f"{reason}: set OVSEG_CACHE to a folder that you can write") from error
+    return prepared
+
+
+def _convert(source: Source, folder: Path, workers: int) -> Prepared:
+    classes, pairing = source.classes, source.pairing
+    suffix = ".png" if max(classes.ignore_label, len(classes) - 1) < 256 else ".tif"
+    output = Output(folder / "labels", lambda _, labels: _file_content(labels, classes), suffix, f"own data {_FORMAT}")
+    items = {p.name: Item(p.name, (p.labels,), p) for p in pairing.pairs if not source.usable_as_is(p)}
+    left_out: dict[str, str] = {}
+
+    def read(pair: Pair) -> Labels:
+        labels = _read(source, pair)
+        left_out[pair.name] = f"{pair.where} leaves out {show_unlisted(labels.left_out)}" if labels.left_out else ""
+        return labels
+
+    if items:
+        title = f"labels of {source.own.file.name}"
+        convert(
+            Conversion(title, list(items.values()), lambda item: read(item.extra), [output], len(items)),
+            workers,
+        )
+    for item in items.values():
+        if item.name not in left_out:  # made by a run that was killed
+            read(item.extra)
+    pairs = [Pair(p.name, p.image, output.path(items[p.name]) if p.name in items else p.labels) for p in pairing.pairs]
+    sentences = tuple(text for _, text in sorted(left_out.items()) if text)
+    return Prepared(classes, replace(pairing, pairs=tuple(pairs)), sentences, first_doubt(source))
+
+
+def _read(source: Source, pair: Pair) -> Labels:
+    try:
+        labels, size = source.read(pair), image_size(pair.image)
+    except OvsegError as error:
+        raise BadFile(str(error)) from error  # the engine goes on with the others
+    if labels.unlisted:
+        raise BadFile(f"{pair.where} has {show_unlisted(labels.unlisted)}, {advice_unlisted(source.own)}")
+    if size != labels.indices.shape:
+        raise BadFile(different_sizes(pair, labels.indices.shape, size))
+    return labels
+
+
+def _file_content(labels: Labels, classes: Classes) -> np.ndarray:
+    """(H,W) uint8 or uint16."""
+    dtype = np.uint8 if max(classes.ignore_label, len(classes) - 1) < 256 else np.uint16
+    return np.where(labels.indices < 0, classes.ignore_label, labels.indices).astype(dtype)
+
+
+def _digest(own: Description) -> str:
+    """Of all that the label files depend on."""
+    settings: dict[str, Any] = {f.name: getattr(own, f.name) for f in fields(own) if f.name not in _WITHOUT_EFFECT}
+    if own.classes is not None:
+        settings["classes"] = (own.classes.names, own.classes.synonyms)
+    digest = hashlib.sha256(f"{_FORMAT}\n{settings!r}\n".encode("utf-8", "surrogateescape"))
+    for path in input_files(own):
+        found = path.stat()
+        digest.update(
+            f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\n".encode("utf-8", "surrogateescape")
+        )
+    return digest.hexdigest()[:16]
+
+
+def _write_index(prepared: Prepared, path: Path) -> None:
+    pairing, vocabulary = prepared.pairing, prepared.classes.vocabulary
+    content = {
+        "names": vocabulary.names,
+        "synonyms": vocabulary.synonyms,
+        "pairs": [(p.name, str(p.image), str(p.labels)) for p in pairing.pairs],
+        "images_alone": pairing.images_alone,
+        "labels_alone": pairing.labels_alone,
+        "absent": pairing.absent,
+        "homeless": pairing.homeless,
+        "left_out": prepared.left_out,
+        "doubt": prepared.doubt,
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _read_index(own: Description, path: Path) -> Prepared | None:
+    """None when there is none, or it is damaged, or labels that it names have been removed."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        vocabulary = own.classes or Vocabulary(
+            tuple(content["names"]), tuple(map(tuple, content["synonyms"])), f"categories of {own.file}"
+        )
+        pairs = tuple(Pair(name, Path(image), Path(labels)) for name, image, labels in content["pairs"])
+        alone = (tuple(content[key]) for key in ("images_alone", "labels_alone", "absent", "homeless"))
+        left_out, doubt = tuple(content["left_out"]), str(content["doubt"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not all(pair.labels.is_file() for pair in pairs):
+        return None
+    return Prepared(Classes(own, vocabulary), Pairing(pairs, *alone), left_out, doubt)

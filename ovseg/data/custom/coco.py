@@ -1,0 +1,240 @@
+"""COCO's JSON files: which images they have, which annotations belong to each, and which categories.
+
+Format: https://cocodataset.org/#format-data. Both kinds of file, panoptic and instances, name images by ``file_name``
+and classes by ``category_id``. Real files are merged, exported on other systems and edited by hand: what can mean one
+thing only is matched, all else is refused or named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from ovseg.data.custom.description import Description
+from ovseg.data.custom.geometry import Ids
+from ovseg.data.custom.image_label_pairs import Pair, Pairing, find, split_names
+from ovseg.data.custom.names import path_parts, text_key
+from ovseg.errors import OvsegError, reason_of, shown
+from ovseg.io.files import check_file, is_file
+from ovseg.vocabulary import Vocabulary
+from ovseg.vocabulary.reading import clean_text
+
+_SHOWN = 5  # annotations that a sentence names
+_DEEPEST = 6  # parts of paths that are compared
+Entry = Mapping[str, Any]
+
+
+class CocoFile:
+    """What panoptic and instances files have in common: images, categories, and the annotations of each image.
+
+    Args:
+        own: a description with one of them.
+
+    Raises:
+        OvsegError: while it is read: missing, not JSON, or without the parts that every COCO file has.
+    """
+
+    def __init__(self, own: Description):
+        self.own = own
+        self.path: Path = getattr(own, own.kind)
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        try:
+            check_file(self.path, "file")
+            content = json.loads(self.path.read_bytes())
+        except (OSError, ValueError, RecursionError, OvsegError) as error:
+            raise self._error(f"cannot read {self.path} ({reason_of(error)})") from error
+        for part in ("images", "annotations", "categories"):
+            if not isinstance(content, dict) or not isinstance(content.get(part), list):
+                raise self._error(f"{self.path} is no COCO file: it has no list of {part}")
+        return content
+
+    @cached_property
+    def categories(self) -> dict[int | str, str]:
+        """Names by id, ascending by id as everywhere in COCO's world."""
+        names: dict[int | str, str] = {}
+        for entry in self._entries("categories", "id", "name"):
+            number, name = _number(entry["id"]), clean_text(str(entry["name"]))
+            if names.setdefault(number, name) != name:
+                raise self._error(
+                    f"{self.path} has two categories of the id {number}, {shown(names[number])} and {shown(name)}"
+                )
+        return dict(sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+
+    def vocabulary(self) -> Vocabulary:
+        """The categories as classes; their number in this list is their index. Categories of one name are one class."""
+        names: dict[str, str] = {}
+        for name in self.categories.values():
+            names.setdefault(text_key(name), name)
+        return Vocabulary.from_words(list(names.values()), origin=f"categories of {self.path}")
+
+    def pairs(self) -> Pairing:
+        """Images on disk with their entries of the file.
+
+        Raises:
+            OvsegError: no image of the file is on disk, it is not clear which one is meant, or two have one id.
+        """
+        images = find(self.own, "images")
+        entries, missing = self._on_disk(images)
+        annotations, homeless = self._annotations()
+        pairs: dict[str, Pair] = {}
+        for name, listed in entries.items():
+            of_image = [one for image_id in dict.fromkeys(e["id"] for e in listed) for one in annotations[image_id]]
+            if labels := self._label_file(images[name], of_image):
+                sizes = [e for e in listed if e.get("height") and e.get("width")] or listed
+                entry = {"height": sizes[0].get("height"), "width": sizes[0].get("width"), "annotations": of_image}
+                pairs[name] = Pair(name, images[name], labels, entry)
+        return self._of_split(images, pairs, missing, homeless)
+
+    def _on_disk(self, images: Mapping[str, Path]) -> tuple[dict[str, list[Entry]], list[str]]:
+        """The file's entries by the name of their image, several where it is listed more than once; names not there."""
+        by_end: dict[tuple[str, ...], list[str]] = defaultdict(list)  # names of images by the last parts of their paths
+        loosely: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for name, path in images.items():
+            for end in _ends(path_parts(path.as_posix())):
+                by_end[end].append(name)
+                loosely[_loose(end)].append(name)
+        wanted: dict[Any, tuple[str, ...]] = {}
+        found: dict[str, list[tuple[int, tuple[str, ...], Entry]]] = defaultdict(list)
+        missing = []
+        for entry in self._entries("images", "id", "file_name"):
+            parts = path_parts(str(entry["file_name"]))
+            other = wanted.setdefault(entry["id"], parts)
+            if not _same_file(parts, other):
+                raise self._error(
+                    f"{self.path} has two images of the id {shown(entry['id'])}, {shown('/'.join(other))} and "
+                    f"{shown('/'.join(parts))}, and nobody knows whose its annotations are: give each image its own id"
+                )
+            matches = [(end, by_end[end]) for end in _ends(parts) if end in by_end]
+            matches = matches or [(end, loosely[_loose(end)]) for end in _ends(parts) if _loose(end) in loosely]
+            if not matches:
+                missing.append(f"{str(entry['file_name'])[:200]} of {self.path}")
+                continue
+            end, (name, *others) = matches[0]
+            if others:
+                both = f"{images[name]} and {images[others[0]]}"
+                raise self.own.error("images", f"{both} may both be {'/'.join(parts)!r} of {self.path}")
+            found[name].append((len(end), parts, entry))
+        entries: dict[str, list[Entry]] = {}
+        for name, several in found.items():
+            most = max(count for count, _, _ in several)
+            closest = [parts for count, parts, _ in several if count == most]
+            if not all(_same_file(parts, closest[0]) for parts in closest):
+                texts = " and ".join(repr("/".join(parts)) for parts in dict.fromkeys(closest))
+                raise self.own.error("images", f"{images[name]} may be {texts} of {self.path}: which one is it?")
+            entries[name] = [entry for _, parts, entry in several if _same_file(parts, closest[0])]
+            missing += [
+                f"{entry['file_name']} of {self.path}"
+                for _, parts, entry in several
+                if not _same_file(parts, closest[0])
+            ]
+        return entries, missing
+
+    def _label_file(self, image: Path, annotations: Sequence[Entry]) -> Path | None:
+        """The file that has the labels of an image; None for an image that a panoptic file says nothing of."""
+        if self.own.kind == "coco_instances":
+            return self.path
+        files = {path_parts(str(one.get("file_name") or f"{image.stem}.png")) for one in annotations}
+        if len(files) > 1:
+            raise self._error(f"{self.path} has several label files for {image}: {sorted(map('/'.join, files))}")
+        if not files:
+            return None
+        parts = files.pop()
+        whole = panoptic_folder(self.own).joinpath(*parts)
+        return whole if is_file(whole) or not parts else self._panoptic_files.get(parts[-1], whole)
+
+    @cached_property
+    def _panoptic_files(self) -> dict[str, Path]:
+        """By name after NFC."""
+        return {path_parts(path.name)[-1]: path for path in panoptic_folder(self.own).glob("*.png")}
+
+    def _of_split(
+        self, images: Mapping[str, Path], pairs: Mapping[str, Pair], missing: list[str], homeless: tuple[str, ...]
+    ) -> Pairing:
+        alone = images.keys() - pairs.keys()
+        absent: list[str] = []
+        if self.own.names is not None:
+            wanted = set(split_names(self.own))
+            absent = sorted(wanted - images.keys())
+            alone, missing = alone & wanted, []
+            pairs = {name: pair for name, pair in pairs.items() if name in wanted}
+        if not pairs:
+            shown = ", ".join(missing[:3] or absent[:3])
+            raise self.own.error("images", f"none of the images of {self.path} is there, such as {shown}")
+        return Pairing(
+            tuple(pairs[name] for name in sorted(pairs)),
+            tuple(sorted(str(images[name]) for name in alone)),
+            tuple(missing),
+            tuple(absent),
+            homeless,
+        )
+
+    def _annotations(self) -> tuple[dict[Any, list[Entry]], tuple[str, ...]]:
+        """Annotations by the id of their image, and a sentence for each id that is no image's."""
+        ids = Ids(entry["id"] for entry in self._entries("images", "id", "file_name"))
+        found: dict[Any, list[Entry]] = defaultdict(list)
+        lost: dict[str, list[str]] = defaultdict(list)
+        for entry in self._entries("annotations", "image_id"):
+            image_id = ids.find(entry["image_id"])
+            if image_id is None:
+                lost[shown(entry["image_id"])].append(shown(entry.get("id")))
+            else:
+                found[image_id].append(entry)
+        if lost and not found:
+            raise self._error(f"no annotation of {self.path} belongs to an image: {_first(lost)} is no id of an image")
+        return found, tuple(
+            f"{len(numbers):,} annotations of {self.path} have the image_id {image_id}, which is no image's: "
+            + ", ".join(numbers[:_SHOWN])
+            + (", ..." if len(numbers) > _SHOWN else "")
+            for image_id, numbers in lost.items()
+        )
+
+    def _entries(self, part: str, *keys: str) -> list[Entry]:
+        """The entries of a part, each with all of ``keys``."""
+        for entry in self.content[part]:
+            if not isinstance(entry, dict) or isinstance(entry.get(keys[0]), (list, dict)):
+                reason = f"an entry of {part} is unusable, {shown(entry)}"
+                raise self._error(f"{self.path} is no COCO file: {reason}")
+            if missing := [key for key in keys if entry.get(key) is None]:
+                raise self._error(f"{self.path} has an entry of {part} without {missing[0]}, {shown(entry)}")
+        return self.content[part]
+
+    def _error(self, what: str) -> OvsegError:
+        return self.own.error(self.own.kind, what)
+
+
+def panoptic_folder(own: Description) -> Path:
+    """Where the PNG files of ``coco_panoptic`` are: ``masks``, else the folder beside the JSON file with its name."""
+    return own.path(own.masks[0]) if own.masks else own.coco_panoptic.with_suffix("")
+
+
+def _number(value: Any) -> int | str:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return str(value)
+
+
+def _first(things: Mapping[str, Any]) -> str:
+    return next(iter(things))
+
+
+def _ends(parts: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The last parts of a path, the longest end first."""
+    return [parts[-count:] for count in range(min(len(parts), _DEEPEST), 0, -1)]
+
+
+def _loose(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Parts as Windows and addresses of the web take them for the same: without letter case, ``%20`` for a blank."""
+    return tuple(unquote(part).casefold() for part in parts)
+
+
+def _same_file(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether one path is the end of the other."""
+    return all(a == b for a, b in zip(reversed(one), reversed(other), strict=False))

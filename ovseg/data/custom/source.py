@@ -1,0 +1,114 @@
+"""The labels of somebody's own data set, whatever their format: which pairs there are, and how one is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovseg.data.custom.classes import Classes
+from ovseg.data.custom.coco import CocoFile, panoptic_folder
+from ovseg.data.custom.coco_labels import InstanceLabels, PanopticLabels
+from ovseg.data.custom.description import Description
+from ovseg.data.custom.image_label_pairs import Pair, Pairing, find, pair
+from ovseg.data.custom.labelme import LabelmeLabels
+from ovseg.data.custom.values import Labels, is_index_file, look_up, one_channel, packed_colors, raw_pixels
+from ovseg.errors import OvsegError, reason_of
+from ovseg.io.files import is_file
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that can be read.
+
+    Attributes:
+        own: its description.
+        classes: its classes.
+        pairing: its images and their labels.
+        reader: labels of a pair; see :meth:`read`.
+    """
+
+    own: Description
+    classes: Classes
+    pairing: Pairing
+    reader: Callable[[Pair], Labels]
+
+    def read(self, pair: Pair) -> Labels:
+        """The labels of one image.
+
+        Raises:
+            OvsegError: the label file is missing, broken or not of its format; names it.
+        """
+        try:
+            return self.reader(pair)
+        except (KeyError, TypeError, ValueError) as error:
+            raise OvsegError(f"{pair.where}: the labels of {pair.image} are unusable ({reason_of(error)})") from error
+
+    def usable_as_is(self, pair: Pair) -> bool:
+        """Whether the label file already holds class indices, one channel; reads its header only."""
+        own = self.own
+        told_otherwise = own.ids is not None or own.colors is not None or own.first_id or own.unlisted == "ignore"
+        return own.kind == "masks" and not told_otherwise and is_index_file(pair.labels)
+
+
+def open_source(own: Description) -> Source:
+    """Look at the files that a description means.
+
+    Raises:
+        OvsegError: no pair of image and labels, a JSON file that is not COCO's, or classes that do not fit.
+    """
+    if own.kind in ("coco_panoptic", "coco_instances"):
+        file = CocoFile(own)
+        classes = Classes(own, own.classes or file.vocabulary())
+        decoder = PanopticLabels if own.kind == "coco_panoptic" else InstanceLabels
+        return Source(own, classes, file.pairs(), decoder(file, classes))
+    classes = Classes(own, own.classes)
+    pairing = pair(own, find(own, "images"), _label_files(own))
+    reader = LabelmeLabels(classes) if own.kind == "labelme" else MaskLabels(classes)
+    return Source(own, classes, pairing, reader)
+
+
+def input_files(own: Description) -> list[Path]:
+    """Every file but the description that the labels and pairs depend on, sorted; reads none of them.
+
+    Raises:
+        OvsegError: a pattern that finds nothing, or a missing JSON file.
+    """
+    files = list(find(own, "images").values())
+    if own.kind in ("labelme", "masks"):
+        files += _label_files(own).values()
+    else:
+        json_file: Path = getattr(own, own.kind)
+        if not is_file(json_file):
+            raise own.error(own.kind, f"there is no file {json_file}")
+        files.append(json_file)
+        if own.kind == "coco_panoptic":
+            files += panoptic_folder(own).rglob("*.png")
+    return sorted(files)
+
+
+def advice_unlisted(own: Description) -> str:
+    """What to do about values, colours, labels or categories that have no class; a clause without an end."""
+    key = "colors" if own.colors is not None else "ids"
+    quoted = "in quotes as it stands there; " if own.kind == "labelme" else ""
+    return (
+        f"no class of {own.file}: add it to {key} ({quoted}as ignore, if it is to be none), or write unlisted: ignore"
+    )
+
+
+class MaskLabels:
+    """Reads mask files: numbers, or colours where the description has them."""
+
+    def __init__(self, classes: Classes):
+        self.classes = classes
+
+    def __call__(self, pair: Pair) -> Labels:
+        colors, unlisted = self.classes.colors, self.classes.unlisted
+        if colors is not None:
+            return look_up(packed_colors(pair.labels), colors, unlisted, show=lambda color: f"colour #{color:06x}")
+        raw = one_channel(raw_pixels(pair.labels), pair.labels)
+        return look_up(raw, self.classes.table, unlisted, show=lambda value: f"value {value}")
+
+
+def _label_files(own: Description) -> dict[str, Path]:
+    return find(own, "labelme", {".json"}) if own.kind == "labelme" else find(own, "masks")

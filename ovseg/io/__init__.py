@@ -1,0 +1,1 @@
+"""Images, files and the machine: what the package reads from and writes to."""

@@ -1,0 +1,222 @@
+"""Images of any kind -> RGB arrays, and damaged ones -> one clear sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from ovseg.errors import OvsegError, reason_of
+from ovseg.io.files import check_file
+
+# Pillow refuses beyond twice this number to guard against decompression bombs; about 0.5 GB as RGB
+LARGEST_IMAGE = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # pixels
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
+_STRIP = 1 << 22  # pixels that are converted at a time
+ALPHA_BACKGROUND = (255, 255, 255)  # what shows through where a picture is transparent
+_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<svg", b"<head")
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a picture of any mode that Pillow knows.
+
+    The camera's orientation (EXIF) is applied; transparency is put on white; of an animation or a file with several
+    pages the first is taken; 16-bit grey is scaled from its full range. See :func:`to_rgb` for the rest.
+
+    Args:
+        path: file of one of :data:`FORMATS`.
+
+    Returns:
+        (H,W,3) uint8 RGB, contiguous and writable.
+
+    Raises:
+        OvsegError: the file is missing, empty, truncated, damaged, no image, or has more than ``LARGEST_IMAGE``
+            pixels (178,956,970; read from the header, so nothing large is allocated). The message names the file.
+    """
+    path = Path(path)
+    if check_file(path, "image").st_size == 0:
+        raise OvsegError(f"{path} is empty (0 bytes): copy or download it again")
+    return decode_image(path, str(path))
+
+
+def decode_image(file: Path | io.BytesIO, name: str) -> np.ndarray:
+    """As :func:`read_image`, of a file that is there, or of a file's content; ``name`` is for messages."""
+    with _explained(name, file), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half of our limit: still fine
+        with open_image(file) as image:
+            return to_rgb(image)
+
+
+def opened_to_rgb(image: Image.Image) -> np.ndarray:
+    """As :func:`to_rgb`; an image that is still lazy may turn out to be damaged or closed, which is said as there."""
+    if 0 in image.size:
+        raise OvsegError(f"a Pillow image of {image.width}x{image.height} pixels has no pixel")
+    with _explained(getattr(image, "filename", "") or "the Pillow image"):
+        return to_rgb(image)
+
+
+@contextlib.contextmanager
+def _explained(path: str, file: Path | io.BytesIO | None = None) -> Iterator[None]:
+    """Turn what Pillow raises into an OvsegError that names ``path``."""
+    try:
+        yield
+    except OvsegError as error:
+        raise OvsegError(f"{path}: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise OvsegError(
+            f"{path} has more than {LARGEST_IMAGE:,} pixels, the largest size that is read: make it smaller first"
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise OvsegError(f"{path} {_what_instead(file)}") from error
+    except PermissionError as error:
+        raise OvsegError(f"cannot read {path}: {error.strerror}") from error
+    except MemoryError as error:
+        raise OvsegError(f"not enough memory to read {path}: make it smaller first") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged data
+        raise OvsegError(f"{path} is truncated or damaged and cannot be read ({reason_of(error)})") from error
+
+
+def open_image(file: str | Path | BinaryIO) -> Image.Image:
+    """``Image.open`` for :data:`FORMATS` only: for some others Pillow starts programs, whatever a file's name says."""
+    return Image.open(file, formats=_known_formats())
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Turn an opened Pillow image into RGB.
+
+    16-bit grey is divided by 257 (0..65535 -> 0..255). 32-bit integers and floats are kept if they lie within 0..255,
+    multiplied by 255 if floats within 0..1, divided by 257 if integers within 0..65535, else stretched from their
+    smallest to their largest value; NaN and infinities are black. The image is converted in strips: beside Pillow's 4
+    bytes a pixel and the result's 3, little memory is used.
+
+    Args:
+        image: any mode; loaded here when it is still lazy.
+
+    Returns:
+        (H,W,3) uint8 RGB, contiguous and writable.
+
+    Raises:
+        OvsegError: a mode that has no conversion to RGB.
+    """
+    image.load()
+    width, height = image.size
+    orientation = orientation_of(image)
+    result = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
+    target = _AS_STORED.get(orientation, lambda upright: upright)(result)
+    convert = _grey_to_8_bit(image) if image.mode.startswith(("I", "F")) else _colours
+    for rows, strip in _strips(image):
+        target[rows] = convert(strip)
+    return result
+
+
+# views of an upright (H,W,3) array in the order in which a camera stored it, by EXIF's orientation
+_AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: upright[:, ::-1].swapaxes(0, 1),
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
+    8: lambda upright: upright[::-1].swapaxes(0, 1),
+}
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return how a camera was held, 1 to 8 as EXIF counts; 1, upright, where the image does not say it."""
+    try:
+        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data: the pixels are as good as any
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Rows of an image, all of them at once where it is small."""
+    width, height = image.size
+    count = max(1, _STRIP // width)
+    for top in range(0, height, count):
+        bottom = min(top + count, height)
+        yield slice(top, bottom), image if count >= height else image.crop((0, top, width, bottom))
+
+
+def _colours(strip: Image.Image) -> np.ndarray:
+    """(h,w,3) uint8 of a strip of any mode but those of large numbers."""
+    try:
+        if strip.has_transparency_data:
+            strip = strip.convert("RGBA")
+            background = Image.new("RGB", strip.size, ALPHA_BACKGROUND)
+            background.paste(strip, mask=strip.getchannel("A"))
+            strip = background
+        return np.asarray(strip.convert("RGB"))
+    except ValueError as error:
+        raise OvsegError(f"images of mode {strip.mode} cannot be turned into RGB: save it as RGB first") from error
+
+
+def _grey_to_8_bit(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
+    """Return what turns a strip of uint16, int32 or float32 into (h,w,1) uint8; the rule is in :func:`to_rgb`."""
+    kind = np.asarray(image.crop((0, 0, 1, 1))).dtype
+    if kind.kind == "u" and kind.itemsize == 2:
+        return lambda strip: ((np.asarray(strip).astype(np.uint32) + 128) // 257).astype(np.uint8)[:, :, None]
+    integers = kind.kind in "iu"
+
+    def finite(strip: Image.Image) -> np.ndarray:
+        return np.nan_to_num(np.asarray(strip).astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+
+    ends = [(values.min(), values.max()) for values in (finite(strip) for _, strip in _strips(image))]
+    low, high = float(min(least for least, _ in ends)), float(max(most for _, most in ends))
+
+    def scaled(strip: Image.Image) -> np.ndarray:
+        values = finite(strip)
+        if not integers and low >= 0 and high <= 1:
+            values *= 255
+        elif integers and low >= 0 and 255 < high <= 65535:
+            values /= 257
+        elif low < 0 or high > 255:
+            values = (values - low) * (255 / (high - low) if high > low else 0)
+        return np.rint(values).astype(np.uint8)[:, :, None]
+
+    return scaled
+
+
+def save_image(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write an image in the format of the suffix, whole or with an error.
+
+    Pillow itself takes half a JPEG on a full disk for success; only its PNG goes through Python's files.
+    """
+    if path.suffix.lower() == ".png":
+        image.save(path, **options)
+        return
+    stream = io.BytesIO()
+    stream.name = str(path)  # tells the format
+    image.save(stream, **options)
+    path.write_bytes(stream.getbuffer())
+
+
+def _what_instead(file: Path | io.BytesIO | None) -> str:
+    content = b""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            content = opened.read(512)
+    elif file is not None:
+        content = file.getvalue()[:512]
+        if not content:
+            return "is empty (0 bytes)"
+    start = content.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(_PAGE_STARTS):
+        return "is a web page or XML text, not an image: the download may have failed"
+    return (
+        "is not an image in a format that can be read (JPEG, PNG, TIFF, WebP, BMP, GIF, ...), or its start is damaged"
+    )

@@ -1,0 +1,150 @@
+"""Which pictures and films a command line means, and where their results go."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ovseg.errors import OvsegError, explain_system_error, reason_of, shown
+from ovseg.io.leftovers import shorten
+from ovseg.result.segmentation import PICTURE_SUFFIXES, output_files
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .tga".split()  # noqa: SIM905
+)
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"})
+_LONGEST_ENDING = len("-1000000_labels.png")  # what an output's name has after the input's
+
+
+def is_video(path: Path) -> bool:
+    """A film, judged by its suffix."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def find_inputs(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Files, folders (their pictures and films, not their subfolders) and glob patterns (``**`` too) -> files.
+
+    Returns:
+        The files in order, each once, and what could not be found as (argument, reason).
+
+    Raises:
+        OvsegError: an argument is a URL.
+    """
+    files: dict[str, Path] = {}
+    missing: list[tuple[str, str]] = []
+    for argument in arguments:
+        if not argument:
+            raise OvsegError("an input is empty text: give files, folders or patterns")
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", argument):
+            raise OvsegError(
+                f"{argument} is a web address, and nothing is downloaded: save the file, then give its path"
+            )
+        try:
+            found, reason = _find(argument)
+        except (OSError, ValueError) as error:  # no permission, a name too long, a byte 0 in it
+            found, reason = [], explain_system_error(error) or reason_of(error)
+        if not found:
+            missing.append((argument, reason))
+        for file in found:
+            files.setdefault(os.path.realpath(file), file)
+    return list(files.values()), missing
+
+
+def _find(argument: str) -> tuple[list[Path], str]:
+    """Files of one argument, and what to say if there are none."""
+    path = Path(argument)
+    if path.is_dir():
+        found = [file for file in sorted(path.iterdir()) if _is_wanted(file)]
+        return found, "the folder holds no pictures (subfolders are not searched: use 'folder/**/*.jpg')"
+    if path.exists() or not glob.has_magic(argument):
+        found = [path] if path.exists() else []
+        broken = "it is a link to a file that is not there" if path.is_symlink() else "there is no such file or folder"
+        return found, broken
+    found = [file for file in map(Path, sorted(glob.glob(_pattern(path), recursive=True))) if _is_wanted(file)]
+    return found, "no picture matches this pattern"
+
+
+def _pattern(path: Path) -> str:
+    """The glob pattern, whose leading folders are meant literally where there are such."""
+    literal = Path()
+    for part in path.parts:
+        if not (literal / part).exists():
+            break
+        literal /= part
+    return os.path.join(glob.escape(str(literal)), path.relative_to(literal)) if literal.parts else str(path)
+
+
+def _is_wanted(file: Path) -> bool:
+    known = file.suffix.lower() in IMAGE_SUFFIXES or is_video(file)
+    return known and not file.name.startswith(".") and file.is_file()
+
+
+def choose_outputs(files: Sequence[Path], output: str, arguments: Sequence[str]) -> list[Path]:
+    """The picture (or film) to write for each input; no two write the same file, and none writes over an input.
+
+    Args:
+        files: inputs.
+        output: a folder; or, for a single input, a file ``.png``, ``.jpg``, ``.webp`` (``.mp4`` for a film).
+        arguments: what the user gave as inputs.
+
+    Raises:
+        OvsegError: a file given for several inputs, a file of the wrong kind, an input folder as output folder, a
+            name that no file can have.
+    """
+    if not output:
+        raise OvsegError("--output is empty text: give a folder")
+    try:
+        os.stat(output)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # it is to be made; where it cannot be, writing says so
+    except (OSError, ValueError) as error:  # no permission, a name too long, links in a circle, a byte 0 in it
+        raise OvsegError(f"--output {shown(output)}: {explain_system_error(error) or reason_of(error)}") from error
+    target = Path(output)
+    suffix = target.suffix.lower()
+    if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not target.is_dir():
+        return [_single_output(files, target, suffix)] if files else []
+    if target.exists() and not target.is_dir():
+        raise OvsegError(f"--output {output} exists and is not a folder: choose another name")
+    for argument in arguments:
+        if os.path.isdir(argument) and os.path.realpath(argument) == os.path.realpath(target):
+            raise OvsegError(
+                f"--output {output} is also an input folder, and the results would be taken for inputs the next time: "
+                "choose another folder"
+            )
+    taken = {_key(file) for file in files} | {str(file.absolute()).casefold() for file in files}
+    folder = target.absolute()
+    resolved = Path(os.path.realpath(target))
+    numbers: dict[tuple[str, str], int] = {}  # of a stem and a suffix: how many there are
+    outputs = []
+    for file in files:
+        suffix = ".mp4" if is_video(file) else ".png"
+        stem = shorten(file.stem, _LONGEST_ENDING)
+        while True:
+            number = numbers[stem, suffix] = numbers.get((stem, suffix), 0) + 1
+            candidate = target / (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}")
+            names = [path.name for path in output_files(candidate)]
+            written = {str(place / name).casefold() for name in names for place in (folder, resolved)}
+            if not written & taken:
+                break
+        taken |= written
+        outputs.append(candidate)
+    return outputs
+
+
+def _single_output(files: Sequence[Path], target: Path, suffix: str) -> Path:
+    if len(files) > 1:
+        raise OvsegError(f"--output {target} is one file, but there are {len(files)} inputs: give a folder")
+    allowed = (".mp4",) if is_video(files[0]) else PICTURE_SUFFIXES
+    if suffix not in allowed:
+        kind = "film" if is_video(files[0]) else "picture"
+        raise OvsegError(f"--output {target}: the result of a {kind} can be written as {', '.join(allowed)}")
+    if {_key(path) for path in output_files(target)} & {_key(file) for file in files}:
+        raise OvsegError(f"--output {target} would overwrite the input {files[0]}: choose another name")
+    return target
+
+
+def _key(path: Path) -> str:
+    return os.path.realpath(path).casefold()  # on some systems a.PNG and a.png are one file

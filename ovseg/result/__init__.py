@@ -1,0 +1,1 @@
+"""What a segmentation is, as masks, pictures, scores and videos."""

@@ -1,0 +1,204 @@
+"""Label maps -> images for people: regions coloured by supervision, names on them, the original, a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+import supervision as sv
+from PIL import Image, ImageDraw
+
+from ovseg.result.colors import colors_of
+from ovseg.result.fonts import shorten_text, text_font
+
+PICTURE_SIZES = (1280, 2560)  # longest side of image and regions together, in pixels; others are enlarged or reduced
+_OPACITY = 0.5
+_SMALLEST_NAMED = 0.004  # share of the picture that a region needs to carry its name
+_GAP = 8  # pixels between the image and its regions
+_MOST_ENTRIES = 200  # of a legend: no image format holds thousands of lines
+
+
+def label_areas(label_map: np.ndarray, count: int) -> np.ndarray:
+    """(count,) int64: pixels of each label 0..count-1 in an (H,W) map of integers; negative ones are left out."""
+    areas = np.zeros(count, np.int64)
+    for rows in np.array_split(label_map, max(1, label_map.size >> 22)):  # NumPy counts in copies of 8 bytes a pixel
+        areas += np.bincount(rows[rows >= 0], minlength=count)
+    return areas
+
+
+def draw_regions(
+    image: np.ndarray, label_map: np.ndarray, names: Sequence[str], colors: Mapping[int, sv.Color] | None = None
+) -> np.ndarray:
+    """Colour every labelled region, draw its outline, and write its name where there is room.
+
+    Args:
+        image: (H,W,3) uint8 RGB.
+        label_map: (H,W) integers, index into ``names``; negative = unlabelled, left as it is.
+        names: K words.
+        colors: of each label, where several images must agree; by default those of the labels in the map.
+
+    Returns:
+        (H,W,3) uint8 RGB, new.
+    """
+    found = np.flatnonzero(label_areas(label_map, len(names))).tolist()
+    colors = colors_of(found) if colors is None else colors
+    scene = np.ascontiguousarray(image[:, :, ::-1])  # supervision draws in OpenCV's BGR
+    thickness = max(1, round(max(image.shape[:2]) / 500))
+    tags = []
+    # one word at a time: masks do not overlap, and K full-size masks at once could fill the memory
+    for k in found:
+        mask = label_map == k
+        color = colors[k]
+        region = sv.Detections(xyxy=sv.mask_to_xyxy(mask[None]), mask=mask[None], class_id=np.array([k]))
+        scene = sv.MaskAnnotator(color=color, opacity=_OPACITY).annotate(scene, region)
+        scene = sv.PolygonAnnotator(color=color, thickness=thickness).annotate(scene, region)
+        tags += [(point, names[k], color) for point in _name_places(mask)]
+    picture = Image.fromarray(np.ascontiguousarray(scene[:, :, ::-1]))
+    _write_names(picture, tags)
+    return np.array(picture)
+
+
+def draw_picture(image: np.ndarray, label_map: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """The image, :func:`draw_regions` on its right (below it if it is wide), and a legend, at a size for people.
+
+    Args: as :func:`draw_regions`.
+
+    Returns:
+        (h,w,3) uint8 RGB; the longest side of image and regions together is within ``PICTURE_SIZES``.
+    """
+    height, width = label_map.shape
+    across, down = (2, 1) if width <= 2 * height else (1, 2)
+    smallest, largest = (
+        min((side - _GAP * (across - 1)) / (width * across), (side - _GAP * (down - 1)) / (height * down))
+        for side in PICTURE_SIZES
+    )
+    scale = min(max(smallest, 1), largest)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    shares = _shares(label_areas(label_map, len(names)) / label_map.size)
+    colors = colors_of(k for k, _ in shares if k >= 0)  # of the whole map: small regions may vanish when it is reduced
+    image, label_map = resize_labelled(image, label_map, size)
+    pair_size = (size[0] * across + _GAP * (across - 1), size[1] * down + _GAP * (down - 1))
+    legend_width = max(pair_size[0], 320)
+    text_size = min(_text_size(size), _text_size((legend_width, legend_width)))
+    legend = draw_legend(legend_width, shares, names, max(text_size, 14), colors)
+    canvas = np.full((pair_size[1] + legend.shape[0], legend_width, 3), 255, np.uint8)
+    left, top = (legend_width - pair_size[0]) // 2, 0
+    for panel in (image, draw_regions(image, label_map, names, colors)):
+        canvas[top : top + size[1], left : left + size[0]] = panel
+        left, top = (left + size[0] + _GAP, 0) if across == 2 else (left, size[1] + _GAP)
+    canvas[pair_size[1] :] = legend
+    return canvas
+
+
+def draw_legend(
+    width: int,
+    shares: Sequence[tuple[int, float]],
+    names: Sequence[str],
+    text_size: int | None = None,
+    colors: Mapping[int, sv.Color] | None = None,
+) -> np.ndarray:
+    """A swatch, a name and a share for each word found, in as many columns as fit.
+
+    Args:
+        width: pixels.
+        shares: (index into ``names``, share of the area) in the order of their telling; index -1 is "unlabelled".
+        names: K words.
+        text_size: height of letters in pixels; by default it fits an image of this width.
+        colors: of each label; by default those of the labels in ``shares``.
+
+    Returns:
+        (h,width,3) uint8 RGB.
+    """
+    size = text_size or _text_size((width, width))
+    colors = colors_of(k for k, _ in shares if k >= 0) if colors is None else colors
+    shown = [(k, names[k] if k >= 0 else "(unlabelled)", share) for k, share in shares]
+    if len(shown) > _MOST_ENTRIES:
+        rest = shown[_MOST_ENTRIES - 1 :]
+        shown[_MOST_ENTRIES - 1 :] = [(-1, f"({len(rest)} more)", sum(share for *_, share in rest))]
+    line, margin, swatch = round(size * 1.6), round(size * 0.8), size
+    entries = []
+    for k, name, share in shown:
+        percent = f"{share:.1%}" if share >= 0.001 else "<0.1%"
+        font = text_font(name, size)
+        name = shorten_text(name, font, width - 2 * margin - 2 * swatch - font.getlength(f" {percent}"))
+        entries.append((k, name, percent, font, 2 * swatch + font.getlength(f"{name}  {percent}") + margin))
+    columns = max(1, min(len(entries), int((width - margin) // max(entry[-1] for entry in entries))))
+    rows = -(-len(entries) // columns)
+    legend = Image.new("RGB", (width, rows * line + 2 * margin), "white")
+    draw = ImageDraw.Draw(legend)
+    for position, (k, name, percent, font, _) in enumerate(entries):
+        left = margin + (position // rows) * (width - margin) // columns
+        middle = margin + (position % rows) * line + line / 2
+        box = (left, middle - swatch / 2, left + 1.4 * swatch, middle + swatch / 2)
+        if k >= 0:
+            draw.rounded_rectangle(box, radius=swatch * 0.2, fill=colors[k].as_rgb())
+        else:
+            draw.rounded_rectangle(box, radius=swatch * 0.2, outline="#999999")
+        draw.text((left + 1.9 * swatch, middle), name, font=font, fill="#222222", anchor="lm")
+        after = left + 1.9 * swatch + font.getlength(name) + 0.5 * size
+        draw.text((after, middle), percent, font=text_font("", size), fill="#777777", anchor="lm")
+    return np.asarray(legend)
+
+
+def resize_labelled(image: np.ndarray, label_map: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """An (H,W,3) uint8 image and its (H,W) integer labels at (width,height); the same arrays if that is their size."""
+    if size == (label_map.shape[1], label_map.shape[0]):
+        return image, label_map
+    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    return resized, cv2.resize(label_map.astype(np.int32), size, interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def _shares(fractions: np.ndarray) -> list[tuple[int, float]]:
+    """(index, share of the picture) of the words found, the largest first; unlabelled is -1 and comes last."""
+    found = [(int(k), float(fractions[k])) for k in np.argsort(-fractions, kind="stable") if fractions[k] > 0]
+    rest = 1 - sum(share for _, share in found)
+    return found + [(-1, rest)] * (rest > 1e-9)
+
+
+def _name_places(mask: np.ndarray) -> list[tuple[int, int]]:
+    """(x,y) of the most inner point of every connected part of a mask that is large enough to carry a name."""
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    places = []
+    for part in range(1, count):
+        x, y, w, h, area = stats[part].tolist()
+        if area < _SMALLEST_NAMED * mask.size:
+            continue
+        # a frame of zeros, so that the picture's border counts as an edge
+        inside = np.pad((parts[y : y + h, x : x + w] == part).astype(np.uint8), 1)
+        inner = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
+        row, column = np.unravel_index(int(inner.argmax()), inner.shape)
+        places.append((x + int(column) - 1, y + int(row) - 1))
+    return places
+
+
+def _write_names(picture: Image.Image, tags: Sequence[tuple[tuple[int, int], str, sv.Color]]) -> None:
+    """Write each name on a plate of its word's colour; where plates would overlap, the later one is left out."""
+    size = _text_size(picture.size)
+    draw = ImageDraw.Draw(picture)
+    taken: list[tuple[float, float, float, float]] = []
+    for (x, y), name, color in tags:
+        font = text_font(name, size)
+        half_width = draw.textlength(name, font=font) / 2 + size * 0.4
+        half_height = size * 0.75
+        if 2 * half_width > picture.width or 2 * half_height > picture.height:
+            continue
+        x = min(max(x, half_width), picture.width - half_width)
+        y = min(max(y, half_height), picture.height - half_height)
+        box = (x - half_width, y - half_height, x + half_width, y + half_height)
+        if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            continue
+        taken.append(box)
+        draw.rounded_rectangle(box, radius=size * 0.3, fill=color.as_rgb())
+        draw.text((x, y), name, font=font, fill=_ink(color), anchor="mm")
+
+
+def _text_size(size: tuple[int, int]) -> int:
+    """Height of letters in pixels for a picture of (width,height)."""
+    return round(min(max(max(size) / 48, 11), 40))
+
+
+def _ink(color: sv.Color) -> str:
+    """Black or white, whichever is read better on a colour (luma of ITU-R BT.601)."""
+    red, green, blue = color.as_rgb()
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "white"

@@ -1,0 +1,273 @@
+"""The one result type: which pixel is which word, and how to get it out as masks, files or other libraries' types."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import supervision as sv
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ovseg.errors import OvsegError
+from ovseg.io.files import atomic_path, is_dir
+from ovseg.io.images import save_image
+from ovseg.io.leftovers import shorten
+from ovseg.result import drawing as visualize
+from ovseg.result.explanation import Explanation, MaskScores
+from ovseg.vocabulary.reading import fold_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+UNLABELLED = -1
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Segmentation:
+    """One image segmented into K words.
+
+    Attributes:
+        label_map: (H,W) int32; index of the word, or ``UNLABELLED`` (-1) where no word was found.
+        names: K words.
+        scores: (K,) float32; mean of the winning score over the word's pixels, 0 for a word that was not found. What
+            a score measures depends on the model (class score times mask probability): compare, do not calibrate.
+        image: (H,W,3) uint8 RGB, the picture as segmented.
+        source: the file it came from, or None.
+        mask_scores: what :meth:`explain` needs, where it was asked for.
+        background: words that competed for pixels, and whose pixels are unlabelled.
+    """
+
+    label_map: np.ndarray
+    names: tuple[str, ...]
+    scores: np.ndarray
+    image: np.ndarray
+    source: str | None = None
+    mask_scores: MaskScores | None = None
+    background: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.label_map.shape != self.image.shape[:2]:
+            raise ValueError(f"label map {self.label_map.shape} and image {self.image.shape} differ in size")
+        if len(self.scores) != len(self.names):
+            raise ValueError(f"{len(self.names)} names but {len(self.scores)} scores")
+
+    def __repr__(self) -> str:
+        height, width = self.label_map.shape
+        shares = ", ".join(f"{self.names[k]} {self.fractions[k]:.1%}" for k in self.found[:10])
+        return f"Segmentation({width}x{height} pixels, {len(self.names)} words: {shares or 'none found'})"
+
+    @classmethod
+    def from_maps(
+        cls,
+        label_map: np.ndarray,
+        score_map: np.ndarray,
+        names: Sequence[str],
+        image: np.ndarray,
+        source: str | None = None,
+        mask_scores: MaskScores | None = None,
+        background: Sequence[str] = (),
+    ) -> Segmentation:
+        """From a model's output: unpainted pixels, and labels beyond ``names``, become unlabelled.
+
+        Args:
+            label_map: (H,W) integers >= 0.
+            score_map: (H,W) float, the winning score; exactly 0 where nothing was painted.
+            names: K words. Labels >= K are unlabelled: the model's own "others" when one word was asked.
+            image: (H,W,3) uint8 RGB.
+            source: file name.
+            mask_scores, background: see the class.
+
+        Raises:
+            OvsegError: a score is NaN or infinite.
+        """
+        if not np.isfinite(score_map).all():
+            raise OvsegError(
+                f"the scores of {source or 'the image'} are not all numbers (NaN or infinite): the weights are "
+                "damaged, or MODEL.CLIP_ADAPTER.PRECISION has too small a range (choose fp32 or bf16)"
+            )
+        labels = np.where((score_map == 0) | (label_map >= len(names)), np.int32(UNLABELLED), label_map)
+        labels = labels.astype(np.int32, copy=False)
+        sums = np.zeros(len(names))
+        for row, row_scores in zip(labels, score_map, strict=True):  # row by row: bincount copies to 16 bytes a pixel
+            shown = row >= 0
+            sums += np.bincount(row[shown], weights=row_scores[shown], minlength=len(names))
+        counts = visualize.label_areas(labels, len(names))
+        scores = (sums / np.maximum(counts, 1)).astype(np.float32)
+        return cls(labels, tuple(names), scores, image, source, mask_scores, tuple(background))
+
+    @cached_property
+    def areas(self) -> np.ndarray:
+        """(K,) int64: pixels of each word."""
+        return visualize.label_areas(self.label_map, len(self.names))
+
+    @property
+    def fractions(self) -> np.ndarray:
+        """(K,) float64: share of the picture, 0..1."""
+        return self.areas / self.label_map.size
+
+    @property
+    def found(self) -> tuple[int, ...]:
+        """Indices of the words that have a pixel, the largest first."""
+        order = np.argsort(-self.areas, kind="stable")
+        return tuple(int(k) for k in order if self.areas[k] > 0)
+
+    def index(self, word: str) -> int:
+        """Index of a word; letter case does not count.
+
+        Raises:
+            OvsegError: the word was not asked for; the message names the nearest one.
+        """
+        if (folded := fold_text(word)) in (known := [fold_text(name) for name in self.names]):
+            return known.index(folded)
+        near = difflib.get_close_matches(word, self.names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(map(repr, self.names[:20]))}"
+        raise OvsegError(f"this segmentation was not asked for {word!r}: {hint}")
+
+    def mask(self, word: str) -> np.ndarray:
+        """(H,W) bool: pixels of one word, by name; all False if it was not found. Raises as :meth:`index`."""
+        return self.label_map == self.index(word)
+
+    @property
+    def masks(self) -> Mapping[str, np.ndarray]:
+        """Word -> (H,W) bool, for the words found, the largest first."""
+        return {self.names[k]: self.label_map == k for k in self.found}
+
+    def explain(self, top_k: int = 3) -> Explanation:
+        """What each classifier thought of each mask: its ``top_k`` best words with their scores; prints as a table.
+
+        Raises:
+            OvsegError: the segmenter was not asked for it.
+        """
+        if self.mask_scores is None:
+            raise OvsegError(
+                "this segmentation was made without explanations: call segmenter(image, words, explain=True), or "
+                "demo.py with --explain"
+            )
+        if top_k < 1:
+            raise OvsegError(f"top_k must be at least 1, not {top_k}")
+        return Explanation.of(self.mask_scores, *self.label_map.shape, top_k)
+
+    def overlay(self, image: np.ndarray | None = None, colors: Mapping[int, sv.Color] | None = None) -> np.ndarray:
+        """The picture with its regions coloured and named, at full size.
+
+        Args:
+            image: (H,W,3) uint8 RGB to draw on; None for the one that was segmented.
+            colors: of each word found, by its index, for series of images (:func:`ovseg.result.colors.colors_of`).
+
+        Returns:
+            (H,W,3) uint8 RGB, new.
+        """
+        return visualize.draw_regions(self.image if image is None else image, self.label_map, self.names, colors)
+
+    def to_detections(self) -> sv.Detections:
+        """One detection per word found, the largest first: mask, box, ``class_id``, score, ``class_name``."""
+        found = list(self.found)
+        masks = np.zeros((len(found), *self.label_map.shape), bool)
+        for mask, k in zip(masks, found, strict=True):
+            mask[:] = self.label_map == k
+        return sv.Detections(
+            xyxy=sv.mask_to_xyxy(masks).astype(np.float32),
+            mask=masks,
+            confidence=self.scores[found],
+            class_id=np.array(found, int),
+            data={"class_name": np.array([self.names[k] for k in found], str)},
+        )
+
+    def to_coco_rle(self) -> list[dict]:
+        """COCO results, one per word found, the largest first.
+
+        Each has ``category_id`` (index of the word), ``category_name``, ``segmentation`` (``size`` [H,W] and
+        ``counts``, COCO's compressed run lengths as str), ``bbox`` [x,y,width,height] and ``area`` in pixels,
+        ``score``.
+        """
+        results = []
+        for k in self.found:
+            rle = coco_mask.encode(np.asfortranarray(self.label_map == k, dtype=np.uint8))
+            results.append(
+                {
+                    "category_id": k,
+                    "category_name": self.names[k],
+                    "segmentation": {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")},
+                    "bbox": [float(v) for v in coco_mask.toBbox(rle)],
+                    "area": int(self.areas[k]),
+                    "score": float(self.scores[k]),
+                }
+            )
+        return results
+
+    def to_json(self) -> dict:
+        """Everything but the pixels' colours, ready for ``json.dump``; ``segments`` is :meth:`to_coco_rle`.
+
+        ``explanation`` is there where it was asked for: see :meth:`ovseg.result.explanation.Explanation.to_json`.
+        """
+        height, width = self.label_map.shape
+        return {
+            "image": self.source,
+            "height": height,
+            "width": width,
+            "names": list(self.names),
+            "background": list(self.background),
+            "segments": [s | {"fraction": s["area"] / self.label_map.size} for s in self.to_coco_rle()],
+            "unlabelled_fraction": float(1 - self.fractions.sum()),
+            **({} if self.mask_scores is None else {"explanation": self.explain().to_json()}),
+        }
+
+    def picture(self) -> np.ndarray:
+        """(h,w,3) uint8 RGB: the image, its overlay, and a legend below, scaled to a size for people to look at."""
+        return visualize.draw_picture(self.image, self.label_map, self.names)
+
+    def save(self, where: str | Path) -> tuple[Path, Path, Path]:
+        """Write three files, each whole or not at all; existing ones are replaced.
+
+        * ``PREFIX.png`` (or ``.jpg``, ``.webp``): :meth:`picture`
+        * ``PREFIX_labels.png``: indices of the words as grey values; 8 bit, unlabelled 255; 16 bit, unlabelled 65535
+          when there are more than 255 words
+        * ``PREFIX.json``: :meth:`to_json`; written last, so where it is, the others are
+
+        Args:
+            where: the picture's file; or PREFIX alone; or a folder (existing, or with a slash at its end), in which the
+                files are named after the image.
+
+        Returns:
+            The three paths.
+
+        Raises:
+            OvsegError: the folder cannot be written, the disk is full, more than 65535 words.
+        """
+        picture_file, labels_file, json_file = output_files(self._picture_file(where))
+        if len(self.names) > 65535:
+            raise OvsegError(f"a label map PNG holds at most 65535 words, and there are {len(self.names)}")
+        bits, blank = (np.uint8, 255) if len(self.names) <= 255 else (np.uint16, 65535)
+        labels = np.where(self.label_map < 0, blank, self.label_map).astype(bits)
+        _save_image(self.picture(), picture_file)
+        _save_image(labels, labels_file)
+        with atomic_path(json_file) as temporary:
+            text = json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n"
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are not text
+        return picture_file, labels_file, json_file
+
+    def _picture_file(self, where: str | Path) -> Path:
+        path = Path(where)
+        if is_dir(path) or str(where).endswith(("/", "\\")):
+            stem = shorten(Path(self.source).stem, len("_labels.png")) if self.source else "segmentation"
+            return path / f"{stem}.png"
+        return path if path.suffix.lower() in PICTURE_SUFFIXES else path.with_name(path.name + ".png")
+
+
+def output_files(picture: Path) -> tuple[Path, Path, Path]:
+    """The files that :meth:`Segmentation.save` writes when the picture has this name: picture, label map, JSON."""
+    return picture, picture.with_name(f"{picture.stem}_labels.png"), picture.with_name(f"{picture.stem}.json")
+
+
+def _save_image(array: np.ndarray, path: Path) -> None:
+    options = {"compress_level": 4} if path.suffix.lower() == ".png" else {"quality": 92}
+    with atomic_path(path) as temporary:
+        save_image(Image.fromarray(array), temporary, **options)

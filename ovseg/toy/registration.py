@@ -1,0 +1,108 @@
+"""The toy data sets: scenes drawn at first access, kept in the user's cache, registered with Detectron2."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from iopath.common.file_io import file_lock
+
+from ovseg.errors import OvsegError
+from ovseg.io.cpus import usable_cpus
+from ovseg.io.files import cache_dir
+from ovseg.io.progress import progress_bar
+from ovseg.toy.classes import BASE_CLASSES, CLASS_NAMES, IGNORE_LABEL
+from ovseg.toy.records import read_record, record_path, write_scene
+
+logger = logging.getLogger(__name__)
+
+# (first seed, number of scenes); the seeds of splits never meet. Settings are chosen on tune, results told of val.
+SPLITS: dict[str, tuple[int, int]] = {"train": (0, 2000), "tune": (500_000, 100), "val": (1_000_000, 200)}
+_GENERATOR = ("captions", "ground", "scene", "shapes", "textures", "things", "words", "records")
+
+
+@cache
+def generator_version() -> str:
+    """Fingerprint of the code that draws scenes, so that changed code never reads scenes of the old one."""
+    digest = hashlib.sha256()
+    for name in _GENERATOR:
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes().replace(b"\r\n", b"\n"))
+    return digest.hexdigest()[:12]
+
+
+def render_split(split: str, root: str | Path | None = None, num_scenes: int | None = None) -> list[dict[str, Any]]:
+    """Draw what is missing of a split and list it.
+
+    Several processes may ask at once: one draws, the others wait. A process that was killed leaves whole
+    scenes behind and the next one goes on from there.
+
+    Args:
+        split: "train" (novel classes carry the ignore label), or "tune" or "val" (every class is labelled).
+        root: folder to keep the scenes in; by default ``<user cache>/toy/<version of the generator>``.
+        num_scenes: only the first so many; by default all of them.
+
+    Returns:
+        Detectron2 dataset dicts with ``file_name``, ``sem_seg_file_name`` (8 bit PNG), ``instance_file_name``
+        (16 bit PNG, 0 for ground and unlabelled things), ``things`` (one dict of ``id`` and ``category_id``
+        for each labelled thing), ``height``, ``width``, ``image_id`` (the seed) and ``captions``.
+
+    Raises:
+        OvsegError: an unknown split, or the cache cannot be written.
+    """
+    if split not in SPLITS:
+        raise OvsegError(f'there is no toy split "{split}": choose one of {", ".join(SPLITS)}')
+    folder = (Path(root) if root is not None else cache_dir() / "toy" / generator_version()) / split
+    first, total = SPLITS[split]
+    seeds = range(first, first + min(total, num_scenes or total))
+    labelled = _labelled(split)
+    try:
+        if _missing(folder, seeds):  # a complete cache may be read-only
+            folder.mkdir(parents=True, exist_ok=True)
+            with file_lock(str(folder)):
+                _render_many(partial(write_scene, folder, labelled=labelled), _missing(folder, seeds))
+    except OSError as error:
+        raise OvsegError(
+            f"cannot keep the toy scenes in {folder} ({error.strerror}): set OVSEG_CACHE to a folder that you can write"
+        ) from error
+    return [read_record(folder, seed) for seed in seeds]
+
+
+def _labelled(split: str) -> tuple[str, ...]:
+    return BASE_CLASSES if split == "train" else CLASS_NAMES
+
+
+def _missing(folder: Path, seeds: Sequence[int]) -> list[int]:
+    return [seed for seed in seeds if not record_path(folder, seed).is_file()]
+
+
+def _render_many(write: Callable[[int], None], seeds: list[int]) -> None:
+    if not seeds:
+        return
+    logger.info("drawing %d toy scenes (once; they are kept in the cache)", len(seeds))
+    with progress_bar(transient=True) as progress, ThreadPoolExecutor(min(8, usable_cpus())) as pool:
+        task = progress.add_task("drawing toy scenes", total=len(seeds))
+        for _ in pool.map(write, seeds):
+            progress.advance(task)
+
+
+def register_toy() -> None:
+    """Register ``toy_sem_seg_train`` (base words), ``_tune`` and ``_val`` (base and novel); draws nothing."""
+    for split in SPLITS:
+        name = f"toy_sem_seg_{split}"
+        if name in DatasetCatalog.list():
+            continue
+        DatasetCatalog.register(name, partial(render_split, split))
+        metadata = MetadataCatalog.get(name).set(
+            stuff_classes=list(_labelled(split)),
+            ignore_label=IGNORE_LABEL,
+            evaluator_type="sem_seg",
+        )
+        if split != "train":
+            base = len(BASE_CLASSES)
+            metadata.set(evaluation_set={"base": list(range(base)), "novel": list(range(base, len(CLASS_NAMES)))})

@@ -1,1 +1,0 @@
-"""Weight files read without trust: nothing that a file chooses is called, and sizes are checked before memory is."""
