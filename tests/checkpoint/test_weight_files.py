@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ovseg.weight_files import pickles
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim import lr_scheduler
 
+from ovseg.checkpoint import pickles
 from ovseg.checkpoint.loading import _fitting_configuration, load_weights, save_safetensors
 from ovseg.checkpoint.state_dicts import bare_clip_names, is_plain_pickle, read_checkpoint, read_state_dict
 from ovseg.errors import OvsegError
