@@ -53,6 +53,12 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": ["res3", "res4", "res5"],  # what it encodes
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 8,
+    # --- free combinations, for MODEL.META_ARCHITECTURE ProposeAndName; OVSeg, SCAN and Mask2Former fix theirs --------
+    "MODEL.PROPOSER.NAME": "MaskFormer",  # MaskFormer, Mask2Former, GroundTruth or MaskFiles
+    "MODEL.PROPOSER.MASKS": "",  # of MaskFiles: a COCO RLE JSON file, or a folder of PNG label maps
+    "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],  # one or two of these and ContextCrops
+    "MODEL.FUSION.NAME": "",  # SingleNamer, GeometricMean or ObjectNormalizedMean; "" = what suits the number of namers
+    "MODEL.RENDERING": "",  # mask_sum or class_winner; "" = MODEL.MASK_FORMER.TEST.PAINTING
     # --- proposals: transformer, losses, painting ----------------------------------------------------------
     "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,  # losses after every decoder layer
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,  # class weight of "no object" in the cross entropy

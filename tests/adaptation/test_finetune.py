@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ovseg.clip.mask_prompt import encode_masked_image
+from ovseg.clip.regions import crop_regions, mask_boxes
 from safetensors import SafetensorError
 
 from ovseg.adaptation import context as context_module
@@ -26,10 +28,8 @@ from ovseg.adaptation.recipe import SHIFT, Recipe, read_recipe
 from ovseg.adaptation.run_folder import RunFolder
 from ovseg.adaptation.tuned_clip import build_optimizer, learning_rate, load_for_tuning
 from ovseg.checkpoint.state_dicts import read_state_dict
-from ovseg.clip.mask_prompt import encode_masked_image
 from ovseg.clip.model import CONFIG, find_clip
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
-from ovseg.clip.regions import crop_regions, mask_boxes
 from ovseg.engine.launch import World, launch
 from ovseg.errors import OvsegError
 from tests.adaptation import tiny

@@ -30,8 +30,8 @@ from ovseg.checkpoint.loading import _fitting_configuration, load_weights, save_
 from ovseg.checkpoint.state_dicts import bare_clip_names, is_plain_pickle, read_checkpoint, read_state_dict
 from ovseg.errors import OvsegError
 from tests import pickle_crafting
-from tests.scripts import load_script
 from tests.checkpoint.test_loading import Code, Model, equal
+from tests.scripts import load_script
 
 TENSORS = {
     "float": torch.arange(12.0).view(3, 4),

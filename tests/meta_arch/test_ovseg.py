@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+from ovseg.meta_arch.words import requested_words
 from torch.nn import functional as F
 
 from ovseg.errors import OvsegError
 from ovseg.meta_arch.pixel_scores import class_winner_weights, paint_labels, paint_scores
-from ovseg.meta_arch.words import requested_words
 from tests.parity.fixture import REDUCED, Parity
 
 WEIGHT = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"

@@ -9,12 +9,12 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
+from ovseg.meta_arch.naming import normalise_over_classes
 
 from ovseg.checkpoint import load_weights
 from ovseg.config import load_cfg
 from ovseg.engine.solver import build_optimizer
 from ovseg.errors import OvsegError
-from ovseg.meta_arch.naming import normalise_over_classes
 from ovseg.segmenter import Segmenter
 from tests.tiny_model import CLIP, make_tiny_scan
 

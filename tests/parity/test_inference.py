@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn import functional as F
-
 from ovseg.clip.mask_prompt import encode_masked_image
 from ovseg.clip.regions import mask_boxes
+from torch.nn import functional as F
 
 ENSEMBLE = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE"
 WEIGHT = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"

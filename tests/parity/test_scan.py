@@ -11,14 +11,14 @@ import random
 import pytest
 import torch
 from detectron2.structures import Instances
+from ovseg.clip.contextual_shift import draw, draw_patches, encode_shifted, shifted_blocks
+from ovseg.clip.regions import crop_masks
+from ovseg.clip.whole_image import WholeImages, look_at_whole, squash
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovseg.clip.adapter import unit
-from ovseg.clip.contextual_shift import draw, draw_patches, encode_shifted, shifted_blocks
-from ovseg.clip.regions import crop_masks
 from ovseg.clip.vit import foreground_patches
-from ovseg.clip.whole_image import WholeImages, look_at_whole, squash
 from ovseg.engine.solver import build_optimizer
 from ovseg.meta_arch.pixel_scores import paint_scores
 

@@ -1,14 +1,160 @@
-"""From masks to the crops that CLIP sees (OVSeg, arXiv 2210.04150, section 3.1; specification, section 3)."""
+"""``MaskedCrops``: CLIP names each mask by the crop that it cuts out of the image.
+
+OVSeg, arXiv 2210.04150, section 3.1; specification, section 3.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovseg.clip.adapter import ClipAdapter
+from ovseg.errors import OvsegError
+from ovseg.naming.scores import NAMERS, Scores, best_synonym
+from ovseg.proposals.views import Masks, Part, Views
+from ovseg.vocabulary import Vocabulary
+
 BICUBIC_A = -0.75  # PyTorch's bicubic kernel
+CROPS_AT_A_TIME = {"cpu": 8, "cuda": 32}
+
+
+@NAMERS.register()
+class MaskedCrops(Part):
+    """CLIP on the crop of each mask, its background filled with one colour or replaced by mask prompts.
+
+    The crops of all images of a batch go through CLIP as one stream.
+
+    Args:
+        clip_adapter: CLIP.
+        mask_fill: "mean" or "zero", the colour behind the masks.
+        mask_expand_ratio: factor on the sides of the masks' boxes.
+        mask_threshold: probability above which a pixel belongs to a mask. Masks without such a pixel are not seen.
+        mask_matting: cut with the soft mask.
+        mask_crops: False shows the mask's box with its background, and nothing is left for prompts to replace.
+        mask_prompts: replace fully masked patches by the prompts of CLIP's image tower.
+        crops_at_a_time: crops that CLIP encodes at a time; 0 for :data:`CROPS_AT_A_TIME`.
+    """
+
+    explains: ClassVar[str] = "clip"
+
+    def __init__(
+        self,
+        clip_adapter: ClipAdapter,
+        *,
+        mask_fill: str = "mean",
+        mask_expand_ratio: float = 1.0,
+        mask_threshold: float = 0.4,
+        mask_matting: bool = False,
+        mask_crops: bool = True,
+        mask_prompts: bool = False,
+        crops_at_a_time: int = 0,
+    ):
+        super().__init__()
+        self.clip_adapter = clip_adapter
+        self.mask_fill = mask_fill
+        self.mask_expand_ratio = mask_expand_ratio
+        self.mask_threshold = mask_threshold
+        self.mask_matting = mask_matting
+        self.mask_crops = mask_crops
+        self.mask_prompts = mask_prompts
+        self.crops_at_a_time = crops_at_a_time
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, clip_adapter: ClipAdapter) -> MaskedCrops:
+        return cls(clip_adapter, **cls.arguments(cfg))
+
+    @staticmethod
+    def arguments(cfg: CfgNode) -> dict[str, Any]:
+        """Return the arguments that the configuration holds."""
+        adapter = cfg.MODEL.CLIP_ADAPTER
+        if adapter.MASK_PROMPT_FWD and adapter.MASK_PROMPT_DEPTH <= 0:
+            raise OvsegError(
+                "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD is True but MASK_PROMPT_DEPTH is 0: there are no prompts to use; "
+                "set the depth of the checkpoint (3 in the published ones) or MASK_PROMPT_FWD to False"
+            )
+        return {
+            "mask_fill": adapter.MASK_FILL,
+            "mask_expand_ratio": adapter.MASK_EXPAND_RATIO,
+            "mask_threshold": adapter.MASK_THR,
+            "mask_matting": adapter.MASK_MATTING,
+            "mask_crops": adapter.MASK_CROPS,
+            "mask_prompts": adapter.MASK_PROMPT_FWD,
+            "crops_at_a_time": adapter.REGION_CHUNK_SIZE,
+        }
+
+    def forward(self, views: Views, masks: Sequence[Masks], words: Sequence[Vocabulary | None]) -> list[Scores | None]:
+        """Return the scores of each image, see :mod:`ovseg.naming.scores`."""
+        asked = [index for index, vocabulary in enumerate(words) if vocabulary is not None]
+        seen = {index: has_pixel(masks[index].probabilities, self.mask_threshold) for index in asked}
+        shown = [(index, masks[index].probabilities[seen[index]]) for index in asked]
+        scores: list[Scores | None] = [None] * len(words)
+        for index, features in zip(asked, self.features(views, shown), strict=True):
+            vocabulary = words[index]
+            text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
+            logits = best_synonym(self.clip_adapter.similarity(features, text), vocabulary)
+            scores[index] = Scores(logits[:, :-1].softmax(-1), seen[index])
+        return scores
+
+    def features(self, views: Views, masks: Iterable[tuple[int, Tensor]]) -> list[Tensor]:
+        """Encode the crops of masks.
+
+        Args:
+            views: the images.
+            masks: an image's index and probabilities (V, H, W) of masks of it that have a pixel each.
+
+        Returns:
+            For each image CLIP's features, float32 (V, D), not normalised.
+        """
+        counts: list[int] = []
+
+        def pieces() -> Iterator[tuple[Tensor, ...]]:
+            for index, probabilities in masks:
+                counts.append(len(probabilities))
+                if counts[-1]:
+                    yield from self.inputs(views, index, probabilities)
+
+        encoded = [self.encode(*rows) for rows in regroup(pieces(), self.chunk_size)]
+        clip = self.clip_adapter
+        return list((torch.cat(encoded) if encoded else clip.pixel_mean.new_zeros(0, clip.embed_dim)).split(counts))
+
+    def inputs(self, views: Views, index: int, probabilities: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the arguments of :meth:`encode` for masks (V, H, W) of an image, a few masks at a time.
+
+        Here these are crops (v, 3, S, S), normalised, and their masks (v, 1, S, S); S is CLIP's input resolution.
+        """
+        image, clip = views.images[index].float(), self.clip_adapter
+        mean, std = clip.pixel_mean[0], clip.pixel_std[0]
+        fill = mean if self.mask_fill == "mean" else torch.zeros_like(mean)
+        for masks, boxes in self.cuts(probabilities):
+            yield crop_regions(image, masks, boxes, clip.image_size, mean, std, fill, clip.preprocessing.interpolation)
+
+    def encode(self, crops: Tensor, masks: Tensor) -> Tensor:
+        """Return CLIP's features of crops, float32 (v, D), not normalised."""
+        return self.clip_adapter.encode_crops(crops, masks if self.mask_prompts else None)
+
+    def cuts(self, probabilities: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the maps that crops are cut with, float (v, H, W), and their boxes, int64 (v, 4), a few at a time."""
+        for chunk in probabilities.split(self.chunk_size) if len(probabilities) else ():
+            binary = chunk > self.mask_threshold
+            boxes = expand_boxes(mask_boxes(binary), self.mask_expand_ratio, *binary.shape[1:])
+            masks = chunk if self.mask_matting else binary.float()
+            yield masks if self.mask_crops else torch.ones_like(masks), boxes
+
+    @property
+    def chunk_size(self) -> int:
+        """Crops that CLIP encodes at a time."""
+        device = self.clip_adapter.pixel_mean.device.type
+        return self.crops_at_a_time or CROPS_AT_A_TIME.get(device, CROPS_AT_A_TIME["cuda"])
+
+
+def has_pixel(probabilities: Tensor, threshold: float) -> Tensor:
+    """Return which masks (Q, H, W) have a pixel above the threshold, bool (Q,)."""
+    return probabilities.flatten(1).amax(1) > threshold
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
