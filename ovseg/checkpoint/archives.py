@@ -21,10 +21,14 @@ _MOST_MODULES, _LONGEST_NAME = 100_000, 1000
 _CHUNK = 1 << 22
 
 
-def read_archive(file: BinaryIO, size: int) -> Any:
-    """The content of a zip archive of ``torch.save``, or the tensors of a TorchScript one by their names.
+def read_archive(file: BinaryIO, size: int, data: bool = True) -> Any:
+    """Return the content of a zip archive of ``torch.save``, or the tensors of a TorchScript one by their names.
 
     The code in a TorchScript archive is not looked at.
+
+    Args:
+        size: of the file, in bytes.
+        data: read the tensors' data. Without them, tensors are on the meta device.
 
     Raises:
         Damaged, NeedsCode: see :func:`ovseg.checkpoint.pickles.read_pickle`.
@@ -34,12 +38,12 @@ def read_archive(file: BinaryIO, size: int) -> Any:
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise Damaged(f"no whole zip archive: {error}") from error
     with archive:
-        return _Archive(archive, file, size).read()
+        return _Archive(archive, file, size, data).read()
 
 
 class _Archive:
-    def __init__(self, archive: zipfile.ZipFile, file: BinaryIO, size: int):
-        self.archive, self.file = archive, file
+    def __init__(self, archive: zipfile.ZipFile, file: BinaryIO, size: int, data: bool):
+        self.archive, self.file, self.data = archive, file, data
         members = archive.infolist()
         roots = [info.filename.removesuffix("data.pkl") for info in members if info.filename.endswith("/data.pkl")]
         if len(roots) != 1:
@@ -63,11 +67,14 @@ class _Archive:
     def _storage(self, identifier: Any) -> Tensor:
         _, kind, key, _, count = _checked(identifier, 5)
         if key not in self.storages:
-            self.storages[key] = self._record(f"data/{key}")
+            self.storages[key] = self._record(f"data/{key}") if self.data else self._unread(f"data/{key}")
         data = self.storages[key].view(kind.dtype)
         if len(data) != count:
             raise Damaged("a storage is not as large as is said")
         return data
+
+    def _unread(self, name: str) -> Tensor:
+        return torch.empty(self.members[self.root + name].file_size, dtype=torch.uint8, device="meta")
 
     def _record(self, name: str) -> Tensor:
         """Bytes of a member, uint8, checked against its checksum."""

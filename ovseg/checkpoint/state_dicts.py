@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,6 +44,18 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         OvsegError: missing, empty, damaged or not a weight file; or it needs code to be run on loading.
     """
     return tensors_of(read_checkpoint(path), path)
+
+
+def tensor_names(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a weight file's tensors by their names, which are those of :func:`read_state_dict`.
+
+    The data of safetensors and of zip archives (``torch.save``, TorchScript) are not read, nor compared with their
+    checksums; other files are read whole.
+
+    Raises:
+        OvsegError: as :func:`read_state_dict`.
+    """
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(read_checkpoint(path, data=False), path).items()}
 
 
 def tensors_of(content: Any, path: str | Path) -> dict[str, Tensor]:
@@ -123,8 +136,11 @@ def read_settings(path: str | Path, content: Mapping[str, Any]) -> dict[str, Any
     return dict(settings) if isinstance(settings, Mapping) else {}
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, data: bool = True) -> dict[str, Any]:
     """Read a whole checkpoint, on the CPU: like :func:`read_state_dict`, with the optimizer's state and so on.
+
+    Args:
+        data: read the tensors' data. Without them, tensors are on the meta device where the format permits it.
 
     Raises:
         OvsegError: as :func:`read_state_dict`.
@@ -148,9 +164,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         if _is_safetensors(path, head):
             with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                read = file.get_tensor if data else partial(_meta_tensor, file)
+                return {name: read(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        reader, size = _reader(head), path.stat().st_size
+        if reader is read_archive:
+            reader = partial(read_archive, data=data)
         with path.open("rb") as file:
-            return _as_dict(_reader(head)(file, path.stat().st_size), path)
+            return _as_dict(reader(file, size), path)
     except OvsegError:
         raise
     except NeedsCode as error:
@@ -170,6 +190,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise OvsegError(
             f"{path} is truncated or damaged, or no weight file ({reason}): download or save it again"
         ) from error
+
+
+def _meta_tensor(file: safe_open, name: str) -> Tensor:
+    return torch.empty(file.get_slice(name).get_shape(), device="meta")
 
 
 def is_plain_pickle(path: Path) -> bool:

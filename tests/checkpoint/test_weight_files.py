@@ -73,7 +73,7 @@ def test_torch_files_are_read_as_torch_reads_them(tmp_path, new):
     assert ours["optimizer"] == theirs["optimizer"]
 
 
-def _saved(content, kind):
+def saved(content, kind):
     """``content`` as ``torch.save`` writes it, as an archive (zipped anew with compression), in the old format."""
     file, packed = io.BytesIO(), io.BytesIO()
     torch.save(content, file, _use_new_zipfile_serialization=kind != "legacy")
@@ -141,7 +141,7 @@ def _same(ours, theirs):
 @pytest.mark.parametrize("kind", ["archive", "compressed", "legacy"])
 @pytest.mark.parametrize("content", CONTENTS)
 def test_what_training_programs_save(tmp_path, content, kind):
-    (tmp_path / "a.pth").write_bytes(_saved(CONTENTS[content](), kind))
+    (tmp_path / "a.pth").write_bytes(saved(CONTENTS[content](), kind))
     assert _same(read_checkpoint(tmp_path / "a.pth"), torch.load(tmp_path / "a.pth", weights_only=True))
 
 
@@ -160,7 +160,7 @@ def test_what_training_programs_save(tmp_path, content, kind):
 )
 @pytest.mark.parametrize("kind", ["archive", "legacy"])
 def test_what_needs_code_is_not_called_damaged(tmp_path, value, name, kind):
-    (tmp_path / "a.pth").write_bytes(_saved({"model": {"w": torch.ones(1)}, "more": value}, kind))
+    (tmp_path / "a.pth").write_bytes(saved({"model": {"w": torch.ones(1)}, "more": value}, kind))
     with pytest.raises(OvsegError, match=rf"asks for {name}.* --trust"):
         read_checkpoint(tmp_path / "a.pth")
 
