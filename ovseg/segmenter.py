@@ -6,24 +6,21 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import nn
 
-from ovseg.checkpoint import load_weights
+from ovseg.checkpoint import load_model
 from ovseg.config import load_cfg
 from ovseg.data.augmentation import resize_transform
 from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import augmented_model
 from ovseg.io.devices import configured_device, find_device
 from ovseg.io.image_input import ImageLike, as_rgb
-from ovseg.meta_arch.segmenter_base import ProposalNamer
 from ovseg.result.explanation import MaskScores
 from ovseg.result.segmentation import Segmentation
 from ovseg.vocabulary import Vocabulary
@@ -104,20 +101,17 @@ class Segmenter:
                 f"the weight file {weights} does not exist: give a trained OVSeg checkpoint "
                 "(--opts MODEL.WEIGHTS FILE, or weights=... in Python)"
             )
-        architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)  # functions make variants of our classes
-        if isinstance(architecture, type) and not issubclass(architecture, ProposalNamer):
-            raise OvsegError(
-                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has classes of its own and takes no "
-                "words: give a configuration of OVSeg or SCAN, or evaluate it with train_net.py --eval-only"
-            )
         cfg.MODEL.WEIGHTS = weights
         cfg.MODEL.DEVICE = str(
             configured_device(cfg.MODEL.DEVICE) if device is None else find_device(str(device), "--device")
         )
         cfg.freeze()
-        model = build_model(cfg).eval()
-        load_weights(model, weights, complete=True)
-        model.clip_adapter.ensure_weights()
+        model = load_model(cfg, complete=True).eval()
+        if getattr(model, "closed_vocabulary", None) is not None:
+            raise OvsegError(
+                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has classes of its own and takes no "
+                "words: give a configuration of OVSeg or SCAN, or evaluate it with train_net.py --eval-only"
+            )
         viewed = augmented_model(cfg, model, LARGEST_SUM)
         if cfg.TEST.DENSE_CRF:
             logger.warning("TEST.DENSE_CRF has an effect on evaluation only: this segmentation is not refined")
@@ -144,8 +138,7 @@ class Segmenter:
             OvsegError: bad words, or one too long for CLIP.
         """
         vocabulary = Vocabulary.of(words)
-        texts = tuple(dict.fromkeys(chain.from_iterable(vocabulary.synonyms)))
-        self.model.clip_adapter.text_matrix(texts, vocabulary.templates)
+        self.model.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
         return vocabulary
 
     @torch.inference_mode()
@@ -191,8 +184,7 @@ class Segmenter:
             "image": self._model_input(pixels),
             "height": max(1, int(height * shrink)),
             "width": max(1, int(width * shrink)),
-            "class_names": vocabulary.class_names,
-            "templates": vocabulary.templates,
+            "class_names": vocabulary,
             "outputs": ("label_map", "explanations") if explain else ("label_map",),
         }
         with _explain_memory(source or "the image"):
@@ -233,7 +225,6 @@ class Segmenter:
             "image": self._model_input(pixels),
             "height": pixels.shape[0],
             "width": pixels.shape[1],
-            "class_names": ("thing",),  # the model wants a word, masks do not depend on it
             "outputs": ("soft_proposals",),
         }
         with _explain_memory(source or "the image"):

@@ -49,7 +49,7 @@ from ovseg.evaluation.confusion import label_runs
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.io.files import atomic_path
 from ovseg.io.progress import progress_bar
-from ovseg.meta_arch.pixel_scores import paint_labels
+from ovseg.meta_arch.pixel_scores import render_labels
 
 HEIGHT, WIDTH = 512, 683  # pixels; ADE20K's most frequent size
 DISTINCT = 300  # annotations that differ; the others are copies of their bytes
@@ -210,7 +210,7 @@ def time_painting(classes: int, chunk: int) -> Figures:
     torch.manual_seed(0)
     weights, maps = torch.rand(100, classes), torch.rand(100, HEIGHT // 4, WIDTH // 4)
     begin = time.process_time()
-    paint_labels(weights, maps, (HEIGHT, WIDTH), chunk)
+    render_labels(weights, maps, (HEIGHT, WIDTH), chunk)
     return {"CPU seconds": time.process_time() - begin}
 
 

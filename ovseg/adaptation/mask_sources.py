@@ -47,7 +47,7 @@ class SegmenterMasks:
 
     def __init__(self, segmenter: Any):
         self.segmenter = segmenter
-        self.threshold = segmenter.model.clip_adapter.mask_threshold
+        self.threshold = segmenter.model.mask_threshold
 
     def __call__(self, item: CaptionedImage, pixels: np.ndarray) -> Masks:
         values = self.segmenter.propose(pixels)

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from ovseg.adaptation.context import ContextualShift
 from ovseg.adaptation.recipe import SHIFT, Recipe
 from ovseg.checkpoint.state_dicts import CLIP_MARK, bare_clip_names, read_state_dict
-from ovseg.clip.mask_prompt import add_mask_prompts, encode_masked_image
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
-from ovseg.clip.vit import is_plain_vit
+from ovseg.clip.vit import add_mask_prompts, encode_masked_image, is_plain_vit
 from ovseg.errors import OvsegError
 
 logger = logging.getLogger(__name__)

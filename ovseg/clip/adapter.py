@@ -126,7 +126,7 @@ class ClipAdapter(nn.Module):
             source = find_clip(adapter.CLIP_MODEL_NAME, adapter.CLIP_WEIGHTS, default=default)
             held = clip_names_in(cfg.MODEL.WEIGHTS)
             with_original = options.get("original_depths") is not None
-            clip_model, tokenizer = _with_weights(source, depth, held, with_original, cfg.MODEL.DEVICE)
+            clip_model, tokenizer = load_clip(source, depth, held, with_original, cfg.MODEL.DEVICE)
         return {
             "clip_model": clip_model,
             "tokenizer": tokenizer,
@@ -213,6 +213,10 @@ class ClipAdapter(nn.Module):
         """Return the context that CLIP runs in: its own precision, whatever the caller's is."""
         return torch.autocast(device_type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32")
 
+    def require_weights(self) -> None:
+        """Raise OvsegError if the weights that the configuration names cannot be had; random ones it may name."""
+        _fetch(self.source, "", strict=True)
+
     def separate_towers(self) -> None:
         """Give the original tower parameters of its own, to be overwritten."""
         self._replace_original(lambda ours, theirs: nn.Parameter(theirs.clone(), False) if ours is theirs else ours)
@@ -241,8 +245,12 @@ def image_size(clip_model: nn.Module) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-def _with_weights(
-    source: ClipSource, depth: int | None, held: Collection[str] | None, with_original: bool, device: str
+def load_clip(
+    source: ClipSource,
+    depth: int | None = None,
+    held: Collection[str] | None = (),
+    with_original: bool = False,
+    device: str = "cpu",
 ) -> tuple[nn.Module, Any]:
     """Return CLIP with mask prompts and the weights that no checkpoint holds, and its tokenizer.
 

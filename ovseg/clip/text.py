@@ -157,7 +157,7 @@ class TextEmbedder:
         return hashlib.sha256(self._fingerprint + settings.encode("ascii")).hexdigest()
 
     def _architecture(self) -> list:
-        """Return what weights do not show: kinds of layers and their plain options (heads, pooling), a text's tokens."""
+        """Return what weights do not show: kinds of layers, their plain options (heads, pooling), a text's tokens."""
         layers = [
             (name, type(module).__name__, sorted(_options(module).items()))
             for name, module in self.clip_model.named_modules()

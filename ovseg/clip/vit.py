@@ -1,9 +1,9 @@
 """CLIP's plain vision transformer, run block by block, so that something can happen to the tokens in between.
 
 The weights are open_clip's; the forward of its blocks is written anew here, and tested against open_clip's own on the
-oldest and the newest version that is supported: only what is asked for is computed, see :func:`encode_patches`. Two uses
-are here, too: mask prompts (OVSeg, arXiv 2210.04150, section 3.3; specification, section 5), and the tokens of whole
-images (SCAN, arXiv 2312.04089; specification, sections 3 and 7.1).
+oldest and the newest version that is supported: only what is asked for is computed, see :func:`encode_patches`. Both
+uses are here, too: mask prompts (OVSeg, arXiv 2210.04150, section 3.3; specification, section 5), and the tokens of
+whole images (SCAN, arXiv 2312.04089; specification, sections 3 and 7.1).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def oracle_model(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module
         return model
     truth = GroundTruth(dataset_name)
     if cfg.TEST.ORACLE == "masks":
-        if not hasattr(model, "name_masks"):
+        if getattr(model, "mask_namer", None) is None:
             raise OvsegError(f"TEST.ORACLE masks: {type(model).__name__} cannot name masks that it is given")
         return OracleMasks(model, truth)
     if (protocol := protocol_of(dataset_name, cfg.TEST.VOCABULARY)).to_class is not None:

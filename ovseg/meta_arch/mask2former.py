@@ -1,8 +1,8 @@
 """``Mask2Former``: proposals with a closed vocabulary of their own (Cheng et al., CVPR 2022, arXiv 2112.01527).
 
-The proposal generator of SCAN by itself: no CLIP, no words. The head is the same, ``OpenVocaMask2FormerHead``; its class
-embedding is read as the logits of the training classes and "no object", so ``MODEL.SEM_SEG_HEAD.EMBEDDING_DIM`` is
-``NUM_CLASSES + 1``, and with ``EMBED_LAYERS: 1`` the classifier is a linear layer, as in the paper.
+The proposal generator of SCAN by itself: no CLIP, no words. The head is the same, ``OpenVocaMask2FormerHead``; its
+class embedding is read as the logits of the training classes and "no object", so ``MODEL.SEM_SEG_HEAD.EMBEDDING_DIM``
+is ``NUM_CLASSES + 1``, and with ``EMBED_LAYERS: 1`` the classifier is a linear layer, as in the paper.
 """
 
 from __future__ import annotations

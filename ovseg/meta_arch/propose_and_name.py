@@ -88,7 +88,7 @@ class ProposeAndName(nn.Module):
         for part in self.parts:
             _register(self, part)
         self.fuse, self.render = fuse, render
-        self.mask_namer = mask_namer or next((namer for namer in namers if isinstance(namer, MaskedCrops)), None)
+        self._mask_namer = [mask_namer] if mask_namer else [part for part in namers if isinstance(part, MaskedCrops)]
         self.mask_threshold = mask_threshold
         self.closed_vocabulary = closed_vocabulary
         self.add_others = add_others or render.adds_others
@@ -133,6 +133,10 @@ class ProposeAndName(nn.Module):
     @property
     def namers(self) -> tuple[Part, ...]:
         return self.parts[1:]
+
+    @property
+    def mask_namer(self) -> MaskedCrops | None:
+        return self._mask_namer[0] if self._mask_namer else None
 
     def views(self, requests: Sequence[Mapping[str, Any]]) -> Views:
         """Return the images of requests on our device."""
@@ -212,11 +216,23 @@ class ProposeAndName(nn.Module):
                 probabilities = F.interpolate(probabilities[None], size, mode="bilinear", align_corners=False)[0]
             result["soft_proposals"], result["proposals"] = probabilities, probabilities > 0.5
         if words is not None:
-            fused = self.fuse(scores, request.get("meta", {}).get("dataset_name"))
-            result |= self.render(fused, masks.probabilities, words, size, outputs)
-            if "explanations" in outputs:
-                result["explanations"] = explain(self.namers, masks.probabilities, scores, fused, self.mask_threshold)
+            result |= self.render_request(request, masks, words, scores, outputs)
         return {name: value for name, value in result.items() if name in (*outputs, "score_map")}
+
+    def render_request(
+        self,
+        request: Mapping[str, Any],
+        masks: Masks,
+        words: Vocabulary,
+        scores: Sequence[Scores],
+        outputs: Collection[str],
+    ) -> dict[str, Any]:
+        """Fuse the scores of all namers for one image, and return those of ``outputs`` that need names."""
+        fused = self.fuse(scores, request.get("meta", {}).get("dataset_name"))
+        result = self.render(fused, masks.probabilities, words, output_size(request), outputs)
+        if "explanations" in outputs:
+            result["explanations"] = explain(self.namers, masks.probabilities, scores, fused, self.mask_threshold)
+        return result
 
 
 def common(cfg: CfgNode) -> dict[str, Any]:
