@@ -62,6 +62,10 @@ class OvsegError(Exception):
         half = LONGEST_MESSAGE // 2
         super().__init__(text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} [...] {text[-half:]}")
 
+    def renamed(self, names: Mapping[str, str]) -> OvsegError:
+        """Return the error with other names of arguments: configuration key or option by the argument's name."""
+        return type(self)(_ARGUMENT.sub(lambda found: names.get(found[1], found[0]), self.template))
+
 
 def argument(name: str) -> str:
     """Return the name of an argument, marked so that :func:`argument_names` can replace it in an error's message."""
@@ -78,10 +82,7 @@ def argument_names(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except OvsegError as error:
-        renamed = _ARGUMENT.sub(lambda found: names.get(found[1], found[0]), error.template)
-        if renamed == error.template:
-            raise
-        raise type(error)(renamed).with_traceback(error.__traceback__) from error.__cause__
+        raise error.renamed(names).with_traceback(error.__traceback__) from error.__cause__
 
 
 def shown(value: object) -> str:

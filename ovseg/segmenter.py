@@ -16,11 +16,10 @@ from torch import nn
 
 from ovseg.checkpoint import load_model
 from ovseg.config import load_cfg
-from ovseg.data.augmentation import resize_transform
 from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import augmented_model
 from ovseg.io.devices import configured_device, find_device
-from ovseg.io.image_input import ImageLike, as_rgb
+from ovseg.io.images import ImageLike, as_rgb, resize_transform
 from ovseg.result.explanation import MaskScores
 from ovseg.result.segmentation import Segmentation
 from ovseg.vocabulary import Vocabulary
@@ -67,6 +66,7 @@ class Segmenter:
         self.min_size = min_size
         self.max_size = max_size
         self.class_chunk_size = class_chunk_size
+        self._checked: dict[Any, Vocabulary] = {}
 
     @classmethod
     def from_config(
@@ -160,7 +160,7 @@ class Segmenter:
         need more than 3 GiB the maps are made at a smaller size and enlarged.
 
         Args:
-            image: as :func:`ovseg.io.image_input.as_rgb` takes it: file name, Pillow image, uint8 array (H,W,3) RGB or
+            image: as :func:`ovseg.io.images.as_rgb` takes it: file name, Pillow image, uint8 array (H,W,3) RGB or
                 (H,W) grey, uint8 tensor, a file's content as bytes or file object.
             words: K words, or sequences of synonyms, or a text like "person, child; dog", or a :class:`Vocabulary`;
                 never changed.
@@ -174,7 +174,7 @@ class Segmenter:
         """
         if explain:
             self.refuse_to_explain_views()
-        vocabulary = Vocabulary.of(words)
+        vocabulary = self._vocabulary(words)
         pixels, source = as_rgb(image)
         height, width = pixels.shape[:2]
         classes = max(len(vocabulary), 2)  # 2: the model may add "others"
@@ -229,6 +229,18 @@ class Segmenter:
         }
         with _explain_memory(source or "the image"):
             return self.model([request])[0]["soft_proposals"]
+
+    def _vocabulary(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> Vocabulary:
+        """Return the words as a vocabulary; lists that were checked before, for other images, are not checked again."""
+        if isinstance(words, Vocabulary):
+            return words
+        key = repr(words) if type(words) in (str, list, tuple) else None
+        if key not in self._checked:
+            vocabulary = Vocabulary.of(words)
+            if key is None:
+                return vocabulary
+            self._checked = {key: vocabulary}  # of one list: that of the images before
+        return self._checked[key]
 
     def _model_input(self, pixels: np.ndarray) -> torch.Tensor:
         """(3,h,w), resized and in the order of channels that the model was configured for."""

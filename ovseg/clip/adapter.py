@@ -21,9 +21,6 @@ from ovseg.clip.text import TextEmbedder, embed_dim
 from ovseg.clip.vit import (
     WholeImages,
     add_mask_prompts,
-    embed_patches,
-    encode_masked_image,
-    encode_patches,
     is_plain_vit,
     look_at_whole,
     squash,
@@ -169,29 +166,14 @@ class ClipAdapter(nn.Module):
             texts: S texts.
             templates: prompts that they are put into; None for the adapter's own.
         """
-        with argument_names(KEYS):
+        try:
             return torch.cat((self.text(texts, templates), unit(self.non_object_embedding)))
+        except OvsegError as error:
+            raise error.renamed(KEYS) from error.__cause__
 
     def similarity(self, features: Tensor, text: Tensor) -> Tensor:
         """Return logits, 100 x cosine; (..., D), (S + 1, D) -> (..., S + 1)."""
         return LOGIT_SCALE * unit(features) @ text.T
-
-    def encode_crops(self, crops: Tensor, masks: Tensor | None = None) -> Tensor:
-        """Return the image features of crops, float32 (v, D), not normalised.
-
-        Args:
-            crops: (v, 3, S, S), normalised.
-            masks: (v, 1, S, S), > 0 where foreground, to replace fully masked patches by the mask prompts; None not to.
-        """
-        visual = self.clip_model.visual
-        with self.autocast(crops.device.type):
-            if masks is not None:
-                features = encode_masked_image(visual, crops, masks)
-            elif is_plain_vit(visual):
-                features = encode_patches(visual, embed_patches(visual, crops))
-            else:
-                features = self.clip_model.encode_image(crops)
-        return features.float()
 
     def whole_images(self, views: Views) -> WholeImages:
         """Return the original tower's tokens of the whole images of a batch, computed once for all that ask."""

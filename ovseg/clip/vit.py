@@ -226,8 +226,14 @@ def _attend(attention: nn.MultiheadAttention, x: Tensor, queries: slice = slice(
     else:
         query = F.linear(x[:, queries], weight[:width], bias[:width])
         parts = (query, *F.linear(x, weight[width:], bias[width:]).chunk(2, -1))
-    parts = [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in parts]  # (B, heads, N or n, ...)
-    return F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+    query, key, value = parts
+    heads = (attention.num_heads, -1)  # (B, N or n, width) -> (B, heads, N or n, width / heads)
+    attended = F.scaled_dot_product_attention(
+        query.unflatten(-1, heads).transpose(1, 2),
+        key.unflatten(-1, heads).transpose(1, 2),
+        value.unflatten(-1, heads).transpose(1, 2),
+    )
+    return attended.transpose(1, 2).flatten(2)
 
 
 def _finish(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:

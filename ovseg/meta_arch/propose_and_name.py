@@ -119,8 +119,12 @@ class ProposeAndName(nn.Module):
             return self.proposer.losses(views, self._class_logits(views))
         masks = self.proposer(views)
         words = [self.words_of(request) if outputs_of(request) - WITHOUT_NAMES else None for request in views.requests]
-        scores = [namer(views, masks, words) for namer in self.namers]
-        return [self._answer(*of_image) for of_image in zip(views.requests, masks, words, *scores, strict=True)]
+        scores, results = [], []
+        for namer in self.namers:
+            scores.append(namer(views, masks, words))
+        for of_image in zip(views.requests, masks, words, *scores, strict=True):
+            results.append(self._answer(*of_image))
+        return results
 
     @property
     def device(self) -> torch.device:

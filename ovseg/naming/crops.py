@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovseg.clip.adapter import ClipAdapter
+from ovseg.clip.vit import embed_patches, encode_masked_image, encode_patches, is_plain_vit
 from ovseg.errors import OvsegError
 from ovseg.naming.scores import NAMERS, Scores, best_synonym
 from ovseg.proposals.views import Masks, Part, Views
@@ -118,8 +119,9 @@ class MaskedCrops(Part):
                 if counts[-1]:
                     yield from self.inputs(views, index, probabilities)
 
-        encoded = [self.encode(*rows) for rows in regroup(pieces(), self.chunk_size)]
-        clip = self.clip_adapter
+        encoded, clip = [], self.clip_adapter
+        for rows in regroup(pieces(), self.chunk_size):
+            encoded.append(self.encode(*rows))
         return list((torch.cat(encoded) if encoded else clip.pixel_mean.new_zeros(0, clip.embed_dim)).split(counts))
 
     def inputs(self, views: Views, index: int, probabilities: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -135,7 +137,16 @@ class MaskedCrops(Part):
 
     def encode(self, crops: Tensor, masks: Tensor) -> Tensor:
         """Return CLIP's features of crops, float32 (v, D), not normalised."""
-        return self.clip_adapter.encode_crops(crops, masks if self.mask_prompts else None)
+        clip = self.clip_adapter
+        visual = clip.clip_model.visual
+        with clip.autocast(crops.device.type):
+            if self.mask_prompts:
+                features = encode_masked_image(visual, crops, masks)
+            elif is_plain_vit(visual):
+                features = encode_patches(visual, embed_patches(visual, crops))
+            else:
+                features = clip.clip_model.encode_image(crops)
+        return features.float()
 
     def cuts(self, probabilities: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the maps that crops are cut with, float (v, H, W), and their boxes, int64 (v, 4), a few at a time."""

@@ -93,24 +93,25 @@ class QueryEmbedding(Part):
 
     def forward(self, views: Views, masks: Sequence[Masks], words: Sequence[Vocabulary | None]) -> list[Scores | None]:
         """Return the scores of each image, see the module; all masks are seen."""
-        return [
-            None if vocabulary is None else self._scores(found, vocabulary)
-            for found, vocabulary in zip(masks, words, strict=True)
-        ]
+        scores: list[Scores | None] = []
+        for found, vocabulary in zip(masks, words, strict=True):
+            if vocabulary is None:
+                scores.append(None)
+                continue
+            if found.embeddings is None:
+                raise OvsegError(
+                    "these masks have no class embeddings of their own: name them by MaskedCrops or ContextCrops "
+                    "(MODEL.NAMER.NAME)"
+                )
+            logits = best_synonym(self.class_logits(found.embeddings, vocabulary), vocabulary)  # (Q, K + 1)
+            own = logits[:, :-1].softmax(-1) if self.drop_no_object else logits.softmax(-1)[:, :-1]
+            scores.append(Scores(own))
+        return scores
 
     def class_logits(self, embeddings: Tensor, vocabulary: Vocabulary) -> Tensor:
         """Return logits (..., K + 1), "no object" last, of embeddings (..., D)."""
         text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
         return self.clip_adapter.similarity(embeddings, text)
-
-    def _scores(self, masks: Masks, vocabulary: Vocabulary) -> Scores:
-        if masks.embeddings is None:
-            raise OvsegError(
-                "these masks have no class embeddings of their own: name them by MaskedCrops or ContextCrops "
-                "(MODEL.NAMER.NAME)"
-            )
-        logits = best_synonym(self.class_logits(masks.embeddings, vocabulary), vocabulary)  # (Q, K + 1)
-        return Scores(logits[:, :-1].softmax(-1) if self.drop_no_object else logits.softmax(-1)[:, :-1])
 
 
 @FUSIONS.register()

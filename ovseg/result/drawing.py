@@ -11,20 +11,13 @@ from PIL import Image, ImageDraw
 
 from ovseg.result.colors import colors_of
 from ovseg.result.fonts import shorten_text, text_font
+from ovseg.result.segmentation import label_areas
 
 PICTURE_SIZES = (1280, 2560)  # longest side of image and regions together, in pixels; others are enlarged or reduced
 _OPACITY = 0.5
 _SMALLEST_NAMED = 0.004  # share of the picture that a region needs to carry its name
 _GAP = 8  # pixels between the image and its regions
 _MOST_ENTRIES = 200  # of a legend: no image format holds thousands of lines
-
-
-def label_areas(label_map: np.ndarray, count: int) -> np.ndarray:
-    """(count,) int64: pixels of each label 0..count-1 in an (H,W) map of integers; negative ones are left out."""
-    areas = np.zeros(count, np.int64)
-    for rows in np.array_split(label_map, max(1, label_map.size >> 22)):  # NumPy counts in copies of 8 bytes a pixel
-        areas += np.bincount(rows[rows >= 0], minlength=count)
-    return areas
 
 
 def draw_regions(
