@@ -268,7 +268,9 @@ def resample_together(image: Tensor, masks: Tensor, boxes: Tensor, size: int, in
 
 def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
     """The second result of :func:`crop_regions` alone."""
-    rows, columns = _nearest(boxes[:, 1], boxes[:, 3], size), _nearest(boxes[:, 0], boxes[:, 2], size)
+    start, length = boxes[:, :2, None], (boxes[:, 2:] - boxes[:, :2])[:, :, None]  # (V, 2, 1), x and y
+    nearest = (torch.arange(size, device=boxes.device) * (length.float() / size)).floor().long()
+    columns, rows = (start + nearest.minimum(length - 1)).unbind(1)  # (V, S) each
     index = rows[:, :, None] * masks.shape[2] + columns[:, None]  # (V, S, S)
     return masks.flatten(1).gather(1, index.flatten(1)).view(len(masks), 1, size, size)
 
@@ -331,10 +333,3 @@ def _cubic_kernel(x: Tensor, outer: bool) -> Tensor:
     if outer:
         return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return ((a + 2) * x - (a + 3)) * x * x + 1
-
-
-def _nearest(start: Tensor, stop: Tensor, size: int) -> Tensor:
-    """Source indices of nearest-neighbour resizing [start, stop) to ``size`` samples: int64 (V, size)."""
-    length = (stop - start)[:, None]
-    index = (torch.arange(size, device=start.device) * (length.float() / size)).floor().long()
-    return start[:, None] + index.minimum(length - 1)
