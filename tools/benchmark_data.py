@@ -42,12 +42,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from rich.console import Console
 from rich.table import Table
 
-from ovseg.data.label_files import read_labels
 from ovseg.data.prepare.engine import write_file
 from ovseg.errors import OvsegError, user_errors
 from ovseg.evaluation.confusion import label_runs
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.io.files import atomic_path
+from ovseg.io.label_maps import read_labels
 from ovseg.io.progress import progress_bar
 from ovseg.meta_arch.pixel_scores import render_labels
 

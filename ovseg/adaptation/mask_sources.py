@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ovseg.data.caption_files import CaptionedImage
-from ovseg.data.label_files import read_labels
 from ovseg.errors import OvsegError
 from ovseg.io.images import read_image
+from ovseg.io.label_maps import read_labels
 
 MASK_KINDS = ("labels", "instances", "files")
 

@@ -219,9 +219,8 @@ def _refuse_wrong_file(
         )
     backbone = [name for name in own if name.startswith("backbone.")]
     loaded = set(report.loaded)
-    if len(loaded) < MOSTLY * len(own) and (
-        not backbone or len(loaded.intersection(backbone)) < MOSTLY * len(backbone)
-    ):
+    needed = backbone or [name for name in own if not name.startswith(CLIP_PREFIXES)] or list(own)
+    if len(loaded) < MOSTLY * len(own) and len(loaded.intersection(needed)) < MOSTLY * len(needed):
         raise OvsegError(
             f"{path} is not a checkpoint of this model: only {len(loaded)} of its {len(own)} tensors are in it; "
             f"{_fitting_configuration(state) or _guess(report)}"

@@ -13,7 +13,6 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from ovseg.data.label_files import read_labels
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import per_class_rows
 from ovseg.evaluation.differences import flatten
@@ -21,6 +20,7 @@ from ovseg.evaluation.worst import FILE as WORST_FILE
 from ovseg.evaluation.worst import WorstImage, read_worst
 from ovseg.io.files import atomic_path
 from ovseg.io.images import read_image
+from ovseg.io.label_maps import read_labels
 
 FILE = "report.html"
 _CLASSES, _PAIRS = 15, 25  # rows of the tables of the worst

@@ -17,10 +17,10 @@ from ovseg.data.custom.image_label_pairs import Pair, Pairing
 from ovseg.data.custom.names import is_own
 from ovseg.data.custom.source import open_source
 from ovseg.data.custom.values import IGNORED, Labels, look_up
-from ovseg.data.label_files import read_labels
 from ovseg.data.prepare.sources import scan
 from ovseg.data.protocol import class_names_of
 from ovseg.errors import OvsegError
+from ovseg.io.label_maps import read_labels
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 from scipy.io import loadmat
 
 from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels, scan
-from ovseg.data.run_lengths import decode_mask
 from ovseg.errors import OvsegError, reason_of
+from ovseg.io.run_lengths import decode_mask
 from ovseg.vocabulary import label_set
 
 FOLDER = "VOCdevkit/VOC2010"
