@@ -14,9 +14,8 @@ from rich import box
 from rich.table import Table
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation.differences import differences, flatten, short
-from ovseg.evaluation.identity import digest_of
-from ovseg.evaluation.record import FILE, read_record, record_files
+from ovseg.evaluation.identity import differences, digest_of, flatten, short
+from ovseg.evaluation.record import RECORD_FILE, read_record, record_files
 
 Record = Mapping[str, Any]
 
@@ -190,7 +189,7 @@ def _output_folder(run: Path) -> Path:
     """The OUTPUT_DIR; for a copy of a results.json elsewhere the file without suffix."""
     if run.is_file():
         return run.parents[2] if run.parent.parent.name == "inference" else run.with_suffix("")
-    if (run / FILE).is_file() and run.parent.name == "inference":
+    if (run / RECORD_FILE).is_file() and run.parent.name == "inference":
         return run.parents[1]
     return run.parent if run.name == "inference" and not (run / "inference").is_dir() else run
 

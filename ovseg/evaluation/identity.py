@@ -1,21 +1,26 @@
-"""What an evaluation was of, so that one that was broken off is only taken up by its like."""
+"""What an evaluation was of, by which software, and how two of them differ."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.metadata
 import json
+import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import detectron2
 import torch
 import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
+import ovseg
 from ovseg.data.file_list import file_list_checksum
 from ovseg.data.protocol import Protocol
-from ovseg.evaluation.versions import versions
 from ovseg.io import files
 
 # Keys that say where and how fast, or what the fingerprint holds by contents.
@@ -24,6 +29,12 @@ _WITHOUT_EFFECT = (
     *("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR"),
     *("DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD"),
 )
+_PACKAGES = {
+    **{"ovseg": "ovseg", "torch": "torch", "torchvision": "torchvision", "open_clip": "open_clip_torch"},
+    **{"numpy": "numpy", "pillow": "pillow", "opencv": "opencv-python-headless"},  # decoding, resizing
+}
+_LONGEST = 60  # characters of a value that are shown
+_ABSENT = object()
 
 
 def model_digest(model: nn.Module) -> str:
@@ -82,3 +93,67 @@ def _settings(cfg: CfgNode) -> dict[str, Any]:
             node = node.get(parent, {})
         node.pop(name, None)
     return settings
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what the numbers depend on; None for what is not installed as a package."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "detectron2": detectron2.__version__}
+    for name, distribution in _PACKAGES.items():
+        try:
+            found[name] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    found["torch"] = torch.__version__  # tells the CPU or CUDA build, too
+    return found
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """Commit of the checkout that this package lies in, with "+changes" if its code differs; None outside of one."""
+    package = Path(ovseg.__file__).parent
+    # in another project's checkout (its .venv, say) the package's files are not tracked
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit = _git(package, "rev-parse", "HEAD")
+    return commit and commit + ("+changes" if _git(package, "status", "--porcelain", "--", ".") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints; None if it fails or is not installed."""
+    try:
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names; empty ones vanish."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def different_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Dotted names whose values differ or that only one has, in the order of ``first``; lists equal tuples."""
+    one, two = flatten(first), flatten(second)
+    return [name for name in {**one, **two} if _plain(one.get(name, _ABSENT)) != _plain(two.get(name, _ABSENT))]
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any], form: str = "{} was {} and is {}") -> list[str]:
+    """A sentence for each of :func:`different_keys`; ``form`` takes its name and both values."""
+    one, two = flatten(first), flatten(second)
+    return [form.format(name, short(one.get(name)), short(two.get(name))) for name in different_keys(first, second)]
+
+
+def short(value: Any) -> str:
+    """A value on one line, cut where it is long."""
+    text = repr(value) if isinstance(value, str) and not value else str(value)
+    text = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

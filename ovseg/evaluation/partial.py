@@ -17,9 +17,8 @@ import numpy as np
 from detectron2.utils import comm
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation.arrays import read_arrays
-from ovseg.evaluation.differences import differences
-from ovseg.evaluation.tally import State, Tally
+from ovseg.evaluation.identity import differences
+from ovseg.evaluation.tally import State, Tally, read_arrays
 from ovseg.io.files import atomic_path
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,18 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation.differences import short
-from ovseg.evaluation.identity import digest_of, file_digest
+from ovseg.evaluation.confusion import MIOU_CONVENTIONS
+from ovseg.evaluation.identity import digest_of, file_digest, flatten, git_commit, short, versions
 from ovseg.evaluation.oracle_model import describe_oracle
-from ovseg.evaluation.record_check import COMPLETE, damaged_entries
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.evaluation.sg_table import FatherTable
-from ovseg.evaluation.versions import git_commit, versions
 
-FILE = "results.json"
+RECORD_FILE = "results.json"
 SCHEMA = 2  # 1 had neither a number nor a protocol
 logger = logging.getLogger(__name__)
 
 _NEEDED = ("dataset", "num_images", "file_list_sha256", "protocol", "miou_convention", "results", "config")
+Check = Callable[[Any], bool]
 
 
 def results_record(
@@ -88,10 +88,12 @@ def record_files(run: Path) -> list[Path]:
     Raises:
         OvsegError: there is none.
     """
-    patterns = (FILE, f"*/{FILE}") if run.name == "inference" else (FILE, f"inference/*/{FILE}")
+    patterns = (
+        (RECORD_FILE, f"*/{RECORD_FILE}") if run.name == "inference" else (RECORD_FILE, f"inference/*/{RECORD_FILE}")
+    )
     files = [run] if run.is_file() else [file for pattern in patterns for file in sorted(run.glob(pattern))]
     if not files:
-        raise OvsegError(f"no inference/<data set>/{FILE} in {run}: evaluate with OUTPUT_DIR {run} first")
+        raise OvsegError(f"no inference/<data set>/{RECORD_FILE} in {run}: evaluate with OUTPUT_DIR {run} first")
     return files
 
 
@@ -137,9 +139,9 @@ def read_record(path: str | Path, *, complete: bool = False) -> dict[str, Any]:
 def finished_record(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record in a folder if it is complete and of the same evaluation, else None."""
     try:
-        content = read_record(folder / FILE, complete=True)
+        content = read_record(folder / RECORD_FILE, complete=True)
     except OvsegError as error:
-        if (folder / FILE).exists():
+        if (folder / RECORD_FILE).exists():
             logger.warning("%s; that is done now", error)
         return None
     return content if content["fingerprint"] == digest_of(fingerprint) else None
@@ -164,3 +166,98 @@ def _weights(cfg: CfgNode, iteration: int | None) -> dict[str, Any]:
         return {"iteration": iteration}
     files = {"model": cfg.MODEL.WEIGHTS, "clip": cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS}
     return {name: {"name": file, "sha256": file_digest(file)} for name, file in files.items()}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_date(value: Any) -> bool:
+    try:
+        return bool(datetime.datetime.fromisoformat(value))
+    except (ValueError, TypeError):
+        return False
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _list_of(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _dict_of(check: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
+def _has(**checks: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(k in value and check(value[k]) for k, check in checks.items())
+
+
+def _is_any(value: Any) -> bool:
+    return True
+
+
+_CHECKS: dict[str, Check] = {
+    "dataset": _is_text,
+    "num_images": _is_count,
+    "file_list_sha256": _is_text,
+    "num_classes": _is_count,
+    "class_names": _list_of(lambda value: isinstance(value, str)),
+    "evaluation_set": _dict_of(_list_of(_is_count)),
+    "protocol": _has(dataset=_is_text, ignore_label=_or_none(_is_count)),
+    "miou_convention": lambda value: value in MIOU_CONVENTIONS,
+    "oracle": _or_none(_has(oracle=_is_text)),
+    "views": _dict_of(_is_any),
+    "dataset_settings": _dict_of(_is_number),
+    "sg_iou": _or_none(_has(fathers=_dict_of(_list_of(lambda value: isinstance(value, str))))),
+    "results": _dict_of(_dict_of(_or_none(_is_number))),
+    "weights": _dict_of(_is_any),
+    "seed": lambda value: isinstance(value, int),
+    "seconds_per_image": _has(total=_is_number),
+    "num_processes": _is_count,
+    "device": _is_text,
+    "device_name": _or_none(_is_text),
+    "finished": _is_date,
+    "versions": _dict_of(_or_none(_is_text)),
+    "git_commit": _or_none(_is_text),
+    "fingerprint": _is_text,
+    "config": _dict_of(_is_any),
+}
+COMPLETE = tuple(_CHECKS)
+_SEMANTIC = ("mIoU", "mIoU-union", "mIoU-gt", "pACC", "mACC", "fwIoU")
+_SG_TABLE = _has(pairs=_is_count, mutual_pairs=_is_count, origin=_is_text, threshold=_or_none(_is_number))
+
+
+def damaged_entries(record: Mapping[str, Any], complete: bool) -> list[str]:
+    """Return the names of the entries that cannot be what an evaluation wrote.
+
+    Args:
+        record: has all entries that are needed.
+        complete: also look for what only a whole record has, which is shown but not compared.
+
+    Raises:
+        RecursionError: it is nested too deeply.
+    """
+    wrong = [name for name, check in _CHECKS.items() if name in record and not check(record[name])]
+    flatten(record)
+    if complete and not wrong:
+        scores, table, classes = record["results"].get("sem_seg", {}), record["sg_iou"], len(record["class_names"])
+        if not set(_SEMANTIC) <= scores.keys():
+            wrong.append("results")
+        if table is not None and not (_SG_TABLE(table) and "sg_iou" in record["results"]):
+            wrong.append("sg_iou")
+        if classes != record["num_classes"]:
+            wrong.append("class_names")
+        if any(member >= classes for members in record["evaluation_set"].values() for member in members):
+            wrong.append("evaluation_set")
+    return wrong

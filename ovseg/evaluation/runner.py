@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,23 +14,32 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluators, inference_context
 from detectron2.utils import comm
+from detectron2.utils.logger import log_every_n_seconds
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ovseg.config.per_dataset import check_per_dataset, config_of, settings_of
 from ovseg.data.catalog import check_prepared
 from ovseg.data.custom.names import folder_name
-from ovseg.data.loader import test_dataset, test_loader
+from ovseg.data.loader import SampleLoader, test_dataset, test_loader
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.crf import DenseCRF
 from ovseg.evaluation.dataset_settings import check_settings, dataset_settings
-from ovseg.evaluation.feed import feed
 from ovseg.evaluation.ground_truth import GroundTruth
 from ovseg.evaluation.identity import fingerprint, model_digest
 from ovseg.evaluation.oracle_model import check_oracle, oracle_model
 from ovseg.evaluation.partial import PartialEvaluation, remove_parts
-from ovseg.evaluation.predictions import PNG_FOLDER, RLE_FILE, PngPredictions, RlePredictions, prediction_format
+from ovseg.evaluation.predictions import (
+    PNG_FOLDER,
+    RLE_FILE,
+    WORST_FILE,
+    PngPredictions,
+    RlePredictions,
+    WorstImages,
+    prediction_format,
+)
 from ovseg.evaluation.proposals import ProposalRecallEvaluator
 from ovseg.evaluation.record import finished_record, results_record
 from ovseg.evaluation.report import print_results, write_results
@@ -37,9 +48,8 @@ from ovseg.evaluation.sg_iou import check_metric, sg_scores
 from ovseg.evaluation.sg_table import build_table, read_table
 from ovseg.evaluation.tally import Stopwatch, add_other_processes
 from ovseg.evaluation.tta import augmented_model
-from ovseg.evaluation.worst import FILE as WORST_FILE
-from ovseg.evaluation.worst import WorstImages
 from ovseg.io.images import read_image
+from ovseg.io.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -223,3 +233,53 @@ def _crf_refinement():
         return crf(read_image(sample["file_name"]), scores)
 
     return refine
+
+
+def feed(
+    model: nn.Module,
+    loader: SampleLoader,
+    evaluator: DatasetEvaluators,
+    dataset_name: str,
+    partial: PartialEvaluation,
+    watch: Stopwatch,
+) -> None:
+    """Run a model on this process's images and count its answers; the progress goes to the terminal, or to the log.
+
+    Args:
+        model: as it is evaluated, in evaluation mode.
+        loader: of the images that are left, see :func:`ovseg.data.loader.test_loader`.
+        evaluator: gets the model's inputs with ``index``, the image's place in the data set, and its answers.
+        dataset_name: for the progress.
+        partial: is told which images were counted.
+        watch: measures reading, the model and the evaluation.
+
+    Raises:
+        OvsegError: an image or label file is unusable.
+    """
+    total = sum(map(len, loader.batch_sampler))
+    done = 0
+    console = Console(stderr=True)
+    shares = comm.get_world_size()
+    label = dataset_name if shares == 1 else f"{dataset_name} (1 of {shares} processes)"
+    show = comm.is_main_process() and console.is_terminal
+    with progress_bar("{task.fields[speed]:.2f} img/s", console=console, show=show) as progress:
+        task = progress.add_task(label, total=total, speed=0.0)
+        began = time.perf_counter()
+        watch.start()
+        for images, inputs in zip(loader.batch_sampler, loader, strict=True):
+            watch.lap("reading")
+            outputs = model(inputs)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            watch.lap("model")
+            with partial.counting(images):
+                numbered = [{**sample, "index": index} for index, sample in zip(images, inputs, strict=True)]
+                evaluator.process(numbered, outputs)
+                watch.lap("evaluation")
+            done += len(inputs)
+            speed = done / (time.perf_counter() - began)
+            progress.update(task, completed=done, speed=speed)
+            if not console.is_terminal and comm.is_main_process():
+                left = datetime.timedelta(seconds=round((total - done) / speed))
+                message = f"{label}: {done}/{total} images, {speed:.2f} img/s, {left} left"
+                log_every_n_seconds(logging.INFO, message, n=30, name=__name__)

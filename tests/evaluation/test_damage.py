@@ -15,8 +15,8 @@ import pytest
 
 from ovseg.errors import OvsegError
 from ovseg.evaluation import partial, runner
-from ovseg.evaluation.arrays import read_arrays
 from ovseg.evaluation.record import read_record
+from ovseg.evaluation.tally import read_arrays
 from tests.scripts import load_script
 
 

@@ -19,10 +19,8 @@ from ovseg.data.protocol import protocol_of
 from ovseg.engine.run import evaluate
 from ovseg.errors import OvsegError
 from ovseg.evaluation import runner
-from ovseg.evaluation.differences import differences, different_keys, short
-from ovseg.evaluation.identity import model_digest
+from ovseg.evaluation.identity import differences, different_keys, git_commit, model_digest, short
 from ovseg.evaluation.record import read_record
-from ovseg.evaluation.versions import git_commit
 
 
 @META_ARCH_REGISTRY.register()

@@ -15,7 +15,7 @@ import pytest
 
 from ovseg.errors import OvsegError
 from ovseg.evaluation import partial, runner
-from ovseg.evaluation.worst import read_worst
+from ovseg.evaluation.predictions import read_worst
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["evaluation_standin", "ovseg.evaluation.runner"])  # imported once, not in each process

@@ -14,9 +14,8 @@ from detectron2.evaluation import SemSegEvaluator as Detectron2Evaluator
 from PIL import Image
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation.predictions import RlePredictions
+from ovseg.evaluation.predictions import RlePredictions, WorstImages
 from ovseg.evaluation.sem_seg import SemSegEvaluator
-from ovseg.evaluation.worst import WorstImages
 
 
 def random_outputs(seed: int = 0) -> tuple[list[dict], list[dict]]:
