@@ -18,7 +18,6 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
-import ovseg
 from ovseg.data.file_list import file_list_checksum
 from ovseg.data.protocol import Protocol
 from ovseg.io import files
@@ -108,9 +107,8 @@ def versions() -> dict[str, str | None]:
 
 
 @functools.cache
-def git_commit() -> str | None:
+def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:
     """Commit of the checkout that this package lies in, with "+changes" if its code differs; None outside of one."""
-    package = Path(ovseg.__file__).parent
     # in another project's checkout (its .venv, say) the package's files are not tracked
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
