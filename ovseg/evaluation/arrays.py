@@ -1,4 +1,4 @@
-"""Reading ``.npz`` files that may be damaged, or made by anybody."""
+"""Reading of ``.npz`` files that may be damaged or come from an untrusted source."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LARGEST = 1 << 30  # bytes of one array
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an ``.npz`` file by name.
 
-    Nothing is unpickled, and no more memory is taken than the file has bytes for.
+    Nothing is unpickled, and no more memory is allocated than the file has bytes.
 
     Raises:
-        ValueError: missing, damaged, or something else than plain arrays; the message is one line.
+        ValueError: the file is missing, damaged, or holds anything but plain arrays; the message is one line.
     """
     if not path.is_file():
         raise ValueError("is not a file")

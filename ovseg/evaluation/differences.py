@@ -1,4 +1,4 @@
-"""Telling in words how two nested settings differ."""
+"""Differences between two nested mappings of settings, as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ABSENT = object()
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names; empty ones vanish."""
+    """Flatten nested mappings into one with dotted names; empty mappings are dropped."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"
@@ -19,19 +19,22 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def different_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Dotted names whose values differ or that only one has, in the order of ``first``; lists equal tuples."""
+    """Return the dotted names whose values differ or that only one mapping has, in the order of ``first``.
+
+    A list equals a tuple of the same items.
+    """
     one, two = flatten(first), flatten(second)
     return [name for name in {**one, **two} if _plain(one.get(name, _ABSENT)) != _plain(two.get(name, _ABSENT))]
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any], form: str = "{} was {} and is {}") -> list[str]:
-    """A sentence for each of :func:`different_keys`; ``form`` takes its name and both values."""
+    """Return a sentence for each of :func:`different_keys`; ``form`` is filled with the name and both values."""
     one, two = flatten(first), flatten(second)
     return [form.format(name, short(one.get(name)), short(two.get(name))) for name in different_keys(first, second)]
 
 
 def short(value: Any) -> str:
-    """A value on one line, cut where it is long."""
+    """Return a value as text on one line, truncated to 60 characters."""
     text = repr(value) if isinstance(value, str) and not value else str(value)
     text = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

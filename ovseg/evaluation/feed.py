@@ -1,4 +1,4 @@
-"""Images to a model, its answers to the evaluators, with a progress bar."""
+"""The evaluation loop: images through a model into evaluators, with a progress bar."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ def feed(
     partial: PartialEvaluation,
     watch: Stopwatch,
 ) -> None:
-    """Run a model on this process's images and count its answers; the progress goes to the terminal, or to the log.
+    """Run a model on this process's images and pass its outputs to the evaluators.
+
+    Progress is shown on the terminal if there is one, else it is logged.
 
     Args:
-        model: as it is evaluated, in evaluation mode.
-        loader: of the images that are left, see :func:`ovseg.data.loader.test_loader`.
-        evaluator: gets the model's inputs with ``index``, the image's place in the data set, and its answers.
-        dataset_name: for the progress.
-        partial: is told which images were counted.
-        watch: measures reading, the model and the evaluation.
+        model: model in evaluation mode.
+        loader: loader of the images that are left, see :func:`ovseg.data.loader.test_loader`.
+        evaluator: receives the model's inputs, each with ``index``, its position in the data set, and the outputs.
+        dataset_name: name to show.
+        partial: records which images were counted.
+        watch: measures the time of reading, the model and the evaluation.
 
     Raises:
         OvsegError: an image or label file is unusable.

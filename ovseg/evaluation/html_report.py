@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file: no network, no other file, pictures inside."""
+"""Report of an evaluation as one self-contained HTML file with embedded images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ovseg.io.images import read_image
 
 FILE = "report.html"
 _CLASSES, _PAIRS = 15, 25  # rows of the tables of the worst
-_PICTURE_SIDE = 420  # pixels of the longer side
+_IMAGE_SIDE = 420  # pixels of the longer side
 _HEADLINES = (
     *("mIoU-union", "mIoU-gt", "mIoU-base", "mIoU-novel", "hIoU-base", "pACC", "mACC", "fwIoU", "SG-mIoU"),
     *("recall@0.5", "mean-best-IoU"),
@@ -35,13 +35,13 @@ def write_report(folder: Path, record: Mapping[str, Any], confusion: np.ndarray)
     """Write ``report.html`` into the folder of a data set's results.
 
     Args:
-        folder: holds ``worst_images.npz`` if such images were kept; they are read again from where they lie, and one
-            that is gone is named in its picture's place.
+        folder: holds ``worst_images.npz`` if such images were kept. The images themselves are read again from their
+            files; where one is missing, its name is shown instead.
         record: see :func:`ovseg.evaluation.record.results_record`.
         confusion: (K+1,K+1) int64, row = prediction, column = truth.
 
     Returns:
-        the path of the report.
+        path of the report.
     """
     names = record["class_names"]
     environment = Environment(loader=PackageLoader("ovseg.evaluation"), autoescape=True, trim_blocks=True)
@@ -71,15 +71,15 @@ def write_report(folder: Path, record: Mapping[str, Any], confusion: np.ndarray)
 
 
 def confusion_pairs(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Which class is called what, the greatest share first.
+    """Return the pairs of a true class and a wrongly predicted class, largest share first.
 
     Args:
         confusion: (K+1,K+1) int64, row = prediction, column = truth.
         class_names: K names.
 
     Returns:
-        for each wrong pair that occurs ``true`` and ``called`` (names), ``pixels``, and ``share``: per cent of the true
-        class's pixels.
+        for each pair that occurs: ``true`` and ``called`` (names), ``pixels``, and ``share``, the percentage of the
+        true class's pixels.
     """
     size = len(class_names)
     counts = np.asarray(confusion)[:size, :size]
@@ -105,7 +105,7 @@ def _headlines(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the table of classes, NaN where the CSV file has nothing."""
+    """Return a row of the class table with NaN in place of the empty cells of the CSV file."""
     return {**row, **{key: math.nan if row[key] == "" else row[key] for key in ("IoU", "ACC")}}
 
 
@@ -118,14 +118,14 @@ def _worst_images(path: Path, names: Sequence[str], ignore_label: int | None) ->
         {
             "file_name": image.file_name,
             "accuracy": 100 * image.accuracy,
-            **_pictures(image, names, ignore_label),
+            **_images(image, names, ignore_label),
         }
         for image in read_worst(path) or ()
     ]
 
 
-def _pictures(image: WorstImage, names: Sequence[str], ignore_label: int | None) -> dict[str, Any]:
-    """``pictures``: data URLs of image, truth and prediction; or ``problem``."""
+def _images(image: WorstImage, names: Sequence[str], ignore_label: int | None) -> dict[str, Any]:
+    """Return ``images``, the data URLs of image, ground truth and prediction; or ``problem``, an error message."""
     from ovseg.result.colors import colors_of  # these import matplotlib, which evaluations without a report do not need
     from ovseg.result.drawing import draw_regions
 
@@ -139,16 +139,16 @@ def _pictures(image: WorstImage, names: Sequence[str], ignore_label: int | None)
     for labels, source in ((truth, image.label_file), (predicted, WORST_FILE)):
         if labels.max(initial=0) >= len(names):
             return {"problem": f"{source} holds class {labels.max()}, the data set has {len(names)}: evaluate again"}
-    scale = _PICTURE_SIDE / max(predicted.shape)
+    scale = _IMAGE_SIDE / max(predicted.shape)
     size = (max(1, round(predicted.shape[1] * scale)), max(1, round(predicted.shape[0] * scale)))
     small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
     maps = [np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, 0)) for labels in (truth, predicted)]
     colors = colors_of(label for label in np.unique(maps).tolist() if label >= 0)
     drawn = [small, *(draw_regions(small, labels, names, colors) for labels in maps)]
-    return {"pictures": [_data_url(picture) for picture in drawn]}
+    return {"images": [_data_url(pixels) for pixels in drawn]}
 
 
-def _data_url(picture: np.ndarray) -> str:
+def _data_url(pixels: np.ndarray) -> str:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=85)
+    Image.fromarray(pixels).save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

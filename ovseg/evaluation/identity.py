@@ -1,4 +1,4 @@
-"""What an evaluation was of, so that one that was broken off is only taken up by its like."""
+"""Identity of an evaluation: an interrupted one is resumed only by an evaluation with the same fingerprint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ovseg.data.protocol import Protocol
 from ovseg.evaluation.versions import versions
 from ovseg.io import files
 
-# Keys that say where and how fast, or what the fingerprint holds by contents.
+# Keys of places and of speed, and keys whose content is part of the fingerprint anyway.
 _WITHOUT_EFFECT = (
     *("OUTPUT_DIR", "VIS_PERIOD", "CUDNN_BENCHMARK", "WANDB", "SEED", "DATASETS.TRAIN", "DATASETS.TEST"),
     *("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR"),
@@ -27,7 +27,7 @@ _WITHOUT_EFFECT = (
 
 
 def model_digest(model: nn.Module) -> str:
-    """sha256 of the names, types, shapes and values of all parameters and buffers that a checkpoint would hold."""
+    """Return the SHA-256 of the names, types, shapes and values of all parameters and buffers in the state dict."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -36,20 +36,20 @@ def model_digest(model: nn.Module) -> str:
 
 
 def file_digest(path: str | Path) -> str | None:
-    """sha256 of a file's bytes; None where there is no such file, as for the name of published weights."""
+    """Return the SHA-256 of a file's bytes; None if there is no such file, as for the tag of published weights."""
     if not path or not Path(path).is_file():
         return None
     return files.file_digest(path)
 
 
 def fingerprint(cfg: CfgNode, digest: str, file_names: Sequence[str], protocol: Protocol) -> dict[str, Any]:
-    """All that the counts of an evaluation depend on.
+    """Return everything that the counts of an evaluation depend on.
 
     Args:
-        cfg: of the evaluation; keys without effect on the answers (folders, device, workers) are left out.
-        digest: the model's, see :func:`model_digest`.
-        file_names: of the data set's images, in the order in which they are numbered.
-        protocol: of the data set.
+        cfg: configuration of the evaluation; keys without effect on the counts (folders, device, workers) are left out.
+        digest: digest of the model, see :func:`model_digest`.
+        file_names: the data set's images, in the order of their indices.
+        protocol: protocol of the data set.
 
     Returns:
         plain nested values, equal for evaluations that give the same counts.
@@ -69,7 +69,7 @@ def fingerprint(cfg: CfgNode, digest: str, file_names: Sequence[str], protocol: 
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """sha256 of plain nested values."""
+    """Return the SHA-256 of plain nested values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Saving predicted label maps, as COCO run-length codes or as pictures, without holding them in memory."""
+"""Writers of predicted label maps, as COCO run-length encodings or PNG files, with constant memory."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _FORMATS = {None: None, False: None, True: "rle", "rle": "rle", "png": "png"}
 
 
 def prediction_format(value: Any) -> str | None:
-    """What ``TEST.SAVE_PREDICTIONS`` asks for: "rle" (also True), "png", or None.
+    """Return the format that ``TEST.SAVE_PREDICTIONS`` selects: "rle" (also for True), "png", or None.
 
     Raises:
-        OvsegError: another value.
+        OvsegError: any other value.
     """
     if not isinstance(value, bool | str | None) or value not in _FORMATS:
         raise OvsegError(f"TEST.SAVE_PREDICTIONS is {value!r}: use False, True (rle), rle or png")
@@ -36,12 +36,12 @@ def prediction_format(value: Any) -> str | None:
 
 
 def encode_label_map(label_map: np.ndarray, file_name: str, dataset_ids: Mapping[int, int]) -> list[dict]:
-    """COCO-Stuff result records of one image, one per label present.
+    """Encode a label map as COCO-Stuff result records, one per label that occurs.
 
     Args:
         label_map: (H,W) integers.
         file_name: name of the image, copied into the records.
-        dataset_ids: category id by class index; classes that are not in it keep their index.
+        dataset_ids: category id by class index; classes without an entry keep their index.
 
     Returns:
         ``[{"file_name", "category_id", "segmentation": {"size": [H,W], "counts": str}}, ...]``.
@@ -57,14 +57,14 @@ def encode_label_map(label_map: np.ndarray, file_name: str, dataset_ids: Mapping
 
 
 class RlePredictions:
-    """Streams records to a file of this process, and joins those of all processes, in the order of the images.
+    """Keeper that streams the records of each process to a file, and merges these files in the order of the images.
 
-    A tally, too: its state tells how much of the stream belongs to counted images. The streams of all processes must
-    be in one file system (the output folder of a distributed run is).
+    As a tally, its state is the valid length of the stream: the part that belongs to counted images. All processes
+    must share the file system of the output folder.
 
     Args:
-        path: the JSON file that is written at the end, a list of :func:`encode_label_map`'s records.
-        stream: this process's own file, in a folder that is there and that others clear.
+        path: JSON file that is written at the end, a list of the records of :func:`encode_label_map`.
+        stream: file of this process, in an existing folder; the caller removes it.
         dataset_ids: category id by class index.
     """
 
@@ -75,17 +75,17 @@ class RlePredictions:
         self._earlier: list[tuple[Path, int]] = []
 
     def see(self, seen: SeenImage) -> None:
-        """Append the image's records on one line, after its number."""
+        """Append one line: the image's index and its records."""
         records = encode_label_map(seen.label_map, seen.file_name, self._dataset_ids)
         self._file.write(f"{seen.index}\t{json.dumps(records)}\n")
 
     def state(self) -> State:
-        """Name and valid length of the stream, brought out of this process before that."""
+        """Flush the stream and return its name and length."""
         self._file.flush()
         return {"stream": np.array(self._stream.name), "bytes": np.array(self._file.tell())}
 
     def add(self, state: State) -> None:
-        """Take over the stream of an earlier run, in the same folder."""
+        """Add the stream of an earlier run, which is in the same folder."""
         self._earlier.append((self._stream.with_name(str(state["stream"])), int(state["bytes"])))
 
     def check(self, state: State, images: Sequence[int]) -> None:
@@ -99,7 +99,7 @@ class RlePredictions:
         """Write the JSON file on the main process; call it in every process.
 
         Raises:
-            OvsegError: the stream of another process, or of an earlier run, is not there.
+            OvsegError: the stream of another process or of an earlier run is missing.
         """
         length = self._file.tell()
         self._file.close()
@@ -124,21 +124,21 @@ class RlePredictions:
         self.close()
 
     def close(self) -> None:
-        """Let go of the stream; safe to call at any time, twice too."""
+        """Close the stream; may be called at any time and repeatedly."""
         self._file.close()
 
 
 def narrow(label_map: np.ndarray, num_classes: int) -> np.ndarray:
-    """A map of class indices as uint8, or as uint16 where there are more than 256 classes."""
+    """Return a map of class indices as uint8, or as uint16 for more than 256 classes."""
     return label_map.astype(np.uint8 if num_classes <= 256 else np.uint16)
 
 
 class PngPredictions:
-    """Saves each label map as ``<folder>/<image>.png``: class indices, 8 bit up to 256 classes, else 16 bit.
+    """Keeper that saves each label map as ``<folder>/<image>.png``: class indices, 8 bit up to 256 classes, else 16.
 
     Args:
-        folder: made when the first is written.
-        file_names: of all images; images of several folders keep the part of their path in which they differ.
+        folder: output folder, created with the first file.
+        file_names: names of all images; images of several folders keep the part of their path in which they differ.
         num_classes: K.
     """
 
@@ -153,11 +153,11 @@ class PngPredictions:
             Image.fromarray(narrow(seen.label_map, self._num_classes)).save(temporary)
 
     def state(self) -> State:
-        """Nothing: the files are where they belong."""
+        """Return an empty state: each file is complete as soon as it is written."""
         return {}
 
     def add(self, state: State) -> None:
-        """See :meth:`state`."""
+        """Do nothing; see :meth:`state`."""
 
     def check(self, state: State, images: Sequence[int]) -> None:
         """See :class:`ovseg.evaluation.tally.Tally`."""
@@ -165,14 +165,14 @@ class PngPredictions:
             raise ValueError(f"the prediction {missing[0]} is gone")
 
     def finish(self) -> None:
-        """See :meth:`state`."""
+        """Do nothing; see :meth:`state`."""
 
     def close(self) -> None:
-        """See :meth:`state`."""
+        """Do nothing; no file is open."""
 
 
 def _distinct_names(file_names: Sequence[str]) -> list[str]:
-    """Relative PNG names, without the images' suffix where none are alike without it."""
+    """Return relative PNG names; the images' suffixes are kept only if names would clash without them."""
     absolute = [os.path.abspath(name) for name in file_names]
     folder = os.path.commonpath([os.path.dirname(name) for name in absolute])
     relative = [os.path.relpath(name, folder) for name in absolute]
@@ -181,7 +181,7 @@ def _distinct_names(file_names: Sequence[str]) -> list[str]:
 
 
 def _numbered_lines(file: TextIO, size: int) -> Iterator[tuple[int, str]]:
-    """(image, records) of the first ``size`` bytes, which are ASCII; images come in ascending order."""
+    """Yield (image, records) of the first ``size`` bytes of an ASCII stream; images are in ascending order."""
     while size > 0 and (line := file.readline()):
         size -= len(line)
         number, _, records = line.partition("\t")

@@ -1,4 +1,4 @@
-"""What every entry of ``results.json`` must be, since files get damaged and edited."""
+"""Validation of ``results.json``, which may be damaged or edited."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ _SG_TABLE = _has(pairs=_is_count, mutual_pairs=_is_count, origin=_is_text, thres
 
 
 def damaged_entries(record: Mapping[str, Any], complete: bool) -> list[str]:
-    """Return the names of the entries that cannot be what an evaluation wrote.
+    """Return the names of the invalid entries of a record.
 
     Args:
-        record: has all entries that are needed.
-        complete: also look for what only a whole record has, which is shown but not compared.
+        record: record with all required entries.
+        complete: also check the entries that are shown but not compared.
 
     Raises:
-        RecursionError: it is nested too deeply.
+        RecursionError: the record is nested too deeply.
     """
     wrong = [name for name, check in _CHECKS.items() if name in record and not check(record[name])]
     flatten(record)

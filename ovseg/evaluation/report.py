@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: results.json, per_class.csv and a table on the terminal."""
+"""Output of an evaluation: results.json, per_class.csv, confusion.npz and a table on the terminal."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ CONFUSION_FILE, PER_CLASS_FILE, SG_TABLE_FILE = "confusion.npz", "per_class.csv"
 
 
 def write_results(folder: Path, record: Mapping[str, Any], confusion: np.ndarray, html: bool) -> None:
-    """Write ``confusion.npz``, ``per_class.csv``, and, if asked for, ``sg_iou_table.json`` and ``report.html``; last
+    """Write ``confusion.npz``, ``per_class.csv``, on request ``sg_iou_table.json`` and ``report.html``, and at last
     ``results.json``.
 
     Args:
-        folder: of the data set's results.
+        folder: folder of the data set's results.
         record: see :func:`ovseg.evaluation.record.results_record`.
         confusion: (K+1,K+1) int64.
         html: write the report.
@@ -48,10 +48,10 @@ def write_results(folder: Path, record: Mapping[str, Any], confusion: np.ndarray
 
 
 def read_confusion(folder: Path, num_classes: int) -> np.ndarray:
-    """The (K+1,K+1) int64 matrix of a finished evaluation, row = prediction, column = truth.
+    """Read the confusion matrix of a finished evaluation, (K+1,K+1) int64, row = prediction, column = truth.
 
     Raises:
-        OvsegError: missing, damaged, or of another number of classes.
+        OvsegError: the file is missing, damaged, or has another number of classes.
     """
     path = folder / CONFUSION_FILE
     try:
@@ -66,17 +66,17 @@ def read_confusion(folder: Path, num_classes: int) -> np.ndarray:
 
 
 def print_results(record: Mapping[str, Any], folder: Path) -> None:
-    """Print what a record says in short."""
+    """Print a summary of a record."""
     console, dataset = Console(highlight=False), record["dataset"]
     seconds = record["seconds_per_image"]["total"]
     lines = [f"{dataset}: {record['num_images']} images, {seconds:.3f} s per image", _protocol_line(record["protocol"])]
     if oracle := record["oracle"]:
-        told = ", ".join(f"{key}: {value}" for key, value in oracle.items())
-        lines.append(f"WITH AN ORACLE, not a result of the model alone ({told})")
+        details = ", ".join(f"{key}: {value}" for key, value in oracle.items())
+        lines.append(f"WITH AN ORACLE, not a result of the model alone ({details})")
     if settings := record.get("dataset_settings"):
         lines.append(f"settings of this data set: {', '.join(f'{key} {value:g}' for key, value in settings.items())}")
     if table := record.get("sg_iou"):
-        found = f"{table['pairs']} pairs of child and father ({table['mutual_pairs']} mutual) from {table['origin']}"
+        found = f"{table['pairs']} pairs of child and parent ({table['mutual_pairs']} mutual) from {table['origin']}"
         lines.append(f"SG-IoU: {found}" + ("" if table["threshold"] is None else f", cosine >= {table['threshold']:g}"))
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
@@ -88,7 +88,7 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON atomically; NaN and infinities, which JSON lacks, become null."""
     with atomic_path(path) as temporary:
         text = json.dumps(_strict(content), indent=2, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # as JSON writes half characters
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # lone surrogates
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -100,12 +100,12 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def results_table(results: Mapping[str, Mapping[str, float]], subsets: Sequence[str], convention: str) -> Table:
-    """The main scores of one data set, a column for all classes and one for each subset.
+    """Return a table of the main scores of one data set: one column for all classes and one for each subset.
 
     Args:
-        results: scores by task ("sem_seg", "proposals"), as the evaluators give them.
-        subsets: names of the metadata's ``evaluation_set``; the complement of a single one is shown, too.
-        convention: TEST.MIOU_CONVENTION, which the subsets' mean IoUs follow.
+        results: scores by task ("sem_seg", "proposals", "sg_iou") as returned by the evaluators.
+        subsets: names of the metadata's ``evaluation_set``; for a single one, its complement is shown, too.
+        convention: ``TEST.MIOU_CONVENTION``, the convention of the subsets' mean IoUs.
     """
     columns = [*subsets, f"un{subsets[0]}"] if len(subsets) == 1 else list(subsets)
     semantic, proposals = results["sem_seg"], results.get("proposals", {})
@@ -133,15 +133,15 @@ def results_table(results: Mapping[str, Mapping[str, float]], subsets: Sequence[
 
 
 def _sg_columns(row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """What SG-IoU adds to a class's row: its score, and its fathers as the table calls them."""
+    """Return the columns that SG-IoU adds to a class's row: its score and its parent classes."""
     score, fathers = record["results"]["sg_iou"][f"SG-IoU-{row['name']}"], record["sg_iou"]["fathers"]
     above = fathers.get(row["name"]) or fathers.get(str(row["index"]), [])
     return {"SG-IoU": "" if math.isnan(score) else round(score, 4), "fathers": "; ".join(above)}
 
 
 def _protocol_line(protocol: Mapping[str, Any]) -> str:
-    told = (f"{name} {short(value)}" for name, value in flatten(protocol).items() if name != "dataset")
-    return f"protocol: {', '.join(told)}"
+    entries = (f"{name} {short(value)}" for name, value in flatten(protocol).items() if name != "dataset")
+    return f"protocol: {', '.join(entries)}"
 
 
 def _mark(name: str, chosen: bool) -> str:

@@ -1,4 +1,4 @@
-"""Which software made the numbers."""
+"""Versions of the software that results depend on."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _PACKAGES = {
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what the numbers depend on; None for what is not installed as a package."""
+    """Return the versions of Python and the packages that results depend on; None if not installed as a package."""
     found: dict[str, str | None] = {"python": platform.python_version(), "detectron2": detectron2.__version__}
     for name, distribution in _PACKAGES.items():
         try:
             found[name] = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
-    found["torch"] = torch.__version__  # tells the CPU or CUDA build, too
+    found["torch"] = torch.__version__  # includes the build, CPU or CUDA
     return found
 
 
 @functools.cache
 def git_commit() -> str | None:
-    """Commit of the checkout that this package lies in, with "+changes" if its code differs; None outside of one."""
+    """Return the commit of the checkout that holds this package, with "+changes" if files differ; None without one."""
     package = Path(ovseg.__file__).parent
     # in another project's checkout (its .venv, say) the package's files are not tracked
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
@@ -43,7 +43,7 @@ def git_commit() -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints; None if it fails or is not installed."""
+    """Return the output of git; None if it fails or is not installed."""
     try:
         done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):

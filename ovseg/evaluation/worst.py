@@ -1,4 +1,4 @@
-"""The images that went worst, kept while an evaluation runs, for its report."""
+"""The images with the lowest pixel accuracy, collected during an evaluation for its report."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ COUNT = 12
 
 @dataclass(frozen=True, order=True)
 class WorstImage:
-    """One of them; ordered from worst to best.
+    """An image with low pixel accuracy; instances are ordered from worst to best.
 
     Attributes:
-        accuracy: share of the pixels that count which have their true class, in [0,1].
-        index: its place in the data set, which decides between equals.
-        file_name, label_file: of the image and its true labels.
+        accuracy: share of correct pixels among those that are not ignored, in [0,1].
+        index: position in the data set, which breaks ties.
+        file_name, label_file: files of the image and its ground-truth labels.
         png: the predicted classes as a PNG file of 8 or 16 bit.
     """
 
@@ -41,10 +41,10 @@ class WorstImage:
     png: bytes
 
     def label_map(self) -> np.ndarray:
-        """(H,W) integers, the predicted classes.
+        """Decode the predicted classes, (H,W) integers.
 
         Raises:
-            OvsegError: the picture is damaged.
+            OvsegError: the PNG is damaged.
         """
         try:
             with open_image(io.BytesIO(self.png)) as image:
@@ -57,12 +57,12 @@ class WorstImage:
 
 
 class WorstImages:
-    """A tally of at most ``count`` images with the lowest pixel accuracy; memory holds their compressed maps alone.
+    """Keeper of at most ``count`` images with the lowest pixel accuracy; only their compressed maps are in memory.
 
-    Images without a pixel that counts are passed over.
+    Images whose pixels are all ignored are skipped.
 
     Args:
-        path: the file that is written at the end, see :func:`read_worst`.
+        path: file that is written at the end, see :func:`read_worst`.
         num_classes: K.
     """
 
@@ -101,21 +101,21 @@ class WorstImages:
             raise ValueError("keeps images that it has not counted")
 
     def finish(self) -> None:
-        """Write the worst that any process has seen; call it in every process."""
+        """Merge all processes and write the file on the main process; call it in every process."""
         add_other_processes(self)
         if comm.is_main_process():
             with atomic_path(self._path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **self.state())
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing; no file is open."""
 
     def _keep(self, more: list[WorstImage]) -> None:
         self._kept = sorted([*self._kept, *more])[: self._count]
 
 
 def read_worst(path: Path) -> list[WorstImage] | None:
-    """What :meth:`WorstImages.finish` wrote, from the worst on; None if there is no such file.
+    """Read the file of :meth:`WorstImages.finish`, worst image first; None if there is no such file.
 
     Raises:
         OvsegError: the file is damaged.
@@ -129,7 +129,7 @@ def read_worst(path: Path) -> list[WorstImage] | None:
 
 
 def images_of(state: State) -> list[WorstImage]:
-    """Return the images in a state of :class:`WorstImages`; ValueError or KeyError if it cannot be one."""
+    """Return the images in a state of :class:`WorstImages`; raise ValueError or KeyError if it is invalid."""
     kinds = {"accuracy": "f", "index": "i", "files": "U", "bytes": "i", "png": "u"}
     if wrong := [key for key, kind in kinds.items() if state[key].dtype.kind != kind]:
         raise ValueError(f"{wrong[0]} has the type {state[wrong[0]].dtype}")
