@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ovseg.adaptation import mining, mining_run, pairs
+from ovseg.adaptation import mining, mining_run
+from ovseg.adaptation import pair_shards as pairs
 from ovseg.adaptation.miner import Miner
 from ovseg.adaptation.mining import claim
 from ovseg.adaptation.mining_options import MiningOptions

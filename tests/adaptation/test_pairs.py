@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from ovseg.adaptation import pair_list, pairs
+from ovseg.adaptation import pair_list
+from ovseg.adaptation import pair_shards as pairs
 from ovseg.adaptation.pair_list import FILL, read_pair_list, write_crops, write_list
 from ovseg.adaptation.pair_shards import PairDataset, ShardWriter
 from ovseg.errors import OvsegError

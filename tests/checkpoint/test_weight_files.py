@@ -21,17 +21,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ovseg.weight_files import pickles
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim import lr_scheduler
 
+from ovseg.checkpoint import pickles
 from ovseg.checkpoint.loading import _fitting_configuration, load_weights, save_safetensors
 from ovseg.checkpoint.state_dicts import bare_clip_names, is_plain_pickle, read_checkpoint, read_state_dict
 from ovseg.errors import OvsegError
 from tests import pickle_crafting
 from tests.scripts import load_script
-from tests.test_checkpoint import Code, Model, equal
+from tests.checkpoint.test_loading import Code, Model, equal
 
 TENSORS = {
     "float": torch.arange(12.0).view(3, 4),
@@ -151,7 +151,7 @@ def test_what_training_programs_save(tmp_path, content, kind):
         (defaultdict(list), "collections.defaultdict"),
         (Namespace(lr=1), "argparse.Namespace"),
         (Path("x"), "pathlib"),
-        (Model(), "tests.test_checkpoint.Model"),
+        (Model(), "tests.checkpoint.test_loading.Model"),
         (torch.eye(2).to_sparse(), "torch._utils._rebuild_sparse_tensor"),
         (np.array(["a"]), "numpy.str_"),
         (np.array([None]), "numpy.object_"),
