@@ -53,6 +53,7 @@ class PartialEvaluation:
         self.folder = Path(folder) / FOLDER
         self._session = comm.all_gather(uuid.uuid4().hex[:12])[0]
         self._resumed = comm.is_main_process() and self._open(fingerprint, resume)
+        comm.synchronize()  # other processes write into the folder only after the main one has cleared it
         self._num_images: int = fingerprint["data"]["num_images"]
         self._earlier: dict[str, State] = {}
         self.done: np.ndarray | None = None

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from ovseg.errors import OvsegError
 from ovseg.result import fonts
 from ovseg.result.colors import colors_of, word_color
-from ovseg.result.drawing import DRAWING_SIZES, draw_legend, draw_result, draw_regions
+from ovseg.result.drawing import DRAWING_SIZES, draw_legend, draw_regions, draw_result
 from ovseg.result.segmentation import UNLABELLED, Segmentation, output_files
 
 NAMES = ("cat", "sofa", "dog")
@@ -52,7 +52,7 @@ def test_masks_by_word():
     assert np.array_equal(result.mask("Sofa "), result.label_map == 1)
     assert not result.mask("dog").any()
     assert list(result.masks) == ["cat", "sofa"]
-    with pytest.raises(OvsegError, match=r"not asked for 'soffa': did you mean 'sofa'\?"):
+    with pytest.raises(OvsegError, match=r"'soffa' is not a word of this segmentation: did you mean 'sofa'\?"):
         result.mask("soffa")
 
 
