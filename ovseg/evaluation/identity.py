@@ -1,4 +1,4 @@
-"""What an evaluation was of, by which software, and how two of them differ."""
+"""Identity of an evaluation: its fingerprint, the versions of the software, and the differences between two."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ovseg.data.file_list import file_list_checksum
 from ovseg.data.protocol import Protocol
 from ovseg.io import files
 
-# Keys that say where and how fast, or what the fingerprint holds by contents.
+# Keys of places and of speed, and keys whose content is part of the fingerprint anyway.
 _WITHOUT_EFFECT = (
     *("OUTPUT_DIR", "VIS_PERIOD", "CUDNN_BENCHMARK", "WANDB", "SEED", "DATASETS.TRAIN", "DATASETS.TEST"),
     *("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR"),
@@ -37,7 +37,7 @@ _ABSENT = object()
 
 
 def model_digest(model: nn.Module) -> str:
-    """sha256 of the names, types, shapes and values of all parameters and buffers that a checkpoint would hold."""
+    """Return the SHA-256 of the names, types, shapes and values of all parameters and buffers in the state dict."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -46,20 +46,20 @@ def model_digest(model: nn.Module) -> str:
 
 
 def file_digest(path: str | Path) -> str | None:
-    """sha256 of a file's bytes; None where there is no such file, as for the name of published weights."""
+    """Return the SHA-256 of a file's bytes; None if there is no such file, as for the tag of published weights."""
     if not path or not Path(path).is_file():
         return None
     return files.file_digest(path)
 
 
 def fingerprint(cfg: CfgNode, digest: str, file_names: Sequence[str], protocol: Protocol) -> dict[str, Any]:
-    """All that the counts of an evaluation depend on.
+    """Return everything that the counts of an evaluation depend on.
 
     Args:
-        cfg: of the evaluation; keys without effect on the answers (folders, device, workers) are left out.
-        digest: the model's, see :func:`model_digest`.
-        file_names: of the data set's images, in the order in which they are numbered.
-        protocol: of the data set.
+        cfg: configuration of the evaluation; keys without effect on the counts (folders, device, workers) are left out.
+        digest: digest of the model, see :func:`model_digest`.
+        file_names: the data set's images, in the order of their indices.
+        protocol: protocol of the data set.
 
     Returns:
         plain nested values, equal for evaluations that give the same counts.
@@ -79,7 +79,7 @@ def fingerprint(cfg: CfgNode, digest: str, file_names: Sequence[str], protocol: 
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """sha256 of plain nested values."""
+    """Return the SHA-256 of plain nested values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -95,20 +95,20 @@ def _settings(cfg: CfgNode) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what the numbers depend on; None for what is not installed as a package."""
+    """Return the versions of Python and the packages that results depend on; None if not installed as a package."""
     found: dict[str, str | None] = {"python": platform.python_version(), "detectron2": detectron2.__version__}
     for name, distribution in _PACKAGES.items():
         try:
             found[name] = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
-    found["torch"] = torch.__version__  # tells the CPU or CUDA build, too
+    found["torch"] = torch.__version__  # includes the build, CPU or CUDA
     return found
 
 
 @functools.cache
 def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:
-    """Commit of the checkout that this package lies in, with "+changes" if its code differs; None outside of one."""
+    """Return the commit of the checkout that holds this package, with "+changes" if files differ; None without one."""
     # in another project's checkout (its .venv, say) the package's files are not tracked
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
@@ -117,7 +117,7 @@ def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints; None if it fails or is not installed."""
+    """Return the output of git; None if it fails or is not installed."""
     try:
         done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -126,7 +126,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names; empty ones vanish."""
+    """Flatten nested mappings into one with dotted names; empty mappings are dropped."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"
@@ -135,19 +135,22 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def different_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Dotted names whose values differ or that only one has, in the order of ``first``; lists equal tuples."""
+    """Return the dotted names whose values differ or that only one mapping has, in the order of ``first``.
+
+    A list equals a tuple of the same items.
+    """
     one, two = flatten(first), flatten(second)
     return [name for name in {**one, **two} if _plain(one.get(name, _ABSENT)) != _plain(two.get(name, _ABSENT))]
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any], form: str = "{} was {} and is {}") -> list[str]:
-    """A sentence for each of :func:`different_keys`; ``form`` takes its name and both values."""
+    """Return a sentence for each of :func:`different_keys`; ``form`` is filled with the name and both values."""
     one, two = flatten(first), flatten(second)
     return [form.format(name, short(one.get(name)), short(two.get(name))) for name in different_keys(first, second)]
 
 
 def short(value: Any) -> str:
-    """A value on one line, cut where it is long."""
+    """Return a value as text on one line, truncated to 60 characters."""
     text = repr(value) if isinstance(value, str) and not value else str(value)
     text = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -1,4 +1,4 @@
-"""Label maps kept while an evaluation runs: all of them, or those of the images that went worst."""
+"""Predicted label maps kept during an evaluation: all, as COCO run-length encodings or PNG, or the worst images."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _FORMATS = {None: None, False: None, True: "rle", "rle": "rle", "png": "png"}
 
 
 def prediction_format(value: Any) -> str | None:
-    """What ``TEST.SAVE_PREDICTIONS`` asks for: "rle" (also True), "png", or None.
+    """Return the format that ``TEST.SAVE_PREDICTIONS`` selects: "rle" (also for True), "png", or None.
 
     Raises:
-        OvsegError: another value.
+        OvsegError: any other value.
     """
     if not isinstance(value, bool | str | None) or value not in _FORMATS:
         raise OvsegError(f"TEST.SAVE_PREDICTIONS is {value!r}: use False, True (rle), rle or png")
@@ -40,12 +40,12 @@ def prediction_format(value: Any) -> str | None:
 
 
 def encode_label_map(label_map: np.ndarray, file_name: str, dataset_ids: Mapping[int, int]) -> list[dict]:
-    """COCO-Stuff result records of one image, one per label present.
+    """Encode a label map as COCO-Stuff result records, one per label that occurs.
 
     Args:
         label_map: (H,W) integers.
         file_name: name of the image, copied into the records.
-        dataset_ids: category id by class index; classes that are not in it keep their index.
+        dataset_ids: category id by class index; classes without an entry keep their index.
 
     Returns:
         ``[{"file_name", "category_id", "segmentation": {"size": [H,W], "counts": str}}, ...]``.
@@ -61,14 +61,14 @@ def encode_label_map(label_map: np.ndarray, file_name: str, dataset_ids: Mapping
 
 
 class RlePredictions:
-    """Streams records to a file of this process, and joins those of all processes, in the order of the images.
+    """Keeper that streams the records of each process to a file, and merges these files in the order of the images.
 
-    A tally, too: its state tells how much of the stream belongs to counted images. The streams of all processes must
-    be in one file system (the output folder of a distributed run is).
+    As a tally, its state is the valid length of the stream: the part that belongs to counted images. All processes
+    must share the file system of the output folder.
 
     Args:
-        path: the JSON file that is written at the end, a list of :func:`encode_label_map`'s records.
-        stream: this process's own file, in a folder that is there and that others clear.
+        path: JSON file that is written at the end, a list of the records of :func:`encode_label_map`.
+        stream: file of this process, in an existing folder; the caller removes it.
         dataset_ids: category id by class index.
     """
 
@@ -79,17 +79,17 @@ class RlePredictions:
         self._earlier: list[tuple[Path, int]] = []
 
     def see(self, seen: SeenImage) -> None:
-        """Append the image's records on one line, after its number."""
+        """Append one line: the image's index and its records."""
         records = encode_label_map(seen.label_map, seen.file_name, self._dataset_ids)
         self._file.write(f"{seen.index}\t{json.dumps(records)}\n")
 
     def state(self) -> State:
-        """Name and valid length of the stream, brought out of this process before that."""
+        """Flush the stream and return its name and length."""
         self._file.flush()
         return {"stream": np.array(self._stream.name), "bytes": np.array(self._file.tell())}
 
     def add(self, state: State) -> None:
-        """Take over the stream of an earlier run, in the same folder."""
+        """Add the stream of an earlier run, which is in the same folder."""
         self._earlier.append((self._stream.with_name(str(state["stream"])), int(state["bytes"])))
 
     def check(self, state: State, images: Sequence[int]) -> None:
@@ -103,7 +103,7 @@ class RlePredictions:
         """Write the JSON file on the main process; call it in every process.
 
         Raises:
-            OvsegError: the stream of another process, or of an earlier run, is not there.
+            OvsegError: the stream of another process or of an earlier run is missing.
         """
         length = self._file.tell()
         self._file.close()
@@ -128,21 +128,21 @@ class RlePredictions:
         self.close()
 
     def close(self) -> None:
-        """Let go of the stream; safe to call at any time, twice too."""
+        """Close the stream; may be called at any time and repeatedly."""
         self._file.close()
 
 
 def narrow(label_map: np.ndarray, num_classes: int) -> np.ndarray:
-    """A map of class indices as uint8, or as uint16 where there are more than 256 classes."""
+    """Return a map of class indices as uint8, or as uint16 for more than 256 classes."""
     return label_map.astype(np.uint8 if num_classes <= 256 else np.uint16)
 
 
 class PngPredictions:
-    """Saves each label map as ``<folder>/<image>.png``: class indices, 8 bit up to 256 classes, else 16 bit.
+    """Keeper that saves each label map as ``<folder>/<image>.png``: class indices, 8 bit up to 256 classes, else 16.
 
     Args:
-        folder: made when the first is written.
-        file_names: of all images; images of several folders keep the part of their path in which they differ.
+        folder: output folder, created with the first file.
+        file_names: names of all images; images of several folders keep the part of their path in which they differ.
         num_classes: K.
     """
 
@@ -157,11 +157,11 @@ class PngPredictions:
             Image.fromarray(narrow(seen.label_map, self._num_classes)).save(temporary)
 
     def state(self) -> State:
-        """Nothing: the files are where they belong."""
+        """Return an empty state: each file is complete as soon as it is written."""
         return {}
 
     def add(self, state: State) -> None:
-        """See :meth:`state`."""
+        """Do nothing; see :meth:`state`."""
 
     def check(self, state: State, images: Sequence[int]) -> None:
         """See :class:`ovseg.evaluation.tally.Tally`."""
@@ -169,14 +169,14 @@ class PngPredictions:
             raise ValueError(f"the prediction {missing[0]} is gone")
 
     def finish(self) -> None:
-        """See :meth:`state`."""
+        """Do nothing; see :meth:`state`."""
 
     def close(self) -> None:
-        """See :meth:`state`."""
+        """Do nothing; no file is open."""
 
 
 def _distinct_names(file_names: Sequence[str]) -> list[str]:
-    """Relative PNG names, without the images' suffix where none are alike without it."""
+    """Return relative PNG names; the images' suffixes are kept only if names would clash without them."""
     absolute = [os.path.abspath(name) for name in file_names]
     folder = os.path.commonpath([os.path.dirname(name) for name in absolute])
     relative = [os.path.relpath(name, folder) for name in absolute]
@@ -185,7 +185,7 @@ def _distinct_names(file_names: Sequence[str]) -> list[str]:
 
 
 def _numbered_lines(file: TextIO, size: int) -> Iterator[tuple[int, str]]:
-    """(image, records) of the first ``size`` bytes, which are ASCII; images come in ascending order."""
+    """Yield (image, records) of the first ``size`` bytes of an ASCII stream; images are in ascending order."""
     while size > 0 and (line := file.readline()):
         size -= len(line)
         number, _, records = line.partition("\t")
@@ -194,12 +194,12 @@ def _numbered_lines(file: TextIO, size: int) -> Iterator[tuple[int, str]]:
 
 @dataclass(frozen=True, order=True)
 class WorstImage:
-    """One of them; ordered from worst to best.
+    """An image with low pixel accuracy; instances are ordered from worst to best.
 
     Attributes:
-        accuracy: share of the pixels that count which have their true class, in [0,1].
-        index: its place in the data set, which decides between equals.
-        file_name, label_file: of the image and its true labels.
+        accuracy: share of correct pixels among those that are not ignored, in [0,1].
+        index: position in the data set, which breaks ties.
+        file_name, label_file: files of the image and its ground-truth labels.
         png: the predicted classes as a PNG file of 8 or 16 bit.
     """
 
@@ -210,10 +210,10 @@ class WorstImage:
     png: bytes
 
     def label_map(self) -> np.ndarray:
-        """(H,W) integers, the predicted classes.
+        """Decode the predicted classes, (H,W) integers.
 
         Raises:
-            OvsegError: the picture is damaged.
+            OvsegError: the PNG is damaged.
         """
         try:
             with open_image(io.BytesIO(self.png)) as image:
@@ -226,12 +226,12 @@ class WorstImage:
 
 
 class WorstImages:
-    """A tally of at most ``count`` images with the lowest pixel accuracy; memory holds their compressed maps alone.
+    """Keeper of at most ``count`` images with the lowest pixel accuracy; only their compressed maps are in memory.
 
-    Images without a pixel that counts are passed over.
+    Images whose pixels are all ignored are skipped.
 
     Args:
-        path: the file that is written at the end, see :func:`read_worst`.
+        path: file that is written at the end, see :func:`read_worst`.
         num_classes: K.
     """
 
@@ -270,21 +270,21 @@ class WorstImages:
             raise ValueError("keeps images that it has not counted")
 
     def finish(self) -> None:
-        """Write the worst that any process has seen; call it in every process."""
+        """Merge all processes and write the file on the main process; call it in every process."""
         add_other_processes(self)
         if comm.is_main_process():
             with atomic_path(self._path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **self.state())
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing; no file is open."""
 
     def _keep(self, more: list[WorstImage]) -> None:
         self._kept = sorted([*self._kept, *more])[: self._count]
 
 
 def read_worst(path: Path) -> list[WorstImage] | None:
-    """What :meth:`WorstImages.finish` wrote, from the worst on; None if there is no such file.
+    """Read the file of :meth:`WorstImages.finish`, worst image first; None if there is no such file.
 
     Raises:
         OvsegError: the file is damaged.
@@ -298,7 +298,7 @@ def read_worst(path: Path) -> list[WorstImage] | None:
 
 
 def images_of(state: State) -> list[WorstImage]:
-    """Return the images in a state of :class:`WorstImages`; ValueError or KeyError if it cannot be one."""
+    """Return the images in a state of :class:`WorstImages`; raise ValueError or KeyError if it is invalid."""
     kinds = {"accuracy": "f", "index": "i", "files": "U", "bytes": "i", "png": "u"}
     if wrong := [key for key, kind in kinds.items() if state[key].dtype.kind != kind]:
         raise ValueError(f"{wrong[0]} has the type {state[wrong[0]].dtype}")

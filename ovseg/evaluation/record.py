@@ -1,4 +1,4 @@
-"""The record that an evaluation leaves, ``results.json``: the scores, and all that one must know to compare them."""
+"""The record of an evaluation, ``results.json``: the scores, and everything needed to compare them."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def results_record(
     dataset_settings: Mapping[str, float] | None = None,
     sg_table: FatherTable | None = None,
 ) -> dict[str, Any]:
-    """The content of ``results.json``.
+    """Return the content of ``results.json``.
 
     Args:
-        cfg: of the evaluation.
-        semantic: after it was evaluated on the main process.
-        results: scores in percent by task, NaN where there are none.
-        seconds: of all processes together, by what they were spent on.
+        cfg: configuration of the evaluation, with the data set's own settings.
+        semantic: evaluator after :meth:`~ovseg.evaluation.sem_seg.SemSegEvaluator.evaluate` on the main process.
+        results: scores in percent by task; NaN for undefined scores.
+        seconds: time by activity, summed over all processes.
         fingerprint: see :func:`ovseg.evaluation.identity.fingerprint`.
-        iteration: of the model in training that was evaluated; None for the files that ``cfg`` names.
-        dataset_settings: those of this data set that are not for all, in ``cfg`` already.
-        sg_table: the table of SG-IoU, if that was asked for.
+        iteration: training iteration of the evaluated model; None for the weight files that ``cfg`` names.
+        dataset_settings: the settings that are specific to this data set.
+        sg_table: table of SG-IoU, if that metric was computed.
     """
     per_image = {part: value / semantic.num_images for part, value in seconds.items()}
     return {
@@ -83,10 +83,13 @@ def results_record(
 
 
 def record_files(run: Path) -> list[Path]:
-    """Return each ``results.json`` of a run: of its ``OUTPUT_DIR``, ``inference`` folder, data set's folder, or itself.
+    """Return the paths of the ``results.json`` files of a run.
+
+    Args:
+        run: an ``OUTPUT_DIR``, its ``inference`` folder, the folder of one data set in it, or a ``results.json``.
 
     Raises:
-        OvsegError: there is none.
+        OvsegError: no file is found.
     """
     patterns = (
         (RECORD_FILE, f"*/{RECORD_FILE}") if run.name == "inference" else (RECORD_FILE, f"inference/*/{RECORD_FILE}")
@@ -102,11 +105,10 @@ def read_record(path: str | Path, *, complete: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        complete: need all that :func:`results_record` writes; else what results are compared by is enough.
+        complete: require all entries that :func:`results_record` writes, not only those needed for a comparison.
 
     Raises:
-        OvsegError: missing, damaged, no such record, or written by another version of this package. What is damaged
-            is named.
+        OvsegError: the file is missing, damaged, not a record, or of another schema; the message names damaged entries.
     """
     path = Path(path)
     try:
@@ -116,10 +118,10 @@ def read_record(path: str | Path, *, complete: bool = False) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise OvsegError(f"{path} cannot be read ({error}): evaluate again") from error
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict) or "dataset" not in content:
-        raise OvsegError(f"{path} is no results.json of train_net.py --eval-only")
+        raise OvsegError(f"{path} is not a results.json of train_net.py --eval-only")
     if (schema := content.get("schema", 1)) != SCHEMA:
         how = f"has schema {short(repr(schema))}"
-        how = "does not tell protocol and data: it is of an older ovseg" if schema == 1 else how
+        how = "lacks protocol and data: it was written by an older ovseg" if schema == 1 else how
         raise OvsegError(f"{path} {how}; evaluate again (this ovseg reads schema {SCHEMA})")
     if lacking := [key for key in (COMPLETE if complete else _NEEDED) if key not in content]:
         raise OvsegError(f"{path} lacks {', '.join(lacking)}: evaluate again")
@@ -137,12 +139,12 @@ def read_record(path: str | Path, *, complete: bool = False) -> dict[str, Any]:
 
 
 def finished_record(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record in a folder if it is complete and of the same evaluation, else None."""
+    """Return the record in a folder if it is complete and has the same fingerprint, else None."""
     try:
         content = read_record(folder / RECORD_FILE, complete=True)
     except OvsegError as error:
         if (folder / RECORD_FILE).exists():
-            logger.warning("%s; that is done now", error)
+            logger.warning("%s; evaluating again", error)
         return None
     return content if content["fingerprint"] == digest_of(fingerprint) else None
 
@@ -152,7 +154,7 @@ def _refuse(constant: str) -> None:
 
 
 def _views(cfg: CfgNode) -> dict[str, Any]:
-    """How often a model sees an image, and what becomes of its scores."""
+    """Return the settings of test-time augmentation, sliding window and CRF."""
     test = cfg.TEST
     return {
         "augmentation": sorted(test.AUG.MIN_SIZES) if test.AUG.ENABLED else None,
@@ -239,14 +241,14 @@ _SG_TABLE = _has(pairs=_is_count, mutual_pairs=_is_count, origin=_is_text, thres
 
 
 def damaged_entries(record: Mapping[str, Any], complete: bool) -> list[str]:
-    """Return the names of the entries that cannot be what an evaluation wrote.
+    """Return the names of the invalid entries of a record.
 
     Args:
-        record: has all entries that are needed.
-        complete: also look for what only a whole record has, which is shown but not compared.
+        record: record with all required entries.
+        complete: also check the entries that are shown but not compared.
 
     Raises:
-        RecursionError: it is nested too deeply.
+        RecursionError: the record is nested too deeply.
     """
     wrong = [name for name, check in _CHECKS.items() if name in record and not check(record[name])]
     flatten(record)

@@ -1,4 +1,4 @@
-"""What an evaluation counts, so that counts of several processes, and of runs that were killed, become one."""
+"""Tallies: mergeable counts, which combine several processes and interrupted runs into one result."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _LARGEST = 1 << 30  # bytes of one array
 
 
 class Tally(Protocol):
-    """Something that counts images.
+    """Mergeable counts over images.
 
-    However the images are spread over tallies, adding the state of one to another must give the same bits.
+    Adding states must give bit-identical results for any distribution of the images over tallies.
     """
 
     def state(self) -> State:
-        """All that is needed to go on elsewhere: arrays (no objects) by name."""
+        """Return the full state as arrays (no objects) by name."""
 
     def add(self, state: State) -> None:
-        """Count what another tally has counted, too."""
+        """Add the state of another tally."""
 
     def check(self, state: State, images: Sequence[int]) -> None:
-        """Raise ValueError or KeyError unless a state from disk can be that of a tally that counted these images."""
+        """Raise ValueError or KeyError unless ``state``, read from disk, is a valid state for these images."""
 
 
 def check_counts(own: np.ndarray, other: np.ndarray) -> None:
@@ -41,14 +41,14 @@ def check_counts(own: np.ndarray, other: np.ndarray) -> None:
 
 
 def add_other_processes(tally: Tally) -> None:
-    """Bring the counts of all processes into the main one's tally; every process calls it, once."""
+    """Add the counts of all processes to the main process's tally; every process calls it once."""
     gathered = comm.gather(tally.state(), dst=0)
     for state in gathered[1:] if comm.is_main_process() else ():
         tally.add(state)
 
 
 class Stopwatch:
-    """Seconds by what they were spent on: "reading", "model" and "evaluation"."""
+    """Tally of seconds by activity: "reading", "model" and "evaluation"."""
 
     PARTS = ("reading", "model", "evaluation")
 
@@ -57,11 +57,11 @@ class Stopwatch:
         self.start()
 
     def start(self) -> None:
-        """Begin a lap."""
+        """Start a lap."""
         self._since = time.perf_counter()
 
     def lap(self, part: str) -> None:
-        """Book the time since the last call under ``part``."""
+        """Add the time since the last call to ``part``."""
         now = time.perf_counter()
         self.seconds[part] += now - self._since
         self._since = now
@@ -79,10 +79,10 @@ class Stopwatch:
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an ``.npz`` file by name.
 
-    Nothing is unpickled, and no more memory is taken than the file has bytes for.
+    Nothing is unpickled, and no more memory is allocated than the file has bytes.
 
     Raises:
-        ValueError: missing, damaged, or something else than plain arrays; the message is one line.
+        ValueError: the file is missing, damaged, or holds anything but plain arrays; the message is one line.
     """
     if not path.is_file():
         raise ValueError("is not a file")

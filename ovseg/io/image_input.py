@@ -1,4 +1,4 @@
-"""Whatever may be given as an image -> an RGB array."""
+"""Conversion of files, bytes, arrays, tensors and Pillow images to RGB arrays."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from ovseg.io.images import decode_image, opened_to_rgb, read_image
 
 ImageLike: TypeAlias = "str | os.PathLike | bytes | BinaryIO | np.ndarray | torch.Tensor | Image.Image"
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
-_LONGEST_NAME = 4096  # characters; what is longer is an image in a text, or a mistake
+_LONGEST_NAME = 4096  # characters; a longer text is not a file name
 
 
 def as_rgb(image: ImageLike) -> tuple[np.ndarray, str | None]:
-    """(H,W,3) uint8 RGB, and the file's name if there is one.
+    """Convert an image to RGB.
 
     Args:
-        image: the name of a file; a file's content, as bytes or as a binary file object, which is read from its start;
-            a Pillow image; or uint8 values 0..255: a NumPy array (H,W,3) RGB, (H,W) or (H,W,1) grey, (H,W,4) RGBA, or a
-            tensor (H,W) or with the same channels last; both with channels first, too, where that is clear.
-            Transparency is put on white.
+        image: name of a file; content of a file as bytes or as a binary file object, which is read from its start; a
+            Pillow image; or uint8 values 0..255: a NumPy array (H,W,3) RGB, (H,W) or (H,W,1) grey, (H,W,4) RGBA, or a
+            tensor (H,W) or with the same channels last. Channels may come first if that is unambiguous. Transparent
+            images are composited over white.
+
+    Returns:
+        (H,W,3) uint8 RGB, and the name of the file or None.
 
     Raises:
-        OvsegError: anything else, a tensor whose channels may be first or last, or an image that cannot be read.
+        OvsegError: any other type, a tensor whose channels may be first or last, or an image that cannot be read.
     """
     if isinstance(image, (str, os.PathLike)):
         name = os.fsdecode(image)
@@ -57,7 +60,7 @@ def as_rgb(image: ImageLike) -> tuple[np.ndarray, str | None]:
 
 def _content(file: BinaryIO) -> bytes:
     if getattr(file, "seekable", lambda: False)():
-        file.seek(0)  # after writing into it, it stands at its end
+        file.seek(0)  # after writing, the position is at the end
     content = file.read()
     if not isinstance(content, bytes):
         raise OvsegError("an image is given as a file object of text: open the file in binary mode, open(name, 'rb')")
@@ -78,7 +81,7 @@ def _values_to_rgb(values: np.ndarray | torch.Tensor, kind: str) -> np.ndarray:
         raise _bad_shape(values, kind)
     first, last = array.shape[0] in _CHANNELS, array.shape[2] in _CHANNELS
     if kind == "array" and values.ndim == 3 and array.shape[2] != 4:
-        first &= not last  # (height, width, channels) is how arrays are laid out
+        first &= not last  # arrays are (height, width, channels)
     if first and last and values.ndim == 3:
         raise _bad_shape(values, kind)
     if not last:
@@ -92,5 +95,5 @@ def _bad_shape(values: np.ndarray | torch.Tensor, kind: str) -> OvsegError:
     return OvsegError(
         f"an image {kind} must be (height, width, 3) RGB or (height, width) grey, not {tuple(values.shape)}"
         + (": give one image at a time" if values.ndim == 4 else "")
-        + (": where its channels are first or last is not clear" if values.ndim == 3 and 0 not in values.shape else "")
+        + (": its channels may be the first or the last axis" if values.ndim == 3 and 0 not in values.shape else "")
     )

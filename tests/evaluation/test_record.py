@@ -92,10 +92,10 @@ def test_a_model_in_training_has_an_iteration_and_no_files(data_folder):
     [
         (None, r"there is no .*results\.json: evaluate first"),
         ("{", "cannot be read"),
-        ("[1]", r"is no results\.json"),
+        ("[1]", r"is not a results\.json"),
         ('{"dataset": "x", "results": {}, "schema": "two"}', "has schema 'two'"),
         ('{"dataset": "x", "results": {}, "schema": 2}', "lacks num_images, file_list_sha256, protocol"),
-        ('{"dataset": "x", "results": {}}', "of an older ovseg; evaluate again"),
+        ('{"dataset": "x", "results": {}}', "by an older ovseg; evaluate again"),
     ],
 )
 def test_unusable_records(tmp_path, text, message):

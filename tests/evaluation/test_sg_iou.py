@@ -117,8 +117,8 @@ def test_only_the_child_gains():
     [
         ({0: [3]}, r"names class 3, but the data set has classes 0\.\.2"),
         ({-1: [0]}, "names class -1"),
-        ({1: [1]}, "class 1 its own father"),
-        ({1: [0, 0]}, "class 1 a father twice"),
+        ({1: [1]}, "class 1 its own parent"),
+        ({1: [0, 0]}, "class 1 a parent twice"),
     ],
 )
 def test_tables_that_cannot_work(fathers, message):

@@ -60,7 +60,7 @@ def test_beside_the_plain_scores(data_folder, table, capsys):
     assert [row["fathers"] for row in rows] == ["bus", "", "", "sky; striped cat", ""]
     assert float(rows[3]["SG-IoU"]) == pytest.approx(expected["SG-IoU-bus"], abs=1e-4) and rows[4]["SG-IoU"] == ""
     printed = capsys.readouterr().out
-    assert f"SG-IoU: 3 pairs of child and father (2 mutual) from {table}" in printed
+    assert f"SG-IoU: 3 pairs of child and parent (2 mutual) from {table}" in printed
     line = next(line for line in printed.splitlines() if "SG-mIoU" in line)
     assert f"{expected['SG-mIoU']:.2f}" in line and f"{expected['SG-mIoU-base']:.2f}" in line
 
