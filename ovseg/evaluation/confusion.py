@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, argument
 
 MIOU_CONVENTIONS = ("union", "ground_truth")
 
@@ -227,7 +227,7 @@ def per_class_rows(
 def check_convention(convention: str) -> None:
     """Raise OvsegError unless ``convention`` is one of :data:`MIOU_CONVENTIONS`."""
     if convention not in MIOU_CONVENTIONS:
-        raise OvsegError(f"TEST.MIOU_CONVENTION is {convention!r}: use one of {', '.join(MIOU_CONVENTIONS)}")
+        raise OvsegError(f"{argument('convention')} is {convention!r}: use one of {', '.join(MIOU_CONVENTIONS)}")
 
 
 def check_subset(name: str, members: Sequence[int], num_classes: int) -> np.ndarray:

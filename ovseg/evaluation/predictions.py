@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 from detectron2.utils import comm
@@ -25,18 +25,6 @@ from ovseg.io.images import open_image
 
 RLE_FILE, PNG_FOLDER = "sem_seg_predictions.json", "predictions"
 WORST_FILE, WORST_COUNT = "worst_images.npz", 12
-_FORMATS = {None: None, False: None, True: "rle", "rle": "rle", "png": "png"}
-
-
-def prediction_format(value: Any) -> str | None:
-    """Return the format that ``TEST.SAVE_PREDICTIONS`` selects: "rle" (also for True), "png", or None.
-
-    Raises:
-        OvsegError: any other value.
-    """
-    if not isinstance(value, bool | str | None) or value not in _FORMATS:
-        raise OvsegError(f"TEST.SAVE_PREDICTIONS is {value!r}: use False, True (rle), rle or png")
-    return _FORMATS[value]
 
 
 def encode_label_map(label_map: np.ndarray, file_name: str, dataset_ids: Mapping[int, int]) -> list[dict]:

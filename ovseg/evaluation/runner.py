@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ovseg.config.limits import check_config
 from ovseg.config.per_dataset import check_per_dataset, config_of, settings_of
 from ovseg.data.catalog import check_prepared
 from ovseg.data.custom.names import folder_name
@@ -38,13 +39,12 @@ from ovseg.evaluation.predictions import (
     PngPredictions,
     RlePredictions,
     WorstImages,
-    prediction_format,
 )
 from ovseg.evaluation.proposals import ProposalRecallEvaluator
 from ovseg.evaluation.record import finished_record, results_record
 from ovseg.evaluation.report import print_results, write_results
 from ovseg.evaluation.sem_seg import Keeper, SemSegEvaluator
-from ovseg.evaluation.sg_iou import check_metric, sg_scores
+from ovseg.evaluation.sg_iou import sg_scores
 from ovseg.evaluation.sg_table import build_table, read_table
 from ovseg.evaluation.tally import Stopwatch, add_other_processes
 from ovseg.evaluation.tta import augmented_model
@@ -60,10 +60,9 @@ def check_evaluation(cfg: CfgNode) -> None:
     Raises:
         OvsegError: a data set is not prepared, or an option cannot work.
     """
+    check_config(cfg)
     check_oracle(cfg)
-    check_metric(cfg.METRIC)
     check_per_dataset(cfg)
-    prediction_format(cfg.TEST.SAVE_PREDICTIONS)
     for dataset_name in cfg.DATASETS.TEST:
         check_prepared(dataset_name)
         protocol = protocol_of(dataset_name, cfg.TEST.VOCABULARY)
@@ -216,8 +215,8 @@ def _keepers(
 ) -> dict[str, Keeper]:
     """Return the keepers by name: the observers that write predictions and collect the worst images."""
     truth, keepers = GroundTruth(dataset_name), {}
-    saved = prediction_format(cfg.TEST.SAVE_PREDICTIONS)
-    if saved == "rle":
+    saved = cfg.TEST.SAVE_PREDICTIONS
+    if saved in (True, "rle"):
         keepers["rle"] = RlePredictions(folder / RLE_FILE, partial.part(".jsonl"), truth.dataset_ids)
     elif saved == "png":
         keepers["png"] = PngPredictions(folder / PNG_FOLDER, file_names, len(truth.class_names))

@@ -21,14 +21,7 @@ import numpy as np
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import scores_from_confusion
 
-METRICS = ("Vanilla", "SG-IoU")
 PREFIX = "SG-"  # of every score's name
-
-
-def check_metric(metric: str) -> None:
-    """Raise OvsegError unless ``metric`` is one of :data:`METRICS`."""
-    if metric not in METRICS:
-        raise OvsegError(f"METRIC is {metric!r}: use one of {', '.join(METRICS)}")
 
 
 def check_fathers(fathers: Mapping[int, Sequence[int]], num_classes: int, source: str = "the table of parents") -> None:

@@ -130,7 +130,8 @@ def test_vanilla_has_no_trace_of_it(data_folder):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (("METRIC", "SGIoU"), "METRIC is 'SGIoU': use one of Vanilla, SG-IoU"),
+        (("METRIC", "SGIoU"), "METRIC is 'SGIoU'; choose one of Vanilla, SG-IoU"),
+        (("METRIC", "sg-iou"), "METRIC is 'sg-iou'; choose one of Vanilla, SG-IoU"),
         ((), r"StandIn has no CLIP to compare words by: give a table as TEST\.SG_IOU_TABLE"),
         (("TEST.SG_IOU_TABLE", "nowhere.json"), "there is no nowhere.json"),
     ],
