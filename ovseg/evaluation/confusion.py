@@ -113,18 +113,19 @@ def confusion_matrix(
     gt: np.ndarray,
     num_classes: int,
     ignore_label: int | None,
-    *,
-    pred_source: str = "the prediction",
-    gt_source: str = "the ground truth",
+    **sources: str,
 ) -> np.ndarray:
     """Count pixels by predicted and true class; arguments and errors are those of :func:`label_runs`.
+
+    Args:
+        sources: ``pred_source`` and ``gt_source``.
 
     Returns:
         (K+1,K+1) int64, row = prediction, column = truth; the last column holds ignored pixels, the last row
         is always 0 (spec section 10.1).
     """
     conf = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
-    label_runs(pred, gt, num_classes, ignore_label, pred_source=pred_source, gt_source=gt_source).add_to(conf)
+    label_runs(pred, gt, num_classes, ignore_label, **sources).add_to(conf)
     return conf
 
 

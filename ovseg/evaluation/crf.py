@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ovseg.errors import OvsegError
+from ovseg.io.images import read_image
 
 ITERATIONS = 5
 GAUSSIAN_SXY, GAUSSIAN_WEIGHT = 3, 3
@@ -51,6 +54,10 @@ class DenseCRF:
         )
         refined = np.asarray(crf.inference(ITERATIONS), dtype=np.float32).reshape(num_classes, height, width)
         return torch.from_numpy(refined.copy()).to(scores.device)
+
+    def refine(self, sample: Mapping[str, Any], scores: Tensor) -> Tensor:
+        """Refine the scores of a model input, whose image is read from ``file_name``."""
+        return self(read_image(sample["file_name"]), scores)
 
 
 def _import(name: str) -> ModuleType:

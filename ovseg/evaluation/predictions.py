@@ -18,7 +18,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation.sem_seg import SeenImage
+from ovseg.evaluation.sem_seg import Keeper, SeenImage
 from ovseg.evaluation.tally import State, add_other_processes, read_arrays
 from ovseg.io.files import atomic_path
 from ovseg.io.images import open_image
@@ -48,7 +48,7 @@ def encode_label_map(label_map: np.ndarray, file_name: str, dataset_ids: Mapping
     return records
 
 
-class RlePredictions:
+class RlePredictions(Keeper):
     """Keeper that streams the records of each process to a file, and merges these files in the order of the images.
 
     As a tally, its state is the valid length of the stream: the part that belongs to counted images. All processes
@@ -81,7 +81,7 @@ class RlePredictions:
         self._earlier.append((self._stream.with_name(str(state["stream"])), int(state["bytes"])))
 
     def check(self, state: State, images: Sequence[int]) -> None:
-        """See :class:`ovseg.evaluation.tally.Tally`; reads the stream to its end."""
+        """Read the stream to its end and compare its images; see :meth:`ovseg.evaluation.tally.Tally.check`."""
         with open(self._stream.with_name(str(state["stream"])), encoding="ascii") as stream:
             lines = [(number, json.loads(text)) for number, text in _numbered_lines(stream, int(state["bytes"]))]
         if [number for number, _ in lines] != list(images) or not all(isinstance(found, list) for _, found in lines):
@@ -125,8 +125,10 @@ def narrow(label_map: np.ndarray, num_classes: int) -> np.ndarray:
     return label_map.astype(np.uint8 if num_classes <= 256 else np.uint16)
 
 
-class PngPredictions:
+class PngPredictions(Keeper):
     """Keeper that saves each label map as ``<folder>/<image>.png``: class indices, 8 bit up to 256 classes, else 16.
+
+    Its state is empty: each file is complete as soon as it is written.
 
     Args:
         folder: output folder, created with the first file.
@@ -144,23 +146,9 @@ class PngPredictions:
         with atomic_path(self._folder / self._names[seen.index]) as temporary:
             Image.fromarray(narrow(seen.label_map, self._num_classes)).save(temporary)
 
-    def state(self) -> State:
-        """Return an empty state: each file is complete as soon as it is written."""
-        return {}
-
-    def add(self, state: State) -> None:
-        """Do nothing; see :meth:`state`."""
-
     def check(self, state: State, images: Sequence[int]) -> None:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         if missing := [self._names[index] for index in images if not (self._folder / self._names[index]).is_file()]:
             raise ValueError(f"the prediction {missing[0]} is gone")
-
-    def finish(self) -> None:
-        """Do nothing; see :meth:`state`."""
-
-    def close(self) -> None:
-        """Do nothing; no file is open."""
 
 
 def _distinct_names(file_names: Sequence[str]) -> list[str]:
@@ -213,7 +201,7 @@ class WorstImage:
         return label_map
 
 
-class WorstImages:
+class WorstImages(Keeper):
     """Keeper of at most ``count`` images with the lowest pixel accuracy; only their compressed maps are in memory.
 
     Images whose pixels are all ignored are skipped.
@@ -239,7 +227,6 @@ class WorstImages:
             self._keep([WorstImage(accuracy, seen.index, seen.file_name, seen.label_file, file.getvalue())])
 
     def state(self) -> State:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         return {
             "accuracy": np.array([image.accuracy for image in self._kept], dtype=np.float64),
             "index": np.array([image.index for image in self._kept], dtype=np.int64),
@@ -249,11 +236,9 @@ class WorstImages:
         }
 
     def add(self, state: State) -> None:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         self._keep(images_of(state))
 
     def check(self, state: State, images: Sequence[int]) -> None:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         if not {image.index for image in images_of(state)} <= set(images):
             raise ValueError("keeps images that it has not counted")
 
@@ -263,9 +248,6 @@ class WorstImages:
         if comm.is_main_process():
             with atomic_path(self._path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **self.state())
-
-    def close(self) -> None:
-        """Do nothing; no file is open."""
 
     def _keep(self, more: list[WorstImage]) -> None:
         self._kept = sorted([*self._kept, *more])[: self._count]

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import check_subset, checked_labels
 from ovseg.evaluation.ground_truth import GroundTruth
-from ovseg.evaluation.tally import State, add_other_processes, check_counts
+from ovseg.evaluation.tally import State, Tally, add_other_processes, check_counts
 
 IOU_THRESHOLD = 0.5
 RECALL, MEAN_BEST_IOU = "recall@0.5", "mean-best-IoU"
@@ -53,7 +53,7 @@ def segment_ious(proposals: torch.Tensor, segments: torch.Tensor) -> torch.Tenso
     return ious_of(segment_intersections(proposals, segments), segments)
 
 
-class ProposalRecallEvaluator(DatasetEvaluator):
+class ProposalRecallEvaluator(DatasetEvaluator, Tally):
     """Evaluator of the recall of ground-truth segments by the proposals, regardless of their names.
 
     A ground-truth segment is the set of all pixels of one class in one image. Ignored pixels belong to no segment and
@@ -106,15 +106,12 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             self._sums[2, classes] += np.rint(best * _FIXED_POINT).astype(np.int64)
 
     def state(self) -> State:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         return {"sums": self._sums}
 
     def add(self, state: State) -> None:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         self._sums += state["sums"]
 
     def check(self, state: State, images: Sequence[int]) -> None:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         check_counts(self._sums, state["sums"])
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:

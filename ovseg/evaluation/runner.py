@@ -16,7 +16,7 @@ from detectron2.evaluation import DatasetEvaluators, inference_context
 from detectron2.utils import comm
 from detectron2.utils.logger import log_every_n_seconds
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ovseg.config.limits import check_config
@@ -48,7 +48,6 @@ from ovseg.evaluation.sg_iou import sg_scores
 from ovseg.evaluation.sg_table import build_table, read_table
 from ovseg.evaluation.tally import Stopwatch, add_other_processes
 from ovseg.evaluation.tta import augmented_model
-from ovseg.io.images import read_image
 from ovseg.io.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -165,9 +164,9 @@ def _evaluate(
     semantic = SemSegEvaluator(
         dataset_name,
         convention=cfg.TEST.MIOU_CONVENTION,
-        post_process=_crf_refinement() if cfg.TEST.DENSE_CRF else None,
+        post_process=DenseCRF().refine if cfg.TEST.DENSE_CRF else None,
         variant=cfg.TEST.VOCABULARY,
-        observers=list(keepers.values()),
+        keepers=list(keepers.values()),
     )
     watch = Stopwatch()
     evaluators = {"sem_seg": semantic}
@@ -213,7 +212,7 @@ def _printed(record: dict[str, Any], folder: Path) -> OrderedDict[str, dict[str,
 def _keepers(
     cfg: CfgNode, dataset_name: str, folder: Path, partial: PartialEvaluation, file_names: Sequence[str]
 ) -> dict[str, Keeper]:
-    """Return the keepers by name: the observers that write predictions and collect the worst images."""
+    """Return by name the keepers that write predictions and collect the worst images."""
     truth, keepers = GroundTruth(dataset_name), {}
     saved = cfg.TEST.SAVE_PREDICTIONS
     if saved in (True, "rle"):
@@ -223,15 +222,6 @@ def _keepers(
     if cfg.TEST.REPORT:
         keepers["worst"] = WorstImages(folder / WORST_FILE, len(truth.class_names))
     return keepers
-
-
-def _crf_refinement():
-    crf = DenseCRF()
-
-    def refine(sample: dict, scores: Tensor) -> Tensor:
-        return crf(read_image(sample["file_name"]), scores)
-
-    return refine
 
 
 def feed(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -38,15 +37,12 @@ class SeenImage:
     runs: LabelRuns
 
 
-class Observer(Protocol):
-    """Receiver of every image that a :class:`SemSegEvaluator` has counted."""
+class Keeper(Tally):
+    """Base class of what receives every image that a :class:`SemSegEvaluator` has counted, and writes files."""
 
     def see(self, seen: SeenImage) -> None:
         """Process one image; memory use must not grow with the number of images."""
-
-
-class Keeper(Observer, Tally, Protocol):
-    """Observer that writes a file at the end."""
+        raise NotImplementedError
 
     def finish(self) -> None:
         """Merge all processes and write the file on the main process; called in every process, at the end."""
@@ -55,7 +51,7 @@ class Keeper(Observer, Tally, Protocol):
         """Close open files; called at the end and after errors."""
 
 
-class SemSegEvaluator(DatasetEvaluator):
+class SemSegEvaluator(DatasetEvaluator, Tally):
     """Evaluator of semantic segmentation on a registered data set, in one or several processes.
 
     The model's labels are indices of the Q words of ``protocol.vocabulary``; ``protocol.classes_of`` maps them to the K
@@ -68,7 +64,7 @@ class SemSegEvaluator(DatasetEvaluator):
             :func:`ovseg.evaluation.confusion.scores_from_confusion`.
         post_process: called with the model input and its (Q,H,W) scores before the arg max; returns (Q,H,W) scores.
         variant: words given to the model, "names" or "synonyms"; see :func:`ovseg.data.protocol.protocol_of`.
-        observers: receive every image after it was counted.
+        keepers: receive every image after it was counted.
 
     Attributes:
         confusion: (K+1,K+1) int64, over ``num_images`` images: those that this process has counted; after
@@ -81,14 +77,14 @@ class SemSegEvaluator(DatasetEvaluator):
         convention: str = "union",
         post_process: Callable[[dict, torch.Tensor], torch.Tensor] | None = None,
         variant: str = "names",
-        observers: Sequence[Observer] = (),
+        keepers: Sequence[Keeper] = (),
     ) -> None:
         check_convention(convention)
         self.ground_truth = GroundTruth(dataset_name)
         self.protocol = protocol_of(dataset_name, variant)
         self.convention = convention
         self._post_process = post_process
-        self._observers = tuple(observers)
+        self._keepers = tuple(keepers)
         self.reset()
 
     def reset(self) -> None:
@@ -120,24 +116,21 @@ class SemSegEvaluator(DatasetEvaluator):
                 gt_source=label_file,
             )
             runs.add_to(self.confusion)
-            if self._observers:
+            if self._keepers:
                 index = sample.get("index", self.num_images)
                 seen = SeenImage(index, str(sample["file_name"]), label_file, pred, runs)
-                for observer in self._observers:
-                    observer.see(seen)
+                for keeper in self._keepers:
+                    keeper.see(seen)
             self.num_images += 1
 
     def state(self) -> State:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         return {"confusion": self.confusion, "num_images": np.array(self.num_images)}
 
     def add(self, state: State) -> None:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         self.confusion += state["confusion"]
         self.num_images += int(state["num_images"])
 
     def check(self, state: State, images: Sequence[int]) -> None:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         check_counts(self.confusion, state["confusion"])
         if state["num_images"].ndim or int(state["num_images"]) != len(images):
             raise ValueError(f"counts {state['num_images']} images instead of {len(images)}")

@@ -8,7 +8,6 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from detectron2.utils import comm
@@ -18,14 +17,15 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 _LARGEST = 1 << 30  # bytes of one array
 
 
-class Tally(Protocol):
-    """Mergeable counts over images.
+class Tally:
+    """Base class of mergeable counts over images; it counts nothing itself.
 
     Adding states must give bit-identical results for any distribution of the images over tallies.
     """
 
     def state(self) -> State:
         """Return the full state as arrays (no objects) by name."""
+        return {}
 
     def add(self, state: State) -> None:
         """Add the state of another tally."""
@@ -47,7 +47,7 @@ def add_other_processes(tally: Tally) -> None:
         tally.add(state)
 
 
-class Stopwatch:
+class Stopwatch(Tally):
     """Tally of seconds by activity: "reading", "model" and "evaluation"."""
 
     PARTS = ("reading", "model", "evaluation")

@@ -103,7 +103,5 @@ def test_other_formats_are_refused():
     cfg = get_cfg()
     for wrong in ("PNG", 1, "true"):
         cfg.TEST.SAVE_PREDICTIONS = wrong
-        with pytest.raises(
-            OvsegError, match=r"SAVE_PREDICTIONS is .*; choose one of None, False, True, rle, png"
-        ):
+        with pytest.raises(OvsegError, match=r"SAVE_PREDICTIONS is .*; choose one of None, False, True, rle, png"):
             check_config(cfg)
