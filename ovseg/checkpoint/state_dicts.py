@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ovseg.checkpoint.archives import LEGACY_MAGIC, read_archive, read_legacy, read_plain
 from ovseg.checkpoint.pickles import NeedsCode
-from ovseg.errors import OvsegError, reason_of, shown
+from ovseg.errors import OvsegError, argument, reason_of, shown
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def read_checkpoint(path: str | Path, *, data: bool = True) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         kind = "is a folder, not a weight file" if path.is_dir() else "does not exist"
-        raise OvsegError(f"the weight file {path} {kind}: check the path (MODEL.WEIGHTS or CLIP_WEIGHTS)")
+        raise OvsegError(f"the weight file {path} {kind}: check {argument('weights')}")
     head = _head(path)
     if not head:
         raise OvsegError(f"the weight file {path} is empty (0 bytes): download it again")
