@@ -96,7 +96,7 @@ def test_nested_options():
         (["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS"], "MODEL.WEIGHTS lacks a value"),
         (["MODEL.SWIN", "3"], "it must hold keys, such as MODEL.SWIN."),
         ({"MODEL": {"WEIGHTS": {"a": 1}}}, "unknown configuration key MODEL.WEIGHTS.a"),
-        ([1, 2], "1 is no key"),
+        ([1, 2], "1 is not a key"),
         ("MODEL.DEVICE cpu", "give a list"),
         (["", "x"], "unknown configuration key ''"),
     ],
