@@ -200,7 +200,7 @@ class ProposeAndName(nn.Module):
     def _class_logits(self, views: Views) -> Callable[[Tensor], Tensor]:
         if not hasattr(self.namers[0], "class_logits"):
             raise OvsegError(
-                f"the namer {type(self.namers[0]).__name__} does not train: to train the proposer, let MODEL.NAMER.NAME "
+                f"the namer {type(self.namers[0]).__name__} does not train: to train a proposer, MODEL.NAMER.NAME must "
                 "begin with QueryEmbedding"
             )
         if self.closed_vocabulary is not None:
