@@ -318,7 +318,7 @@ def test_demo_tries_to_write_before_it_loads(here, monkeypatch, capfd):
             demo.main(["--class-names", "cat", "--input", "a.png", "--output", output])
         error = capfd.readouterr().err
         assert stopped.value.code == 2 and error.count("\n") == 1 and error.startswith("error: ")
-    demo.check_writable(here / "new" / "deep" / "a.png")
+    check_writable(here / "new" / "deep" / "a.png")
     assert sorted(path.name for path in here.iterdir()) == ["a.png", "file", "loop", "nowhere"]
 
 
