@@ -14,20 +14,13 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ovseg.data.benchmarks import DATASETS, SemSegDataset, find_dataset
+from ovseg.data.benchmarks import DATASETS, README, SemSegDataset, dataset_root, find_dataset
 from ovseg.data.custom.names import is_own
 from ovseg.data.worlds import register_worlds
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import label_set
 
 logger = logging.getLogger(__name__)
-
-README = "datasets/README.md"
-
-
-def dataset_root() -> Path:
-    """``$DETECTRON2_DATASETS``, else ``datasets`` in the working folder."""
-    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS") or "datasets"))  # ~ stays without a home
 
 
 def register_all(root: str | Path | None = None) -> None:
