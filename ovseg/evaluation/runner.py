@@ -15,8 +15,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ovseg.config.per_dataset import check_per_dataset, config_of, settings_of
-from ovseg.data.catalog import check_prepared
+from ovseg.config.per_dataset import config_of, settings_of
+from ovseg.data.catalog import check_per_dataset, check_prepared
 from ovseg.data.custom.names import folder_name
 from ovseg.data.loader import test_dataset, test_loader
 from ovseg.data.protocol import protocol_of
