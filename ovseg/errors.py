@@ -14,8 +14,6 @@ import traceback
 from collections.abc import Iterator, Mapping
 from types import FrameType
 
-from torch.utils.data import dataloader
-
 LONGEST_MESSAGE = 1500  # characters
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -167,5 +165,6 @@ def _end(message: str, status: int) -> None:
 
 def _is_lost_worker(error: Exception) -> bool:
     if isinstance(error, ConnectionResetError):  # only the data loader's own socket
-        return any(frame.filename == dataloader.__file__ for frame in traceback.extract_tb(error.__traceback__))
+        loader = getattr(sys.modules.get("torch.utils.data.dataloader"), "__file__", None)
+        return any(frame.filename == loader for frame in traceback.extract_tb(error.__traceback__))
     return str(error).startswith(_LOST_WORKER)

@@ -25,9 +25,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import ovseg  # noqa: F401 - before Detectron2, whose import warns of what PyTorch deprecates
+import ovseg
 
-# isort: split
+ovseg.register()  # before Detectron2, whose import warns of what PyTorch deprecates
 
 import numpy as np
 import torch

@@ -17,9 +17,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import ovseg  # noqa: F401 - before Detectron2, whose import warns of what PyTorch deprecates
+import ovseg
 
-# isort: split
+ovseg.register()  # before Detectron2, whose import warns of what PyTorch deprecates
 
 from rich.console import Console
 from rich.table import Table

@@ -59,7 +59,8 @@ DEFAULTS: dict[str, Any] = {
     # their namers and fusion
     "MODEL.PROPOSER.NAME": "MaskFormer",
     "MODEL.PROPOSER.MASKS": "",  # ours: of MaskFiles, a JSON file of COCO run-length codes or a folder of label maps
-    "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],  # ours: one namer, or QueryEmbedding and another (ContextCrops)
+    # ours: one namer, or QueryEmbedding and another one: MaskedCrops, ContextCrops
+    "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],
     # ours: SingleNamer, GeometricMean or ObjectNormalizedMean; "" = SingleNamer for one namer, else GeometricMean
     "MODEL.FUSION.NAME": "",
     "MODEL.RENDERING": "",  # ours: mask_sum or class_winner; "" = MODEL.MASK_FORMER.TEST.PAINTING
