@@ -40,11 +40,9 @@ def _register() -> None:
     from ovseg import meta_arch, proposals  # noqa: F401  (each registers its classes)
     from ovseg.config.detectron2_hints import add_hints
     from ovseg.data.catalog import register_all
-    from ovseg.toy import register_toy
 
     add_hints()
     register_all()
-    register_toy()
 
 
 _handle_signals()

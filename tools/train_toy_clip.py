@@ -32,11 +32,11 @@ from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weight
 from ovseg.clip.preprocessing import OPENAI
 from ovseg.errors import OvsegError, user_errors
 from ovseg.io.files import atomic_path
-from ovseg.toy import generator_version
 from ovseg.toy.clip.batches import PairSampler
 from ovseg.toy.clip.training import Recipe, TrainingRun
 from ovseg.toy.clip.views import ViewRecipe, load_views
 from ovseg.toy.clip.zero_shot import evaluate
+from ovseg.toy.registration import FORMAT
 
 logger = logging.getLogger("train_toy_clip")
 
@@ -92,7 +92,7 @@ def train(args: argparse.Namespace, tokenizer: SimpleTokenizer, source: ClipSour
         load_clip_weights(model, source)
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
     settings = {key: str(value) for key, value in sorted(vars(args).items()) if key != "resume"}
-    about = {"settings": settings, "architecture": architecture, "generator_version": generator_version()}
+    about = {"settings": settings, "architecture": architecture, "scenes": FORMAT}
     run = TrainingRun(model, recipe, args.work_dir, about)
     if args.resume:
         run.resume()

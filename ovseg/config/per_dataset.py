@@ -21,6 +21,7 @@ from detectron2.data import DatasetCatalog
 from ovseg.config.values import fit
 from ovseg.data.benchmarks import find_dataset
 from ovseg.data.custom.names import is_own
+from ovseg.data.worlds import register_worlds
 from ovseg.errors import OvsegError, shown
 from ovseg.io.plain_yaml import load_plain
 
@@ -124,6 +125,7 @@ def check_per_dataset(cfg: CfgNode) -> None:
     Raises:
         OvsegError: an unknown data set or setting, or a value that cannot be; names it.
     """
+    register_worlds(map(str, cfg.TEST.PER_DATASET))
     for dataset, settings in cfg.TEST.PER_DATASET.items():
         if dataset not in DatasetCatalog.list() and not is_own(str(dataset)):
             near = difflib.get_close_matches(str(dataset), DatasetCatalog.list(), n=1)

@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovseg.data.benchmarks import DATASETS, SemSegDataset, find_dataset
 from ovseg.data.custom.names import is_own
+from ovseg.data.worlds import register_worlds
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import label_set
 
@@ -86,20 +87,33 @@ def _folders(name: str) -> tuple[str | None, str | None]:
     )
 
 
-def check_prepared(dataset_name: str) -> None:
-    """Make sure that a data set is registered and its folders hold images and labels.
-
-    The path of a YAML file is registered here, see :mod:`ovseg.data.custom`; the process that comes first prepares it.
-    Data sets registered without folders in their metadata (``image_root``, ``sem_seg_root``), as the toy ones, pass.
+def register_on_demand(dataset_name: str) -> None:
+    """Register what is registered only when it is asked for: the path of a YAML file, the data sets of a world.
 
     Raises:
-        OvsegError: unknown name (the nearest ones are given), a missing folder, or a folder without such files; says
-            which folder and which section of ``datasets/README.md`` tells how to fill it.
+        OvsegError: see :func:`ovseg.data.custom.registration.register_own`.
     """
     if is_own(dataset_name):
         from ovseg.data.custom.registration import register_own  # late: preparing data imports this file
 
         register_own(dataset_name)
+    else:
+        register_worlds([dataset_name])
+
+
+def check_prepared(dataset_name: str) -> None:
+    """Make sure that a data set is registered and its folders hold images and labels.
+
+    The path of a YAML file (:mod:`ovseg.data.custom`; the process that comes first prepares it) and the data sets of
+    worlds (:mod:`ovseg.data.worlds`) are registered here. Data sets without folders in their metadata (``image_root``,
+    ``sem_seg_root``), as those of worlds, pass.
+
+    Raises:
+        OvsegError: unknown name (the nearest ones are given), a missing folder, or a folder without such files; says
+            which folder and which section of ``datasets/README.md`` tells how to fill it.
+    """
+    register_on_demand(dataset_name)
+    if is_own(dataset_name):
         return
     if dataset_name not in DatasetCatalog.list():
         near = difflib.get_close_matches(dataset_name, DatasetCatalog.list(), n=3)

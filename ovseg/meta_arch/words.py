@@ -12,7 +12,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
-from ovseg.data.custom.names import is_own
+from ovseg.data.catalog import register_on_demand
 from ovseg.errors import OvsegError
 
 logger = logging.getLogger(__name__)
@@ -87,10 +87,7 @@ def _first(datasets: tuple[str, ...]) -> str:
 
 
 def _words_of(dataset: str) -> Sequence[str] | None:
-    if is_own(dataset):
-        from ovseg.data.custom.registration import register_own  # late: preparing data needs much
-
-        register_own(dataset)
+    register_on_demand(dataset)
     return MetadataCatalog.get(dataset).get("stuff_classes")
 
 

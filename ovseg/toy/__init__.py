@@ -4,7 +4,7 @@
 """
 
 from ovseg.toy.classes import BASE_CLASSES, CLASS_NAMES, COLOURS, NOVEL_CLASSES, SHAPES, STUFF
-from ovseg.toy.registration import generator_version, register_toy, render_split
+from ovseg.toy.registration import register_toy, render_split
 from ovseg.toy.scene import Scene, Thing, make_scene
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "STUFF",
     "Scene",
     "Thing",
-    "generator_version",
     "make_scene",
     "register_toy",
     "render_split",

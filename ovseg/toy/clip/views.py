@@ -18,9 +18,9 @@ from rich.progress import track
 from torch import Tensor
 
 from ovseg.io.cpus import usable_cpus
-from ovseg.io.files import atomic_path, cache_dir
+from ovseg.io.files import atomic_path
 from ovseg.toy.classes import CLASS_NAMES
-from ovseg.toy.registration import generator_version
+from ovseg.toy.registration import scenes_folder
 from ovseg.toy.scene import Scene, Thing, make_scene, size_word
 from ovseg.toy.sentences import describe
 from ovseg.vocabulary.templates import get_templates
@@ -117,7 +117,7 @@ def load_views(first: int, num_scenes: int, recipe: ViewRecipe) -> tuple[Tensor,
         Pictures (N, 3, S, S) uint8 and the captions of each.
     """
     name = "_".join(map(str, ("clip", first, num_scenes, *recipe.margin, *astuple(recipe)[1:])))
-    path = cache_dir() / "toy" / generator_version() / f"{name}.npz"
+    path = scenes_folder() / f"{name}.npz"
     if not path.is_file():
         seeds = range(first, first + num_scenes)
         with ThreadPoolExecutor(min(8, usable_cpus())) as pool:
