@@ -58,7 +58,7 @@ class OvsegError(Exception):
     def __init__(self, message: object = ""):
         self.template = str(message)  # with the marks of :func:`argument`
         text = _ARGUMENT.sub(r"\1", self.template)
-        text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], str(message))
+        text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
         half = LONGEST_MESSAGE // 2
         super().__init__(text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} [...] {text[-half:]}")
 

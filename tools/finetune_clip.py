@@ -30,7 +30,7 @@ from pathlib import Path
 
 from ovseg.adaptation.finetune import Job, finetune
 from ovseg.adaptation.recipe import MODES, add_flags, read_recipe, recipe_from_flags
-from ovseg.adaptation.tuned_clip import flags_in_messages
+from ovseg.adaptation.tuned_clip import clip_flags
 from ovseg.engine.launch import World, choose_device, launch
 from ovseg.errors import user_errors
 
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     given = read_recipe(args.recipe, args.tune) if args.recipe else {}
-    with flags_in_messages():
+    with clip_flags():
         device = choose_device(args.device, args.num_gpus)
     job = Job(
         architecture=args.architecture,

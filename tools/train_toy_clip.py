@@ -26,7 +26,7 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from rich.logging import RichHandler
 
-from ovseg.adaptation.tuned_clip import flags_in_messages
+from ovseg.adaptation.tuned_clip import clip_flags
 from ovseg.checkpoint import save_safetensors
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.preprocessing import OPENAI
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.scenes < args.batch_size or args.captions < 1:
         raise OvsegError("--scenes must be at least --batch-size, and --captions at least 1")
-    with flags_in_messages(weights="--init"):
+    with clip_flags(weights="--init"):
         source, tokenizer = find_architecture(args)
         run = train(args, tokenizer, source)
     half = {name: value.half().contiguous() for name, value in run.model.state_dict().items()}

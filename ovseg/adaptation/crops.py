@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import InterpolationMode
@@ -120,33 +120,6 @@ class TrainingCrops(Dataset):
         if self.recipe.mask_from == "colour":
             mask = unlike_fill(crop, self.recipe.fill, self.preprocessing)
         return crop, mask, self.text_ids[index]
-
-
-class EpochBatches(Sampler):
-    """Batches of epochs that are each a new permutation; a last incomplete batch is dropped.
-
-    Args:
-        size: number of pairs.
-        recipe: batch size (of all processes), epochs, seed.
-        start: steps done before.
-        rank, processes: each process takes its contiguous part of a batch.
-    """
-
-    def __init__(self, size: int, recipe: Recipe, start: int = 0, rank: int = 0, processes: int = 1):
-        self.size, self.recipe, self.start, self.rank = size, recipe, start, rank
-        self.share = recipe.batch_size // processes
-        self.steps_per_epoch = size // recipe.batch_size
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield lists of (epoch, index)."""
-        previous = -1
-        for step in range(self.start, self.steps_per_epoch * self.recipe.epochs):
-            epoch, batch = divmod(step, self.steps_per_epoch)
-            if epoch != previous:
-                generator = torch.Generator().manual_seed(mix(self.recipe.seed, epoch))
-                order, previous = torch.randperm(self.size, generator=generator).tolist(), epoch
-            first = batch * self.recipe.batch_size + self.rank * self.share
-            yield [(epoch, index) for index in order[first : first + self.share]]
 
 
 class BatchLoader(DataLoader):

@@ -33,7 +33,7 @@ from ovseg.adaptation.mining_options import (
 from ovseg.adaptation.mining_report import SHEET, print_summary, summarise, write_contact_sheet
 from ovseg.adaptation.pair_list import LIST, write_crops, write_list
 from ovseg.adaptation.pair_shards import SUMMARY
-from ovseg.adaptation.tuned_clip import flags_in_messages
+from ovseg.adaptation.tuned_clip import clip_flags
 from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.clip.model import ClipSource, find_clip
@@ -155,7 +155,7 @@ def _mine(
 
 def _build_clip(options: MiningOptions, threshold: float) -> ClipAdapter:
     """CLIP, with mask prompts where its weights have them."""
-    with flags_in_messages():
+    with clip_flags():
         return _adapter(find_clip(options.architecture, options.clip), options, threshold)
 
 

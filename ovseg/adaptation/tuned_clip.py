@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,18 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from ovseg.adaptation.context import ContextualShift
+from ovseg.adaptation.contrastive import bound_logit_scale
 from ovseg.adaptation.recipe import SHIFT, Recipe
 from ovseg.checkpoint.state_dicts import CLIP_MARK, bare_clip_names, read_state_dict
 from ovseg.clip.mask_prompt import add_mask_prompts, encode_masked_image
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.vit import is_plain_vit
-from ovseg.errors import OvsegError
+from ovseg.engine.solver import build_adamw
+from ovseg.errors import OvsegError, argument_names
 
 logger = logging.getLogger(__name__)
 
 PROMPTS = "visual.mask_embedding"
 ORIGINAL = "original_clip_visual."  # the frozen tower in the state that SCAN's scripts save
-LOGIT_SCALE_MAX = math.log(100)
 _NO_DECAY = ("bn", "ln", "bias", "logit_scale")  # parts of names (specification 12.2)
 _PROMPT_STD = 0.02
 
@@ -77,36 +77,48 @@ class TunedClip:
             prefix + name: tensor for prefix, tower in towers.items() for name, tensor in tower.state_dict().items()
         }
 
-    def clamp_logit_scale(self) -> None:
-        """Keep the inverse temperature within 1 .. 100."""
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(0, LOGIT_SCALE_MAX)
+
+@contextlib.contextmanager
+def clip_flags(weights: str = "--clip") -> Iterator[None]:
+    """Name the options of a command line in errors of :mod:`ovseg.clip`.
+
+    Args:
+        weights: the option that gives CLIP's weights.
+    """
+    names = {
+        "name": "--architecture",
+        "weights": weights,
+        "depth": "--depth",
+        "replace_layers": "--replace-layers",
+        "device": "--device",
+    }
+    with argument_names(names), _keys_replaced(names):
+        yield
 
 
 @contextlib.contextmanager
-def flags_in_messages(weights: str = "--clip") -> Iterator[None]:
-    """Say ``--architecture`` and ``--clip`` where messages name the keys of a segmenter's configuration.
+def _keys_replaced(names: Mapping[str, str]) -> Iterator[None]:
+    """Replace the configuration keys of messages that do not use :func:`ovseg.errors.argument` yet.
 
-    Args:
-        weights: the flag that gives CLIP's weights.
+    To be removed when those of :mod:`ovseg.clip` do.
     """
-    names = {
-        "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": "--architecture",
-        "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": weights,
+    keys = {
+        "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": names["name"],
+        "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": names["weights"],
         ", or to none for random ones, or MODEL.WEIGHTS to a checkpoint that holds them": "",
         ", or to none for random weights": "",
         ", or none for random ones": "",
-        "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH": "--depth",
+        "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH": names["depth"],
         "MODEL.DEVICE cpu": "--device cpu",
-        "MODEL.WEIGHTS or CLIP_WEIGHTS": weights,
-        " and CLIP_WEIGHTS agree": f" and {weights} agree",
-        "MODEL.CLIP_ADAPTER.REPLACE_LAYER": "--replace-layers",
+        "MODEL.WEIGHTS or CLIP_WEIGHTS": names["weights"],
+        " and CLIP_WEIGHTS agree": f" and {names['weights']} agree",
+        "MODEL.CLIP_ADAPTER.REPLACE_LAYER": names["replace_layers"],
     }
     try:
         yield
     except OvsegError as error:
-        message = str(error)
-        for key, flag in names.items():
+        message = error.template
+        for key, flag in keys.items():
             message = message.replace(key, flag)
         raise OvsegError(message) from error
 
@@ -130,7 +142,7 @@ def load_for_tuning(architecture: str, weights: str, mode: str, recipe: Recipe, 
         OvsegError: weights that cannot be had, are those of another CLIP, or have prompts of another depth; or, for the
             contextual shift, have prompts at all or no plain vision transformer.
     """
-    with flags_in_messages():
+    with clip_flags():
         source = find_clip(architecture, weights)
         if source.fetch_weights is None:
             raise OvsegError(f"--clip {weights} gives no weights: random ones cannot be adapted; give a file or a tag")
@@ -169,23 +181,16 @@ def load_for_tuning(architecture: str, weights: str, mode: str, recipe: Recipe, 
 
 
 def build_optimizer(tuned: TunedClip, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with two groups: no decay for vectors, norms, biases and the logit scale (specification 12.2)."""
-    groups = ([], [])
-    for name, parameter in tuned.trained.items():
-        groups[parameter.ndim >= 2 and not any(part in name for part in _NO_DECAY)].append(parameter)
-    return torch.optim.AdamW(
-        [{"params": ps, "weight_decay": d} for ps, d in zip(groups, (0.0, recipe.weight_decay), strict=True) if ps],
-        lr=recipe.lr,
-        betas=(recipe.beta1, recipe.beta2),
-        eps=recipe.eps,
-    )
+    """Return AdamW with two groups: no decay for vectors, norms, biases and the logit scale (specification 12.2)."""
 
+    def group_of(name: str, parameter: nn.Parameter) -> int:
+        return int(parameter.ndim >= 2 and not any(part in name for part in _NO_DECAY))
 
-def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
-    """Linear warm-up, lr * (step + 1) / warmup, then half a cosine to zero; ``step`` counts from 0."""
-    if step < recipe.warmup:
-        return recipe.lr * (step + 1) / recipe.warmup
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / (steps - recipe.warmup)))
+    betas = (recipe.beta1, recipe.beta2)
+    decays = (0.0, recipe.weight_decay)
+    optimizer = build_adamw(tuned.trained, group_of, decays, lr=recipe.lr, betas=betas, eps=recipe.eps)
+    bound_logit_scale(optimizer, tuned.model)
+    return optimizer
 
 
 def _load_prompts(model: nn.Module, weights: str, prompts: Tensor | None) -> int:

@@ -1,4 +1,4 @@
-"""What a process does before it trains or evaluates: loggers, the configuration on disk, seeds."""
+"""Preparation of a process that trains or evaluates: loggers, the configuration on disk, seeds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from rich.console import Console
+from rich.logging import RichHandler
 
 from ovseg.engine.checkpoints import CheckpointFolder
 from ovseg.io.files import atomic_path
@@ -42,6 +44,19 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger.info("arguments: %s", args)
     logger.info("full configuration in %s", folder / "config.yaml")
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def log_to_terminal() -> Console:
+    """Log above a progress bar, in the main process only.
+
+    Returns:
+        the bar's console.
+    """
+    console = Console(stderr=True)
+    if comm.is_main_process() and not logging.getLogger().handlers:
+        logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
+    logging.getLogger("ovseg").setLevel(logging.INFO if comm.is_main_process() else logging.ERROR)
+    return console
 
 
 def seed_everything(seed: int) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ovseg.adaptation import mining, mining_run, pairs
+from ovseg.adaptation import mining, mining_run, pair_shards
 from ovseg.adaptation.miner import Miner
 from ovseg.adaptation.mining import claim
 from ovseg.adaptation.mining_options import MiningOptions
@@ -303,7 +303,7 @@ def test_bad_captions_and_images(options, photos, tmp_path):
 
 def test_full_disk_is_told_and_the_run_goes_on(finished, options, tmp_path, monkeypatch):
     output, written = tmp_path / "pairs", []
-    write = pairs.TarWriter.write
+    write = pair_shards.TarWriter.write
 
     def little_room(self, sample):
         written.append(sample["__key__"])
@@ -312,7 +312,7 @@ def test_full_disk_is_told_and_the_run_goes_on(finished, options, tmp_path, monk
         return write(self, sample)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pairs.TarWriter, "write", little_room)
+        patch.setattr(pair_shards.TarWriter, "write", little_room)
         with pytest.raises(OvsegError, match=r"disk full while writing .*free some space and run again"):
             run(replace(options, output=output))
     assert len(shards_of(output)) == 2
