@@ -41,7 +41,7 @@ class Meter(HookBase):
     data-loader workers start. On a GPU, waiting is an upper bound of its idle time.
 
     Args:
-        periods: a report comes after every iteration whose number one of these divides, and after the last one.
+        periods: a report comes after every iteration whose number one of these divides (0: none), and after the last one.
         samples: of an iteration, over all processes.
         unit: of the samples.
         write: called with the number of iterations done and the values, by name.
@@ -80,7 +80,7 @@ class Meter(HookBase):
         self._losses.append(latest["total_loss"][0])
         self._seconds, self._waited = self._seconds + seconds, self._waited + waited
         done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or any(done % period == 0 for period in self.periods):
+        if done == self.trainer.max_iter or any(period and done % period == 0 for period in self.periods):
             self._report(done)
 
     def _report(self, done: int) -> None:
