@@ -25,8 +25,7 @@ from pathlib import Path
 import torch
 
 from ovseg.adaptation.mask_sources import MASK_KINDS
-from ovseg.adaptation.mining_options import MiningOptions
-from ovseg.adaptation.mining_run import run
+from ovseg.adaptation.mining_run import MiningOptions, run
 from ovseg.cli.options import parse_with_options
 from ovseg.engine.launch import World, launch
 from ovseg.errors import user_errors

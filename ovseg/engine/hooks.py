@@ -41,7 +41,7 @@ class Meter(HookBase):
     data-loader workers start. On a GPU, waiting is an upper bound of its idle time.
 
     Args:
-        periods: a report comes after every iteration whose number one of these divides (0: none), and after the last one.
+        periods: iterations between reports, each of several (0: none); the last iteration is reported, too.
         samples: of an iteration, over all processes.
         unit: of the samples.
         write: called with the number of iterations done and the values, by name.
