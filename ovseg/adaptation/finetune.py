@@ -25,17 +25,16 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from ovseg.adaptation.context import CropsInContext, look_at_all
 from ovseg.adaptation.contrastive import contrastive_loss, encode_in_parts
-from ovseg.adaptation.crops import BatchLoader, TrainingCrops
+from ovseg.adaptation.crops import TrainingCrops, batch_loader
 from ovseg.adaptation.image_root import find_image_root
 from ovseg.adaptation.pair_list import read_pair_list
 from ovseg.adaptation.pair_shards import PairDataset
 from ovseg.adaptation.recipe import FIELDS, SHIFT, Recipe
 from ovseg.adaptation.tuned_clip import build_optimizer, clip_flags, load_for_tuning
-from ovseg.adaptation.validation import ValidationSet, validation_set, zero_shot
+from ovseg.adaptation.validation import validation_set, zero_shot
 from ovseg.checkpoint import save_safetensors
 from ovseg.clip.adapter import DTYPES, image_size
 from ovseg.clip.model import CONFIG, find_clip
-from ovseg.clip.preprocessing import Preprocessing
 from ovseg.clip.text import TextEmbedder
 from ovseg.data.sampler import StreamBatchSampler
 from ovseg.engine.checkpoints import CheckpointFolder
@@ -153,7 +152,7 @@ class _Run:
         self.text_features = self._embed(names, (recipe.template,))  # float32 (K, D)
         ids = torch.tensor([number[text] for text in texts])
         self.crops: Dataset = TrainingCrops(pairs, ids, size, recipe, preprocessing)
-        self.validation = _validation_set(job.val, size, preprocessing) if job.val else None
+        self.validation = validation_set(job.val, size, preprocessing) if job.val else None
         if self.tuned.shift is not None:
             self._look_at_contexts(images, size)
         if self.validation is not None:
@@ -170,7 +169,7 @@ class _Run:
         batches = StreamBatchSampler(
             len(self.crops), recipe.batch_size, recipe.seed, start, rank, processes, epochs=recipe.epochs
         )
-        loader = BatchLoader(self.crops, batches, workers=recipe.workers, pin_memory=self.device.type == "cuda")
+        loader = batch_loader(self.crops, batches, recipe.workers, pin_memory=self.device.type == "cuda")
         optimizer = build_optimizer(self.tuned, recipe)
         scheduler = WarmupCosineLR(optimizer, recipe.warmup, self.steps)
         self.trainer = Trainer(
@@ -330,16 +329,6 @@ def _find_images(pairs: ConcatDataset, job: Job) -> list[Path]:
         return []
     root = find_image_root(job.image_root, "--image-root")
     return [path for source in pairs.datasets for path in source.find_images(root)]
-
-
-def _validation_set(name: str, size: int, preprocessing: Preprocessing) -> ValidationSet:
-    """Return the validation set, loaded by the main process first: a world is drawn at first use."""
-    if not comm.is_main_process():
-        comm.synchronize()
-    found = validation_set(name, size, preprocessing)
-    if comm.is_main_process():
-        comm.synchronize()
-    return found
 
 
 def _check_length(pairs: int, steps: int, recipe: Recipe) -> None:

@@ -44,7 +44,7 @@ from ovseg.vocabulary import Vocabulary, get_templates, label_set_names
 from ovseg.vocabulary.nouns import get_extractor
 
 GROUND_TRUTH = "ground-truth"
-CROPS = "crops"  # folder of the original list's pictures
+CROPS = "crops"  # folder of the crops of the original's list
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def _mine(
 
 
 def _build_clip(options: MiningOptions, threshold: float) -> ClipAdapter:
-    """CLIP, with mask prompts where its weights have them."""
+    """Build CLIP, with mask prompts where its weights have them."""
     with clip_flags():
         return _adapter(find_clip(options.architecture, options.clip), options, threshold)
 
@@ -287,7 +287,7 @@ def _prompt_depth(source: ClipSource) -> int:
 
 
 def _finish(options: MiningOptions, work: Work, found: CaptionedImages, seen_known: bool) -> None:
-    """What the main process does when all shards are there; ``summary.json`` is the last file."""
+    """Write what belongs to all shards, in the main process; ``summary.json`` is the last file."""
     output, shards = options.output, work.shards
     bad = work.bad()
     if bad:

@@ -1,4 +1,4 @@
-"""CLIP made ready for fine-tuning: which weights train, with masks or without, and how it is stored."""
+"""CLIP prepared for fine-tuning: which weights train, with masks or without, and how it is stored."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _PROMPT_STD = 0.02
 
 @dataclass
 class TunedClip:
-    """A CLIP and how it is tuned.
+    """A CLIP and the way it is tuned.
 
     Attributes:
-        model: open_clip's model, in evaluation mode (it has no dropout, and batch norms shall keep their statistics);
+        model: open_clip's model, in evaluation mode (it has no dropout, and batch norms keep their statistics);
             what does not train is frozen.
         tokenizer: its tokenizer.
         use_masks: crops are encoded with mask prompts.
@@ -50,7 +50,7 @@ class TunedClip:
     shift: ContextualShift | None = None
 
     def encode(self, crops: Tensor, *around: Tensor) -> Tensor:
-        """Image features (b, D), not normalised, of normalised crops (b, 3, S, S).
+        """Return image features (b, D), not normalised, of normalised crops (b, 3, S, S).
 
         Args:
             around: masks (b, 1, S, S); or, with ``shift``, what :class:`ovseg.adaptation.context.CropsInContext` has in
@@ -65,11 +65,11 @@ class TunedClip:
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """What trains, by name."""
+        """Return what trains, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The model's state; with ``shift`` as SCAN's scripts save it, the original tower beside the model."""
+        """Return the model's state; with ``shift`` as SCAN's scripts save it, with the original tower."""
         if self.shift is None:
             return self.model.state_dict()
         towers = {f"module.{CLIP_MARK}": self.model, f"module.{ORIGINAL}": self.shift.original}
@@ -127,10 +127,10 @@ def load_for_tuning(architecture: str, weights: str, mode: str, recipe: Recipe, 
     """Build a CLIP, load its weights, and choose what trains.
 
     ``full``: the image tower and the logit scale. Where the weights hold mask prompts, these are used in the forward
-    but stay as they are, so that tower and prompts go on fitting each other (the paper's order MPT, FT).
+    but stay as they are, so that tower and prompts still fit each other (the paper's order MPT, FT).
     ``mask-prompt``: the prompts and the logit scale (specification 12.3); prompts are drawn from normal(0, 0.02)
-    where the weights hold none. ``contextual-shift``: as ``full``, beside a frozen copy of the tower (specification of
-    SCAN, section 12), or beside the original that the weights of an earlier run hold.
+    where the weights hold none. ``contextual-shift``: as ``full``, with a frozen copy of the tower (specification of
+    SCAN, section 12), or with the original that the weights of an earlier run hold.
 
     Args:
         architecture, weights: as :func:`ovseg.clip.model.find_clip`.
@@ -139,8 +139,8 @@ def load_for_tuning(architecture: str, weights: str, mode: str, recipe: Recipe, 
         depth_asked: the user has given ``depth``, so weights with another one are refused.
 
     Raises:
-        OvsegError: weights that cannot be had, are those of another CLIP, or have prompts of another depth; or, for the
-            contextual shift, have prompts at all or no plain vision transformer.
+        OvsegError: weights that cannot be loaded, are those of another CLIP, or have prompts of another depth; or, for
+            the contextual shift, have prompts at all or no plain vision transformer.
     """
     with clip_flags():
         source = find_clip(architecture, weights)
@@ -194,7 +194,7 @@ def build_optimizer(tuned: TunedClip, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def _load_prompts(model: nn.Module, weights: str, prompts: Tensor | None) -> int:
-    """Give the model the prompts of its weights, if there are any; returns their depth."""
+    """Load the mask prompts of the weights, if there are any; return their depth."""
     if prompts is None or not len(prompts):
         return 0
     add_mask_prompts(model.visual, len(prompts))
@@ -210,7 +210,7 @@ def _load_prompts(model: nn.Module, weights: str, prompts: Tensor | None) -> int
 
 
 def _beside_original(model: nn.Module, state: Mapping[str, Tensor], recipe: Recipe) -> ContextualShift:
-    """The shift to the context that the tower sees before training, or that the original in a wrapper's state does."""
+    """Return the shift to the context that the tower sees before training, or the original in a wrapper's state."""
     visual = model.visual
     if not is_plain_vit(visual):
         raise OvsegError(

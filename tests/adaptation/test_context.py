@@ -175,13 +175,13 @@ def test_encoding_by_hand(inputs, tuned, items):
 def test_masks_of_validation_are_drawn_for_each_picture(tuned):
     masks = torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
     masks[:, :, :8, :8] = 1
-    pictures = [(torch.zeros(3, 3, 32, 32), masks, torch.arange(3))] * 2
-    items = CropsInContext(pictures, tuned.shift, [Path("a"), Path("b")], lambda paths: torch.randn(2, 2, 32))
+    crops = [(torch.zeros(3, 3, 32, 32), masks, torch.arange(3))] * 2
+    items = CropsInContext(crops, tuned.shift, [Path("a"), Path("b")], lambda paths: torch.randn(2, 2, 32))
     _, drawn, tokens, labels = items[1]
     assert drawn.shape == (3, 2, 16) and drawn.sum(2).unique().tolist() == [7]  # half of 15
     assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn, items[0][1])
     assert all(torch.equal(tokens[k], items.tokens[1]) for k in range(3)) and labels.tolist() == [0, 1, 2]
-    broken = OvsegError("no such picture")
+    broken = OvsegError("no such image")
     assert CropsInContext([broken], tuned.shift, [Path("a")], lambda _: torch.zeros(1, 2, 32))[0] is broken
 
 

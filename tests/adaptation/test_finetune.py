@@ -227,7 +227,7 @@ def test_a_run_prepares_pixels_as_its_clip_wants_them(inputs, tmp_path, monkeypa
     assert json.loads((job.output / CONFIG).read_text())["model_cfg"] == clip
     assert yaml.safe_load((job.output / "recipe.yaml").read_text())["fill"] == [127.5] * 3
     best = str(job.output / "best.safetensors")
-    assert find_clip(str(inputs / "clip.json"), best).preprocessing == GREY  # beside the weights
+    assert find_clip(str(inputs / "clip.json"), best).preprocessing == GREY  # next to the weights
     with pytest.raises(OvsegError, match=r"check --clip; did you mean best.safetensors\?"):
         finetune(replace(job, output=tmp_path / "other", clip=f"{best}s"))
 

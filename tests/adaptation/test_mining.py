@@ -42,7 +42,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """A user's folder: pictures of several sizes and a table of captions, two for each."""
+    """A user's folder: images of several sizes and a table of captions, two for each."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     lines = ["filepath,caption"]
@@ -234,7 +234,7 @@ def test_folders_of_masks_with_a_clip_given_directly(options, photos, tmp_path):
             output=tmp_path / "out",
             architecture=str(clip),
             clip=str(tmp_path / "clip.pt"),
-            max_size=45,  # photos are made smaller, boxes are told in their own pixels
+            max_size=45,  # photos are shrunk, boxes are in their own pixels
         )
     )
     dataset = PairDataset(tmp_path / "out")

@@ -1,9 +1,9 @@
-"""Training the toy world's CLIP: what is minimised, and a run that goes on where it was killed.
+"""Training of the toy world's CLIP: the loss, and a run that can be resumed.
 
-The loss is CLIP's symmetric cross entropy over the pairs of a batch (Radford et al. 2021, section 2.3), and beside it
-the same for the words of the captions: each picture against all words, of which its caption's are right, and each word
-against all words in other prompts. Colours and grounds alone tell most captions apart, so that pairs of pictures and
-captions alone would leave the names of shapes all alike.
+The loss is CLIP's symmetric cross entropy over the pairs of a batch (Radford et al. 2021, section 2.3), and the same
+for the words of the captions: each image against all words, of which its caption's are right, and each word against all
+words in other prompts. Colours and grounds alone distinguish most captions, so that pairs of images and captions alone
+would leave the names of shapes all alike.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ovseg.toy.clip.batches import PairSampler
 logger = logging.getLogger(__name__)
 
 LAST = "last.pth"
-_WORD_SCALE = 10.0  # inverse temperature between words: fixed, lest they be told apart by the temperature alone
+_WORD_SCALE = 10.0  # inverse temperature between words: fixed, lest the temperature alone separate them
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Recipe:
     Attributes:
         steps: of training.
         text_steps: the first so many train the text tower as well; then it is locked, as LiT does (Zhai et al. 2022).
-        batch_size: pictures of a step.
+        batch_size: images of a step.
         lr: the highest learning rate.
         weight_decay: of matrices.
         warmup: steps of linear warm-up before the cosine.
@@ -62,7 +62,7 @@ class Recipe:
 
 
 def contrastive_loss(model: CLIP, images: Tensor, captions: Tensor, prompts: Tensor, named: Tensor) -> Tensor:
-    """CLIP's loss between pictures and captions, plus two for words: among pictures, and among themselves.
+    """Return CLIP's loss between images and captions, plus two for words: among images, and among themselves.
 
     The latter asks a word to be nearest to itself in another prompt (as SimCSE does for sentences, Gao et al. 2021,
     section 3), so that words differ as texts even where the image tower does not yet see the difference.
@@ -82,9 +82,9 @@ def contrastive_loss(model: CLIP, images: Tensor, captions: Tensor, prompts: Ten
     of_captions = scale * image_features @ caption_features.T
     target = torch.arange(len(images))
     pairs = (F.cross_entropy(of_captions, target) + F.cross_entropy(of_captions.T, target)) / 2
-    in_pictures = F.cross_entropy(scale * image_features @ words.T, named)
+    in_images = F.cross_entropy(scale * image_features @ words.T, named)
     among_words = F.cross_entropy(_WORD_SCALE * words @ same_words.T, torch.arange(len(words)))
-    return pairs + in_pictures + among_words
+    return pairs + in_images + among_words
 
 
 class TrainingRun:
