@@ -48,15 +48,15 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--images", type=int, default=2_000)
 
 
-def add_paint(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("paint", help="memory and time of label maps of 847 classes from masks")
+def add_render(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("render", help="memory and time of label maps of 847 classes from masks")
     parser.add_argument("--chunks", type=int, nargs="+", default=[64, 847], help="classes at a time")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_prepare, add_evaluate, add_paint):
+    for add in (add_prepare, add_evaluate, add_render):
         add(commands)
     for command in commands.choices.values():
         command.add_argument("--output", type=Path, help="also write the figures as JSON")
