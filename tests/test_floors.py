@@ -49,10 +49,8 @@ PENDING = {
     ("ovseg.adaptation.validation", "ovseg.toy"),
     ("ovseg.config.per_dataset", "ovseg.data.benchmarks"),
     ("ovseg.config.per_dataset", "ovseg.data.custom.names"),
-    ("ovseg.io.inputs", "ovseg.result.segmentation"),
     ("ovseg.meta_arch.words", "ovseg.data.custom.names"),
     ("ovseg.meta_arch.words", "ovseg.data.custom.registration"),
-    ("ovseg.result.video", "ovseg.segmenter"),
     ("ovseg.toy.sentences", "ovseg.toy.scene"),
 }
 

@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path, is_dir
 from ovseg.io.images import save_image
+from ovseg.io.inputs import OUTPUT_SUFFIXES, output_files
 from ovseg.io.leftovers import shorten
 from ovseg.result import drawing as visualize
 from ovseg.result.explanation import Explanation, MaskScores
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 UNLABELLED = -1
-OUTPUT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -267,11 +267,6 @@ class Segmentation:
             stem = shorten(Path(self.source).stem, len("_labels.png")) if self.source else "segmentation"
             return path / f"{stem}.png"
         return path if path.suffix.lower() in OUTPUT_SUFFIXES else path.with_name(path.name + ".png")
-
-
-def output_files(drawing: Path) -> tuple[Path, Path, Path]:
-    """Return the files that :meth:`Segmentation.save` writes, given the first: drawing, label map, JSON."""
-    return drawing, drawing.with_name(f"{drawing.stem}_labels.png"), drawing.with_name(f"{drawing.stem}.json")
 
 
 def _save_image(array: np.ndarray, path: Path) -> None:
