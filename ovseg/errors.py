@@ -14,8 +14,6 @@ import traceback
 from collections.abc import Iterator, Mapping
 from types import FrameType
 
-from torch.utils.data import dataloader
-
 LONGEST_MESSAGE = 1500  # characters
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -61,6 +59,10 @@ class OvsegError(Exception):
         half = LONGEST_MESSAGE // 2
         super().__init__(text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} [...] {text[-half:]}")
 
+    def renamed(self, names: Mapping[str, str]) -> OvsegError:
+        """Return the error with other names of arguments: configuration key or option by the argument's name."""
+        return type(self)(_ARGUMENT.sub(lambda found: names.get(found[1], found[0]), self.template))
+
 
 def argument(name: str) -> str:
     """Return the name of an argument, marked so that :func:`argument_names` can replace it in an error's message."""
@@ -77,10 +79,7 @@ def argument_names(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except OvsegError as error:
-        renamed = _ARGUMENT.sub(lambda found: names.get(found[1], found[0]), error.template)
-        if renamed == error.template:
-            raise
-        raise type(error)(renamed).with_traceback(error.__traceback__) from error.__cause__
+        raise error.renamed(names).with_traceback(error.__traceback__) from error.__cause__
 
 
 def shown(value: object) -> str:
@@ -166,5 +165,6 @@ def _end(message: str, status: int) -> None:
 
 def _is_lost_worker(error: Exception) -> bool:
     if isinstance(error, ConnectionResetError):  # only the data loader's own socket
-        return any(frame.filename == dataloader.__file__ for frame in traceback.extract_tb(error.__traceback__))
+        loader = getattr(sys.modules.get("torch.utils.data.dataloader"), "__file__", None)
+        return any(frame.filename == loader for frame in traceback.extract_tb(error.__traceback__))
     return str(error).startswith(_LOST_WORKER)

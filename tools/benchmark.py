@@ -25,9 +25,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import ovseg  # noqa: F401 - before Detectron2, whose import warns of what PyTorch deprecates
+import ovseg
 
-# isort: split
+ovseg.register()  # before Detectron2, whose import warns of what PyTorch deprecates
 
 import numpy as np
 import torch
@@ -136,7 +136,7 @@ def measure(args: argparse.Namespace, config: str, device: str, precision: str, 
     text = Stages(clock)
     with text.stage("text"):
         words = model.words_of(requests[0])
-        model.clip_adapter.text_matrix(words.names, words.templates)
+        model.clip_adapter.text_matrix(words.texts, words.templates)
     runs = []
     for _ in range(args.warm_up + args.repeat):
         with time_stages(model, clock) as stages:

@@ -31,9 +31,41 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ovseg  # noqa: F401 - before Detectron2, whose import warns of what PyTorch deprecates
+import ovseg
+from ovseg.errors import OvsegError, user_errors
 
-# isort: split
+
+def add_prepare(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("prepare", help="convert annotations of ADE20K's size")
+    parser.add_argument("folder", type=Path, help="for the annotations; about 1 GB is written")
+    parser.add_argument("--files", type=int, default=20_000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+
+
+def add_evaluate(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("evaluate", help="count label maps of 150 and 847 classes against label files")
+    parser.add_argument("folder", type=Path, help="for the label files, about 20 MB")
+    parser.add_argument("--images", type=int, default=2_000)
+
+
+def add_render(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("render", help="memory and time of label maps of 847 classes from masks")
+    parser.add_argument("--chunks", type=int, nargs="+", default=[64, 847], help="classes at a time")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for add in (add_prepare, add_evaluate, add_render):
+        add(commands)
+    for command in commands.choices.values():
+        command.add_argument("--output", type=Path, help="also write the figures as JSON")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+ovseg.register()
 
 import cv2
 import numpy as np
@@ -42,14 +74,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from rich.console import Console
 from rich.table import Table
 
-from ovseg.data.label_files import read_labels
 from ovseg.data.prepare.engine import write_file
-from ovseg.errors import OvsegError, user_errors
 from ovseg.evaluation.confusion import label_runs
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.io.files import atomic_path
+from ovseg.io.label_maps import read_labels
 from ovseg.io.progress import progress_bar
-from ovseg.meta_arch.pixel_scores import paint_labels
+from ovseg.meta_arch.pixel_scores import render_labels
 
 HEIGHT, WIDTH = 512, 683  # pixels; ADE20K's most frequent size
 DISTINCT = 300  # number of different annotations; the others are copies
@@ -148,14 +179,6 @@ def prepare(args: argparse.Namespace) -> list[Figures]:
     return results
 
 
-def add_prepare(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("prepare", help="convert annotations of ADE20K's size")
-    parser.add_argument("folder", type=Path, help="folder of the annotations; about 1 GB is written")
-    parser.add_argument("--files", type=int, default=20_000)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.set_defaults(run=prepare)
-
-
 def time_evaluation(folder: Path, classes: int, suffix: str, images: int) -> Figures:
     """Measure CPU milliseconds per image of reading label files, of counting, and of both by the evaluator."""
     ignore_label = 255 if classes < 255 else 65535
@@ -210,7 +233,7 @@ def time_rendering(classes: int, chunk: int) -> Figures:
     torch.manual_seed(0)
     weights, maps = torch.rand(100, classes), torch.rand(100, HEIGHT // 4, WIDTH // 4)
     begin = time.process_time()
-    paint_labels(weights, maps, (HEIGHT, WIDTH), chunk)
+    render_labels(weights, maps, (HEIGHT, WIDTH), chunk)
     return {"CPU seconds": time.process_time() - begin}
 
 
@@ -232,19 +255,6 @@ def render(args: argparse.Namespace) -> list[Figures]:
     ]
 
 
-def add_evaluate(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("evaluate", help="count label maps of 150 and 847 classes against label files")
-    parser.add_argument("folder", type=Path, help="folder of the label files, about 20 MB")
-    parser.add_argument("--images", type=int, default=2_000)
-    parser.set_defaults(run=evaluate)
-
-
-def add_render(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("render", help="memory and time of label maps of 847 classes from masks")
-    parser.add_argument("--chunks", type=int, nargs="+", default=[64, 847], help="classes at a time")
-    parser.set_defaults(run=render)
-
-
 def show(title: str, results: Sequence[Figures]) -> None:
     """Print a table with one row per measurement."""
     table = Table(title=title)
@@ -256,15 +266,9 @@ def show(title: str, results: Sequence[Figures]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    for add in (add_prepare, add_evaluate, add_render):
-        add(commands)
-    for command in commands.choices.values():
-        command.add_argument("--output", type=Path, help="write the figures to this JSON file, too")
-    args = parser.parse_args(argv)
-    results = args.run(args)
-    show(f"{args.run.__name__}, labels of {WIDTH} x {HEIGHT} pixels", results)
+    args = parse_args(argv)
+    results = {"prepare": prepare, "evaluate": evaluate, "render": render}[args.command](args)
+    show(f"{args.command}, labels of {WIDTH} x {HEIGHT} pixels", results)
     if args.output:
         with atomic_path(args.output) as temporary:
             temporary.write_text(json.dumps(results, indent=1))

@@ -17,15 +17,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import ovseg  # noqa: F401 - before Detectron2, whose import warns of what PyTorch deprecates
+import ovseg
 
-# isort: split
+ovseg.register()  # before Detectron2, whose import warns of what PyTorch deprecates
 
-from detectron2.modeling import build_model
 from rich.console import Console
 from rich.table import Table
 
-from ovseg.checkpoint import load_weights
+from ovseg.checkpoint import load_model
 from ovseg.cli.options import parse_with_options
 from ovseg.config import CfgNode, load_cfg
 from ovseg.data.catalog import check_prepared
@@ -74,9 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace, cfg: CfgNode, output: Path, console: Console) -> None:
     """Search on each split and write its results into a subfolder of ``output``."""
     seed_everything(max(cfg.SEED, 0))
-    model = build_model(cfg).eval()
-    load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
-    model.clip_adapter.ensure_weights()
+    model = load_model(cfg, complete=True).eval()
     for name in cfg.DATASETS.TEST:
         folder = output / folder_name(name, cfg.DATASETS.TEST)
         with progress_bar() as progress:

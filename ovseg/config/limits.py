@@ -92,14 +92,20 @@ _REGISTERED = {
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": HEADS,
     "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
 }
-_OF_ANOTHER_KIND = {  # modules: Detectron2's models know no words, its heads give no proposals
+# beginnings of qualified names: Detectron2's models know no words, its heads give no proposals
+_OF_ANOTHER_KIND = {
     "MODEL.META_ARCHITECTURE": ("detectron2.",),
     "MODEL.SEM_SEG_HEAD.NAME": (
         "detectron2.",
-        "ovseg.proposals.pixel_decoder",
-        "ovseg.proposals.multi_scale_pixel_decoder",
+        "ovseg.proposals.maskformer.BasePixelDecoder",
+        "ovseg.proposals.maskformer.TransformerEncoderPixelDecoder",
+        "ovseg.proposals.mask2former.MSDeformAttnPixelDecoder",
     ),
-    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": ("detectron2.", "ovseg.proposals.head"),
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": (
+        "detectron2.",
+        "ovseg.proposals.maskformer.OpenVocab",
+        "ovseg.proposals.mask2former.OpenVoca",
+    ),
 }
 
 
@@ -140,7 +146,9 @@ def check_kind(cfg: CfgNode, key: str) -> None:
         OvsegError: names the key, its value and what to give.
     """
     others = _OF_ANOTHER_KIND[key]
-    names = [name for name, entry in _REGISTERED[key] if not entry.__module__.startswith(others)]
+    names = [
+        name for name, entry in _REGISTERED[key] if not f"{entry.__module__}.{entry.__qualname__}".startswith(others)
+    ]
     _check_registered(key, lookup(cfg, key), names)
 
 

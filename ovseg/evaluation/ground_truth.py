@@ -7,9 +7,9 @@ from functools import cached_property
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ovseg.data.label_files import read_labels
 from ovseg.data.protocol import class_names_of
 from ovseg.errors import OvsegError
+from ovseg.io.label_maps import read_labels
 
 
 class GroundTruth:

@@ -18,7 +18,6 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from ovseg.data.label_files import read_labels
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import per_class_rows
 from ovseg.evaluation.identity import flatten, short
@@ -28,6 +27,7 @@ from ovseg.evaluation.record import RECORD_FILE
 from ovseg.evaluation.tally import read_arrays
 from ovseg.io.files import atomic_path
 from ovseg.io.images import read_image
+from ovseg.io.label_maps import read_labels
 
 CONFUSION_FILE, PER_CLASS_FILE, SG_TABLE_FILE = "confusion.npz", "per_class.csv", "sg_iou_table.json"
 HTML_FILE = "report.html"

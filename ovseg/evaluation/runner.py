@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ovseg.config.limits import check_config
-from ovseg.config.per_dataset import check_per_dataset, config_of, settings_of
-from ovseg.data.catalog import check_prepared
+from ovseg.config.per_dataset import config_of, settings_of
+from ovseg.data.catalog import check_per_dataset, check_prepared
 from ovseg.data.custom.names import folder_name
 from ovseg.data.loader import SampleLoader, test_dataset, test_loader
 from ovseg.data.protocol import protocol_of

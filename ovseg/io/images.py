@@ -1,16 +1,19 @@
-"""Decoding of image files to RGB arrays, with clear errors for damaged files."""
+"""Conversion of images in any form to RGB arrays, with clear errors for damaged files."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+import torch
+from detectron2.data import transforms as T
 from PIL import ExifTags, Image
 
 from ovseg.errors import OvsegError, reason_of
@@ -22,6 +25,9 @@ FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF
 _STRIP = 1 << 22  # pixels that are converted at a time
 ALPHA_BACKGROUND = (255, 255, 255)  # RGB behind transparent pixels
 _PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<svg", b"<head")
+ImageLike: TypeAlias = "str | os.PathLike | bytes | BinaryIO | np.ndarray | torch.Tensor | Image.Image"
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+_LONGEST_NAME = 4096  # characters; a longer text is not a file name
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -41,9 +47,12 @@ def read_image(path: str | Path) -> np.ndarray:
             pixels (178,956,970; checked in the header, before memory is allocated). The message names the file.
     """
     path = Path(path)
-    if check_file(path, "image").st_size == 0:
-        raise OvsegError(f"{path} is empty (0 bytes): copy or download it again")
-    return decode_image(path, str(path))
+    try:
+        return decode_image(path, str(path))
+    except OvsegError:
+        if check_file(path, "image").st_size == 0:  # a missing file and the like has a message of its own
+            raise OvsegError(f"{path} is empty (0 bytes): copy or download it again") from None
+        raise
 
 
 def decode_image(file: Path | io.BytesIO, name: str) -> np.ndarray:
@@ -224,3 +233,104 @@ def _what_instead(file: Path | io.BytesIO | None) -> str:
     return (
         "is not an image in a format that can be read (JPEG, PNG, TIFF, WebP, BMP, GIF, ...), or its start is damaged"
     )
+
+
+def as_rgb(image: ImageLike) -> tuple[np.ndarray, str | None]:
+    """Convert an image to RGB.
+
+    Args:
+        image: name of a file; content of a file as bytes or as a binary file object, which is read from its start; a
+            Pillow image; or uint8 values 0..255: a NumPy array (H,W,3) RGB, (H,W) or (H,W,1) grey, (H,W,4) RGBA, or a
+            tensor (H,W) or with the same channels last. Channels may come first if that is unambiguous. Transparent
+            images are composited over white.
+
+    Returns:
+        (H,W,3) uint8 RGB, and the name of the file or None.
+
+    Raises:
+        OvsegError: any other type, a tensor whose channels may be first or last, or an image that cannot be read.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        name = os.fsdecode(image)
+        if len(name) > _LONGEST_NAME:
+            raise OvsegError(
+                f"an image is given as a text of {len(name):,} characters: give a file's name, or its content as bytes"
+            )
+        if "://" in name:
+            raise OvsegError(f"{name} is a web address, and nothing is downloaded: save the file, then give its path")
+        return read_image(name), name
+    if isinstance(image, Image.Image):
+        return opened_to_rgb(image), getattr(image, "filename", "") or None
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return decode_image(io.BytesIO(image), "the image given as bytes"), None
+    if isinstance(image, torch.Tensor):
+        return _values_to_rgb(image, "tensor"), None
+    if isinstance(image, np.ndarray):
+        return _values_to_rgb(image, "array"), None
+    if callable(getattr(image, "read", None)):
+        return decode_image(io.BytesIO(_content(image)), "the image in the file object"), None
+    raise OvsegError(
+        f"an image must be a file, a NumPy array or a Pillow image, not {type(image).__name__} (or a file's content as "
+        "bytes or a file object, or a uint8 tensor)"
+    )
+
+
+def _content(file: BinaryIO) -> bytes:
+    if getattr(file, "seekable", lambda: False)():
+        file.seek(0)  # after writing, the position is at the end
+    content = file.read()
+    if not isinstance(content, bytes):
+        raise OvsegError("an image is given as a file object of text: open the file in binary mode, open(name, 'rb')")
+    return content
+
+
+def _values_to_rgb(values: np.ndarray | torch.Tensor, kind: str) -> np.ndarray:
+    if values.dtype not in (np.uint8, torch.uint8):
+        cast = "to(torch.uint8)" if kind == "tensor" else "astype(np.uint8)"
+        raise OvsegError(
+            f"an image {kind} must be uint8 with values 0..255, not {str(values.dtype).removeprefix('torch.')}: "
+            f"where its values are 0..1, give (image * 255).round().{cast}"
+        )
+    array = np.ma.getdata(values) if kind == "array" else values.detach().cpu().numpy()
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or 0 in array.shape or not {array.shape[0], array.shape[2]} & set(_CHANNELS):
+        raise _bad_shape(values, kind)
+    first, last = array.shape[0] in _CHANNELS, array.shape[2] in _CHANNELS
+    if kind == "array" and values.ndim == 3 and array.shape[2] != 4:
+        first &= not last  # arrays are (height, width, channels)
+    if first and last and values.ndim == 3:
+        raise _bad_shape(values, kind)
+    if not last:
+        array = array.transpose(1, 2, 0)
+    if array.shape[2] == 4:
+        return opened_to_rgb(Image.fromarray(np.ascontiguousarray(array), "RGBA"))
+    return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def _bad_shape(values: np.ndarray | torch.Tensor, kind: str) -> OvsegError:
+    return OvsegError(
+        f"an image {kind} must be (height, width, 3) RGB or (height, width) grey, not {tuple(values.shape)}"
+        + (": give one image at a time" if values.ndim == 4 else "")
+        + (": its channels may be the first or the last axis" if values.ndim == 3 and 0 not in values.shape else "")
+    )
+
+
+def resize_transform(height: int, width: int, min_size: int, max_size: int) -> T.Transform:
+    """The resize of Detectron2's ``ResizeShortestEdge`` for one size; a long image keeps a pixel of its short side.
+
+    Args:
+        height, width: of the image, pixels.
+        min_size: its shortest side becomes this many pixels; 0 or less leaves the image as it is.
+        max_size: unless its longest side would be more than this.
+    """
+    if min_size <= 0:
+        return T.NoOpTransform()
+    new_size = T.ResizeShortestEdge.get_output_shape(height, width, min_size, max_size)
+    return keep_a_pixel(T.ResizeTransform(height, width, *new_size, Image.Resampling.BILINEAR))
+
+
+def keep_a_pixel(transform: T.Transform) -> T.Transform:
+    if isinstance(transform, T.ResizeTransform):
+        transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
+    return transform

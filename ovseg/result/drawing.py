@@ -11,24 +11,13 @@ from PIL import Image, ImageDraw
 
 from ovseg.result.colors import colors_of
 from ovseg.result.fonts import shorten_text, text_font
+from ovseg.result.segmentation import label_areas
 
 DRAWING_SIZES = (1280, 2560)  # limits of the longest side of image and regions together, in pixels
 _OPACITY = 0.5
 _SMALLEST_NAMED = 0.004  # share of the image from which a region is named
 _GAP = 8  # pixels between the image and its regions
 _MOST_ENTRIES = 200  # of a legend, whose height image formats limit
-
-
-def label_areas(label_map: np.ndarray, count: int) -> np.ndarray:
-    """Count the pixels of each label 0..count-1 in an (H,W) map of integers; negative labels are ignored.
-
-    Returns:
-        (count,) int64.
-    """
-    areas = np.zeros(count, np.int64)
-    for rows in np.array_split(label_map, max(1, label_map.size >> 22)):  # bincount copies to 8 bytes per pixel
-        areas += np.bincount(rows[rows >= 0], minlength=count)
-    return areas
 
 
 def draw_regions(

@@ -20,7 +20,6 @@ from ovseg.io.files import atomic_path, is_dir
 from ovseg.io.images import save_image
 from ovseg.io.inputs import OUTPUT_SUFFIXES, output_files
 from ovseg.io.leftovers import shorten
-from ovseg.result import drawing as visualize
 from ovseg.result.explanation import Explanation, MaskScores
 from ovseg.vocabulary.reading import fold_text
 
@@ -100,14 +99,14 @@ class Segmentation:
         for row, row_scores in zip(labels, score_map, strict=True):  # row by row: bincount copies to 16 bytes a pixel
             shown = row >= 0
             sums += np.bincount(row[shown], weights=row_scores[shown], minlength=len(names))
-        counts = visualize.label_areas(labels, len(names))
+        counts = label_areas(labels, len(names))
         scores = (sums / np.maximum(counts, 1)).astype(np.float32)
         return cls(labels, tuple(names), scores, image, source, mask_scores, tuple(background))
 
     @cached_property
     def areas(self) -> np.ndarray:
         """Number of pixels of each word, (K,) int64."""
-        return visualize.label_areas(self.label_map, len(self.names))
+        return label_areas(self.label_map, len(self.names))
 
     @property
     def fractions(self) -> np.ndarray:
@@ -171,7 +170,9 @@ class Segmentation:
         Returns:
             (H,W,3) uint8 RGB, new.
         """
-        return visualize.draw_regions(self.image if image is None else image, self.label_map, self.names, colors)
+        from ovseg.result.drawing import draw_regions  # late: drawing libraries take a second to import
+
+        return draw_regions(self.image if image is None else image, self.label_map, self.names, colors)
 
     def to_detections(self) -> sv.Detections:
         """Return one detection per word found, largest first: mask, box, ``class_id``, score, ``class_name``."""
@@ -229,7 +230,9 @@ class Segmentation:
 
     def picture(self) -> np.ndarray:
         """Draw the image, its overlay, and a legend, scaled to a size suited to a screen: (h,w,3) uint8 RGB."""
-        return visualize.draw_result(self.image, self.label_map, self.names)
+        from ovseg.result.drawing import draw_result
+
+        return draw_result(self.image, self.label_map, self.names)
 
     def save(self, where: str | Path) -> tuple[Path, Path, Path]:
         """Write three files atomically; existing files are replaced.
@@ -273,3 +276,15 @@ def _save_image(array: np.ndarray, path: Path) -> None:
     options = {"compress_level": 4} if path.suffix.lower() == ".png" else {"quality": 92}
     with atomic_path(path) as temporary:
         save_image(Image.fromarray(array), temporary, **options)
+
+
+def label_areas(label_map: np.ndarray, count: int) -> np.ndarray:
+    """Count the pixels of each label 0..count-1 in an (H,W) map of integers; negative labels are ignored.
+
+    Returns:
+        (count,) int64.
+    """
+    areas = np.zeros(count, np.int64)
+    for rows in np.array_split(label_map, max(1, label_map.size >> 22)):  # bincount copies to 8 bytes per pixel
+        areas += np.bincount(rows[rows >= 0], minlength=count)
+    return areas

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ovseg.errors import OvsegError
-from ovseg.io.image_input import as_rgb
+from ovseg.io.images import as_rgb
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 GREY = RGB[:, :, 0]
