@@ -10,12 +10,12 @@ from pathlib import Path
 
 from ovseg.errors import OvsegError, explain_system_error, reason_of, shown
 from ovseg.io.leftovers import shorten
-from ovseg.result.segmentation import OUTPUT_SUFFIXES, output_files
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .tga".split()  # noqa: SIM905
 )
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"})
+OUTPUT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _LONGEST_ENDING = len("-1000000_labels.png")  # appended to the input's name
 
 
@@ -132,6 +132,11 @@ def choose_outputs(files: Sequence[Path], output: str, arguments: Sequence[str])
         taken |= written
         outputs.append(candidate)
     return outputs
+
+
+def output_files(drawing: Path) -> tuple[Path, Path, Path]:
+    """Return the files of a result, given the first: drawing, label map, JSON."""
+    return drawing, drawing.with_name(f"{drawing.stem}_labels.png"), drawing.with_name(f"{drawing.stem}.json")
 
 
 def _single_output(files: Sequence[Path], target: Path, suffix: str) -> Path:

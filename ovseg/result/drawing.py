@@ -9,9 +9,9 @@ import numpy as np
 import supervision as sv
 from PIL import Image, ImageDraw
 
+from ovseg.io.label_maps import label_areas
 from ovseg.result.colors import colors_of
 from ovseg.result.fonts import shorten_text, text_font
-from ovseg.result.segmentation import label_areas
 
 DRAWING_SIZES = (1280, 2560)  # limits of the longest side of image and regions together, in pixels
 _OPACITY = 0.5

@@ -18,6 +18,8 @@ from pycocotools import mask as coco_mask
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path, is_dir
 from ovseg.io.images import save_image
+from ovseg.io.inputs import OUTPUT_SUFFIXES, output_files
+from ovseg.io.label_maps import label_areas
 from ovseg.io.leftovers import shorten
 from ovseg.result.explanation import Explanation, MaskScores
 from ovseg.vocabulary.reading import fold_text
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 UNLABELLED = -1
-OUTPUT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -272,24 +273,7 @@ class Segmentation:
         return path if path.suffix.lower() in OUTPUT_SUFFIXES else path.with_name(path.name + ".png")
 
 
-def output_files(drawing: Path) -> tuple[Path, Path, Path]:
-    """Return the files that :meth:`Segmentation.save` writes, given the first: drawing, label map, JSON."""
-    return drawing, drawing.with_name(f"{drawing.stem}_labels.png"), drawing.with_name(f"{drawing.stem}.json")
-
-
 def _save_image(array: np.ndarray, path: Path) -> None:
     options = {"compress_level": 4} if path.suffix.lower() == ".png" else {"quality": 92}
     with atomic_path(path) as temporary:
         save_image(Image.fromarray(array), temporary, **options)
-
-
-def label_areas(label_map: np.ndarray, count: int) -> np.ndarray:
-    """Count the pixels of each label 0..count-1 in an (H,W) map of integers; negative labels are ignored.
-
-    Returns:
-        (count,) int64.
-    """
-    areas = np.zeros(count, np.int64)
-    for rows in np.array_split(label_map, max(1, label_map.size >> 22)):  # bincount copies to 8 bytes per pixel
-        areas += np.bincount(rows[rows >= 0], minlength=count)
-    return areas

@@ -17,14 +17,14 @@ from ovseg.io.files import atomic_path
 from ovseg.result.colors import colors_of
 
 if TYPE_CHECKING:
-    from ovseg.segmenter import Segmenter
+    from ovseg.result.segmentation import Segmentation
     from ovseg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 
 def segment_video(
-    segmenter: Segmenter,
+    segmenter: Callable[[np.ndarray, Vocabulary], Segmentation],
     source: Path,
     vocabulary: Vocabulary,
     target: Path,
@@ -33,7 +33,7 @@ def segment_video(
     """Write a video with coloured and named regions (without sound), then a JSON summary next to it.
 
     Args:
-        segmenter: see :class:`~ovseg.segmenter.Segmenter`.
+        segmenter: segments an RGB frame, (H,W,3) uint8, such as :class:`~ovseg.segmenter.Segmenter`.
         source: video that OpenCV can read.
         vocabulary: words.
         target: ``.mp4`` file.
