@@ -24,18 +24,30 @@ WORDS = {
     "who wants": "to ...",
 }
 # a phrase may continue on the next line
-AVOIDED = re.compile(rf"\b({'|'.join(WORDS).replace(' ', '[ #*\n]+')})\b", re.IGNORECASE)
+AVOIDED = re.compile("|".join(rf"\b(?:{words})\b" for words in WORDS).replace(" ", r"[ #*\n]+"), re.IGNORECASE)
 ALLOWED = (
     re.compile(r"\bratio_of: picture\b"),  # a value of recipes
     re.compile(r"\bpicture\(\)|def picture\b|`picture`"),  # Segmentation.picture
     re.compile(r"\.tell\(\)"),  # of files
     re.compile(r"\bdetectron2_mends\b"),  # old name in the changelog
-    re.compile(r"photo photograph image picture pic scene"),  # words of captions
+    re.compile(r"photo photograph image picture pic scene|shelves beside scissors"),  # words of captions
 )
 TEXT = {".py", ".md", ".yaml", ".toml", ".cff", ".html", ""}  # suffixes; "": Makefile, .ci/run
 SKIPPED = ("tests/test_language.py", "CONTRIBUTING.md", "LICENSE", "tests/data/")
 # TODO: paths whose language is revised on other branches; the lead removes them
-TODO: tuple[str, ...] = ()
+TODO: tuple[str, ...] = (
+    *("datasets/prepare_", "demo.py", "ovseg/adaptation/", "ovseg/checkpoint/loading.py", "ovseg/clip/", "ovseg/data/"),
+    *(
+        "ovseg/engine/",
+        "ovseg/evaluation/oracle",
+        "ovseg/evaluation/sg_table.py",
+        "ovseg/evaluation/threshold_search.py",
+    ),
+    *("ovseg/meta_arch/", "ovseg/proposals/", "ovseg/toy/", "ovseg/vocabulary/reading.py"),
+    *("ovseg/vocabulary/vocabulary.py", "tests/adaptation/", "tests/clip/", "tests/engine/", "tests/meta_arch/"),
+    *("tools/compare_results.py", "tools/finetune_clip.py", "tools/mine_mask_text_pairs.py"),
+    *("tools/pretrain_toy_backbone.py", "tools/train_toy_clip.py"),
+)
 
 
 def tracked() -> list[str]:

@@ -21,7 +21,7 @@ def test_every_key_has_a_meaning(tool):
 
 def test_the_page_is_up_to_date(tool):
     text = tool.reference()
-    assert "| `MODEL.CLIP_ADAPTER.PRECISION` | `\"fp32\"` | *new*. fp32, bf16" in text
+    assert '| `MODEL.CLIP_ADAPTER.PRECISION` | `"fp32"` | *new*. fp32, bf16' in text
     assert tool.PAGE.read_text(encoding="utf-8") == text, "run python tools/write_reference.py"
     tool.main(["--check"])
 
