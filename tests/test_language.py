@@ -81,3 +81,11 @@ def test_no_text_has_words_to_avoid():
         for line, word in found_words((REPO / path).read_text(encoding="utf-8", errors="replace"))
     ]
     assert found == [], f"{len(found)} words to avoid (see WORDS for replacements):\n" + "\n".join(found)
+
+
+def test_the_glossary_is_alphabetical():
+    rows = re.findall(
+        r"^\| (.+?) \| (.+) \|$", (REPO / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    terms = [term.casefold() for term, _ in rows[1:]]
+    assert len(terms) > 50 and terms == sorted(set(terms))
