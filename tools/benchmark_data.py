@@ -75,7 +75,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ovseg.data.label_files import read_labels
-from ovseg.data.prepare.engine import write_file
+from ovseg.data.prepare.conversion import write_file
 from ovseg.evaluation.confusion import label_runs
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.io.files import atomic_path

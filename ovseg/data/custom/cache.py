@@ -18,12 +18,11 @@ from iopath.common.file_io import file_lock
 
 from ovseg.data.custom.classes import Classes
 from ovseg.data.custom.description import Description
-from ovseg.data.custom.doubts import first_doubt
-from ovseg.data.custom.image_label_pairs import Pair, Pairing
-from ovseg.data.custom.image_size import different_sizes, image_size
-from ovseg.data.custom.source import Source, advice_unlisted, input_files, open_source
+from ovseg.data.custom.geometry import different_sizes, image_size
+from ovseg.data.custom.pairing import Pair, Pairing
+from ovseg.data.custom.source import Source, advice_unlisted, first_doubt, input_files, open_source
 from ovseg.data.custom.values import Labels, show_unlisted
-from ovseg.data.prepare.engine import Conversion, Item, Output, convert
+from ovseg.data.prepare.conversion import Conversion, Item, Output, convert
 from ovseg.data.prepare.sources import BadFile
 from ovseg.errors import OvsegError
 from ovseg.io.cpus import usable_cpus
