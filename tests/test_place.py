@@ -353,9 +353,9 @@ def hard_names(folder: Path) -> dict[str, str]:
     (folder / "nowhere.png").symlink_to("absent.png")
     (folder / "round").symlink_to("round")
     return {
-        "a folder.png": "the folder holds no pictures",
+        "a folder.png": "the folder holds no images",
         "loop.png": "link",
-        "nowhere.png": "link to a file that is not there",
+        "nowhere.png": "link to a missing file",
         "round/a.png": "",
         "n" * 300: "File name too long",
         "n" * 300 + "/*.png": "",

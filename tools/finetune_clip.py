@@ -6,7 +6,7 @@
     python tools/finetune_clip.py --architecture configs/toy/clip.json --clip output/ft/best.safetensors \\
         --pairs output/pairs --tune mask-prompt --val toy --output output/ft_mpt
 
-    # the image tower for SCAN: part of a crop's background gives way to the whole image
+    # the image tower for SCAN: part of a crop's background is replaced by the whole image
     python tools/finetune_clip.py --architecture configs/toy/clip.json --clip weights/toy/clip.safetensors \\
         --pairs output/pairs --image-root toy:train --tune contextual-shift --val toy --output output/cs \\
         --recipe configs/adaptation/scan_toy.yaml
@@ -18,7 +18,7 @@
     # four GPUs; batch_size counts all of them
     torchrun --nproc-per-node 4 tools/finetune_clip.py ...
 
-A run that was stopped goes on with --resume and the same arguments. It writes epoch_N.pt and last.pt as open_clip
+A run that was stopped is resumed with --resume and the same arguments. It writes epoch_N.pt and last.pt as open_clip
 does, best.safetensors, metrics.jsonl, the recipe as it was used, and tensorboard/.
 """
 
@@ -30,7 +30,7 @@ from pathlib import Path
 
 from ovseg.adaptation.finetune import Job, finetune
 from ovseg.adaptation.recipe import MODES, add_flags, read_recipe, recipe_from_flags
-from ovseg.adaptation.tuned_clip import flags_in_messages
+from ovseg.adaptation.tuned_clip import clip_flags
 from ovseg.engine.launch import World, choose_device, launch
 from ovseg.errors import user_errors
 
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--image-root", help="contextual-shift: folder of the whole images that the crops were cut from, or toy:train"
     )
     parser.add_argument("--val-image-root", help="contextual-shift: the same for a folder of crops given as --val")
-    parser.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
+    parser.add_argument("--resume", action="store_true", help="resume the run in --output")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cuda falls back to the CPU")
     parser.add_argument(
         "--num-gpus", type=int, default=1, help="processes, one for each GPU; with --device cpu on the CPU"
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     given = read_recipe(args.recipe, args.tune) if args.recipe else {}
-    with flags_in_messages():
+    with clip_flags():
         device = choose_device(args.device, args.num_gpus)
     job = Job(
         architecture=args.architecture,

@@ -28,8 +28,7 @@ ovseg.register()
 import torch
 
 from ovseg.adaptation.mask_sources import MASK_KINDS
-from ovseg.adaptation.mining_options import MiningOptions
-from ovseg.adaptation.mining_run import run
+from ovseg.adaptation.mining_run import MiningOptions, run
 from ovseg.cli.options import parse_with_options
 from ovseg.engine.launch import World, launch
 from ovseg.errors import user_errors
@@ -44,14 +43,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--data",
         required=True,
         help="COCO captions (.json), Localized Narratives (.jsonl), a table (.csv, .tsv), toy:train or toy:val; "
-        "with --names-from labels also a folder of pictures",
+        "with --names-from labels also a folder of images",
     )
     add("--image-root", type=Path, help="folder that image names start from; default: that of --data")
     add("--image-column", help="column of a table with the image files; default: the usual names are tried")
     add("--caption-column", help="column of a table with the captions")
     add("--delimiter", help="between the columns of a table; default: tab, for .csv a comma")
     add("--max-images", type=int, help="use only the first so many images")
-    add("--allow-bad", action="store_true", help="go on with more than 1 %% unusable captions or images")
+    add("--allow-bad", action="store_true", help="continue with more than 1 %% unusable captions or images")
 
     add = parser.add_argument_group("masks: of a segmenter, or from --masks").add_argument
     add("--config-file", help="configuration of a trained segmenter")
@@ -66,7 +65,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--label-names", metavar="WORDS", help="names of the values of label maps: a label set or a file")
     add("--ignore-label", type=int, default=255, help="value of label maps that is no mask (default %(default)s)")
     add("--min-area", type=float, default=0.0005, help="least share of the image of a mask (default %(default)s)")
-    add("--max-size", type=int, default=1024, help="larger images are made smaller first (default %(default)s pixels)")
+    add("--max-size", type=int, default=1024, help="larger images are shrunk first (default %(default)s pixels)")
 
     add = parser.add_argument_group("texts").add_argument
     add("--names-from", choices=("captions", "labels"), default="captions", help="labels: the masks' own class names")
@@ -90,7 +89,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--min-score", type=float, help="least cosine of a noun and its best mask; default: no limit, as in the paper")
 
     add = parser.add_argument_group("output and processes").add_argument
-    add("--output", type=Path, required=True, help="folder; an interrupted run goes on in it")
+    add("--output", type=Path, required=True, help="folder; an interrupted run in it is resumed")
     add("--write-list", action="store_true", help="the original's pairs.tsv and filled crops, too")
     add("--shard-size", type=int, help="images of one shard; default: 5 to 250, by the number of images")
     add("--device", help="cpu, cuda; default: cuda if there is one, one GPU for each process")

@@ -30,9 +30,8 @@ if __name__ == "__main__":
 
 from rich.console import Console
 
-from ovseg.evaluation.html_report import write_report
 from ovseg.evaluation.record import read_record, record_files
-from ovseg.evaluation.report import read_confusion
+from ovseg.evaluation.report import read_confusion, write_report
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Train the tiny CLIP of the toy world on scenes and their captions, and save ``weights/toy/clip.safetensors``.
 
-    python tools/train_toy_clip.py            # words and pictures, from scratch
+    python tools/train_toy_clip.py            # words and images, from scratch
     python tools/train_toy_clip.py --init weights/toy/clip.safetensors --text-steps 0 --margin 1.1 1.4 --close-ups 5 \\
         --alone 1.0 --patches 2 --steps 1800 --work-dir output/toy_clip_2
-    ... --resume                              # goes on where a killed run stopped
+    ... --resume                              # resumes a killed run
 
 The two commands reproduce the shipped file. The second one teaches the image tower more about shapes, with closer
 close-ups and less in them. After ``--text-steps`` the text tower is locked: it knows its 90 words by then, while the
-image tower goes on learning, which takes it much longer. Pictures: ``ovseg/toy/clip/views.py``; loss:
+image tower needs much longer. Images: ``ovseg/toy/clip/views.py``; loss:
 ``ovseg/toy/clip/training.py``.
 """
 
@@ -26,7 +26,7 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from rich.logging import RichHandler
 
-from ovseg.adaptation.tuned_clip import flags_in_messages
+from ovseg.adaptation.tuned_clip import clip_flags
 from ovseg.checkpoint import save_safetensors
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.preprocessing import OPENAI
@@ -54,7 +54,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--alone", type=float, default=0.5, help="share of close-ups whose captions leave out grounds")
     parser.add_argument("--patches", type=int, default=1, help="windows that show no thing, for each scene")
-    parser.add_argument("--captions", type=int, default=6, help="captions written for each picture")
+    parser.add_argument("--captions", type=int, default=6, help="captions written for each image")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--text-steps", type=int, default=800, help="the first so many train the text tower as well")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -63,7 +63,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up before the cosine")
     parser.add_argument("--checkpoint-every", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work-dir")
+    parser.add_argument("--resume", action="store_true", help="resume from the checkpoint in --work-dir")
     return parser.parse_args(argv)
 
 
@@ -106,12 +106,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.scenes < args.batch_size or args.captions < 1:
         raise OvsegError("--scenes must be at least --batch-size, and --captions at least 1")
-    with flags_in_messages(weights="--init"):
+    with clip_flags(weights="--init"):
         source, tokenizer = find_architecture(args)
         run = train(args, tokenizer, source)
     half = {name: value.half().contiguous() for name, value in run.model.state_dict().items()}
     save_safetensors(half, args.output)
-    run.model.load_state_dict(half)  # judge what is shipped
+    run.model.load_state_dict(half)  # evaluate what is shipped
     scores = evaluate(run.model, tokenizer, source.architecture["vision_cfg"]["image_size"])
     with atomic_path(args.work_dir / "log.json") as path:
         path.write_text(json.dumps(run.log | {"evaluation": scores}, indent=1), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One captioned image -> its mask-text pairs (OVSeg, arXiv 2210.04150, section 3.2; specification, section 12.1)."""
+"""Mining of one captioned image's mask-text pairs (OVSeg, arXiv 2210.04150, section 3.2; specification 12.1)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ovseg.adaptation.mask_sources import Masks, MaskSource, shrink
-from ovseg.clip.adapter import ClipAdapter, unit
-from ovseg.clip.regions import mask_boxes
+from ovseg.clip.adapter import unit
 from ovseg.data.caption_files import CaptionedImage
 from ovseg.io.images import read_image
+from ovseg.naming import MaskedCrops
+from ovseg.naming.crops import mask_boxes
+from ovseg.proposals.views import Views
 from ovseg.vocabulary.nouns import NounExtractor, names_one_of
 
 
@@ -26,7 +28,7 @@ class FoundPair:
     Attributes:
         image: uint8 (h, w, 3) RGB crop of the mask's box.
         mask: bool (h, w).
-        info: what the shard remembers.
+        info: what the shard stores with it.
     """
 
     image: np.ndarray
@@ -45,14 +47,14 @@ class Miner:
         all_captions: nouns of all captions; else of the first.
         min_score: a noun whose best mask has a smaller cosine is left out; None for no limit, as in the paper.
         min_area: masks with a smaller share of the image are left out.
-        max_size: larger images are made smaller first, longest side in pixels.
+        max_size: larger images are shrunk first, longest side in pixels.
         seen: lower-case words of the seen classes, or None.
-        image_root: pairs remember where below it their image lies; of others its name alone.
+        image_root: pairs name their image relative to it; images outside of it by their name alone.
     """
 
     masks: MaskSource
     extractor: NounExtractor | None
-    clip: ClipAdapter | None
+    clip: MaskedCrops | None
     all_captions: bool = False
     min_score: float | None = None
     min_area: float = 0.0005
@@ -62,7 +64,7 @@ class Miner:
 
     @torch.inference_mode()
     def __call__(self, item: CaptionedImage) -> list[FoundPair]:
-        """The pairs of one image, in the order of their nouns.
+        """Return the pairs of one image, in the order of their nouns.
 
         Raises:
             OvsegError: the image or its masks cannot be read.
@@ -86,7 +88,7 @@ class Miner:
         ]
 
     def _nouns(self, item: CaptionedImage) -> dict[str, str]:
-        """Nouns and, for each, the first caption that has it.
+        """Return the nouns and, for each, the first caption that has it.
 
         One noun has one best mask, so that several captions with it would give the same pair again.
         """
@@ -104,13 +106,13 @@ class Miner:
         return Masks(masks.values[keep], names)
 
     def _assign(self, nouns: dict[str, str], pixels: np.ndarray, masks: Tensor) -> list[tuple[str, str, int, float]]:
-        """(noun, caption, index of its best mask, cosine) of each noun that is good enough."""
-        device = self.clip.pixel_mean.device
-        image = torch.from_numpy(pixels).permute(2, 0, 1).to(device)
-        regions = self.clip.regions(image, masks.to(device))
-        features = unit(torch.cat([self.clip.encode_regions(*region) for region in regions]))  # (N, D)
+        """Return (noun, caption, index of its best mask, cosine) of each noun that is good enough."""
+        clip = self.clip.clip_adapter
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        views = Views([{"image": image}], [image.to(clip.pixel_mean.device)])
+        features = unit(self.clip.features(views, [(0, masks.to(clip.pixel_mean.device))])[0])  # (N, D)
         # one by one: in a batch of others the last bits could differ, and with them what resumed runs find
-        text = torch.cat([self.clip.text([noun]) for noun in nouns])  # (K, D)
+        text = torch.cat([clip.text([noun]) for noun in nouns])  # (K, D)
         scores, best = (text @ features.T).max(dim=1)
         chosen = zip(nouns.items(), best.tolist(), scores.tolist(), strict=True)
         return [

@@ -1,4 +1,4 @@
-"""A run put together from a configuration: training and evaluation as ``train_net.py`` does them."""
+"""Training and evaluation from a configuration, as ``train_net.py`` runs them."""
 
 from __future__ import annotations
 
@@ -13,25 +13,30 @@ from detectron2.config import CfgNode
 from detectron2.engine import hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
-from ovseg.checkpoint import load_weights
+from ovseg.checkpoint import load_model, skip_initialisation
 from ovseg.config.limits import check_kind
 from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import build_train_loader
 from ovseg.data.mapper import training_set
-from ovseg.engine.checkpoints import CheckpointFolder
-from ovseg.engine.hooks import CheckpointHook, WandbWriter
+from ovseg.engine.checkpoints import FINAL, CheckpointFolder, numbered
+from ovseg.engine.hooks import Every
+from ovseg.engine.metrics import MetricsWriter, start_wandb
 from ovseg.engine.setup import owned_output, seed_everything
 from ovseg.engine.solver import build_lr_scheduler, build_optimizer
-from ovseg.engine.trainer import Trainer
+from ovseg.engine.trainer import Trainer, parallel
 from ovseg.errors import OvsegError
 from ovseg.evaluation.runner import check_evaluation, evaluate_all
 
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # iterations
+REMEDY = (
+    "lower SOLVER.BASE_LR, raise SOLVER.WARMUP_ITERS or set SOLVER.AMP.ENABLED False, and resume from the last "
+    "checkpoint with --resume"
+)
 
 
 def train(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
@@ -41,7 +46,7 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
         resume: continue from the newest checkpoint in ``OUTPUT_DIR``; without one, start from ``MODEL.WEIGHTS``.
 
     Returns:
-        the results of the last evaluation (empty outside the main process, or without ``DATASETS.TEST``).
+        results of the last evaluation (empty outside the main process, or without ``DATASETS.TEST``).
 
     Raises:
         OvsegError: see the parts; nothing is half-written in ``OUTPUT_DIR`` whenever it comes.
@@ -62,30 +67,29 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
     seed, position = _progress(cfg, found)
     seed_everything(seed)  # the same in all processes: the model starts the same
     loader = build_train_loader(cfg, seed=seed, start=position)
-    model = build_model(cfg)
-    if found is None and cfg.MODEL.WEIGHTS:
-        load_weights(model, cfg.MODEL.WEIGHTS)
+    model = load_model(cfg) if found is None else _restored_model(cfg, *found)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
-    if found is not None:
-        _restore_model(model, *found)
-    _ensure_clip_weights(model)
     trainer = Trainer(
-        model,
+        parallel(model.train()),
         loader,
         optimizer,
         scheduler,
         seed=seed,
         autocast_dtype=autocast_dtype(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE),
+        remedy=REMEDY,
     )
     start = 0
     if found is not None:
-        start = found[1]["iteration"] + 1
-        trainer.load_state_dict(found[1])
+        path, content = found
+        start = content["iteration"] + 1
+        with checkpoints.reading(path):
+            trainer.load_state_dict(content)
 
-    def save(name: str) -> None:
+    def save(done: int) -> None:
         if comm.is_main_process():
-            used = position + (trainer.iter + 1 - start) * cfg.SOLVER.IMS_PER_BATCH
+            used = position + (done - start) * cfg.SOLVER.IMS_PER_BATCH
+            name = FINAL if done >= cfg.SOLVER.MAX_ITER else numbered(done - 1)
             checkpoints.save(name, {"model": model.state_dict(), "samples_used": used, **trainer.state_dict()})
 
     results: OrderedDict[str, Any] = OrderedDict()
@@ -100,7 +104,7 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(optimizer, scheduler),
-            CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, save),
+            Every(cfg.SOLVER.CHECKPOINT_PERIOD, save),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_now) if cfg.DATASETS.TEST else None,
             hooks.PeriodicWriter(_writers(cfg), LOG_PERIOD) if comm.is_main_process() else None,
         ]
@@ -136,27 +140,21 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
             "for the newest checkpoint in OUTPUT_DIR"
         )
     seed_everything(max(cfg.SEED, 0))
-    model = build_model(cfg)
-    if found is None:
-        load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
-    else:
-        _restore_model(model, *found)
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = str(found[0])  # what the results are of
-    _ensure_clip_weights(model)
+    model = load_model(cfg, complete=True) if found is None else _restored_model(cfg, *found)
+    if found is not None:
+        cfg = _with_weights(cfg, found[0])  # what the results are of
     return evaluate_all(cfg, model, resume=resume)
 
 
 def autocast_dtype(enabled: bool, device: str) -> torch.dtype | None:
-    """Type of mixed precision: float16 on CUDA, bfloat16 elsewhere; None when not enabled."""
+    """Return the type of mixed precision: float16 on CUDA, bfloat16 elsewhere; None when not enabled."""
     if not enabled:
         return None
     return torch.float16 if torch.device(device).type == "cuda" else torch.bfloat16
 
 
 def _single_view(cfg: CfgNode) -> CfgNode:
-    """The configuration of the evaluations while a model trains."""
+    """Return the configuration of the evaluations while a model trains."""
     single_view = cfg.clone()
     single_view.defrost()
     single_view.TEST.ORACLE = "none"  # an analysis, for --eval-only
@@ -179,7 +177,7 @@ def _find_checkpoint(checkpoints: CheckpointFolder, resume: bool) -> tuple[Path,
 
 
 def _progress(cfg: CfgNode, found: tuple[Path, dict[str, Any]] | None) -> tuple[int, int]:
-    """Seed of the run and number of samples used; a run without a seed draws one and keeps it."""
+    """Return the seed of the run and the number of samples used; a run without a seed draws one and keeps it."""
     if found is not None:
         path, content = found
         if cfg.SEED >= 0 and content["seed"] != cfg.SEED:
@@ -191,13 +189,10 @@ def _progress(cfg: CfgNode, found: tuple[Path, dict[str, Any]] | None) -> tuple[
     return (cfg.SEED if cfg.SEED >= 0 else comm.all_gather(drawn)[0]), 0
 
 
-def _ensure_clip_weights(model: nn.Module) -> None:
-    """Read CLIP's weights now if no checkpoint gave them, so that a failure comes early."""
-    if hasattr(model, "clip_adapter"):
-        model.clip_adapter.ensure_weights()
-
-
-def _restore_model(model: nn.Module, path: Path, content: dict[str, Any]) -> None:
+def _restored_model(cfg: CfgNode, path: Path, content: dict[str, Any]) -> nn.Module:
+    """Build the model with the state of a training checkpoint."""
+    with skip_initialisation():
+        model = build_model(_with_weights(cfg, path))
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
@@ -205,17 +200,21 @@ def _restore_model(model: nn.Module, path: Path, content: dict[str, Any]) -> Non
         raise OvsegError(
             f"checkpoint {path} was made with another configuration ({reason}): use the same one, or another OUTPUT_DIR"
         ) from error
+    if hasattr(model, "clip_adapter"):
+        model.clip_adapter.share_equal_tensors()
     logger.info("continuing from %s, iteration %d", path, content["iteration"] + 1)
+    return model
+
+
+def _with_weights(cfg: CfgNode, path: Path) -> CfgNode:
+    """Return the configuration with the checkpoint as ``MODEL.WEIGHTS``."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(path)
+    return cfg
 
 
 def _writers(cfg: CfgNode) -> list[EventWriter]:
     folder = Path(cfg.OUTPUT_DIR)
-    folder.mkdir(parents=True, exist_ok=True)
-    writers = [
-        CommonMetricPrinter(cfg.SOLVER.MAX_ITER),
-        JSONWriter(str(folder / "metrics.json")),
-        TensorboardXWriter(str(folder)),
-    ]
-    if cfg.WANDB.ENABLED:
-        writers.append(WandbWriter(cfg))
-    return writers
+    run = start_wandb(cfg) if cfg.WANDB.ENABLED else None
+    return [CommonMetricPrinter(cfg.SOLVER.MAX_ITER), MetricsWriter(folder / "metrics.json", folder, wandb_run=run)]

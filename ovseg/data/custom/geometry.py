@@ -11,9 +11,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from ovseg.data.custom.pairing import Pair
-from ovseg.data.run_lengths import decode_mask
 from ovseg.errors import OvsegError
 from ovseg.io.images import LARGEST_IMAGE, open_image, orientation_of, read_image
+from ovseg.io.run_lengths import decode_mask
 
 
 def image_size(path: Path) -> tuple[int, int]:

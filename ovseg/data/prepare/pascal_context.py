@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels, scan
-from ovseg.data.run_lengths import decode_mask
 from ovseg.errors import OvsegError, reason_of
+from ovseg.io.run_lengths import decode_mask
 from ovseg.vocabulary import label_set
 
 FOLDER = "VOCdevkit/VOC2010"
