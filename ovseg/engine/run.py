@@ -75,13 +75,15 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
     if found is not None:
         _restore_model(model, *found)
     _ensure_clip_weights(model)
+    dtype = autocast_dtype(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE)
     trainer = Trainer(
         parallel(model.train()),
         loader,
         optimizer,
         scheduler,
         seed=seed,
-        autocast_dtype=autocast_dtype(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE),
+        autocast_dtype=dtype,
+        scale_losses=dtype is torch.float16,
         remedy=REMEDY,
     )
     start = 0
