@@ -6,24 +6,20 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import nn
 
-from ovseg.checkpoint import load_weights
+from ovseg.checkpoint import load_model
 from ovseg.config import load_cfg
-from ovseg.data.augmentation import resize_transform
 from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import augmented_model
 from ovseg.io.devices import configured_device, find_device
-from ovseg.io.image_input import ImageLike, as_rgb
-from ovseg.meta_arch.segmenter_base import ProposalNamer
+from ovseg.io.images import ImageLike, as_rgb, resize_transform
 from ovseg.result.explanation import MaskScores
 from ovseg.result.segmentation import Segmentation
 from ovseg.vocabulary import Vocabulary
@@ -70,6 +66,7 @@ class Segmenter:
         self.min_size = min_size
         self.max_size = max_size
         self.class_chunk_size = class_chunk_size
+        self._checked: dict[Any, Vocabulary] = {}
 
     @classmethod
     def from_config(
@@ -104,20 +101,17 @@ class Segmenter:
                 f"the weight file {weights} does not exist: give a trained OVSeg checkpoint "
                 "(--opts MODEL.WEIGHTS FILE, or weights=... in Python)"
             )
-        architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)  # functions make variants of our classes
-        if isinstance(architecture, type) and not issubclass(architecture, ProposalNamer):
-            raise OvsegError(
-                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has classes of its own and takes no "
-                "words: give a configuration of OVSeg or SCAN, or evaluate it with train_net.py --eval-only"
-            )
         cfg.MODEL.WEIGHTS = weights
         cfg.MODEL.DEVICE = str(
             configured_device(cfg.MODEL.DEVICE) if device is None else find_device(str(device), "--device")
         )
         cfg.freeze()
-        model = build_model(cfg).eval()
-        load_weights(model, weights, complete=True)
-        model.clip_adapter.ensure_weights()
+        model = load_model(cfg, complete=True).eval()
+        if getattr(model, "closed_vocabulary", None) is not None:
+            raise OvsegError(
+                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has classes of its own and takes no "
+                "words: give a configuration of OVSeg or SCAN, or evaluate it with train_net.py --eval-only"
+            )
         viewed = augmented_model(cfg, model, LARGEST_SUM)
         if cfg.TEST.DENSE_CRF:
             logger.warning("TEST.DENSE_CRF has an effect on evaluation only: this segmentation is not refined")
@@ -144,8 +138,7 @@ class Segmenter:
             OvsegError: bad words, or one too long for CLIP.
         """
         vocabulary = Vocabulary.of(words)
-        texts = tuple(dict.fromkeys(chain.from_iterable(vocabulary.synonyms)))
-        self.model.clip_adapter.text_matrix(texts, vocabulary.templates)
+        self.model.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
         return vocabulary
 
     @torch.inference_mode()
@@ -167,7 +160,7 @@ class Segmenter:
         need more than 3 GiB the maps are made at a smaller size and enlarged.
 
         Args:
-            image: as :func:`ovseg.io.image_input.as_rgb` takes it: file name, Pillow image, uint8 array (H,W,3) RGB or
+            image: as :func:`ovseg.io.images.as_rgb` takes it: file name, Pillow image, uint8 array (H,W,3) RGB or
                 (H,W) grey, uint8 tensor, a file's content as bytes or file object.
             words: K words, or sequences of synonyms, or a text like "person, child; dog", or a :class:`Vocabulary`;
                 never changed.
@@ -181,7 +174,7 @@ class Segmenter:
         """
         if explain:
             self.refuse_to_explain_views()
-        vocabulary = Vocabulary.of(words)
+        vocabulary = self._vocabulary(words)
         pixels, source = as_rgb(image)
         height, width = pixels.shape[:2]
         classes = max(len(vocabulary), 2)  # 2: the model may add "others"
@@ -191,9 +184,9 @@ class Segmenter:
             "image": self._model_input(pixels),
             "height": max(1, int(height * shrink)),
             "width": max(1, int(width * shrink)),
-            "class_names": vocabulary.class_names,
-            "templates": vocabulary.templates,
+            "class_names": vocabulary,
             "outputs": ("label_map", "explanations") if explain else ("label_map",),
+            "file_name": source,
         }
         with _explain_memory(source or "the image"):
             result = (self.many_views or self.model)([request])[0]
@@ -233,11 +226,22 @@ class Segmenter:
             "image": self._model_input(pixels),
             "height": pixels.shape[0],
             "width": pixels.shape[1],
-            "class_names": ("thing",),  # the model wants a word, masks do not depend on it
             "outputs": ("soft_proposals",),
         }
         with _explain_memory(source or "the image"):
             return self.model([request])[0]["soft_proposals"]
+
+    def _vocabulary(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> Vocabulary:
+        """Return the words as a vocabulary; lists that were checked before, for other images, are not checked again."""
+        if isinstance(words, Vocabulary):
+            return words
+        key = repr(words) if type(words) in (str, list, tuple) else None
+        if key not in self._checked:
+            vocabulary = Vocabulary.of(words)
+            if key is None:
+                return vocabulary
+            self._checked = {key: vocabulary}  # of one list: that of the images before
+        return self._checked[key]
 
     def _model_input(self, pixels: np.ndarray) -> torch.Tensor:
         """(3,h,w), resized and in the order of channels that the model was configured for."""

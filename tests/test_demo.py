@@ -279,7 +279,7 @@ def test_inputs_are_files_folders_and_patterns(here):
     assert [str(f) for f in find_inputs(["f"])[0]] == ["f/[1].png", "f/a.JPG", "f/b.png"]
     assert [str(f) for f in find_inputs(["f/**/*.webp"])[0]] == ["f/sub/d.webp"]
     assert [str(f) for f in find_inputs(["f/[1].png", "f/*.png"])[0]] == ["f/[1].png", "f/b.png"]
-    assert find_inputs(["f/*.tif"]) == ([], [("f/*.tif", "no picture matches this pattern")])
+    assert find_inputs(["f/*.tif"]) == ([], [("f/*.tif", "no image matches this pattern")])
     assert find_inputs(["f/c.txt"])[0] == [Path("f/c.txt")]  # given by name: tried, whatever its suffix
 
 
@@ -330,7 +330,7 @@ BAD = {
     "mistyped label set": ("--label-set ade20k_15 --input a.png", 2, "did you mean ade20k_150"),
     "no input": ("--class-names cat --input no.png", 1, "no.png: there is no such file or folder"),
     "web address": ("--class-names cat --input https://x.org/a.png", 2, "is a web address"),
-    "empty folder": ("--class-names cat --input empty", 1, "empty: the folder holds no pictures"),
+    "empty folder": ("--class-names cat --input empty", 1, "empty: the folder holds no images"),
     "output is a file": ("--class-names cat --input a.png --output words.txt", 2, "exists and is not a folder"),
     "unknown option": ("--class-names cat --input a.png --frobnicate", 2, "unrecognized arguments: --frobnicate"),
     "no configuration": (
@@ -362,12 +362,12 @@ BAD = {
     "pickle with code": (
         WITH.replace("no.pth", "code.pth"),
         2,
-        "code.pth needs code to be run on loading, which is refused",
+        "loading code.pth would run code, which is refused",
     ),
     "no such device": (
         WITH.replace("--opts", "--device cuda:77 --opts").replace("no.pth", "{w}"),
         2,
-        "device cuda:77 is not there",
+        "device cuda:77 is not available",
     ),
     "very long word": (
         "--class-names LONG --input a.png --output out --config-file {c} --opts MODEL.WEIGHTS {w}",

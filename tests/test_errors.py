@@ -54,7 +54,7 @@ def test_a_killed_worker_is_told_with_the_remedy(capsys):
         list(DataLoader(_Deadly(), num_workers=1))
     assert ended.value.code == 2
     message = capsys.readouterr().err
-    assert message.startswith("error: a process that loads data is gone")
+    assert message.startswith("error: a process that loads data was killed")
     assert "--resume" in message
 
 
@@ -72,4 +72,4 @@ def test_a_reset_connection_is_a_lost_worker_only_in_the_data_loader(capsys, mon
     monkeypatch.setattr(dataloader._SingleProcessDataLoaderIter, "_next_data", reset)
     with pytest.raises(SystemExit), user_errors():
         list(DataLoader(_Deadly()))
-    assert capsys.readouterr().err.startswith("error: a process that loads data is gone (reset by peer)")
+    assert capsys.readouterr().err.startswith("error: a process that loads data was killed (reset by peer)")

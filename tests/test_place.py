@@ -318,7 +318,7 @@ def test_demo_tries_to_write_before_it_loads(here, monkeypatch, capfd):
             demo.main(["--class-names", "cat", "--input", "a.png", "--output", output])
         error = capfd.readouterr().err
         assert stopped.value.code == 2 and error.count("\n") == 1 and error.startswith("error: ")
-    demo.check_writable(here / "new" / "deep" / "a.png")
+    check_writable(here / "new" / "deep" / "a.png")
     assert sorted(path.name for path in here.iterdir()) == ["a.png", "file", "loop", "nowhere"]
 
 
@@ -353,9 +353,9 @@ def hard_names(folder: Path) -> dict[str, str]:
     (folder / "nowhere.png").symlink_to("absent.png")
     (folder / "round").symlink_to("round")
     return {
-        "a folder.png": "the folder holds no pictures",
+        "a folder.png": "the folder holds no images",
         "loop.png": "link",
-        "nowhere.png": "link to a file that is not there",
+        "nowhere.png": "link to a missing file",
         "round/a.png": "",
         "n" * 300: "File name too long",
         "n" * 300 + "/*.png": "",
@@ -431,14 +431,16 @@ def test_no_home_and_no_user(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("script", "number", "line"),
     [
-        ("demo.py", signal.SIGINT, "interrupted"),
-        ("demo.py", signal.SIGTERM, "terminated"),
-        ("train_net.py", signal.SIGINT, "interrupted"),
-        ("tools/check_dataset.py", signal.SIGTERM, "terminated"),
+        ("demo.py --class-names a --input b", signal.SIGINT, "interrupted"),
+        ("demo.py --class-names a --input b", signal.SIGTERM, "terminated"),
+        ("train_net.py --config-file c", signal.SIGINT, "interrupted"),
+        ("tools/check_dataset.py d", signal.SIGTERM, "terminated"),
     ],
 )
 def test_signals_while_libraries_load(tmp_path, script, number, line):
-    process = subprocess.Popen([sys.executable, str(ROOT / script)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    script, *arguments = script.split()
+    command = [sys.executable, str(ROOT / script), *arguments]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while "_multiarray" not in Path(f"/proc/{process.pid}/maps").read_text() and process.poll() is None:
         time.sleep(0.01)  # until NumPy is there, which comes early
     process.send_signal(number)

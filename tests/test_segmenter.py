@@ -211,7 +211,10 @@ def test_random_weights_are_never_used_in_silence(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("device", "message"),
-    [("tpu9", "there is no device 'tpu9'"), ("cuda:99", r"device cuda:99 is not there \(\d+ CUDA devices are seen\)")],
+    [
+        ("tpu9", "there is no device 'tpu9'"),
+        ("cuda:99", r"device cuda:99 is not available \(\d+ CUDA devices are visible\)"),
+    ],
 )
 def test_devices_that_are_not_there(tiny, device, message):
     with pytest.raises(OvsegError, match=message):

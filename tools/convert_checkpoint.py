@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Convert a checkpoint: to safetensors, which every later load reads without risk (what it does without a command
-word); a backbone of another project to Detectron2's names; or compare the CLIP in it with another one.
+"""Convert a checkpoint to safetensors, which loads without risk (the default command), convert a backbone of another
+project to Detectron2's names, or compare the CLIP in a checkpoint with another one.
 
 python tools/convert_checkpoint.py ovseg_swinbase_vitL14_ft_mpt.pth ovseg.safetensors
 python tools/convert_checkpoint.py old.pth old.safetensors --trust    # the file may run code: only if you trust it
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read(path: Path, trust: bool) -> tuple[Mapping[str, Tensor], dict[str, str]]:
-    """The tensors of a file, and the settings that go with them."""
+    """Read the tensors of a file and the configuration keys that it stores."""
     if trust:
         return read_trusted(path), {}
     content = read_checkpoint(path)
@@ -105,7 +105,7 @@ def read(path: Path, trust: bool) -> tuple[Mapping[str, Tensor], dict[str, str]]
 
 
 def read_trusted(path: Path) -> Mapping[str, Tensor]:
-    """Read a pickle that may run code; the caller has said that its source is trusted."""
+    """Read a pickle that may run code, from a trusted source."""
     if path.suffix == ".safetensors":
         return read_state_dict(path)
     if not path.is_file():
@@ -134,7 +134,7 @@ def show_comparison(differences: Mapping[str, float | None]) -> None:
     found = [value for value in differences.values() if value is not None and value != float("inf")]
     equal = sum(value == 0 for value in found)
     print(
-        f"{len(differences)} tensors: {equal} equal, {len(found) - equal} differ in value (most {max(found):.3e}), "
+        f"{len(differences)} tensors: {equal} equal, {len(found) - equal} differ in value (at most {max(found):.3e}), "
         f"{len(differences) - len(found)} in shape or presence"
         if found
         else "no tensor of the same shape in both"

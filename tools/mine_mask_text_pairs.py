@@ -22,6 +22,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import ovseg
+
+ovseg.register()
 import torch
 
 from ovseg.adaptation.mask_sources import MASK_KINDS

@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ovseg.adaptation.crops import batch_loader, normalised
-from ovseg.clip.contextual_shift import draw_patches, encode_shifted, shifted_blocks
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
-from ovseg.clip.whole_image import look_at_whole
+from ovseg.clip.vit import look_at_whole
 from ovseg.data.sampler import mix
 from ovseg.errors import OvsegError
 from ovseg.io.images import read_image
 from ovseg.io.progress import progress_bar
+from ovseg.naming.contextual_shift import draw_patches, encode_shifted, shifted_blocks
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ovseg.data.caption_files import CaptionedImage
-from ovseg.data.label_files import read_labels
 from ovseg.data.worlds import World
 from ovseg.errors import OvsegError
 from ovseg.io.images import read_image
+from ovseg.io.label_maps import read_labels
 
 MASK_KINDS = ("labels", "instances", "files")
 
@@ -48,7 +48,7 @@ class SegmenterMasks:
 
     def __init__(self, segmenter: Any):
         self.segmenter = segmenter
-        self.threshold = segmenter.model.clip_adapter.mask_threshold
+        self.threshold = segmenter.model.mask_threshold
 
     def __call__(self, item: CaptionedImage, pixels: np.ndarray) -> Masks:
         values = self.segmenter.propose(pixels)

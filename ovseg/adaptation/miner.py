@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ovseg.adaptation.mask_sources import Masks, MaskSource, shrink
-from ovseg.clip.adapter import ClipAdapter, unit
-from ovseg.clip.regions import mask_boxes
+from ovseg.clip.adapter import unit
 from ovseg.data.caption_files import CaptionedImage
 from ovseg.io.images import read_image
+from ovseg.naming import MaskedCrops
+from ovseg.naming.crops import mask_boxes
+from ovseg.proposals.views import Views
 from ovseg.vocabulary.nouns import NounExtractor, names_one_of
 
 
@@ -52,7 +54,7 @@ class Miner:
 
     masks: MaskSource
     extractor: NounExtractor | None
-    clip: ClipAdapter | None
+    clip: MaskedCrops | None
     all_captions: bool = False
     min_score: float | None = None
     min_area: float = 0.0005
@@ -105,12 +107,12 @@ class Miner:
 
     def _assign(self, nouns: dict[str, str], pixels: np.ndarray, masks: Tensor) -> list[tuple[str, str, int, float]]:
         """Return (noun, caption, index of its best mask, cosine) of each noun that is good enough."""
-        device = self.clip.pixel_mean.device
-        image = torch.from_numpy(pixels).permute(2, 0, 1).to(device)
-        regions = self.clip.regions(image, masks.to(device))
-        features = unit(torch.cat([self.clip.encode_regions(*region) for region in regions]))  # (N, D)
+        clip = self.clip.clip_adapter
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        views = Views([{"image": image}], [image.to(clip.pixel_mean.device)])
+        features = unit(self.clip.features(views, [(0, masks.to(clip.pixel_mean.device))])[0])  # (N, D)
         # one by one: in a batch of others the last bits could differ, and with them what resumed runs find
-        text = torch.cat([self.clip.text([noun]) for noun in nouns])  # (K, D)
+        text = torch.cat([clip.text([noun]) for noun in nouns])  # (K, D)
         scores, best = (text @ features.T).max(dim=1)
         chosen = zip(nouns.items(), best.tolist(), scores.tolist(), strict=True)
         return [

@@ -30,7 +30,7 @@ from ovseg.adaptation.pair_list import LIST, write_crops, write_list
 from ovseg.adaptation.pair_shards import SUMMARY
 from ovseg.adaptation.tuned_clip import clip_flags
 from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
-from ovseg.clip.adapter import ClipAdapter
+from ovseg.clip.adapter import ClipAdapter, load_clip
 from ovseg.clip.model import ClipSource, find_clip
 from ovseg.config import load_cfg
 from ovseg.data.caption_files import ALLOWED_BAD, CaptionedImage, CaptionedImages, check_bad, read_captions
@@ -39,6 +39,7 @@ from ovseg.errors import OvsegError
 from ovseg.evaluation.report import write_json
 from ovseg.io.files import atomic_path, cache_dir
 from ovseg.io.inputs import find_inputs
+from ovseg.naming import MaskedCrops
 from ovseg.segmenter import Segmenter
 from ovseg.vocabulary import Vocabulary, get_templates, label_set_names
 from ovseg.vocabulary.nouns import get_extractor
@@ -237,7 +238,7 @@ def _mine(
     if options.clip and not by_labels:
         clip = _build_clip(options, masks.threshold).to(device)
     elif segmenter is not None:
-        clip = segmenter.model.clip_adapter
+        clip = segmenter.model.mask_namer
     known = words_of(options.vocabulary) if options.vocabulary else ()
     miner = Miner(
         masks=masks,
@@ -255,27 +256,27 @@ def _mine(
     mine_shards(work, miner, missing[rank::world], largest_bad, title, show=comm.is_main_process())
 
 
-def _build_clip(options: MiningOptions, threshold: float) -> ClipAdapter:
-    """Build CLIP, with mask prompts where its weights have them."""
+def _build_clip(options: MiningOptions, threshold: float) -> MaskedCrops:
+    """Build the namer, with mask prompts where CLIP's weights have them."""
     with clip_flags():
         return _adapter(find_clip(options.architecture, options.clip), options, threshold)
 
 
-def _adapter(source: ClipSource, options: MiningOptions, threshold: float) -> ClipAdapter:
+def _adapter(source: ClipSource, options: MiningOptions, threshold: float) -> MaskedCrops:
     if source.fetch_weights is None:
         raise OvsegError(f"--clip {options.clip} names no weights: give a file, or one of open_clip's tags")
     depth = _prompt_depth(source)
+    clip_model, tokenizer = load_clip(source, depth)
     adapter = ClipAdapter(
+        clip_model,
+        tokenizer,
         source,
         templates=get_templates(options.templates),
-        mask_threshold=threshold,
         mask_prompt_depth=depth,
-        mask_prompt_forward=depth > 0,
         text_cache_dir=cache_dir() / "text",
         truncate_prompts=True,
     )
-    adapter.ensure_weights()
-    return adapter.eval()
+    return MaskedCrops(adapter, mask_threshold=threshold, mask_prompts=depth > 0).eval()
 
 
 def _prompt_depth(source: ClipSource) -> int:

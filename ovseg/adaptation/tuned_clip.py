@@ -16,9 +16,8 @@ from ovseg.adaptation.context import ContextualShift
 from ovseg.adaptation.contrastive import bound_logit_scale
 from ovseg.adaptation.recipe import SHIFT, Recipe
 from ovseg.checkpoint.state_dicts import CLIP_MARK, bare_clip_names, read_state_dict
-from ovseg.clip.mask_prompt import add_mask_prompts, encode_masked_image
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
-from ovseg.clip.vit import is_plain_vit
+from ovseg.clip.vit import add_mask_prompts, encode_masked_image, is_plain_vit
 from ovseg.engine.solver import build_adamw
 from ovseg.errors import OvsegError, argument_names
 
@@ -92,35 +91,8 @@ def clip_flags(weights: str = "--clip") -> Iterator[None]:
         "replace_layers": "--replace-layers",
         "device": "--device",
     }
-    with argument_names(names), _keys_replaced(names):
+    with argument_names(names):
         yield
-
-
-@contextlib.contextmanager
-def _keys_replaced(names: Mapping[str, str]) -> Iterator[None]:
-    """Replace the configuration keys of messages that do not use :func:`ovseg.errors.argument` yet.
-
-    To be removed when those of :mod:`ovseg.clip` do.
-    """
-    keys = {
-        "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": names["name"],
-        "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": names["weights"],
-        ", or to none for random ones, or MODEL.WEIGHTS to a checkpoint that holds them": "",
-        ", or to none for random weights": "",
-        ", or none for random ones": "",
-        "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH": names["depth"],
-        "MODEL.DEVICE cpu": "--device cpu",
-        "MODEL.WEIGHTS or CLIP_WEIGHTS": names["weights"],
-        " and CLIP_WEIGHTS agree": f" and {names['weights']} agree",
-        "MODEL.CLIP_ADAPTER.REPLACE_LAYER": names["replace_layers"],
-    }
-    try:
-        yield
-    except OvsegError as error:
-        message = error.template
-        for key, flag in keys.items():
-            message = message.replace(key, flag)
-        raise OvsegError(message) from error
 
 
 def load_for_tuning(architecture: str, weights: str, mode: str, recipe: Recipe, *, depth_asked: bool) -> TunedClip:

@@ -12,11 +12,21 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ovseg.checkpoint.state_dicts import MASK_PROMPT_FWD, constant_names, read_checkpoint, read_settings, tensors_of
+from ovseg.checkpoint.skip_init import skip_initialisation
+from ovseg.checkpoint.state_dicts import (
+    MASK_PROMPT_FWD,
+    constant_names,
+    read_checkpoint,
+    read_settings,
+    tensor_names,
+    tensors_of,
+)
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path
 
@@ -92,12 +102,59 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     _refuse_wrong_file(report, path, own, state)
     if complete:
         _refuse_partial(report, path, model)
-    model.load_state_dict({name: state[name].to(own[name].dtype) for name in report.loaded}, strict=False)
-    _warn_of_settings(read_settings(file, content), model, path)
-    # CLIP may come from a file of its own; if it does not, the adapter says so
+    found = {name: state[name].to(own[name].dtype) for name in report.loaded}
+    model.load_state_dict(_without_other_pixels(found, own, model, path), strict=False)
+    _warn_of_prompts(read_settings(file, content), model, path)
+    if (clip_adapter := getattr(model, "clip_adapter", None)) is not None:
+        clip_adapter.share_equal_tensors()
+    # CLIP may come from a file of its own; it was read when the model was built
     surprising = [name for name in report.missing if not name.startswith(CLIP_PREFIXES)] or report.unexpected
     logger.log(logging.WARNING if surprising else logging.INFO, "%s: %s", path, report)
     return report
+
+
+def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
+    """Build the model of a configuration with its weights: those of ``MODEL.WEIGHTS``, and what they lack of CLIP's.
+
+    Args:
+        complete: refuse a checkpoint that lacks a part of the proposal network; values that the checkpoint overwrites
+            are not initialised then. To train from a backbone alone, or without ``MODEL.WEIGHTS``, give False: the rest
+            is initialised at random.
+
+    Raises:
+        OvsegError: see :func:`load_weights`; or CLIP's weights cannot be had.
+    """
+    with skip_initialisation() if complete else contextlib.nullcontext():
+        model = build_model(cfg)
+    clip_adapter = getattr(model, "clip_adapter", None)
+    if not cfg.MODEL.WEIGHTS:
+        if clip_adapter is not None:
+            clip_adapter.require_weights()
+            _warn_of_prompts({}, model, "")
+        return model
+    report = load_weights(model, cfg.MODEL.WEIGHTS, complete=complete)
+    read_with_clip = CLIP_PREFIXES if clip_adapter is not None and clip_adapter.source.fetch_weights else ()
+    if complete and not all(name.startswith(read_with_clip) for name in report.missing):
+        model = build_model(cfg)  # what the file lacks is initialised
+        load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
+    return model
+
+
+def clip_names_in(path: str | Path) -> set[str] | None:
+    """Return the names, below ``clip_adapter.``, of the tensors of CLIP in a checkpoint, without reading these.
+
+    Returns:
+        None if no checkpoint is named, or it cannot be read; that is an error for :func:`load_weights` to raise.
+    """
+    if not path:
+        return None
+    try:
+        names = tensor_names(_local_path(path))
+    except OvsegError:
+        return None
+    return {
+        name.partition(CLIP_ADAPTER)[2] for name in names if CLIP_ADAPTER in name and not name.startswith(LEFTOVERS)
+    }
 
 
 def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -162,9 +219,8 @@ def _refuse_wrong_file(
         )
     backbone = [name for name in own if name.startswith("backbone.")]
     loaded = set(report.loaded)
-    if len(loaded) < MOSTLY * len(own) and (
-        not backbone or len(loaded.intersection(backbone)) < MOSTLY * len(backbone)
-    ):
+    needed = backbone or [name for name in own if not name.startswith(CLIP_PREFIXES)] or list(own)
+    if len(loaded) < MOSTLY * len(own) and len(loaded.intersection(needed)) < MOSTLY * len(needed):
         raise OvsegError(
             f"{path} is not a checkpoint of this model: only {len(loaded)} of its {len(own)} tensors are in it; "
             f"{_fitting_configuration(state) or _guess(report)}"
@@ -182,10 +238,43 @@ def _refuse_partial(report: LoadReport, path: str | Path, model: nn.Module) -> N
         )
 
 
-def _warn_of_settings(settings: Mapping[str, Any], model: nn.Module, path: str | Path) -> None:
-    """tools/replace_clip.py stores what its CLIP needs; the depth of prompts is told by their shape."""
+def _without_other_pixels(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], model: nn.Module, path: str | Path
+) -> dict[str, Tensor]:
+    """Leave out the preprocessing of another CLIP than the one that the configuration names.
+
+    Values that are equal but for half precision are loaded: the figures of the model were measured with them.
+    """
+    kept = dict(state)
+    for name in ("clip_adapter.pixel_mean", "clip_adapter.pixel_std"):
+        if name in state and not torch.allclose(state[name], own[name], rtol=0, atol=0.5):
+            logger.warning(
+                "%s has %s %s of CLIP's input, but %s has %s, which holds: if the checkpoint's CLIP is another one, "
+                "name it as MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME (ViT-L-14:TAG, say).",
+                path,
+                name.rpartition(".")[2],
+                [round(value, 1) for value in state[name].flatten().tolist()[:3]],
+                model.clip_adapter.source.name,
+                [round(value, 1) for value in own[name].flatten().tolist()],
+            )
+            del kept[name]
+    return kept
+
+
+def _warn_of_prompts(settings: Mapping[str, Any], model: nn.Module, path: str | Path) -> None:
+    """Warn of mask prompts that are used but absent, or not used as the file's metadata asks for."""
+    users = [namer for namer in getattr(model, "namers", ()) if hasattr(namer, "mask_prompts")]
+    ours = any(namer.mask_prompts for namer in users) if users else None
+    prompts = model.state_dict().get(f"{CLIP_PREFIX}visual.mask_embedding")
+    if ours and prompts is not None and not prompts.any():
+        # the published training configurations ask for prompts, and start from a plain CLIP (specification 8 and 9.2)
+        logger.warning(
+            "CLIP %s HAS NO MASK PROMPTS (visual.mask_embedding is all zeros), but MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD "
+            "is True: masked patches become zeros, which makes its scores worse (training does not use them). Set the "
+            "key to False, or give a CLIP with tuned prompts (tools/finetune_clip.py, tools/replace_clip.py).",
+            model.clip_adapter.source.name,
+        )
     wanted = settings.get(MASK_PROMPT_FWD)
-    ours = getattr(getattr(model, "clip_adapter", None), "mask_prompt_forward", None)
     if wanted is not None and ours is not None and str(wanted) != str(ours):
         logger.warning(
             "%s was made to be used with %s %s, but the model has %s: CLIP's answers will be worse. Set the key.",

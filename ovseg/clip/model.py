@@ -1,4 +1,4 @@
-"""Finding the CLIP that is named, building it with open_clip, unmodified, and reading its weights when needed."""
+"""Find the CLIP that is named, build it with open_clip, unmodified, and read its weights."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from torch import nn
 from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.clip.tokenizer import build_tokenizer, first_line, lacks_package, missing_package
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, argument
 
 logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 CONFIG = "open_clip_config.json"
-KEY = "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME"
-WEIGHTS_KEY = "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS"
+KEY, WEIGHTS_KEY = argument("name"), argument("weights")
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def load_clip_weights(model: nn.Module, source: ClipSource, names: Collection[st
     if wrong == ["visual.mask_embedding"] and not missing:
         raise OvsegError(
             f"{path} has mask prompts of shape {list(state[wrong[0]].shape)}, the model {list(own[wrong[0]].shape)}: "
-            f"set MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH to {len(state[wrong[0]])}"
+            f"set {argument('depth')} to {len(state[wrong[0]])}"
         )
     if wrong or missing:
         name = (wrong or missing)[0]
@@ -155,7 +154,7 @@ def load_clip_weights(model: nn.Module, source: ClipSource, names: Collection[st
             else f"{name} is missing"
         )
         raise OvsegError(
-            f"{path} does not hold the weights of {source.name} ({what}): make {KEY} and CLIP_WEIGHTS agree"
+            f"{path} does not hold the weights of {source.name} ({what}): make {KEY} and {WEIGHTS_KEY} agree"
         )
     found = {name: state[name].to(tensor.dtype) for name, tensor in own.items() if name in state}
     model.load_state_dict(found, strict=False)
@@ -208,8 +207,8 @@ def _agreed_tag(known: str, of_name: str, weights: str, default: str) -> str:
 def _unknown_tag(known: str, tag: str, tags: Sequence[str]) -> str:
     hint = _did_you_mean(tag, tags) or f"; its tags are {', '.join(tags)}" if tags else ""
     return (
-        f"open_clip has no weights {tag!r} for {known}, and there is no file of this name: set {WEIGHTS_KEY} to a tag, "
-        f"to a file, or to none for random weights{hint}"
+        f"open_clip has no weights {tag!r} for {known}, and there is no file of this name: set {WEIGHTS_KEY} to a tag "
+        f"or to a file{hint}"
     )
 
 
@@ -250,7 +249,7 @@ def _named_weights(
         raise OvsegError(_unknown_tag(known, weights, tags))
     raise OvsegError(
         f"{WEIGHTS_KEY} = {weights!r} is no file, and only open_clip's own names have tags: give the path of the "
-        "weights, or none for random ones"
+        "weights"
     )
 
 
@@ -269,10 +268,7 @@ def _did_you_mean(name: str, names: Sequence[str]) -> str:
 
 
 def _no_weights(name: str) -> str:
-    raise OvsegError(
-        f"nothing gives the weights of CLIP {name}: set {WEIGHTS_KEY} to their file, or to none for random ones, or "
-        "MODEL.WEIGHTS to a checkpoint that holds them"
-    )
+    raise OvsegError(f"nothing gives the weights of CLIP {name}: give their file as {WEIGHTS_KEY}")
 
 
 def _download(fetch: Callable[[], str], name: str, hint: str) -> str:

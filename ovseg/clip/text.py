@@ -1,44 +1,51 @@
-"""Words -> unit vectors in CLIP's joint space, remembered in memory and on disk (specification, section 4)."""
+"""Words -> unit vectors in CLIP's joint space, cached in memory and on disk (specification, section 4)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from open_clip.model import CLIP
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ovseg.clip.lock import Lock
-from ovseg.clip.text_cache import TextCache
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, argument
+from ovseg.io.files import atomic_path
+
+logger = logging.getLogger(__name__)
 
 PROMPTS_AT_A_TIME = 512
 WORDS_IN_MEMORY = 8192
-_SAMPLES_PER_TENSOR = 64
-_FORMAT = 4  # of what is remembered; raised when the way of embedding changes, so that older entries are not used
-_PROBE = "Probe: 2 naïve CATS &amp; a dog's tail,  кошка"  # its tokens tell tokenizers apart
+_NORM_TOLERANCE = 1e-3
+_FORMAT = 4  # of a cache entry; raise it when the way of embedding changes, so that older entries are not used
+_PROBE = "Probe: 2 naïve CATS &amp; a dog's tail,  кошка"  # whose tokens differ between tokenizers
 
 
 class TextEmbedder:
-    """Averages a word's prompt embeddings, and remembers the result.
+    """Average a word's prompt embeddings, and cache the result.
 
-    What is remembered belongs to the exact text tower: a fingerprint of its weights, its architecture (two CLIPs may
-    share weights and differ in their activation) and its tokens is part of every key, and is taken anew when the
-    weights change. So are the templates: an entry is one word in one set of them. Several threads may call it at once.
+    An entry belongs to the exact text tower: a digest of its weights, its architecture (two CLIPs may share weights and
+    differ in their activation) and its tokens is part of every key. The digest is computed again when a weight has been
+    moved or written in place, by PyTorch's version counters, which cost nothing to read; writes through
+    ``parameter.data`` are not counted. The templates are part of the key, too: an entry is one word in one set of them.
+    Several threads may call it at once.
 
     Args:
         clip_model: open_clip's model.
         tokenizer: see :func:`ovseg.clip.model.build_clip`.
         templates: each with one ``{}`` for the word.
         autocast: gives the context in which the tower runs, for a device type ("cpu", "cuda").
-        precision: its name, part of the key.
+        precision: name of that context, part of the key.
         truncate: cut prompts that are too long instead of refusing them.
-        cache_dir: folder of the memory on disk; None for memory only.
+        cache_dir: folder of the cache on disk; None for memory only.
     """
 
     def __init__(
@@ -59,9 +66,9 @@ class TextEmbedder:
         self.precision = precision
         self.truncate = truncate
         self.cache = TextCache(cache_dir) if cache_dir else None
-        self._lock = Lock()
+        self._lock = _Lock()
         self._memory: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
-        self._state: tuple | None = None
+        self._state: list[tuple[int, int | None]] | None = None
         self._fingerprint = b""
 
     def __call__(self, words: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
@@ -118,7 +125,7 @@ class TextEmbedder:
                 if len(prompt) > room and (length := len(self.tokenizer.encode(prompt))) > room:
                     raise OvsegError(
                         f"the prompt {prompt[:60]!r}... has {length} tokens, CLIP reads {room}: shorten the word, "
-                        "or set MODEL.CLIP_ADAPTER.TRUNCATE_PROMPTS to True"
+                        f"or set {argument('truncate')} to True"
                     )
         return tokens
 
@@ -138,9 +145,9 @@ class TextEmbedder:
         return mean / mean.norm(dim=-1, keepdim=True)
 
     def _key(self, templates: tuple[str, ...]) -> str:
-        """Name of everything but the word that an embedding depends on."""
+        """Return the digest of everything but the word that an embedding depends on."""
         parameters = [p for name, p in self.clip_model.named_parameters() if not name.startswith("visual.")]
-        state = self._cheap_state(parameters)
+        state = [(p.data_ptr(), None if p.is_inference() else p._version) for p in parameters]
         if state != self._state:
             digest = hashlib.sha256(repr((_FORMAT, self._architecture())).encode())
             for parameter in parameters:
@@ -150,20 +157,13 @@ class TextEmbedder:
         return hashlib.sha256(self._fingerprint + settings.encode("ascii")).hexdigest()
 
     def _architecture(self) -> list:
-        """What weights do not tell: kinds of layers and their plain options (heads, pooling), and a text's tokens."""
+        """Return what weights do not show: kinds of layers, their plain options (heads, pooling), a text's tokens."""
         layers = [
             (name, type(module).__name__, sorted(_options(module).items()))
             for name, module in self.clip_model.named_modules()
             if not f"{name}.".startswith("visual.")
         ]
         return [layers, self.tokenizer([_PROBE]).tolist()]
-
-    @staticmethod
-    def _cheap_state(parameters: Sequence[nn.Parameter]) -> tuple:
-        """Changes whenever weights change: counts in-place writes, and samples values for writes through ``.data``."""
-        samples = [p.detach().flatten()[:: max(1, p.numel() // _SAMPLES_PER_TENSOR)].float() for p in parameters]
-        versions = tuple((p.data_ptr(), p._version) for p in parameters if not p.is_inference())
-        return versions, hashlib.sha256(torch.cat(samples).cpu().numpy().tobytes()).hexdigest()
 
 
 def encode_text(clip_model: nn.Module, tokens: Tensor, length: int) -> Tensor:
@@ -204,3 +204,95 @@ def _options(module: nn.Module) -> dict[str, Any]:
     changing = ("training", "grad_checkpointing", "output_dict")
     public = {name: value for name, value in vars(module).items() if name[0] != "_" and name not in changing}
     return {name: value for name, value in public.items() if isinstance(value, (bool, int, float, str))}
+
+
+class TextCache:
+    """A folder of embeddings, which several threads and processes may use at once.
+
+    An entry holds what it is of and a checksum beside the embedding; what is not whole, or of something else, counts
+    as absent and is written anew. A folder that cannot be used costs time, not results: it is warned of once.
+
+    Args:
+        folder: of the entries; made when the first is written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._warned: set[str] = set()
+
+    def read(self, key: str, words: Sequence[str], width: int) -> dict[str, Tensor]:
+        """The embeddings that are there, float32 (width,) unit vectors, by word.
+
+        Args:
+            key: of all that an embedding depends on but its word.
+        """
+        found = {}
+        for word in words:
+            path = self._path(key, word)
+            try:
+                found[word] = _read_entry(path, key, word, width)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (SafetensorError, ValueError) as error:
+                self._warn("damaged", "computing a damaged text embedding of the cache again: %s (%s)", path, error)
+            except OSError as error:
+                self._warn("unread", "cannot read the cache of text embeddings %s: %s", self.folder, error)
+        return found
+
+    def write(self, key: str, features: Mapping[str, Tensor]) -> None:
+        """Store embeddings, float32 (width,), by word."""
+        try:
+            for word, feature in features.items():
+                feature = feature.cpu().contiguous().clone()
+                about = {"key": key, "word": json.dumps(word), "sha256": _checksum(key, word, feature)}
+                with atomic_path(self._path(key, word)) as temporary:
+                    save_file({"feature": feature}, temporary, about)
+        except (OvsegError, OSError, SafetensorError) as error:
+            self._warn("unwritten", "text embeddings that cannot be stored are kept in memory only: %s", error)
+
+    def _path(self, key: str, word: str) -> Path:
+        name = hashlib.sha256(word.encode("utf-8", "surrogatepass")).hexdigest()
+        return self.folder / key[:32] / f"{name[:32]}.safetensors"
+
+    def _warn(self, kind: str, message: str, *values: object) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning(message, *values)
+
+
+def _read_entry(path: Path, key: str, word: str, width: int) -> Tensor:
+    """An entry's embedding; ValueError says what is wrong with it."""
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        if about.get("key") != key or about.get("word") != json.dumps(word):
+            raise ValueError("it is of another word or model, or from before entries said of which")
+        if list(file.keys()) != ["feature"]:
+            raise ValueError("it holds something else")
+        feature = file.get_tensor("feature")
+    if feature.dtype != torch.float32 or feature.shape != (width,):
+        raise ValueError(f"it is {feature.dtype} of shape {list(feature.shape)}")
+    if about.get("sha256") != _checksum(key, word, feature):
+        raise ValueError("its checksum is wrong")
+    if not abs(float(feature.norm()) - 1) < _NORM_TOLERANCE:
+        raise ValueError("it is no unit vector")
+    return feature
+
+
+def _checksum(key: str, word: str, feature: Tensor) -> str:
+    return hashlib.sha256(f"{key} {json.dumps(word)} ".encode("ascii") + feature.numpy().tobytes()).hexdigest()
+
+
+class _Lock:
+    """A re-entrant lock; a copy, also one in another process, is a new lock that nobody holds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple:
+        return type(self), ()

@@ -8,7 +8,7 @@ from typing import Any
 
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-from ovseg.errors import OvsegError, shown
+from ovseg.errors import OvsegError, argument, shown
 
 # what tokenizers and towers of open_clip's models need beyond open_clip itself, by the modules that they install
 _PACKAGES = {name: name for name in ("sentencepiece", "tiktoken", "tokenizers", "timm", "transformers")}
@@ -59,7 +59,8 @@ def build_tokenizer(name: str, text: Mapping[str, Any]) -> SimpleTokenizer | HFT
             raise lacks_package(name, f"tokenizer {wanted}", package) from error
         raise OvsegError(
             f"cannot get the tokenizer {wanted} of CLIP {name} ({first_line(error)}): copy the model's repository "
-            "here from a machine with network and set MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME to local-dir:FOLDER, or "
+            "here from a machine with network and set "
+            f"{argument('name')} to local-dir:FOLDER, or "
             "choose a CLIP with CLIP's own tokenizer, such as ViT-L-14"
         ) from error
 

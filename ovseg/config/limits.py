@@ -1,4 +1,4 @@
-"""Which values configuration keys may have: refused before anything is built, each in one sentence."""
+"""Permitted values of configuration keys, checked before anything is built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY as HEADS
 
 from ovseg.errors import OvsegError, shown
 
-# (what to give, test of a number): keys below MODEL etc. that it holds for; of a list, for each of its elements
+# (what to give, test of a number) -> keys; of a list, each element is tested
 _COUNT = ("a whole number from 1 to 16384", lambda x: isinstance(x, int) and 1 <= x <= 16384)
 _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     _COUNT: """
@@ -92,22 +92,28 @@ _REGISTERED = {
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": HEADS,
     "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
 }
-_OF_ANOTHER_KIND = {  # modules: Detectron2's models know no words, its heads give no proposals
+# beginnings of qualified names: Detectron2's models know no words, its heads give no proposals
+_OF_ANOTHER_KIND = {
     "MODEL.META_ARCHITECTURE": ("detectron2.",),
     "MODEL.SEM_SEG_HEAD.NAME": (
         "detectron2.",
-        "ovseg.proposals.pixel_decoder",
-        "ovseg.proposals.multi_scale_pixel_decoder",
+        "ovseg.proposals.maskformer.BasePixelDecoder",
+        "ovseg.proposals.maskformer.TransformerEncoderPixelDecoder",
+        "ovseg.proposals.mask2former.MSDeformAttnPixelDecoder",
     ),
-    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": ("detectron2.", "ovseg.proposals.head"),
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": (
+        "detectron2.",
+        "ovseg.proposals.maskformer.OpenVocab",
+        "ovseg.proposals.mask2former.OpenVoca",
+    ),
 }
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Refuse values that mean nothing, whatever the model.
+    """Check the values of all keys, independently of the model.
 
     Raises:
-        OvsegError: names the key, its value and what to give.
+        OvsegError: a value is not permitted; names the key, its value and what to give.
     """
     for key, value in _leaves(cfg):
         _check_finite(key, value)
@@ -134,21 +140,23 @@ def check_config(cfg: CfgNode) -> None:
 
 
 def check_kind(cfg: CfgNode, key: str) -> None:
-    """Refuse a registered name whose class is of another kind than the key wants, as Detectron2's defaults are.
+    """Check that a registered name is of a class that the key takes, which Detectron2's defaults are not.
 
     Raises:
         OvsegError: names the key, its value and what to give.
     """
     others = _OF_ANOTHER_KIND[key]
-    names = [name for name, entry in _REGISTERED[key] if not entry.__module__.startswith(others)]
+    names = [
+        name for name, entry in _REGISTERED[key] if not f"{entry.__module__}.{entry.__qualname__}".startswith(others)
+    ]
     _check_registered(key, lookup(cfg, key), names)
 
 
 def lookup(cfg: CfgNode, key: str) -> Any:
-    """The value of a dotted key.
+    """Return the value of a dotted key.
 
     Raises:
-        OvsegError: the configuration lacks it, as one that Detectron2's own ``get_cfg`` has made.
+        OvsegError: the configuration lacks it, like one made by Detectron2's own ``get_cfg``.
     """
     for part in key.split("."):
         if part not in cfg:
@@ -161,7 +169,7 @@ def lookup(cfg: CfgNode, key: str) -> Any:
 
 
 def _check_together(cfg: CfgNode) -> None:
-    """Keys that must fit each other."""
+    """Check combinations of keys."""
     former, head, swin, crop = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SWIN, cfg.INPUT.CROP
     if former.HIDDEN_DIM % former.NHEADS:
         raise _refusal("MODEL.MASK_FORMER.NHEADS", former.NHEADS, f"a divisor of HIDDEN_DIM, {former.HIDDEN_DIM}")
@@ -210,7 +218,7 @@ def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _parts(value: Any) -> Sequence[Any]:
-    """The elements of a list, of which there must be one; else the value alone."""
+    """Return the elements of a list, NaN for an empty one; else the value alone."""
     return (value or (math.nan,)) if isinstance(value, (list, tuple)) else (value,)
 
 

@@ -7,38 +7,18 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 from fvcore.transforms.transform import PadTransform
-from PIL import Image
 
 from ovseg.errors import OvsegError
+from ovseg.io.images import keep_a_pixel
 
 IMAGE_PAD_VALUE = 128
-
-
-def resize_transform(height: int, width: int, min_size: int, max_size: int) -> T.Transform:
-    """The resize of Detectron2's ``ResizeShortestEdge`` for one size; a long image keeps a pixel of its short side.
-
-    Args:
-        height, width: of the image, pixels.
-        min_size: its shortest side becomes this many pixels; 0 or less leaves the image as it is.
-        max_size: unless its longest side would be more than this.
-    """
-    if min_size <= 0:
-        return T.NoOpTransform()
-    new_size = T.ResizeShortestEdge.get_output_shape(height, width, min_size, max_size)
-    return _keep_a_pixel(T.ResizeTransform(height, width, *new_size, Image.Resampling.BILINEAR))
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
     """As Detectron2's, but a very long image keeps at least one pixel of its short side."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        return _keep_a_pixel(super().get_transform(image))
-
-
-def _keep_a_pixel(transform: T.Transform) -> T.Transform:
-    if isinstance(transform, T.ResizeTransform):
-        transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
-    return transform
+        return keep_a_pixel(super().get_transform(image))
 
 
 class _CropSize(T.RandomCrop):

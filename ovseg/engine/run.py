@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
-from ovseg.checkpoint import load_weights
+from ovseg.checkpoint import load_model, skip_initialisation
 from ovseg.config.limits import check_kind
 from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import build_train_loader
@@ -67,14 +67,9 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
     seed, position = _progress(cfg, found)
     seed_everything(seed)  # the same in all processes: the model starts the same
     loader = build_train_loader(cfg, seed=seed, start=position)
-    model = build_model(cfg)
-    if found is None and cfg.MODEL.WEIGHTS:
-        load_weights(model, cfg.MODEL.WEIGHTS)
+    model = load_model(cfg) if found is None else _restored_model(cfg, *found)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
-    if found is not None:
-        _restore_model(model, *found)
-    _ensure_clip_weights(model)
     dtype = autocast_dtype(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE)
     trainer = Trainer(
         parallel(model.train()),
@@ -147,15 +142,9 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
             "for the newest checkpoint in OUTPUT_DIR"
         )
     seed_everything(max(cfg.SEED, 0))
-    model = build_model(cfg)
-    if found is None:
-        load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
-    else:
-        _restore_model(model, *found)
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = str(found[0])  # what the results are of
-    _ensure_clip_weights(model)
+    model = load_model(cfg, complete=True) if found is None else _restored_model(cfg, *found)
+    if found is not None:
+        cfg = _with_weights(cfg, found[0])  # what the results are of
     return evaluate_all(cfg, model, resume=resume)
 
 
@@ -202,13 +191,10 @@ def _progress(cfg: CfgNode, found: tuple[Path, dict[str, Any]] | None) -> tuple[
     return (cfg.SEED if cfg.SEED >= 0 else comm.all_gather(drawn)[0]), 0
 
 
-def _ensure_clip_weights(model: nn.Module) -> None:
-    """Read CLIP's weights now if no checkpoint gave them, so that a failure comes early."""
-    if hasattr(model, "clip_adapter"):
-        model.clip_adapter.ensure_weights()
-
-
-def _restore_model(model: nn.Module, path: Path, content: dict[str, Any]) -> None:
+def _restored_model(cfg: CfgNode, path: Path, content: dict[str, Any]) -> nn.Module:
+    """Build the model with the state of a training checkpoint."""
+    with skip_initialisation():
+        model = build_model(_with_weights(cfg, path))
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
@@ -216,7 +202,18 @@ def _restore_model(model: nn.Module, path: Path, content: dict[str, Any]) -> Non
         raise OvsegError(
             f"checkpoint {path} was made with another configuration ({reason}): use the same one, or another OUTPUT_DIR"
         ) from error
+    if hasattr(model, "clip_adapter"):
+        model.clip_adapter.share_equal_tensors()
     logger.info("continuing from %s, iteration %d", path, content["iteration"] + 1)
+    return model
+
+
+def _with_weights(cfg: CfgNode, path: Path) -> CfgNode:
+    """Return the configuration with the checkpoint as ``MODEL.WEIGHTS``."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(path)
+    return cfg
 
 
 def _writers(cfg: CfgNode) -> list[EventWriter]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import operator
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,13 +21,12 @@ STAGES: dict[str, tuple[tuple[str, str], ...]] = {
     "backbone": (("backbone", "forward"),),
     "pixel decoder": (("sem_seg_head.pixel_decoder", "forward"),),
     "decoder": (("sem_seg_head.predictor", "forward"),),
-    "whole image in CLIP": (("", "look"),),
-    "calibration": (("", "calibrate"),),
-    "masks": (("", "propose"),),
-    "crops": (("clip_adapter", "regions"), ("clip_adapter", "draw"), ("clip_adapter", "valid_masks")),
-    "CLIP": (("clip_adapter", "classify_masks"), ("clip_adapter", "classify")),
-    "fuse": (("", "fuse"),),
-    "paint": (("", "paint"),),
+    "whole image in CLIP": (("clip_adapter", "_encode_whole"),),
+    "calibration": (("proposer.refine", "forward"),),
+    "masks": (("proposer", "forward"),),
+    "crops": (("mask_namer", "inputs"), ("mask_namer", "draw")),
+    "CLIP": (("mask_namer", "forward"),),
+    "render": (("", "render_request"),),
 }
 
 
@@ -111,7 +111,7 @@ def time_stages(model: nn.Module, clock: Callable[[], float]) -> Iterator[Stages
     with contextlib.ExitStack() as wrapped:
         for name, parts in STAGES.items():
             for path, method in parts:
-                owner = model.get_submodule(path)
+                owner = operator.attrgetter(path)(model) if path else model
                 if hasattr(owner, method):
                     timed = stages.timed(getattr(owner, method), name)
                     wrapped.enter_context(mock.patch.object(owner, method, timed))

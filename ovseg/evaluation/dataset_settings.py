@@ -1,28 +1,24 @@
-"""Giving a built model the settings of one data set (``TEST.PER_DATASET``), for as long as that is evaluated."""
+"""Give a model the settings of one data set (``TEST.PER_DATASET``) while that is evaluated."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from functools import reduce
+from typing import Any
 
 from torch import nn
 
 from ovseg.config.per_dataset import KEY
 from ovseg.errors import OvsegError
 
-# where a model keeps what a setting says
-_ATTRIBUTES = {
-    "MASK_THR": "clip_adapter.mask_threshold",
-    "CLIP_ENSEMBLE_WEIGHT": "clip_ensemble_weight",
-    "REPLACE_RATIO": "clip_adapter.replace_ratio",
-}
+# the attribute of the model or of its parts that holds a setting
+_ATTRIBUTES = {"MASK_THR": "mask_threshold", "CLIP_ENSEMBLE_WEIGHT": "weight", "REPLACE_RATIO": "replace_ratio"}
 
 
 def check_settings(model: nn.Module, settings: Iterable[str]) -> None:
     """Raise OvsegError unless the model has all of these settings, named by the last part of their keys."""
     for name in settings:
-        _place(model, name)
+        _owners(model, name)
 
 
 @contextlib.contextmanager
@@ -38,18 +34,21 @@ def dataset_settings(model: nn.Module, settings: Mapping[str, float]) -> Iterato
     """
     with contextlib.ExitStack() as stack:
         for name, value in settings.items():
-            owner, attribute = _place(model, name)
-            stack.callback(setattr, owner, attribute, getattr(owner, attribute))
-            setattr(owner, attribute, value)
+            for owner in _owners(model, name):
+                attribute = _ATTRIBUTES[name]
+                stack.callback(setattr, owner, attribute, getattr(owner, attribute))
+                setattr(owner, attribute, value)
         yield
 
 
-def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The part of the model and its attribute that hold a setting."""
-    *parts, attribute = _ATTRIBUTES[name].split(".")
-    try:
-        owner = reduce(getattr, parts, model)
-        getattr(owner, attribute)
-    except AttributeError as error:
-        raise OvsegError(f"{KEY} sets {name}, which {type(model).__name__} does not have: remove it") from error
-    return owner, attribute
+def _owners(model: nn.Module, name: str) -> list[Any]:
+    """Return the parts of the model that hold a setting."""
+    parts = (
+        model,
+        *getattr(model, "parts", ()),
+        *(getattr(model, part, None) for part in ("mask_namer", "fuse", "render")),
+    )
+    owners = [part for part in parts if hasattr(part, _ATTRIBUTES[name])]
+    if not owners:
+        raise OvsegError(f"{KEY} sets {name}, which this model does not have: remove it")
+    return owners

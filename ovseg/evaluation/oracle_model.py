@@ -18,9 +18,9 @@ from ovseg.evaluation.oracle import (
     name_by_overlap,
     paint_segments,
     present_segments,
-    resize_segments,
     resize_soft,
 )
+from ovseg.proposals.given_masks import resize_masks
 
 
 def oracle_model(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module:
@@ -34,7 +34,7 @@ def oracle_model(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module
         return model
     truth = GroundTruth(dataset_name)
     if cfg.TEST.ORACLE == "masks":
-        if not hasattr(model, "name_masks"):
+        if getattr(model, "mask_namer", None) is None:
             raise OvsegError(f"TEST.ORACLE masks: {type(model).__name__} cannot name masks that it is given")
         return OracleMasks(model, truth)
     if (protocol := protocol_of(dataset_name, cfg.TEST.VOCABULARY)).to_class is not None:
@@ -101,7 +101,7 @@ class OracleMasks(_Oracle):
         classes, segments = present_segments(labels, self.num_classes)
         names = classes
         if len(classes):
-            shown = resize_segments(segments, tuple(sample["image"].shape[1:]))
+            shown = resize_masks(segments, tuple(sample["image"].shape[1:]))
             names = self.model.name_masks(sample, shown).argmax(1).cpu()
         return {"label_map": paint_segments(classes, segments, names), "proposals": segments}
 

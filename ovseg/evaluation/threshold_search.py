@@ -14,7 +14,8 @@ from detectron2.evaluation import inference_context
 from torch import nn
 from torch.utils.data import BatchSampler
 
-from ovseg.config.per_dataset import check_per_dataset, settings_of
+from ovseg.config.per_dataset import settings_of
+from ovseg.data.catalog import check_per_dataset
 from ovseg.data.custom.names import folder_name
 from ovseg.data.loader import SampleLoader, build_test_loader
 from ovseg.data.protocol import protocol_of
@@ -103,7 +104,7 @@ def search(
     other keys holds.
 
     Args:
-        model: has ``propose``, ``ask_clip``, ``paint`` and ``clip_adapter.mask_threshold``, as OVSeg; unchanged after.
+        model: a :class:`ovseg.meta_arch.propose_and_name.ProposeAndName` with two namers; unchanged after.
         thresholds: in [0, 1).
         weights: at most 1; not positive means CLIP alone.
         limit: use so many images, evenly spread over the split; None for all.
@@ -120,17 +121,24 @@ def search(
     done, total = 0, sum(map(len, loader.batch_sampler))
     settings = settings_of(cfg, dataset_name) | {"MASK_THR": thresholds[0]}
     with inference_context(model), dataset_settings(model, settings):
+        own_namer, crop_namer = model.namers
         for inputs in loader:
-            for sample, found in zip(inputs, model.propose(inputs), strict=True):
+            views = model.views(inputs)
+            masks, words = model.proposer(views), [model.words_of(sample) for sample in inputs]
+            own = own_namer(views, masks, words)
+            by_threshold = []
+            for threshold in thresholds:
+                with dataset_settings(model, {"MASK_THR": threshold}):
+                    by_threshold.append(crop_namer(views, masks, words))
+            for index, sample in enumerate(inputs):
                 labels, label_file = truth.labels(sample)
-                for row, threshold in enumerate(thresholds):
-                    model.clip_adapter.mask_threshold = threshold
-                    clip = model.ask_clip([found])[0]
-                    for column, weight in enumerate(weights):
-                        size = (sample["height"], sample["width"])
-                        painted = model.paint(found, clip, weight, size, ("label_map",))["label_map"]
+                for row, column in np.ndindex(len(thresholds), len(weights)):
+                    setting = {"MASK_THR": thresholds[row], "CLIP_ENSEMBLE_WEIGHT": weights[column]}
+                    with dataset_settings(model, setting):
+                        scores = (own[index], by_threshold[row][index])
+                        rendered = model.render_request(sample, masks[index], words[index], scores, ("label_map",))
                         counts[row, column] += confusion_matrix(
-                            protocol.classes_of(painted.cpu().numpy()),
+                            protocol.classes_of(rendered["label_map"].cpu().numpy()),
                             labels,
                             num_classes,
                             truth.ignore_label,
@@ -182,10 +190,10 @@ def _check(cfg: CfgNode, model: nn.Module, thresholds, weights, limit: int | Non
     check_per_dataset(cfg)
     if limit is not None and limit < 1:
         raise OvsegError(f"--limit must be at least 1, not {limit}")
-    if not all(hasattr(model, part) for part in ("propose", "ask_clip", "paint")):
-        raise OvsegError(f"{type(model).__name__} has no proposals and CLIP weight to search over")
     if not cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE:
         raise OvsegError("MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE is False: neither key would have an effect; set it to True")
+    if len(getattr(model, "namers", ())) != 2:
+        raise OvsegError("the model has not two namers, whose weight and threshold could be searched")
     test = cfg.TEST
     if test.AUG.ENABLED or test.SLIDING_WINDOW or test.DENSE_CRF or test.ORACLE != "none":
         raise OvsegError(

@@ -15,9 +15,9 @@ from detectron2.modeling import DatasetMapperTTA
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import Tensor, nn
 
-from ovseg.data.augmentation import resize_transform
+from ovseg.data.requested_words import requested_words
 from ovseg.errors import OvsegError
-from ovseg.meta_arch.words import requested_words
+from ovseg.io.images import resize_transform
 
 
 def augmented_model(cfg: CfgNode, model: nn.Module, largest_sum: int | None = None) -> nn.Module:

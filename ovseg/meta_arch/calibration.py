@@ -1,22 +1,77 @@
-"""Semantic-assisted calibration: what makes a query's embedding agree with CLIP (SCAN, arXiv 2312.04089, section 3.2).
+"""``LookAtClip``: semantic-assisted calibration of class embeddings (SCAN, arXiv 2312.04089, section 3.2).
 
 Specification, section 7. Names of parameters are those of the published checkpoints.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ovseg.clip.adapter import ClipAdapter, unit
+from ovseg.errors import OvsegError
+from ovseg.proposals.views import Part, Views
 
 HEADS = 8
 BLOCKS = 5
 
 
+class LookAtClip(Part):
+    """Class embeddings read the tokens of the whole image in the original CLIP.
+
+    The patch tokens, enhanced in the frequency domain, are read by cross-attention; the image feature is added.
+
+    Args:
+        clip_adapter: CLIP, with its original image tower and the depths of the patch tokens.
+        frequency_sigmas: width of the frequency filter for each of these depths.
+        feedforward: width between the two linear layers of the lightweight transformer's blocks.
+
+    Raises:
+        OvsegError: other numbers of widths than depths, or a CLIP that the attention heads cannot share.
+    """
+
+    def __init__(self, clip_adapter: ClipAdapter, frequency_sigmas: Sequence[float], feedforward: int = 2048):
+        super().__init__()
+        depths, dim = clip_adapter.original_depths, clip_adapter.embed_dim
+        if not depths or len(frequency_sigmas) != len(depths) or min(frequency_sigmas) <= 0:
+            raise OvsegError(
+                f"MODEL.FREQUENCY_SIGMA is {list(frequency_sigmas)}: give one positive number for each of "
+                f"MODEL.SELECT_ORI_CLIP_ID {list(depths)}"
+            )
+        if dim % HEADS:
+            raise OvsegError(
+                f"CLIP {clip_adapter.source.name} has embeddings of {dim} dimensions, which {HEADS} attention heads "
+                f"cannot share: choose a CLIP whose dimension is a multiple of {HEADS}"
+            )
+        visual = clip_adapter.original_clip
+        width = visual.conv1.out_channels
+        self.clip_adapter = clip_adapter
+        self.learnable_weight = nn.Parameter(torch.tensor([0.1]))
+        self.LFM = LFM(width, visual.grid_size, frequency_sigmas)
+        self.oriclip_mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(width, dim), fc2=nn.Linear(dim, dim)))
+        self.fusion_decoder = FusionDecoder(dim)
+        self.lightweight_transformer = LightweightTransformer(dim, feedforward)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, clip_adapter: ClipAdapter) -> LookAtClip:
+        return cls(clip_adapter, cfg.MODEL.FREQUENCY_SIGMA, cfg.MODEL.SCAN_FEEDFORWARD)
+
+    def forward(self, embeddings: Tensor, views: Views) -> Tensor:
+        """(B, N, D) -> the same, each embedding by itself."""
+        whole = self.clip_adapter.whole_images(views)
+        enhanced = self.LFM(whole.patches)  # (B, levels, width, g, g)
+        memory = self.oriclip_mlp(enhanced.flatten(3).transpose(2, 3).flatten(1, 2))  # (B, levels * g * g, D)
+        image = self.learnable_weight * unit(whole.features)[:, None]  # (B, 1, D)
+        return self.lightweight_transformer(self.fusion_decoder(embeddings, memory) + image)
+
+
 class LFM(nn.Module):
-    """Low-frequency enhancement: maps changed in the frequency domain, added to what they were.
+    """Low-frequency enhancement: add to maps their filtered version.
 
     The filter is centred on the middle of a spectrum that is not shifted, so it damps the highest frequencies most,
     and with a wide filter the mean, too (specification, section 7.2).
@@ -48,7 +103,7 @@ class LFM(nn.Module):
 
 
 class FusionDecoder(nn.Module):
-    """Queries read a memory by cross-attention; they do not see each other (specification, section 7.4)."""
+    """Queries read a memory by cross-attention, each by itself (specification, section 7.4)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -65,7 +120,7 @@ class FusionDecoder(nn.Module):
 class LoneEncoderLayer(nn.Module):
     """PyTorch's ``TransformerEncoderLayer`` (post-norm, ReLU) for sequences of one element.
 
-    Attention over one element gives that element's value whatever queries and keys say, so they are not worked out;
+    Attention over one element gives that element's value whatever queries and keys say, so these are not computed;
     their weights keep their names, and get a gradient of zero.
 
     Args:

@@ -1,16 +1,91 @@
-"""Class probabilities of masks -> class scores of pixels (specification, sections 2.3 and 2.4)."""
+"""Rendering: class scores of masks -> class scores of pixels (specification, sections 2.3 and 2.4)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovseg.naming.crops import has_pixel
+from ovseg.vocabulary import Vocabulary
+
+
+class MaskSum:
+    """Sum over all masks of score x mask probability (OVSeg's and SCAN's evaluation).
+
+    Args:
+        class_chunk_size: classes rendered at a time; it bounds the memory and changes no result.
+    """
+
+    adds_others = False
+
+    def __init__(self, class_chunk_size: int = 64):
+        self.class_chunk_size = class_chunk_size
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> MaskSum:
+        return cls(cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE)
+
+    def __call__(
+        self, scores: Tensor, masks: Tensor, words: Vocabulary, size: tuple[int, int], outputs: Collection[str]
+    ) -> dict[str, Any]:
+        """Render those of ``sem_seg``, ``label_map`` that are in ``outputs``.
+
+        Args:
+            scores: (Q, K).
+            masks: (Q, H, W) probabilities.
+            words: the K classes.
+            size: height and width of the result.
+
+        Returns:
+            ``sem_seg`` float32 (K, height, width); ``label_map`` int64 (height, width) with ``score_map`` float32.
+        """
+        result: dict[str, Any] = {}
+        if "sem_seg" in outputs:
+            result["sem_seg"] = render_scores(scores, masks, size, self.class_chunk_size)
+        if "label_map" in outputs:
+            result["label_map"], result["score_map"] = render_labels(scores, masks, size, self.class_chunk_size)
+        return result
+
+
+class ClassWinner(MaskSum):
+    """The masks that are the best of some class, each with all its scores (OVSeg's published demo).
+
+    A single word is always segmented against "others".
+
+    Args:
+        mask_threshold: probability above which a pixel belongs to a mask.
+        class_chunk_size: see :class:`MaskSum`.
+    """
+
+    adds_others = True
+
+    def __init__(self, mask_threshold: float, class_chunk_size: int = 64):
+        super().__init__(class_chunk_size)
+        self.mask_threshold = mask_threshold
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> ClassWinner:
+        return cls(cfg.MODEL.CLIP_ADAPTER.MASK_THR, cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE)
+
+    def __call__(
+        self, scores: Tensor, masks: Tensor, words: Vocabulary, size: tuple[int, int], outputs: Collection[str]
+    ) -> dict[str, Any]:
+        seen = has_pixel(masks, self.mask_threshold)
+        drop_last = len(words) == 2 and words.texts[-1] == "others"
+        weights = class_winner_weights(scores[seen], drop_last)
+        return super().__call__(weights, (masks[seen] > self.mask_threshold).float(), words, size, outputs)
+
+
+RENDERINGS = {"mask_sum": MaskSum, "class_winner": ClassWinner}
+
 
 def class_winner_weights(probabilities: Tensor, drop_last: bool) -> Tensor:
-    """Keep the rows of masks that are some class's best, zero the others.
+    """Keep the rows of masks that are the best of some class, set the others to zero.
 
     Args:
         probabilities: (n, K) of each class for each mask.
@@ -28,14 +103,14 @@ def class_winner_weights(probabilities: Tensor, drop_last: bool) -> Tensor:
     return weights
 
 
-def paint_scores(weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int) -> Tensor:
+def render_scores(weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int) -> Tensor:
     """Scores of all classes, sum_n weights[n, k] * maps[n], resized bilinearly.
 
     Args:
         weights: (n, K).
         maps: (n, H, W).
         size: output height and width.
-        class_chunk: classes worked on at a time; the same value gives the same bits in :func:`paint_labels`.
+        class_chunk: classes computed at a time; the same value gives the same bits in :func:`render_labels`.
 
     Returns:
         float32 (K, height, width).
@@ -43,8 +118,8 @@ def paint_scores(weights: Tensor, maps: Tensor, size: tuple[int, int], class_chu
     return torch.cat([scores for _, scores in _chunks(weights, maps, size, class_chunk)])
 
 
-def paint_labels(weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int) -> tuple[Tensor, Tensor]:
-    """Argmax over the classes of :func:`paint_scores`, exactly, without ever holding all classes.
+def render_labels(weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int) -> tuple[Tensor, Tensor]:
+    """Argmax over the classes of :func:`render_scores`, exactly, without ever holding all classes.
 
     Returns:
         labels int64 (height, width), the lowest index among equals, and their scores float32 (height, width).

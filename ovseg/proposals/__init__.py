@@ -1,19 +1,24 @@
 """From pixels to mask proposals: backbones, pixel decoders, transformers, matching and losses.
 
-Two ways to propose, side by side: MaskFormer (``pixel_decoder``, ``predictor``) and Mask2Former
-(``multi_scale_pixel_decoder``, ``multi_scale_predictor``); they share everything else. Importing this package registers
-the backbones and heads with Detectron2.
+Two networks propose masks, MaskFormer and Mask2Former; they share the backbones, matching and losses. Importing this
+package registers the backbones and heads with Detectron2.
 """
 
-from ovseg.proposals.head import OpenVocabMaskFormerHead, OpenVocaMask2FormerHead
-from ovseg.proposals.multi_scale_pixel_decoder import MSDeformAttnPixelDecoder
-from ovseg.proposals.pixel_decoder import BasePixelDecoder, TransformerEncoderPixelDecoder
+from ovseg.proposals.given_masks import GroundTruth, MaskFiles
+from ovseg.proposals.mask2former import MSDeformAttnPixelDecoder, OpenVocaMask2FormerHead
+from ovseg.proposals.maskformer import BasePixelDecoder, OpenVocabMaskFormerHead, TransformerEncoderPixelDecoder
+from ovseg.proposals.network import Mask2Former, MaskFormer, MaskNetwork
 from ovseg.proposals.swin import D2SwinTransformer
 
 __all__ = [
     "BasePixelDecoder",
     "D2SwinTransformer",
+    "GroundTruth",
     "MSDeformAttnPixelDecoder",
+    "Mask2Former",
+    "MaskFiles",
+    "MaskFormer",
+    "MaskNetwork",
     "OpenVocaMask2FormerHead",
     "OpenVocabMaskFormerHead",
     "TransformerEncoderPixelDecoder",

@@ -1,4 +1,4 @@
-"""Transformer layers that add positions to queries and keys only.
+"""Transformer layers that add positions to queries and keys only, and the sine encoding of positions.
 
 DETR's encoder and decoder, which MaskFormer uses (Carion et al., "End-to-End Object Detection with Transformers", ECCV
 2020, arXiv 2005.12872, appendix A.3), and the same steps as single blocks, of which Mask2Former makes its decoder.
@@ -7,12 +7,33 @@ All sequences are batch-first: (B, tokens, C).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class EncoderLayer(nn.Module):
+class Block(nn.Module):
+    """A residual block with dropout, normalised after the sum, or before the branch if ``pre_norm``."""
+
+    dropout: nn.Dropout
+    pre_norm: bool
+
+    def enter(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Return the input of a branch."""
+        return norm(x) if self.pre_norm else x
+
+    def leave(self, x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Add the output ``y`` of a branch to the block's input ``x``."""
+        x = x + self.dropout(y)
+        return x if self.pre_norm else norm(x)
+
+    def feedforward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+
+
+class EncoderLayer(Block):
     """Self-attention and a ReLU feed-forward network, post-norm by default.
 
     Args:
@@ -33,8 +54,8 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, *geometry) -> Tensor:
         """(B, tokens, C), positions (1 or B, tokens, C) -> (B, tokens, C); ``geometry`` is for :meth:`attention`."""
-        x = _residual(x, lambda y: self.attention(y, position, *geometry), self.norm1, self)
-        return _residual(x, self.feedforward, self.norm2, self)
+        x = self.leave(x, self.attention(self.enter(x, self.norm1), position, *geometry), self.norm1)
+        return self.leave(x, self.feedforward(self.enter(x, self.norm2)), self.norm2)
 
     @staticmethod
     def build_attention(dim: int, heads: int, dropout: float) -> nn.Module:
@@ -43,11 +64,8 @@ class EncoderLayer(nn.Module):
     def attention(self, x: Tensor, position: Tensor) -> Tensor:
         return attend(self.self_attn, x + position, x + position, x)
 
-    def feedforward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
-
-class DecoderLayer(nn.Module):
+class DecoderLayer(Block):
     """Self-attention of the queries, cross-attention to the image, and a ReLU feed-forward network."""
 
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float, pre_norm: bool):
@@ -63,20 +81,15 @@ class DecoderLayer(nn.Module):
         self.pre_norm = pre_norm
 
     def forward(self, x: Tensor, memory: Tensor, position: Tensor, query_position: Tensor) -> Tensor:
-        def self_attention(y: Tensor) -> Tensor:
-            return attend(self.self_attn, y + query_position, y + query_position, y)
-
-        def cross_attention(y: Tensor) -> Tensor:
-            return attend(self.multihead_attn, y + query_position, memory + position, memory)
-
-        x = _residual(x, self_attention, self.norm1, self)
-        x = _residual(x, cross_attention, self.norm2, self)
-        return _residual(x, self.feedforward, self.norm3, self)
-
-    feedforward = EncoderLayer.feedforward
+        """(B, Q, C), image and positions (B, tokens, C), positions of the queries (B, Q, C) -> (B, Q, C)."""
+        y = self.enter(x, self.norm1)
+        x = self.leave(x, attend(self.self_attn, y + query_position, y + query_position, y), self.norm1)
+        y = self.enter(x, self.norm2)
+        x = self.leave(x, attend(self.multihead_attn, y + query_position, memory + position, memory), self.norm2)
+        return self.leave(x, self.feedforward(self.enter(x, self.norm3)), self.norm3)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Block):
     """Attention of the queries to the image, alone."""
 
     def __init__(self, dim: int, heads: int, dropout: float, pre_norm: bool):
@@ -90,14 +103,11 @@ class CrossAttention(nn.Module):
         self, x: Tensor, memory: Tensor, position: Tensor, query_position: Tensor, allowed: Tensor | None = None
     ) -> Tensor:
         """(B, Q, C), (B, tokens, C) -> (B, Q, C); ``allowed``: see :func:`attend`."""
-
-        def attention(y: Tensor) -> Tensor:
-            return attend(self.multihead_attn, y + query_position, memory + position, memory, allowed)
-
-        return _residual(x, attention, self.norm, self)
+        query = self.enter(x, self.norm) + query_position
+        return self.leave(x, attend(self.multihead_attn, query, memory + position, memory, allowed), self.norm)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Block):
     """Attention of the queries to each other, alone."""
 
     def __init__(self, dim: int, heads: int, dropout: float, pre_norm: bool):
@@ -107,14 +117,13 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.pre_norm = pre_norm
 
-    attention = EncoderLayer.attention
-
     def forward(self, x: Tensor, query_position: Tensor) -> Tensor:
         """(B, Q, C) -> (B, Q, C)."""
-        return _residual(x, lambda y: self.attention(y, query_position), self.norm, self)
+        y = self.enter(x, self.norm)
+        return self.leave(x, attend(self.self_attn, y + query_position, y + query_position, y), self.norm)
 
 
-class FeedForward(nn.Module):
+class FeedForward(Block):
     """The ReLU feed-forward network, alone."""
 
     def __init__(self, dim: int, feedforward: int, dropout: float, pre_norm: bool):
@@ -125,11 +134,9 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.pre_norm = pre_norm
 
-    feedforward = EncoderLayer.feedforward
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, Q, C) -> (B, Q, C)."""
-        return _residual(x, self.feedforward, self.norm, self)
+        return self.leave(x, self.feedforward(self.enter(x, self.norm)), self.norm)
 
 
 class Encoder(nn.Module):
@@ -153,20 +160,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A stack of :class:`DecoderLayer` whose every output goes through one shared LayerNorm."""
+    """A stack of :class:`DecoderLayer` and the LayerNorm that the output of each goes through."""
 
     def __init__(self, layers: int, dim: int, **layer):
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(dim, **layer) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor, memory: Tensor, position: Tensor, query_position: Tensor) -> list[Tensor]:
-        """Return the normalised (B, Q, C) output of every layer, the last one last."""
-        outputs = []
-        for layer in self.layers:
-            x = layer(x, memory, position, query_position)
-            outputs.append(self.norm(x))
-        return outputs
 
 
 class Transformer(nn.Module):
@@ -200,7 +199,11 @@ class Transformer(nn.Module):
         if self.encoder is not None:
             memory = self.encoder(memory, position)
         query_position = query_position[None].expand(len(features), -1, -1)
-        return self.decoder(torch.zeros_like(query_position), memory, position, query_position)
+        x, outputs = torch.zeros_like(query_position), []
+        for layer in self.decoder.layers:
+            x = layer(x, memory, position, query_position)
+            outputs.append(self.decoder.norm(x))
+        return outputs
 
 
 def attend(
@@ -236,7 +239,24 @@ def initialise(module: nn.Module) -> None:
             nn.init.xavier_uniform_(parameter)
 
 
-def _residual(x: Tensor, branch, norm: nn.LayerNorm, layer: nn.Module) -> Tensor:
-    if layer.pre_norm:
-        return x + layer.dropout(branch(norm(x)))
-    return norm(x + layer.dropout(branch(x)))
+def sine_position_encoding(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
+    """Encode the rows, then the columns, of a height x width grid (DETR, appendix A.4).
+
+    Indices count from 1 and are divided by the last one (plus 1e-6), then scaled to 2 pi. Each axis gets half
+    of the channels: sine at even ones, cosine at odd ones, of frequency 10000 ** (-2 floor(i / 2) / (channels / 2)).
+
+    Returns:
+        float32 (1, channels, height, width).
+    """
+    features = channels // 2
+    index = torch.arange(features, dtype=torch.float32, device=device)
+    period = 10000 ** (2 * torch.div(index, 2, rounding_mode="floor") / features)
+
+    def encode_axis(length: int) -> Tensor:
+        position = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+        angle = (position / (position[-1] + 1e-6) * 2 * math.pi)[:, None] / period  # (length, features)
+        return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
+
+    rows = encode_axis(height)[:, None].expand(-1, width, -1)
+    columns = encode_axis(width)[None].expand(height, -1, -1)
+    return torch.cat((rows, columns), dim=2).permute(2, 0, 1)[None]

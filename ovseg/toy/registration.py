@@ -1,4 +1,4 @@
-"""The toy data sets: scenes drawn at first access, kept in the user's cache, registered with Detectron2."""
+"""The toy data sets: scenes drawn at first access, kept in the user's cache; and the world that they make up."""
 
 from __future__ import annotations
 
@@ -18,13 +18,11 @@ from ovseg.errors import OvsegError
 from ovseg.io.cpus import usable_cpus
 from ovseg.io.files import cache_dir
 from ovseg.io.progress import progress_bar
-from ovseg.toy.classes import BASE_CLASSES, CLASS_NAMES, IGNORE_LABEL
+from ovseg.toy.classes import BASE_CLASSES, CLASS_NAMES, IGNORE_LABEL, SPLITS
 from ovseg.toy.records import read_record, record_path, write_scene
 
 logger = logging.getLogger(__name__)
 
-# (first seed, number of scenes); the seeds of splits never meet. Settings are chosen on tune, results told of val.
-SPLITS: dict[str, tuple[int, int]] = {"train": (0, 2000), "tune": (500_000, 100), "val": (1_000_000, 200)}
 # Part of the cache's path: raise it when a scene of the same seed gets other pixels, labels or captions, so that nobody
 # reads scenes of the old kind (tests/data/test_toy.py notices).
 FORMAT = 1

@@ -1,4 +1,4 @@
-"""The words of one request: names with their synonyms, checked once, here."""
+"""``Vocabulary``: the words of one request, names with their synonyms, from the user to the text embeddings."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class Vocabulary:
             go to: a :class:`ovseg.segmenter.Segmenter` leaves their pixels unlabelled.
         templates: prompts that the texts are put into, each with one ``{}``; None for the model's own
             (``MODEL.CLIP_ADAPTER.TEXT_TEMPLATES``).
+        verbatim: names and texts are taken as they are, without the checks below, and may repeat: the registered class
+            names of data sets, which published figures depend on.
 
     Raises:
         OvsegError: no word at all, a blank word, a word twice, control characters, background alone or not at the end.
@@ -42,8 +44,11 @@ class Vocabulary:
     origin: str = field(default="the list of words", compare=False)
     background: tuple[str, ...] = ()
     templates: tuple[str, ...] | None = None
+    verbatim: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.verbatim:
+            return
         if not self.names:
             raise OvsegError(f"{self.origin} is empty: give at least one word to look for")
         if len(self.names) != len(self.synonyms):
@@ -88,6 +93,16 @@ class Vocabulary:
         return [name if texts == (name,) else texts for name, texts in pairs]
 
     @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """The S texts of all names, in order; those of a name follow each other."""
+        return tuple(text for texts in self.synonyms for text in texts)
+
+    @cached_property
+    def classes(self) -> tuple[int, ...]:
+        """For each of the S texts the index of its name."""
+        return tuple(index for index, texts in enumerate(self.synonyms) for _ in texts)
+
+    @cached_property
     def version(self) -> str:
         """12 hexadecimal digits that tell names, texts, background and templates, and their order.
 
@@ -116,6 +131,33 @@ class Vocabulary:
         """
         entries = read_list(words, origin)
         return cls(tuple(entry[0] for entry in entries), tuple(entries), origin).with_background(background)
+
+    @classmethod
+    def from_class_names(
+        cls,
+        class_names: Sequence[str | Sequence[str]],
+        origin: str = "class_names",
+        templates: Sequence[str] | None = None,
+    ) -> Vocabulary:
+        """Take the words of a model's input as they are, see the attribute ``verbatim``.
+
+        Args:
+            class_names: K entries, each a str or a sequence of synonyms, the first of which is the name.
+            origin: where they come from, for error messages.
+            templates: see the class.
+
+        Raises:
+            OvsegError: no word at all, a blank word, or one str instead of a list.
+        """
+        if isinstance(class_names, str):
+            raise OvsegError(f"{origin} must be a list of words, not the text {class_names!r}")
+        entries = tuple((entry,) if isinstance(entry, str) else tuple(entry) for entry in class_names)
+        if not entries:
+            raise OvsegError(f"{origin} is empty: give at least one word")
+        if not all(entry and all(isinstance(text, str) and text.strip() for text in entry) for entry in entries):
+            raise OvsegError(f"{origin} has a blank word: remove it")
+        names = tuple(entry[0] for entry in entries)
+        return cls(names, entries, origin, (), None if templates is None else tuple(templates), verbatim=True)
 
     @classmethod
     def from_string(cls, text: str, origin: str = "the text of words") -> Vocabulary:
@@ -193,6 +235,11 @@ class Vocabulary:
                     f"{name!r} in {self.origin} cannot be written as a text of words: use a file or a list"
                 )
         return "; ".join(", ".join(texts) for texts in self.synonyms)
+
+    def with_others(self) -> Vocabulary:
+        """Return the same words and one more, "others", unchecked."""
+        names, synonyms = (*self.names, "others"), (*self.synonyms, ("others",))
+        return Vocabulary(names, synonyms, self.origin, (), self.templates, verbatim=True)
 
     def names_only(self) -> Vocabulary:
         """The same words, each asked by its name alone."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ovseg.clip.contextual_shift import drawn_patches
 from PIL import Image
 
 from ovseg.adaptation.context import CropsInContext
@@ -19,7 +20,6 @@ from ovseg.adaptation.recipe import SHIFT, Recipe, read_recipe
 from ovseg.adaptation.tuned_clip import ORIGINAL, load_for_tuning
 from ovseg.checkpoint import save_safetensors
 from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
-from ovseg.clip.contextual_shift import drawn_patches
 from ovseg.clip.vit import foreground_patches
 from ovseg.engine.checkpoints import CheckpointFolder
 from ovseg.errors import OvsegError

@@ -24,15 +24,15 @@ from ovseg.adaptation.finetune import checkpoint_folder, finetune, read_pairs
 from ovseg.adaptation.recipe import SHIFT, Recipe, read_recipe
 from ovseg.adaptation.tuned_clip import build_optimizer, clip_flags, load_for_tuning
 from ovseg.checkpoint.state_dicts import read_checkpoint, read_state_dict
-from ovseg.clip.mask_prompt import encode_masked_image
 from ovseg.clip.model import CONFIG, find_clip
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
-from ovseg.clip.regions import crop_regions, mask_boxes
+from ovseg.clip.vit import encode_masked_image
 from ovseg.data.sampler import StreamBatchSampler
 from ovseg.engine import metrics
 from ovseg.engine.launch import World, launch
 from ovseg.engine.solver import WarmupCosineLR
 from ovseg.errors import OvsegError, argument
+from ovseg.naming.crops import crop_regions, mask_boxes
 from tests.adaptation import tiny
 from tools import finetune_clip
 

@@ -21,17 +21,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ovseg.weight_files import pickles
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim import lr_scheduler
 
+from ovseg.checkpoint import pickles
 from ovseg.checkpoint.loading import _fitting_configuration, load_weights, save_safetensors
 from ovseg.checkpoint.state_dicts import bare_clip_names, is_plain_pickle, read_checkpoint, read_state_dict
 from ovseg.errors import OvsegError
 from tests import pickle_crafting
+from tests.checkpoint.test_loading import Code, Model, equal
 from tests.scripts import load_script
-from tests.test_checkpoint import Code, Model, equal
 
 TENSORS = {
     "float": torch.arange(12.0).view(3, 4),
@@ -73,7 +73,7 @@ def test_torch_files_are_read_as_torch_reads_them(tmp_path, new):
     assert ours["optimizer"] == theirs["optimizer"]
 
 
-def _saved(content, kind):
+def saved(content, kind):
     """``content`` as ``torch.save`` writes it, as an archive (zipped anew with compression), in the old format."""
     file, packed = io.BytesIO(), io.BytesIO()
     torch.save(content, file, _use_new_zipfile_serialization=kind != "legacy")
@@ -141,7 +141,7 @@ def _same(ours, theirs):
 @pytest.mark.parametrize("kind", ["archive", "compressed", "legacy"])
 @pytest.mark.parametrize("content", CONTENTS)
 def test_what_training_programs_save(tmp_path, content, kind):
-    (tmp_path / "a.pth").write_bytes(_saved(CONTENTS[content](), kind))
+    (tmp_path / "a.pth").write_bytes(saved(CONTENTS[content](), kind))
     assert _same(read_checkpoint(tmp_path / "a.pth"), torch.load(tmp_path / "a.pth", weights_only=True))
 
 
@@ -151,7 +151,7 @@ def test_what_training_programs_save(tmp_path, content, kind):
         (defaultdict(list), "collections.defaultdict"),
         (Namespace(lr=1), "argparse.Namespace"),
         (Path("x"), "pathlib"),
-        (Model(), "tests.test_checkpoint.Model"),
+        (Model(), "tests.checkpoint.test_loading.Model"),
         (torch.eye(2).to_sparse(), "torch._utils._rebuild_sparse_tensor"),
         (np.array(["a"]), "numpy.str_"),
         (np.array([None]), "numpy.object_"),
@@ -160,7 +160,7 @@ def test_what_training_programs_save(tmp_path, content, kind):
 )
 @pytest.mark.parametrize("kind", ["archive", "legacy"])
 def test_what_needs_code_is_not_called_damaged(tmp_path, value, name, kind):
-    (tmp_path / "a.pth").write_bytes(_saved({"model": {"w": torch.ones(1)}, "more": value}, kind))
+    (tmp_path / "a.pth").write_bytes(saved({"model": {"w": torch.ones(1)}, "more": value}, kind))
     with pytest.raises(OvsegError, match=rf"asks for {name}.* --trust"):
         read_checkpoint(tmp_path / "a.pth")
 
@@ -245,10 +245,10 @@ def test_which_of_several_models_is_taken(tmp_path, caplog):
     other = {name: tensor + 1 for name, tensor in state.items()}
     torch.save({"model": state, "model_ema": other}, tmp_path / "both.pth")
     assert equal(read_state_dict(tmp_path / "both.pth"), state)
-    assert "the model under 'model' is taken, not that under model_ema" in caplog.text
+    assert "using the model under 'model', not that under model_ema" in caplog.text
     torch.save({"teacher": other, "epoch": 3}, tmp_path / "teacher.pth")
     assert equal(read_state_dict(tmp_path / "teacher.pth"), other)
-    assert "the model under 'teacher' is taken, there is no other" in caplog.text
+    assert "using the model under 'teacher', there is no other" in caplog.text
     twice = {f"{who}.{name}": tensor for who in ("teacher", "student") for name, tensor in state.items()}
     torch.save(twice, tmp_path / "twice.pth")
     with pytest.raises(OvsegError, match=r"several models, under student\. and teacher\.: save one"):
@@ -269,7 +269,7 @@ def test_format_is_told_by_the_content(tmp_path):
         read_state_dict(tmp_path / "c.pth")
     with zipfile.ZipFile(tmp_path / "d.pth", "w") as archive:
         archive.writestr("weights/model.pth", b"x")
-    with pytest.raises(OvsegError, match=r"damaged, or no weight file .*without PyTorch's data\.pkl"):
+    with pytest.raises(OvsegError, match=r"damaged, or not a weight file .*without PyTorch's data\.pkl"):
         read_state_dict(tmp_path / "d.pth")
 
 
@@ -331,7 +331,7 @@ def test_what_safetensors_cannot_hold(tmp_path, tensor):
 
 def test_a_name_that_is_no_text(tmp_path):
     torch.save({"\ud800": torch.ones(1)}, tmp_path / "a.pth")
-    with pytest.raises(OvsegError, match="which is no text"):
+    with pytest.raises(OvsegError, match="with the invalid name"):
         read_state_dict(tmp_path / "a.pth")
 
 

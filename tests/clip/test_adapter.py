@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from ovseg.clip.context_adapter import ContextClipAdapter
 from safetensors.torch import save_file
 
 from ovseg.clip.adapter import ClipAdapter, MaskedImage
-from ovseg.clip.context_adapter import ContextClipAdapter
 from ovseg.clip.model import build_clip, find_clip, load_clip_weights
 from ovseg.config import get_cfg
 from ovseg.errors import OvsegError

@@ -6,9 +6,9 @@ import random
 
 import pytest
 import torch
+from ovseg.clip.context_adapter import ContextClipAdapter
 from safetensors.torch import save_file
 
-from ovseg.clip.context_adapter import ContextClipAdapter
 from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
 

@@ -5,10 +5,10 @@ import random
 import pytest
 import torch
 from open_clip.transformer import VisionTransformer
-
 from ovseg.clip.contextual_shift import Context, draw, draw_patches, drawn_patches, encode_shifted, shifted_blocks
-from ovseg.clip.vit import embed_patches, encode_patches
 from ovseg.clip.whole_image import look_at_whole, squash
+
+from ovseg.clip.vit import embed_patches, encode_patches
 from ovseg.errors import OvsegError
 
 BLOCKS, PATCHES = 4, 16

@@ -10,10 +10,10 @@ import open_clip
 import pytest
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN
+from ovseg.clip.context_adapter import ContextClipAdapter
 from safetensors.torch import save_file
 
 from ovseg.clip.adapter import ClipAdapter
-from ovseg.clip.context_adapter import ContextClipAdapter
 from ovseg.clip.model import CONFIG, build_clip, find_clip, load_clip_weights
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.config import get_cfg

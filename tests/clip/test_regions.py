@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ovseg.clip.regions import crop_regions, expand_boxes, mask_boxes, regroup
 from torch.nn import functional as F
 
 from ovseg.clip import regions
-from ovseg.clip.regions import crop_regions, expand_boxes, mask_boxes, regroup
 
 MEAN = torch.tensor((122.8, 116.7, 104.1))[:, None, None]
 STD = torch.tensor((68.5, 66.6, 70.3))[:, None, None]

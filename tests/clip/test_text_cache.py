@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from ovseg.clip.text_cache import TextCache
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ovseg.clip.text import TextEmbedder
-from ovseg.clip.text_cache import TextCache
 from ovseg.errors import OvsegError
 from tests.clip.test_text import clip_model, embedder  # noqa: F401 - a fixture
 

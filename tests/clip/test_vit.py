@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
+from ovseg.clip.mask_prompt import add_mask_prompts, encode_masked_image
 from torch import nn
 
-from ovseg.clip.mask_prompt import add_mask_prompts, encode_masked_image
 from ovseg.clip.vit import Replacement, embed_patches, encode_patches
 
 PATCHES, WIDTH, BLOCKS = 16, 16, 4

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from ovseg.meta_arch.words import requested_words
 from PIL import Image
 
 from ovseg.config import get_cfg
@@ -19,7 +20,6 @@ from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.oracle_model import oracle_model
 from ovseg.evaluation.sem_seg import SemSegEvaluator
-from ovseg.meta_arch.words import requested_words
 from ovseg.vocabulary import Vocabulary, label_set
 
 OWN = "protocol_test_own"

@@ -15,9 +15,9 @@ from PIL import Image
 from ovseg.errors import OvsegError
 from ovseg.evaluation import runner
 from ovseg.evaluation.confusion import label_runs
-from ovseg.evaluation.html_report import confusion_pairs
+from ovseg.evaluation.predictions import WorstImage, WorstImages, read_worst
+from ovseg.evaluation.report import confusion_pairs
 from ovseg.evaluation.sem_seg import SeenImage
-from ovseg.evaluation.worst import WorstImage, WorstImages, read_worst
 from tests.scripts import load_script
 
 EVIL = '<script>alert("x")</script> & "cat"'

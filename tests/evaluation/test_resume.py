@@ -15,7 +15,7 @@ import pytest
 
 from ovseg.errors import OvsegError
 from ovseg.evaluation import partial, runner
-from ovseg.evaluation.worst import read_worst
+from ovseg.evaluation.predictions import read_worst
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["evaluation_standin", "ovseg.evaluation.runner"])  # imported once, not in each process
@@ -155,7 +155,7 @@ def test_parts_of_something_else_are_dropped_with_a_warning(data_folder, how, ca
             (data_folder / kind / "6.png").rename(data_folder / kind / "8.png")
         told = "data.file_list_sha256 was "
     else:
-        told = "--resume takes one up"
+        told = "--resume continues one"
     evaluate(data_folder / "out", model, resume, *opts)
     assert len(model.requests) == standin.NUM_IMAGES
     assert told in caplog.text
@@ -196,7 +196,7 @@ def test_a_second_evaluation_in_the_folder_stops_the_first(data_folder):
 
     with pytest.raises((OvsegError, KeyboardInterrupt)) as error:
         evaluate(data_folder / "out", Starts())
-    assert "another evaluation has begun to write" in str(error.value)
+    assert "another evaluation is writing to" in str(error.value)
 
 
 def test_batches_stay_the_same_whatever_is_done(data_folder):

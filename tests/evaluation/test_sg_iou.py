@@ -15,7 +15,7 @@ from ovseg.config import get_cfg
 from ovseg.data.protocol import Protocol, protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import confusion_matrix, scores_from_confusion
-from ovseg.evaluation.sg_iou import check_metric, credited_pixels, sg_scores
+from ovseg.evaluation.sg_iou import credited_pixels, sg_scores
 from ovseg.evaluation.sg_table import build_table, read_table, table_from_text
 from ovseg.vocabulary import Vocabulary
 
@@ -117,20 +117,13 @@ def test_only_the_child_gains():
     [
         ({0: [3]}, r"names class 3, but the data set has classes 0\.\.2"),
         ({-1: [0]}, "names class -1"),
-        ({1: [1]}, "class 1 its own father"),
-        ({1: [0, 0]}, "class 1 a father twice"),
+        ({1: [1]}, "class 1 its own parent"),
+        ({1: [0, 0]}, "class 1 a parent twice"),
     ],
 )
 def test_tables_that_cannot_work(fathers, message):
     with pytest.raises(OvsegError, match=message):
         sg_scores(np.zeros((4, 4), dtype=np.int64), ["a", "b", "c"], fathers)
-
-
-def test_metric_is_one_of_two():
-    check_metric("Vanilla")
-    check_metric("SG-IoU")
-    with pytest.raises(OvsegError, match="METRIC is 'sg-iou': use one of Vanilla, SG-IoU"):
-        check_metric("sg-iou")
 
 
 def test_a_file_names_classes_by_name_or_index(tmp_path):

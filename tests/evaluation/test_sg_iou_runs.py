@@ -60,7 +60,7 @@ def test_beside_the_plain_scores(data_folder, table, capsys):
     assert [row["fathers"] for row in rows] == ["bus", "", "", "sky; striped cat", ""]
     assert float(rows[3]["SG-IoU"]) == pytest.approx(expected["SG-IoU-bus"], abs=1e-4) and rows[4]["SG-IoU"] == ""
     printed = capsys.readouterr().out
-    assert f"SG-IoU: 3 pairs of child and father (2 mutual) from {table}" in printed
+    assert f"SG-IoU: 3 pairs of child and parent (2 mutual) from {table}" in printed
     line = next(line for line in printed.splitlines() if "SG-mIoU" in line)
     assert f"{expected['SG-mIoU']:.2f}" in line and f"{expected['SG-mIoU-base']:.2f}" in line
 
@@ -130,7 +130,8 @@ def test_vanilla_has_no_trace_of_it(data_folder):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (("METRIC", "SGIoU"), "METRIC is 'SGIoU': use one of Vanilla, SG-IoU"),
+        (("METRIC", "SGIoU"), "METRIC is 'SGIoU'; choose one of Vanilla, SG-IoU"),
+        (("METRIC", "sg-iou"), "METRIC is 'sg-iou'; choose one of Vanilla, SG-IoU"),
         ((), r"StandIn has no CLIP to compare words by: give a table as TEST\.SG_IOU_TABLE"),
         (("TEST.SG_IOU_TABLE", "nowhere.json"), "there is no nowhere.json"),
     ],

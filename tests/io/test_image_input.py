@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ovseg.errors import OvsegError
-from ovseg.io.image_input import as_rgb
+from ovseg.io.images import as_rgb
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 GREY = RGB[:, :, 0]
@@ -68,9 +68,9 @@ def test_transparent_arrays_are_put_on_white():
         (RGB / 255, r"array must be uint8 .* not float64: .*\(image \* 255\)\.round\(\)\.astype\(np\.uint8\)"),
         (RGB.astype(np.uint16), "not uint16"),
         (GREY > 100, "not bool"),
-        (torch.zeros(3, 40, 3, dtype=torch.uint8), "first or last is not clear"),
+        (torch.zeros(3, 40, 3, dtype=torch.uint8), "may be the first or the last axis"),
         (torch.zeros(1, 3, 30, 40, dtype=torch.uint8), r"not \(1, 3, 30, 40\): give one image at a time"),
-        (np.zeros((4, 40, 4), np.uint8), "first or last is not clear"),
+        (np.zeros((4, 40, 4), np.uint8), "may be the first or the last axis"),
         (np.zeros((30, 40, 2), np.uint8), r"\(height, width, 3\) RGB or \(height, width\) grey, not \(30, 40, 2\)"),
         (np.zeros((0, 40), np.uint8), r"not \(0, 40\)"),
         (np.zeros(7, np.uint8), r"not \(7,\)"),

@@ -9,7 +9,7 @@ from detectron2.structures import Instances
 
 from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
-from ovseg.meta_arch.pixel_scores import paint_scores
+from ovseg.meta_arch.pixel_scores import render_scores
 
 
 def config(**head):
@@ -55,11 +55,11 @@ def test_outputs(model):
 @torch.no_grad()
 def test_scores_are_class_probability_times_mask_probability(model):
     given = request(32, 64)
-    image = (given["image"] - model.pixel_mean) / model.pixel_std
+    image = model.normalize(given["image"].float())
     ((logits, masks),) = model.sem_seg_head(model.backbone(image[None]))
     assert logits.shape == (1, 6, 4)
     masks = torch.nn.functional.interpolate(masks, (32, 64), mode="bilinear", align_corners=False)[0].sigmoid()
-    expected = paint_scores(logits[0].softmax(-1)[:, :3], masks, (32, 64), 3)
+    expected = render_scores(logits[0].softmax(-1)[:, :3], masks, (32, 64), 3)
     torch.testing.assert_close(model([given])[0]["sem_seg"], expected)
 
 

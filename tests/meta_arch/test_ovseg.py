@@ -7,9 +7,11 @@ import torch
 from detectron2.data import MetadataCatalog
 from torch.nn import functional as F
 
+from ovseg.data.requested_words import requested_words
 from ovseg.errors import OvsegError
-from ovseg.meta_arch.pixel_scores import class_winner_weights, paint_labels, paint_scores
-from ovseg.meta_arch.words import requested_words
+from ovseg.meta_arch.pixel_scores import class_winner_weights, render_labels, render_scores
+from ovseg.naming.scores import best_synonym
+from ovseg.vocabulary import Vocabulary
 from tests.parity.fixture import REDUCED, Parity
 
 WEIGHT = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
@@ -33,9 +35,9 @@ def scores(model, tiny, class_names, **extra):
 
 
 def test_a_synonym_scores_as_the_best_of_its_names(model, tiny):
-    words = requested_words({"class_names": [("sky", "water"), "striped cat", ["a", "b"]]})
+    words = Vocabulary.from_class_names([("sky", "water"), "striped cat", ["a", "b"]])
     logits = torch.tensor([[1.0, 3.0, 2.0, 5.0, 4.0, 9.0], [3.0, 1.0, 2.0, 4.0, 5.0, -9.0]])
-    assert words.reduce(logits).tolist() == [[3, 2, 5, 9], [3, 2, 5, -9]]
+    assert best_synonym(logits, words).tolist() == [[3, 2, 5, 9], [3, 2, 5, -9]]
     # asking the same name twice changes nothing
     twice = scores(model, tiny, [("sky", "sky"), "striped cat"])
     torch.testing.assert_close(twice, scores(model, tiny, ["sky", "striped cat"]))
@@ -122,7 +124,7 @@ def test_scores_are_the_resized_sums(size, classes):
     weights, maps = torch.rand(20, classes).softmax(1), torch.rand(20, 30, 40)
     sums = (weights.T @ maps.flatten(1)).view(classes, 30, 40)
     expected = F.interpolate(sums[None], size, mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(paint_scores(weights, maps, size, 64), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(render_scores(weights, maps, size, 64), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -131,16 +133,16 @@ def test_labels_are_exactly_the_argmax_for_any_chunk(chunk, size):
     torch.manual_seed(0)
     weights, maps = torch.rand(20, 150).softmax(1), torch.rand(20, 30, 40)
     weights[:, 77] = weights[:, 12]  # a tie: the lower index wins
-    scores = paint_scores(weights, maps, size, chunk)
-    labels, best = paint_labels(weights, maps, size, chunk)
+    scores = render_scores(weights, maps, size, chunk)
+    labels, best = render_labels(weights, maps, size, chunk)
     assert torch.equal(best, scores.max(0).values)
     assert torch.equal(labels, scores.max(0).indices)
-    torch.testing.assert_close(scores, paint_scores(weights, maps, size, 10_000))
+    torch.testing.assert_close(scores, render_scores(weights, maps, size, 10_000))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 4), (3, 2)])
-def test_painting_nothing_is_zero_everywhere(size):
-    labels, best = paint_labels(torch.zeros(0, 5), torch.zeros(0, 4, 4), size, 2)
+def test_rendering_nothing_is_zero_everywhere(size):
+    labels, best = render_labels(torch.zeros(0, 5), torch.zeros(0, 4, 4), size, 2)
     assert not labels.any()
     assert not best.any()
 

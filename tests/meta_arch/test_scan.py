@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
-from ovseg.checkpoint import load_weights
+from ovseg.checkpoint import load_model
 from ovseg.config import load_cfg
 from ovseg.engine.solver import build_optimizer
 from ovseg.errors import OvsegError
-from ovseg.meta_arch.naming import normalise_over_classes
+from ovseg.naming import Scores
+from ovseg.naming.scores import normalise_over_classes
+from ovseg.proposals.views import Masks
 from ovseg.segmenter import Segmenter
 from tests.tiny_model import CLIP, make_tiny_scan
 
@@ -30,9 +30,8 @@ def tiny(tmp_path_factory):
 
 def model_of(tiny, *opts):
     config, weights = tiny
-    model = build_model(load_cfg(str(config), [str(value) for value in opts]))
-    load_weights(model, weights)
-    return model.eval()
+    cfg = load_cfg(str(config), ["MODEL.WEIGHTS", str(weights), *map(str, opts)])
+    return load_model(cfg, complete=True).eval()
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +42,14 @@ def model(tiny):
 def request(seed: int = 0, height: int = 70, width: int = 90, **extra) -> dict:
     pixels = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return {"image": pixels, "class_names": WORDS} | extra
+
+
+@torch.no_grad()
+def named(model, *requests) -> list[list[Scores]]:
+    """The scores by each namer of each request."""
+    views = model.views(requests)
+    masks, words = model.proposer(views), [model.words_of(asked) for asked in requests]
+    return list(map(list, zip(*(namer(views, masks, words) for namer in model.namers), strict=True)))
 
 
 @torch.no_grad()
@@ -57,14 +64,15 @@ def test_keys_arrive(tiny):
         "REPLACE_SEED": 7,
         "CONTEXT_OF_FIRST_IMAGE": False,
         "CLIP_ENSEMBLE_WEIGHT": 0.2,
-        "CLIP_ENSEMBLE": False,
         "ENSEMBLE_VARIANT": "log",
     }
     model = model_of(tiny, *(item for key, value in keys.items() for item in (ADAPTER + key, value)))
-    adapter = model.clip_adapter
-    assert (adapter.mask_threshold, adapter.replace_ratio, adapter.replace_seed) == (0.3, 0.25, 7)
-    assert (model.clip_ensemble_weight, model.clip_ensemble, model.ensemble_variant) == (0.2, False, "log")
-    assert not adapter.context_of_first and adapter.replace_blocks == (1, 2) and adapter.kept_depths == (1, 3)
+    crops = model.namers[1]
+    assert (crops.mask_threshold, crops.replace_ratio, crops.replace_seed) == (0.3, 0.25, 7)
+    assert (model.fuse.weight, model.fuse.variant) == (0.2, "log")
+    assert not crops.context_of_first and crops.replace_blocks == (1, 2)
+    assert model.clip_adapter.original_depths == (1, 3)
+    assert len(model_of(tiny, f"{ADAPTER}CLIP_ENSEMBLE", False).namers) == 1
 
 
 def test_any_number_of_queries_and_any_size(model):
@@ -96,16 +104,17 @@ def test_a_batch_equals_its_images_when_each_has_its_own_context(tiny):
 def test_by_default_a_batch_has_the_context_of_its_first_image(model):
     """As in the original, where the index of the context is fixed to 0."""
     one, two = request(1, 64, 96), request(2, 64, 96)
-    with torch.no_grad():
-        together = model.propose([one, two])
-        alone = [model.propose([asked])[0] for asked in (one, two)]
-        masks = torch.eye(64, 96)[None]  # a box full of background, to be shifted
-        found = [replace(proposals, masks=masks) for proposals in (*together, *alone)]
-        opinions = [opinion.probabilities for opinion in model.ask_clip(found)]
-    for found in together:
-        torch.testing.assert_close(found.context.class_tokens, alone[0].context.class_tokens)
-    torch.testing.assert_close(opinions[0], opinions[2], rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(opinions[1], opinions[3], rtol=0.01)
+    diagonal = Masks(torch.eye(64, 96)[None])  # a box full of background, to be shifted
+
+    @torch.no_grad()
+    def by_clip(*requests) -> list[torch.Tensor]:
+        words = [model.words_of(asked) for asked in requests]
+        found = model.mask_namer(model.views(requests), [diagonal] * len(requests), words)
+        return [given.probabilities for given in found]
+
+    together, alone = by_clip(one, two), [*by_clip(one), *by_clip(two)]
+    torch.testing.assert_close(together[0], alone[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together[1], alone[1], rtol=0.01)
 
 
 def test_draws_of_the_global_stream_go_image_by_image(tiny):
@@ -118,14 +127,13 @@ def test_draws_of_the_global_stream_go_image_by_image(tiny):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_no_valid_mask_leaves_the_networks_own_opinion(tiny):
-    """Where the original crashes: CLIP's factor is 1; with CLIP alone nothing is painted."""
+def test_no_valid_mask_leaves_the_networks_own_scores(tiny):
+    """Where the original crashes: CLIP's factor is 1; with CLIP alone all scores are zero."""
     opts = (f"{ADAPTER}MASK_THR", 1.0)
     model = model_of(tiny, *opts)
-    with torch.no_grad():
-        (found,) = model.propose([request()])
-    fused = model.fuse(found, model.ask_clip([found])[0], 0.7)
-    torch.testing.assert_close(fused, found.own**0.3)
+    ((own, clip),) = named(model, request())
+    assert not clip.seen.any()
+    torch.testing.assert_close(model.fuse([own, clip]), own.probabilities**0.3)
     assert scores(model, request())[0].any()
     assert scores(model, request(meta=A847))[0].isfinite().all()
     assert not scores(model_of(tiny, *opts, f"{ADAPTER}CLIP_ENSEMBLE_WEIGHT", 0.0), request())[0].any()
@@ -133,9 +141,8 @@ def test_no_valid_mask_leaves_the_networks_own_opinion(tiny):
 
 def test_without_clip_there_are_class_probabilities(tiny):
     model = model_of(tiny, f"{ADAPTER}CLIP_ENSEMBLE", False)
-    with torch.no_grad():
-        (found,) = model.propose([request(meta=A847)])
-    assert torch.equal(model.fuse(found, model.ask_clip([found])[0], 0.7), found.own)
+    ((own,),) = named(model, request(meta=A847))
+    assert torch.equal(model.fuse([own], A847["dataset_name"]), own.probabilities)
     assert len(scores(model, request(meta=A847))[0]) == 3
 
 
@@ -151,16 +158,19 @@ def test_without_clip_there_are_class_probabilities(tiny):
     ],
 )
 def test_variants_of_the_ensemble(model, monkeypatch, variant, dataset, log):
-    monkeypatch.setattr(model, "ensemble_variant", variant)
-    meta = {} if dataset is None else {"meta": {"dataset_name": dataset}}
-    with torch.no_grad():
-        (found,) = model.propose([request(**meta)])
-        (opinion,) = model.ask_clip([found])
-        fused = model.fuse(found, opinion, 0.7)
-        clip_alone = model.fuse(found, opinion, 0.0)
-    sums_to_objects = torch.allclose(fused.sum(1), found.own.sum(1), atol=1e-6)
+    monkeypatch.setattr(model.fuse, "variant", variant)
+    ((own, clip),) = named(model, request())
+    fused = model.fuse([own, clip], dataset)
+    sums_to_objects = torch.allclose(fused.sum(1), own.probabilities.sum(1), atol=1e-6)
     assert sums_to_objects == log
-    assert torch.allclose(clip_alone[opinion.valid], opinion.probabilities)  # never with CLIP alone
+    monkeypatch.setattr(model.fuse, "weight", 0.0)
+    assert torch.equal(model.fuse([own, clip], dataset)[clip.seen], clip.probabilities)  # never with CLIP alone
+    assert torch.equal(model.fuse([own], dataset), own.probabilities)  # nor without CLIP
+
+
+def test_a_request_says_which_data_set_it_is_of(model):
+    plain, log = scores(model, request())[0], scores(model, request(meta=A847))[0]
+    assert not torch.allclose(plain, log)
 
 
 def test_the_log_variant_is_the_originals_formula():
@@ -181,9 +191,9 @@ def test_the_demo_adds_others_to_one_word(tiny):
     words = ["cat"]
     assert len(scores(demo, request(class_names=words))[0]) == 2 and words == ["cat"]
     assert len(scores(demo, request())[0]) == 3
-    assert demo.ensemble_variant == "plain"
+    assert demo.fuse.variant == "plain"
     explicit = model_of(tiny, "MODEL.META_ARCHITECTURE", "SCANDEMO", f"{ADAPTER}ENSEMBLE_VARIANT", "log")
-    assert explicit.ensemble_variant == "log"
+    assert explicit.fuse.variant == "log"
     added = model_of(tiny, "MODEL.MASK_FORMER.TEST.ADD_OTHERS", True)
     assert torch.equal(scores(added, request(class_names=words))[0], scores(demo, request(class_names=words))[0])
 
@@ -193,12 +203,11 @@ def test_masks_from_elsewhere_are_named_in_their_context(model):
     masks[0, 10:30, 10:30], masks[1, 40:60, 5:80] = torch.eye(20, dtype=torch.bool), True
     with torch.no_grad():
         names = model.name_masks(request(), masks)
-        adapter = model.clip_adapter
-        image, text = request()["image"].float(), adapter.text_matrix(WORDS)
-        context = adapter.context(adapter.look([image], 32), 0, request()["image"])
-        logits, _ = adapter.classify_masks(image, masks.float(), text, context)
+        (features,) = model.mask_namer.features(model.views([request()]), [(0, masks.float())])
+        logits = model.clip_adapter.similarity(features, model.clip_adapter.text_matrix(WORDS))
     torch.testing.assert_close(names, logits[:, :-1].softmax(-1))
     assert names.shape == (2, 3)
+    assert not torch.allclose(model.name_masks(request() | {"image": request(1)["image"]}, masks), names)
 
 
 def test_the_segmenter_runs_it(tiny):
@@ -250,7 +259,7 @@ def test_reduced_precision_of_clip_is_close(tiny, model):
         ("MODEL.FREQUENCY_SIGMA", [1, 0], r"FREQUENCY_SIGMA is \[1, 0\]: give a number above 0"),
         ("MODEL.SELECT_ORI_CLIP_ID", [1, 4], "give numbers of the 3 blocks"),
         (f"{ADAPTER}ENSEMBLE_VARIANT", "harmonic", "'harmonic'; choose one of auto, plain, log"),
-        (f"{ADAPTER}MASK_PROMPT_FWD", True, "has no mask prompts"),
+        (f"{ADAPTER}MASK_PROMPT_FWD", True, "crops in context have no mask prompts"),
         ("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True, "PANOPTIC_ON = True has no effect"),
     ],
 )

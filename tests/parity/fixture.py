@@ -14,7 +14,7 @@ from detectron2.modeling import Backbone, build_model
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from ovseg.checkpoint import load_weights
+from ovseg.checkpoint import load_model
 from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.config import get_cfg
 
@@ -71,14 +71,15 @@ class Recording:
 
     def model(self, *opts):
         """A new model with the recorded weights; ``opts`` are KEY VALUE pairs."""
-        lacking = ("MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "none") if self.reduced else ()  # parts of both CLIPs
-        model = build_model(self.config(*lacking, *opts))
-        if self.reduced:
-            own = model.state_dict()
-            assert self.weights.keys() <= own.keys() | constant_names(model)
-            model.load_state_dict({k: v.to(own[k].dtype) for k, v in self.weights.items() if k in own}, strict=False)
-        else:
-            load_weights(model, self.folder / "weights.safetensors")
+        if not self.reduced:
+            weights = self.folder / "weights.safetensors"
+            return load_model(self.config("MODEL.WEIGHTS", weights, *opts), complete=True).eval()
+        model = build_model(
+            self.config("MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "none", *opts)
+        )  # it lacks parts of both CLIPs
+        own = model.state_dict()
+        assert self.weights.keys() <= own.keys() | constant_names(model)
+        model.load_state_dict({k: v.to(own[k].dtype) for k, v in self.weights.items() if k in own}, strict=False)
         return model.eval()
 
     def replace_stages(self, model, recorded: Mapping[str, str]) -> None:
@@ -88,10 +89,11 @@ class Recording:
             recorded: stage -> name of the recorded array.
         """
         if self.reduced:
-            backbone = getattr(model.backbone, "backbone", model.backbone)
+            network = getattr(model, "proposer", model)
+            backbone = getattr(network.backbone, "backbone", network.backbone)
             maps = {stage: torch.from_numpy(self.outputs[name]) for stage, name in recorded.items()}
             maps = {stage: x if x.dim() == 4 else x[None] for stage, x in maps.items()}
-            model.backbone = RecordedBackbone(backbone, maps)
+            network.backbone = RecordedBackbone(backbone, maps)
 
     def check(self, name: str, actual: Tensor, tolerance: float = RELATIVE_TOLERANCE) -> None:
         """Compare with a recorded array.

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovseg.clip.mask_prompt import encode_masked_image
-from ovseg.clip.regions import mask_boxes
+from ovseg.clip.vit import encode_masked_image
+from ovseg.naming.crops import mask_boxes
 
 ENSEMBLE = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE"
 WEIGHT = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
@@ -34,12 +34,11 @@ def test_stages(parity, image):
     model = parity.model()
     parity.play_back(model, f"img{image}/backbone/res5")
     request = parity.request(image)
-    pixels = request["image"].float()
-    normalised = (pixels - model.pixel_mean) / model.pixel_std
-    height, width = pixels.shape[1:]
-    padded = F.pad(normalised, (0, -width % 32, 0, -height % 32))[None]
+    views, network, namer = model.views([request]), model.proposer, model.mask_namer
+    height, width = views.images[0].shape[1:]
+    padded = F.pad(network.normalize(views.images[0]), (0, -width % 32, 0, -height % 32))[None]
     with torch.no_grad():
-        features = model.backbone(padded)
+        features = network.backbone(padded)
         for name, feature in features.items():
             parity.check(f"img{image}/backbone/{name}", feature[0])
         mask_features, _ = model.sem_seg_head.pixel_decoder(features)
@@ -50,14 +49,18 @@ def test_stages(parity, image):
         adapter = model.clip_adapter
         text = adapter.text_matrix(parity.names("test"))
         parity.check(f"img{image}/class_logits", adapter.similarity(embeddings[0], text))
-        masks = F.interpolate(masks, padded.shape[-2:], mode="bilinear", align_corners=False)
-        probabilities = masks[0, :, :height, :width].sigmoid()
+        found = network(views)
+        probabilities = found[0].probabilities
         parity.check(f"img{image}/mask_prob", probabilities)
-        logits, valid = adapter.classify_masks(pixels, probabilities, text)
+        (scores,) = namer(views, found, [model.words_of(request)])
+        valid = scores.seen
         parity.check(f"img{image}/valid", valid)
+        (features,) = namer.features(views, [(0, probabilities[valid])])
+        logits = adapter.similarity(features, text)
         parity.check(f"img{image}/clip_logits_prompt", logits)
-        parity.check(f"img{image}/boxes", mask_boxes(probabilities[valid] > adapter.mask_threshold))
-        crops, regions = map(torch.cat, zip(*adapter.regions(pixels, probabilities[valid]), strict=True))
+        torch.testing.assert_close(scores.probabilities, logits[:, :-1].softmax(-1))
+        parity.check(f"img{image}/boxes", mask_boxes(probabilities[valid] > namer.mask_threshold))
+        crops, regions = map(torch.cat, zip(*namer.inputs(views, 0, probabilities[valid]), strict=True))
         parity.check(f"img{image}/crops_stride8", crops[..., ::8, ::8])
         parity.check(f"img{image}/crops_mean", crops.mean((2, 3)))
         if image == 0 and "img0/crop_full" in parity.outputs:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovseg.clip.adapter import unit
-from ovseg.clip.contextual_shift import draw, draw_patches, encode_shifted, shifted_blocks
-from ovseg.clip.regions import crop_masks
-from ovseg.clip.vit import foreground_patches
-from ovseg.clip.whole_image import WholeImages, look_at_whole, squash
+from ovseg.clip.vit import WholeImages, foreground_patches, look_at_whole, squash
 from ovseg.engine.solver import build_optimizer
-from ovseg.meta_arch.pixel_scores import paint_scores
+from ovseg.meta_arch.pixel_scores import render_scores
+from ovseg.naming import MaskedCrops
+from ovseg.naming.contextual_shift import draw, draw_patches, encode_shifted, shifted_blocks
+from ovseg.naming.crops import crop_masks, has_pixel
 
 RUNS = ("run0", "run1")
 PLAIN = ("A", "B", "C_log", "D_cliponly", "F_noreplace")
@@ -57,8 +57,9 @@ def model_for(scan_parity, run: str, architecture: str):
     model = scan_parity.model("MODEL.META_ARCHITECTURE", architecture, "MODEL.CLIP_ADAPTER.REPLACE_SEED", -1)
     scan_parity.play_back(model, run)
     if scan_parity.reduced:
-        model.clip_adapter.look = lambda images, divisibility: whole_image(scan_parity, run)
-        model.lightweight_transformer = Recorded(torch.from_numpy(scan_parity.outputs[f"{run}/cls/after_light"]))
+        model.clip_adapter.whole_images = lambda views: whole_image(scan_parity, run)
+        calibrated = Recorded(torch.from_numpy(scan_parity.outputs[f"{run}/cls/after_light"]))
+        model.proposer.refine.lightweight_transformer = calibrated
     return model
 
 
@@ -66,9 +67,11 @@ def model_with(scan_parity, run: str, setting: str):
     """The model with a setting's values; where configuration keys put them is tested in tests/meta_arch."""
     values = scan_parity.case["settings"][setting]
     model = model_for(scan_parity, run, "SCANDEMO" if setting in DEMO else "SCAN")
-    model.clip_ensemble, model.clip_ensemble_weight = values["CLIP_ENSEMBLE"], values["CLIP_ENSEMBLE_WEIGHT"]
-    model.clip_adapter.mask_threshold = values["MASK_THR"]
-    model.clip_adapter.replace_ratio = values["REPLACE_RATIO"]
+    crops = model.mask_namer
+    model.parts = (*model.parts[:2], crops) if values["CLIP_ENSEMBLE"] else model.parts[:2]
+    model.fuse.weight = values["CLIP_ENSEMBLE_WEIGHT"]
+    model.mask_threshold = crops.mask_threshold = values["MASK_THR"]
+    crops.replace_ratio = values["REPLACE_RATIO"]
     return model
 
 
@@ -89,13 +92,13 @@ def seed(scan_parity, setting: str) -> None:
 def test_whole_image(scan_parity, run):
     model = scan_parity.model("MODEL.SELECT_ORI_CLIP_ID", "[0, 1, 2, 3, 4]", "MODEL.FREQUENCY_SIGMA", "[1, 1, 1, 1, 1]")
     adapter = model.clip_adapter
-    image = scan_parity.request(int(run[-1]))["image"].float()
-    squashed = squash([image], 32, 224, adapter.pixel_mean[0], adapter.pixel_std[0])
+    views = model.views([scan_parity.request(int(run[-1]))])
+    squashed = squash(views.images, views.divisibility, 224, adapter.pixel_mean[0], adapter.pixel_std[0])
     scan_parity.check(f"{run}/clip_input_sub8", squashed[..., ::8, ::8])
     scan_parity.check(f"{run}/clip_input_sum", squashed.double().sum((2, 3)))
     if scan_parity.reduced:
         return
-    seen = adapter.look([image], 32)
+    seen = adapter.whole_images(views)
     for depth in range(5):
         scan_parity.check(f"{run}/oriclip/{depth}", seen.patches[:, depth].flatten(2).permute(2, 0, 1))
         scan_parity.check(f"{run}/oriclip/{depth}_cls_token", seen.class_tokens[depth][None])
@@ -123,7 +126,9 @@ def test_calibration(scan_parity, run):
     if scan_parity.reduced:
         calibrated = torch.from_numpy(scan_parity.outputs[f"{run}/cls/after_light"])[None]
     else:
-        calibrated = model.calibrate(embeddings, seen)
+        views = model.views([scan_parity.request(int(run[-1]))])
+        views.once("whole images", lambda: seen)
+        calibrated = model.proposer.refine(embeddings, views)
         scan_parity.check(f"{run}/cls/after_light", calibrated[0])
     scan_parity.check(f"{run}/cls/sim_logits", model.clip_adapter.similarity(calibrated, text))
 
@@ -135,25 +140,26 @@ def test_setting(scan_parity, monkeypatch, run, setting):
     if scan_parity.reduced and run == "run1" and setting in ("B", "D_cliponly", "F_noreplace"):
         pytest.skip("the full recording has these of both images")
     model, asked, place = model_with(scan_parity, run, setting), request(scan_parity, run, setting), f"{run}/{setting}"
-    adapter, features = model.clip_adapter, []
-    encode = adapter.encode_masks
-    monkeypatch.setattr(adapter, "encode_masks", lambda images: features.extend(encode(images)) or features)
+    adapter, namer, features = model.clip_adapter, model.mask_namer, []
+    encode = namer.features
+    monkeypatch.setattr(namer, "features", lambda *given: features.extend(encode(*given)) or features)
     seed(scan_parity, setting)
     scores = model([asked])[0]["sem_seg"]
     scan_parity.check(f"{place}/img0/sem_seg", scores)
     assert len(scores) == len(scan_parity.case["settings"][setting].get("effective_class_names", asked["class_names"]))
 
-    found = model.propose([asked])[0]
+    masks, words = model.proposer(model.views([asked]))[0].probabilities, model.words_of(asked)
+    text = adapter.text_matrix(words.texts, words.templates)
     if setting in DEMO:
-        scan_parity.check(f"{place}/text_features", found.text)
+        scan_parity.check(f"{place}/text_features", text)
         embeddings = torch.from_numpy(scan_parity.outputs[f"{run}/cls/after_light"])[None]
-        scan_parity.check(f"{place}/sim_logits", adapter.similarity(embeddings, found.text))
-    valid = adapter.valid_masks(found.masks)
+        scan_parity.check(f"{place}/sim_logits", adapter.similarity(embeddings, text))
+    valid = has_pixel(masks, namer.mask_threshold)
     scan_parity.check(f"{place}/img0/valid", valid)
     scan_parity.check(f"{place}/img0/clip_features", unit(features[0]))
-    scan_parity.check(f"{place}/img0/clip_logits", adapter.similarity(features[0], found.text))
-    masks = torch.cat([crop_masks(*cut, 224) for cut in adapter.cuts(found.masks[valid])])
-    check_draws(scan_parity, f"{place}/img0", adapter.clip_model.visual, masks, setting, len(adapter.replace_blocks))
+    scan_parity.check(f"{place}/img0/clip_logits", adapter.similarity(features[0], text))
+    shown = torch.cat([crop_masks(*cut, 224) for cut in namer.cuts(masks[valid])])
+    check_draws(scan_parity, f"{place}/img0", adapter.clip_model.visual, shown, setting, len(namer.replace_blocks))
 
 
 def check_draws(scan_parity, place: str, visual, masks: Tensor, setting: str, layers: int) -> None:
@@ -172,24 +178,26 @@ def check_draws(scan_parity, place: str, visual, masks: Tensor, setting: str, la
 @torch.no_grad()
 def test_crops_and_their_tokens(scan_parity, run):
     model = model_with(scan_parity, run, "A")
-    found, adapter = model.propose([request(scan_parity, run, "A")])[0], model.clip_adapter
-    masks = found.masks[adapter.valid_masks(found.masks)]
-    crops, shown = map(torch.cat, zip(*adapter.regions(found.image, masks), strict=True))
-    place, visual = f"{run}/A/img0", adapter.clip_model.visual
+    views, namer = model.views([request(scan_parity, run, "A")]), model.mask_namer
+    masks = model.proposer(views)[0].probabilities
+    masks = masks[has_pixel(masks, namer.mask_threshold)]
+    crops, shown = map(torch.cat, zip(*MaskedCrops.inputs(namer, views, 0, masks), strict=True))
+    place, visual = f"{run}/A/img0", model.clip_adapter.clip_model.visual
     scan_parity.check(f"{place}/region_mean", crops.mean((2, 3)))
     scan_parity.check(f"{place}/region_std", crops.std((2, 3), correction=0))
     scan_parity.check(f"{place}/region0_sub4", crops[0, :, ::4, ::4])
     scan_parity.check(f"{place}/patch_fg", foreground_patches(visual, shown).byte())
     seed(scan_parity, "A")
-    drawn = adapter.draw(masks, found.context)
+    drawn = namer.draw(masks, random)
     tokens = {}
     hooks = [  # what the next block is given
         visual.transformer.resblocks[depth].ln_1.register_forward_pre_hook(
             lambda norm, given, depth=depth: tokens.update({depth: given[0]})
         )
-        for depth in adapter.replace_blocks
+        for depth in namer.replace_blocks
     ]
-    encode_shifted(visual, crops[:4], drawn[:, :4], found.context.class_tokens, adapter.replace_blocks)
+    class_tokens = model.clip_adapter.whole_images(views).class_tokens
+    encode_shifted(visual, crops[:4], drawn[:, :4], class_tokens, namer.replace_blocks)
     for hook in hooks:
         hook.remove()
     for depth, given in tokens.items():
@@ -199,15 +207,15 @@ def test_crops_and_their_tokens(scan_parity, run):
 
 @pytest.mark.parametrize("run", RUNS)
 @torch.no_grad()
-def test_raw_logits_that_the_original_paints_without_clip(scan_parity, run):
+def test_raw_logits_that_the_original_renders_without_clip(scan_parity, run):
     """CLIP_ENSEMBLE False gives class probabilities here, as in OVSeg; the original's map follows from its logits."""
     model = model_with(scan_parity, run, "E_noclip")
     asked = request(scan_parity, run, "E_noclip")
-    found = model.propose([asked])[0]
+    masks = model.proposer(model.views([asked]))[0].probabilities
     logits = torch.from_numpy(scan_parity.outputs[f"{run}/cls/sim_logits"])[0]
     size = (asked["height"], asked["width"])
-    scan_parity.check(f"{run}/E_noclip/img0/sem_seg", paint_scores(logits, found.masks, size, 64))
-    expected = paint_scores(logits.softmax(-1)[:, :-1], found.masks, size, 64)
+    scan_parity.check(f"{run}/E_noclip/img0/sem_seg", render_scores(logits, masks, size, 64))
+    expected = render_scores(logits.softmax(-1)[:, :-1], masks, size, 64)
     torch.testing.assert_close(model([asked])[0]["sem_seg"], expected, rtol=1e-3, atol=1e-3)
 
 
@@ -249,8 +257,7 @@ def test_losses(scan_parity, step):
 def test_logits_of_all_layers(scan_parity, step):
     model, _ = step
     with torch.no_grad():
-        images = [request["image"].float() for request in training_batch(scan_parity)]
-        _, predictions, _ = model._predict(images)
+        predictions, _ = model.proposer.predict(model.views(training_batch(scan_parity)))
         text = model.clip_adapter.text_matrix(scan_parity.names("train_class_names"))
         scan_parity.check("train/pred_masks", predictions[-1][1])
         names = [f"train/aux{i}_sim_logits" for i in range(4)] + ["train/sim_logits"]

@@ -39,10 +39,6 @@ def batch(parity, empty_first: bool = False) -> list[dict]:
     return requests
 
 
-def name_of(name: str) -> str:
-    return name.replace("backbone.backbone.", "backbone.")
-
-
 def test_losses(parity, trained):
     _, losses = trained
     assert len(losses) == 9
@@ -56,12 +52,12 @@ def test_losses(parity, trained):
 def test_predictions_and_matching(parity, trained):
     model, _ = trained
     requests = batch(parity)
-    images = [(request["image"].float() - model.pixel_mean) / model.pixel_std for request in requests]
+    images = [model.normalize(request["image"].float()) for request in requests]
     size = (96, 96)
     padded = torch.stack([F.pad(x, (0, size[1] - x.shape[2], 0, size[0] - x.shape[1])) for x in images])
     with torch.no_grad():
         text = model.clip_adapter.text_matrix(parity.names("train"))
-        predictions = model.sem_seg_head(model.backbone(padded))
+        predictions = model.sem_seg_head(model.proposer.backbone(padded))
     truth = [request["instances"] for request in requests]
     gt_masks = [F.pad(t.gt_masks, (0, size[1] - t.gt_masks.shape[2], 0, size[0] - t.gt_masks.shape[1])) for t in truth]
     for layer, (embeddings, masks) in enumerate(predictions):
@@ -82,7 +78,7 @@ def test_predictions_and_matching(parity, trained):
 
 def test_gradients(parity, trained):
     model, _ = trained
-    trainable = {name_of(name): p for name, p in model.named_parameters() if p.requires_grad}
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     names, reliable = parity.outputs["train/grad_names"], parity.outputs["train/grad_reliable"]
     assert set(trainable) == set(names)
     norms = {name: p.grad.norm() for name, p in trainable.items() if p.grad is not None}
@@ -147,7 +143,7 @@ def test_one_step(parity):
     optimizer = build_optimizer(cfg, model)
     parity.play_back(model, "train/backbone/res5")
     sum(model(batch(parity)).values()).backward()
-    parameters = {name_of(name): p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in parameters.items()}
     gradients = [p.grad for p in parameters.values() if p.grad is not None]
     coefficient = float(parity.outputs["opt/clip_coefficient"])

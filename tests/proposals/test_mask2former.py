@@ -12,9 +12,9 @@ from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
 from ovseg.proposals import OpenVocabMaskFormerHead, OpenVocaMask2FormerHead
 from ovseg.proposals.criterion import MaskClassificationCriterion
+from ovseg.proposals.mask2former import inside
 from ovseg.proposals.mask_comparison import EveryPixel, RandomPoints, pairwise_cross_entropy
 from ovseg.proposals.matcher import match
-from ovseg.proposals.multi_scale_predictor import inside
 from ovseg.proposals.transformer import attend
 
 SHAPES = {f"res{i}": ShapeSpec(channels=8 * 2 ** (i - 2), stride=2**i) for i in range(2, 6)}

@@ -13,8 +13,8 @@ from ovseg.proposals import D2SwinTransformer, OpenVocabMaskFormerHead
 from ovseg.proposals.criterion import MaskClassificationCriterion
 from ovseg.proposals.mask_comparison import pairwise_dice, pairwise_focal
 from ovseg.proposals.matcher import match
-from ovseg.proposals.position_encoding import sine_position_encoding
 from ovseg.proposals.swin import relative_position_index, shifted_window_mask
+from ovseg.proposals.transformer import sine_position_encoding
 
 SHAPES = {f"res{i}": ShapeSpec(channels=8 * 2 ** (i - 2), stride=2**i) for i in range(2, 6)}
 

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from ovseg.meta_arch.naming import ClipOpinion, Proposals, explain, fuse
+from ovseg.meta_arch.words import requested_words
 
 import demo
 from ovseg import Segmenter
 from ovseg.errors import OvsegError
-from ovseg.meta_arch.naming import ClipOpinion, Proposals, explain, fuse
-from ovseg.meta_arch.words import requested_words
 from ovseg.result.explanation import Explanation, MaskScores
 from tests.tiny_model import make_tiny_model
 

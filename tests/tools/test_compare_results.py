@@ -142,9 +142,9 @@ def test_what_cannot_be_compared_at_all_is_named(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     for path, message in (
         (tmp_path / "empty", r"no inference/<data set>/results.json in .*empty"),
-        (evaluated(tmp_path / "old", old), r"results.json does not tell protocol and data: it is of an older ovseg"),
+        (evaluated(tmp_path / "old", old), r"results.json lacks protocol and data: it was written by an older ovseg"),
         (evaluated(tmp_path / "new", record(2.0, schema=3)), r"has schema 3; evaluate again"),
-        (tmp_path / "other.json", r"other\.json is no results\.json"),
+        (tmp_path / "other.json", r"other\.json is not a results\.json"),
         (tmp_path / "broken.json", r"broken\.json cannot be read"),
     ):
         with pytest.raises(OvsegError, match=message):

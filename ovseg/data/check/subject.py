@@ -9,18 +9,18 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ovseg.config.per_dataset import is_path
 from ovseg.data.benchmarks import find_dataset
 from ovseg.data.catalog import check_prepared
 from ovseg.data.custom.classes import Classes
 from ovseg.data.custom.description import read_description
 from ovseg.data.custom.image_label_pairs import Pair, Pairing
-from ovseg.data.custom.names import is_own
 from ovseg.data.custom.source import open_source
 from ovseg.data.custom.values import IGNORED, Labels, look_up
-from ovseg.data.label_files import read_labels
 from ovseg.data.prepare.sources import scan
 from ovseg.data.protocol import class_names_of
 from ovseg.errors import OvsegError
+from ovseg.io.label_maps import read_labels
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def open_subject(name: str) -> Subject:
     Raises:
         OvsegError: it is not there, has no pair of image and labels, or is not for semantic segmentation.
     """
-    if is_own(name):
+    if is_path(name):
         source = open_source(read_description(name))
         return Subject(name, source.classes.vocabulary.names, source.pairing, source.read, source.classes)
     check_prepared(name)

@@ -11,9 +11,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from ovseg.data.custom.image_size import image_size
-from ovseg.data.run_lengths import decode_mask
 from ovseg.errors import OvsegError
 from ovseg.io.images import LARGEST_IMAGE
+from ovseg.io.run_lengths import decode_mask
 
 _FURTHEST = 10  # times the longer side of an image, but 10,000 pixels at least; nobody draws further outside
 _LARGEST_RATIO = 16  # of the pixels of labels and their image: sizes that differ less are compared by others

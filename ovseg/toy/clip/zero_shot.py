@@ -13,10 +13,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovseg.toy.classes import CLASS_NAMES
+from ovseg.toy.classes import CLASS_NAMES, SPLITS
 from ovseg.toy.clip.batches import normalise
 from ovseg.toy.clip.views import ViewRecipe, load_views
-from ovseg.toy.registration import SPLITS
 from ovseg.toy.scene import Scene, make_scene
 from ovseg.vocabulary.templates import get_templates
 

@@ -1,0 +1,62 @@
+"""The words that a request to a model asks for: its own, or those of a data set."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+
+from ovseg.data.catalog import register_on_demand
+from ovseg.errors import OvsegError
+from ovseg.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+def requested_words(request: Mapping[str, Any], datasets: Sequence[str] = ()) -> Vocabulary:
+    """Return the words of one entry of a batch: its ``class_names``, else its data set's ``stuff_classes``, stripped.
+
+    ``templates`` of the request, if given, are the prompts that they are put into.
+
+    Args:
+        request: the entry; ``class_names`` is a :class:`Vocabulary`, or K entries of str or sequences of synonyms.
+        datasets: of the configuration; Detectron2's own predictor and loaders name neither words nor a data set, and
+            get the words of the first of these.
+
+    Raises:
+        OvsegError: there are none.
+    """
+    words, templates = request.get("class_names"), request.get("templates")
+    if isinstance(words, Vocabulary):
+        return words if templates is None else words.with_templates(templates)
+    if "class_names" in request:
+        return Vocabulary.from_class_names(words, templates=templates)
+    dataset = request.get("meta", {}).get("dataset_name") or _first(tuple(datasets))
+    names = _words_of(dataset)
+    if not names:
+        raise OvsegError(f"the data set {dataset} has no stuff_classes in its metadata: set them when registering it")
+    return Vocabulary.from_class_names([name.strip() for name in names], f"stuff_classes of {dataset}", templates)
+
+
+@functools.cache
+def _first(datasets: tuple[str, ...]) -> str:
+    if not datasets:
+        raise OvsegError(
+            'give the words to look for: "class_names" or "meta": {"dataset_name": ...} in each request, or a data set '
+            "in DATASETS.TEST of the configuration (DATASETS.TRAIN for training)"
+        )
+    if any(_words_of(other) != _words_of(datasets[0]) for other in datasets[1:]):
+        logger.warning(
+            "data sets of DATASETS.TEST differ in words, and requests that name none get those of %s: put "
+            '"meta": {"dataset_name": ...} into requests for others',
+            datasets[0],
+        )
+    return datasets[0]
+
+
+def _words_of(dataset: str) -> Sequence[str] | None:
+    register_on_demand(dataset)
+    return MetadataCatalog.get(dataset).get("stuff_classes")

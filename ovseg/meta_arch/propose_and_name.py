@@ -1,0 +1,336 @@
+"""``ProposeAndName``: a proposer, namers, their fusion and rendering make a segmenter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovseg.checkpoint.state_dicts import constant_names
+from ovseg.clip.adapter import ClipAdapter
+from ovseg.config import refuse_keys_without_effect
+from ovseg.config.limits import check_config, check_kind
+from ovseg.data.requested_words import requested_words
+from ovseg.errors import OvsegError, shown
+from ovseg.meta_arch.pixel_scores import RENDERINGS
+from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, Scores
+from ovseg.naming.crops import has_pixel
+from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
+from ovseg.vocabulary import Vocabulary
+
+OUTPUTS = ("sem_seg", "label_map", "proposals", "soft_proposals", "explanations")
+WITHOUT_NAMES = {"proposals", "soft_proposals"}  # outputs that need no namer
+
+
+@META_ARCH_REGISTRY.register()
+class ProposeAndName(nn.Module):
+    """Segment images by proposing masks, scoring each mask for each word, and rendering the scores.
+
+    ::
+
+        image -> proposer -> masks (Q, H, W) ----+-> namer 1 -> scores (Q, K) --+
+                                                 +-> namer 2 -> scores (V, K) --+-> fuse -> (Q, K) -> render -> pixels
+        words ---------------------------------------^
+
+    Input: a list of dicts, one per image:
+
+    * ``image``: (3, H, W) RGB, 0 .. 255, any dtype; ``height``, ``width``: size of the result (default: H, W)
+    * the words: ``class_names``, a :class:`ovseg.vocabulary.Vocabulary` or K entries, each a str or a sequence of
+      synonyms; or ``meta["dataset_name"]``; without both, those of the configuration's first data set
+    * ``templates``: prompts for the words, in place of the model's own
+    * ``outputs``: what to return, a subset of :data:`OUTPUTS`; default the first, ``("sem_seg",)``
+    * in training ``instances``: ``gt_classes`` int64 (n,), ``gt_masks`` bool (n, H, W); or ``sem_seg``, labels (H, W)
+
+    Output in evaluation mode: a list of dicts with
+
+    * ``sem_seg``: float32 (K, height, width) scores, not probabilities
+    * for ``label_map``: ``label_map`` int64 (height, width), the argmax of ``sem_seg``, and ``score_map`` float32,
+      its maximum; much less memory than ``sem_seg``
+    * ``proposals``: bool (Q, height, width), mask probability > 0.5; ``soft_proposals``: float32, the probability
+    * ``explanations``: the scores of each mask by each namer, see :func:`explain`
+
+    Output in training mode: a dict of losses.
+
+    Args:
+        proposer: see :data:`ovseg.proposals.views.PROPOSERS`.
+        namers: one or two, see :mod:`ovseg.naming.scores`. The first trains with the proposer.
+        fuse: scores of all namers -> (Q, K), see :class:`ovseg.naming.scores.GeometricMean`.
+        render: scores of masks -> scores of pixels, see :class:`ovseg.meta_arch.pixel_scores.MaskSum`.
+        mask_namer: names masks from elsewhere, see :meth:`name_masks`; default: the :class:`MaskedCrops` of the namers.
+        mask_threshold: probability above which a pixel belongs to a mask in ``explanations``.
+        add_others: segment a single word against a second one, "others".
+        closed_vocabulary: the classes of a model that takes no words; None for an open vocabulary.
+        test_sets, train_sets: data sets whose words requests without words get in evaluation, and in training.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        proposer: Part,
+        namers: Sequence[Part],
+        fuse: Callable[[Sequence[Scores], str | None], Tensor],
+        render: Callable[..., dict[str, Any]],
+        mask_namer: MaskedCrops | None = None,
+        mask_threshold: float = 0.5,
+        add_others: bool = False,
+        closed_vocabulary: Vocabulary | None = None,
+        test_sets: Sequence[str] = (),
+        train_sets: Sequence[str] = (),
+    ):
+        super().__init__()
+        self.parts = (proposer, *namers)  # a tuple, which nn.Module does not register: see Part
+        for part in self.parts:
+            _register(self, part)
+        self.fuse, self.render = fuse, render
+        self._mask_namer = [mask_namer] if mask_namer else [part for part in namers if isinstance(part, MaskedCrops)]
+        self.mask_threshold = mask_threshold
+        self.closed_vocabulary = closed_vocabulary
+        self.add_others = add_others or render.adds_others
+        self.test_sets, self.train_sets = tuple(test_sets), tuple(train_sets)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the combination of ``MODEL.PROPOSER``, ``MODEL.NAMER``, ``MODEL.FUSION`` and ``MODEL.RENDERING``."""
+        check_model(cfg)
+        names, proposer = list(cfg.MODEL.NAMER.NAME), _entry(PROPOSERS, cfg.MODEL.PROPOSER.NAME, "MODEL.PROPOSER.NAME")
+        kinds = [_entry(NAMERS, name, "MODEL.NAMER.NAME") for name in names]
+        if not 1 <= len(set(names)) == len(names) <= 2 or (len(names) == 2 and names[0] != "QueryEmbedding"):
+            raise OvsegError(
+                f"MODEL.NAMER.NAME is {names}: give one namer, or QueryEmbedding and another, such as "
+                "['QueryEmbedding', 'MaskedCrops']"
+            )
+        if "QueryEmbedding" in names and not getattr(proposer, "gives_embeddings", True):
+            raise OvsegError(
+                f"the masks of {cfg.MODEL.PROPOSER.NAME} have no class embeddings for the namer QueryEmbedding: set "
+                "MODEL.NAMER.NAME to MaskedCrops or ContextCrops"
+            )
+        fusion = cfg.MODEL.FUSION.NAME or ("SingleNamer" if len(names) == 1 else "GeometricMean")
+        rendering = cfg.MODEL.RENDERING or cfg.MODEL.MASK_FORMER.TEST.PAINTING
+        clip_adapter = ClipAdapter(cfg, original_depths=() if "ContextCrops" in names else None)
+        return common(cfg) | {
+            "proposer": proposer(cfg),
+            "namers": [kind.from_config(cfg, clip_adapter) for kind in kinds],
+            "fuse": _entry(FUSIONS, fusion, "MODEL.FUSION.NAME").from_config(cfg),
+            "render": _entry(RENDERINGS, rendering, "MODEL.RENDERING").from_config(cfg),
+        }
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Segment, or compute the losses in training mode: see the class for inputs and outputs."""
+        views = self.views(batched_inputs)
+        if self.training:
+            return self.proposer.losses(views, self._class_logits(views))
+        masks = self.proposer(views)
+        words = [self.words_of(request) if outputs_of(request) - WITHOUT_NAMES else None for request in views.requests]
+        scores, results = [], []
+        for namer in self.namers:
+            scores.append(namer(views, masks, words))
+        for of_image in zip(views.requests, masks, words, *scores, strict=True):
+            results.append(self._answer(*of_image))
+        return results
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def proposer(self) -> Part:
+        return self.parts[0]
+
+    @property
+    def namers(self) -> tuple[Part, ...]:
+        return self.parts[1:]
+
+    @property
+    def mask_namer(self) -> MaskedCrops | None:
+        return self._mask_namer[0] if self._mask_namer else None
+
+    def views(self, requests: Sequence[Mapping[str, Any]]) -> Views:
+        """Return the images of requests on our device."""
+        images = [request["image"].to(self.device).float() for request in requests]
+        return Views(requests, images, getattr(self.proposer, "size_divisibility", 32))
+
+    def words_of(self, request: Mapping[str, Any]) -> Vocabulary:
+        """Return the request's words, with "others" where that is to be added."""
+        words = request.get("class_names")
+        if self.closed_vocabulary is not None:
+            return self._closed_words(request)
+        if not isinstance(words, Vocabulary) or request.get("templates") is not None:
+            words = requested_words(request, self.test_sets)
+        return words.with_others() if self.add_others and len(words) == 1 else words
+
+    def name_masks(self, request: Mapping[str, Any], masks: Tensor) -> Tensor:
+        """Return the class probabilities that CLIP gives to masks from elsewhere; no proposal is made.
+
+        Args:
+            request: see the class.
+            masks: (n, H, W) of the image's size, each with a pixel.
+
+        Returns:
+            float32 (n, K).
+        """
+        given = Masks(masks.to(self.device).float())
+        if self.mask_namer is None:
+            raise OvsegError("this model has no namer of masks from elsewhere: it needs MaskedCrops or ContextCrops")
+        return self.mask_namer(self.views([request]), [given], [self.words_of(request)])[0].probabilities
+
+    def train(self, mode: bool = True) -> ProposeAndName:
+        """Set the mode of the model and its parts."""
+        super().train(mode)
+        for part in self.parts:
+            part.train(mode)
+        return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state; constants that published files hold beside the weights are left out.
+
+        Image towers of CLIP that shared tensors are separated first: the state may have different values for them.
+        """
+        if (clip_adapter := getattr(self, "clip_adapter", None)) is not None:
+            clip_adapter.separate_towers()
+        constants = constant_names(self)
+        kept = {name: tensor for name, tensor in state_dict.items() if name not in constants}
+        return super().load_state_dict(kept, strict, assign)
+
+    def _class_logits(self, views: Views) -> Callable[[Tensor], Tensor]:
+        if not hasattr(self.namers[0], "class_logits"):
+            raise OvsegError(
+                f"the namer {type(self.namers[0]).__name__} does not train: to train a proposer, MODEL.NAMER.NAME must "
+                "begin with QueryEmbedding"
+            )
+        if self.closed_vocabulary is not None:
+            words = {self._closed_words(request) for request in views.requests}
+        else:
+            words = {requested_words(request, self.train_sets) for request in views.requests}
+        if len(words) > 1:
+            raise OvsegError("the images of one training batch must share their words: train on one data set at a time")
+        vocabulary = words.pop()
+        return lambda embeddings: self.namers[0].class_logits(embeddings, vocabulary)
+
+    def _closed_words(self, request: Mapping[str, Any]) -> Vocabulary:
+        known = len(self.closed_vocabulary)
+        if ("class_names" in request or "meta" in request) and (asked := len(requested_words(request))) != known:
+            raise OvsegError(
+                f"this model knows the {known} classes it was trained on, and was given {asked} words: use OVSeg or "
+                "SCAN for words of your own"
+            )
+        return self.closed_vocabulary
+
+    def _answer(
+        self, request: Mapping[str, Any], masks: Masks, words: Vocabulary | None, *scores: Scores
+    ) -> dict[str, Any]:
+        """Return the outputs that a request asks for."""
+        size, outputs = output_size(request), outputs_of(request)
+        result: dict[str, Any] = {}
+        if outputs & WITHOUT_NAMES:
+            probabilities = masks.probabilities
+            if probabilities.shape[1:] != size:
+                probabilities = F.interpolate(probabilities[None], size, mode="bilinear", align_corners=False)[0]
+            result["soft_proposals"], result["proposals"] = probabilities, probabilities > 0.5
+        if words is not None:
+            result |= self.render_request(request, masks, words, scores, outputs)
+        return {name: value for name, value in result.items() if name in (*outputs, "score_map")}
+
+    def render_request(
+        self,
+        request: Mapping[str, Any],
+        masks: Masks,
+        words: Vocabulary,
+        scores: Sequence[Scores],
+        outputs: Collection[str],
+    ) -> dict[str, Any]:
+        """Fuse the scores of all namers for one image, and return those of ``outputs`` that need names."""
+        fused = self.fuse(scores, request.get("meta", {}).get("dataset_name"))
+        result = self.render(fused, masks.probabilities, words, output_size(request), outputs)
+        if "explanations" in outputs:
+            result["explanations"] = explain(self.namers, masks.probabilities, scores, fused, self.mask_threshold)
+        return result
+
+
+def common(cfg: CfgNode) -> dict[str, Any]:
+    """Return the arguments of :class:`ProposeAndName` that all systems take from the same keys."""
+    return {
+        "mask_threshold": cfg.MODEL.CLIP_ADAPTER.MASK_THR,
+        "add_others": cfg.MODEL.MASK_FORMER.TEST.ADD_OTHERS,
+        "test_sets": cfg.DATASETS.TEST,
+        "train_sets": cfg.DATASETS.TRAIN,
+    }
+
+
+def check_model(cfg: CfgNode) -> None:
+    """Raise OvsegError for a configuration that cannot be built."""
+    check_config(cfg)  # again: it may come from Detectron2's own get_cfg
+    refuse_keys_without_effect(cfg)
+    for key in ("MODEL.SEM_SEG_HEAD.NAME", "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"):
+        check_kind(cfg, key)
+
+
+def explain(
+    namers: Sequence[Part], masks: Tensor, scores: Sequence[Scores], fused: Tensor, threshold: float
+) -> dict[str, Tensor]:
+    """Return the scores by each namer of the masks that have a pixel above the threshold, and where the masks are.
+
+    Args:
+        namers: their ``explains`` names their scores in the result, "own" or "clip".
+        masks: (Q, H, W) probabilities.
+        scores: by each namer.
+        fused: (Q, K).
+        threshold: probability above which a pixel belongs to a mask.
+
+    Returns:
+        ``own``, ``clip`` and ``fused`` float32 (V, K), NaN for a namer that is not there; ``fractions`` (V,) of the
+        image's area; ``boxes`` (V, 4) x0, y0, x1, y1 in parts of the image's width and height.
+    """
+    seen = has_pixel(masks, threshold)
+    binary = masks[seen] > threshold
+    height, width = binary.shape[1:]
+    sides = []
+    for occupied, length in ((binary.any(1), width), (binary.any(2), height)):  # columns (V, W), rows (V, H)
+        places = torch.arange(length, device=binary.device)
+        first = torch.where(occupied, places, length).amin(1)
+        sides.append((first / length, (torch.where(occupied, places, -1).amax(1) + 1) / length))
+    (x0, x1), (y0, y1) = sides
+    nothing = torch.full_like(fused[seen], torch.nan)
+    by_namer = {namer.explains: given.of_all(torch.nan)[seen] for namer, given in zip(namers, scores, strict=True)}
+    return {
+        "own": by_namer.get("own", nothing),
+        "clip": by_namer.get("clip", nothing),
+        "fused": fused[seen],
+        "fractions": binary.flatten(1).float().mean(1),
+        "boxes": torch.stack((x0, y0, x1, y1), dim=1),
+    }
+
+
+def output_size(request: Mapping[str, Any]) -> tuple[int, int]:
+    """Return height and width of the result: those asked for, else the image's."""
+    height, width = request["image"].shape[1:]
+    return request.get("height", height), request.get("width", width)
+
+
+def outputs_of(request: Mapping[str, Any]) -> Collection[str]:
+    """Return the names of the outputs that a request asks for."""
+    return set(request.get("outputs", OUTPUTS[:1]))
+
+
+def _entry(registry: Iterable[tuple[str, Any]] | Mapping[str, Any], name: str, key: str) -> Any:
+    """Return an entry of a registry; OvsegError names the configuration key and the names that are there."""
+    entries = dict(registry.items() if isinstance(registry, Mapping) else registry)
+    if name not in entries:
+        raise OvsegError(f"{key} is {shown(name)}: choose one of {', '.join(entries)}")
+    return entries[name]
+
+
+def _register(model: nn.Module, part: Part) -> None:
+    """Register the modules and parameters of a part with the model, under the names that they have in the part."""
+    for name, parameter in part.named_parameters(recurse=False):
+        model.register_parameter(name, parameter)
+    for name, module in part.named_children():
+        if isinstance(module, Part):
+            _register(model, module)
+        else:
+            model.add_module(name, module)

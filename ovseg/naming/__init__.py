@@ -1,0 +1,28 @@
+"""From an image, its masks and words to class scores of masks: the namers, and the fusion of several.
+
+Importing this package registers the namers and fusions for ``MODEL.NAMER.NAME`` and ``MODEL.FUSION.NAME``.
+"""
+
+from ovseg.naming.contextual_shift import ContextCrops
+from ovseg.naming.crops import MaskedCrops
+from ovseg.naming.scores import (
+    FUSIONS,
+    NAMERS,
+    GeometricMean,
+    ObjectNormalizedMean,
+    QueryEmbedding,
+    Scores,
+    SingleNamer,
+)
+
+__all__ = [
+    "FUSIONS",
+    "NAMERS",
+    "ContextCrops",
+    "GeometricMean",
+    "MaskedCrops",
+    "ObjectNormalizedMean",
+    "QueryEmbedding",
+    "Scores",
+    "SingleNamer",
+]

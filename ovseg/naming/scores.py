@@ -1,0 +1,205 @@
+"""Scores of masks: what namers return, the namer that reads the proposer's own embeddings, and the fusion of two.
+
+A namer is a :class:`ovseg.proposals.views.Part` that is called with :class:`ovseg.proposals.views.Views`, the masks and
+the vocabulary of each image, and returns the :class:`Scores` of each image; None for images without a vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from detectron2.config import CfgNode
+from fvcore.common.registry import Registry
+from torch import Tensor
+
+from ovseg.clip.adapter import ClipAdapter
+from ovseg.errors import OvsegError
+from ovseg.proposals.views import Masks, Part, Views
+from ovseg.vocabulary import Vocabulary
+
+NAMERS = Registry("NAMER")
+NAMERS.__doc__ = "Namers by an element of ``MODEL.NAMER.NAME``: called with the configuration and the CLIP adapter."
+FUSIONS = Registry("FUSION")
+FUSIONS.__doc__ = "Fusions by the value of ``MODEL.FUSION.NAME``: called with the configuration."
+LOG_EPSILON = 1e-8
+LOG_DATASETS = ("ade20k_full_sem_seg_val", "pascal_context_459_sem_seg_val")  # those of the original's "auto"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The class probabilities of the masks of one image by one namer.
+
+    Attributes:
+        probabilities: float32 (V, K), of the masks that the namer has seen, in their order. They may sum to less than
+            1; what is missing is the probability of "no object".
+        seen: bool (Q,), the V masks that it has seen; None for all.
+    """
+
+    probabilities: Tensor
+    seen: Tensor | None = None
+
+    def of_all(self, unseen: float) -> Tensor:
+        """Return probabilities (Q, K), with the value ``unseen`` for masks that were not seen."""
+        if self.seen is None:
+            return self.probabilities
+        filled = self.probabilities.new_full((len(self.seen), self.probabilities.shape[1]), unseen)
+        return filled.masked_scatter_(self.seen[:, None], self.probabilities)
+
+
+def best_synonym(logits: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Reduce logits of texts to those of classes, the maximum over the texts of each class.
+
+    Args:
+        logits: (..., S + 1), for the S texts of the vocabulary and, last, "no object".
+
+    Returns:
+        (..., K + 1).
+    """
+    if len(vocabulary.texts) == len(vocabulary):
+        return logits
+    index = torch.tensor((*vocabulary.classes, len(vocabulary)), device=logits.device).expand(logits.shape)
+    reduced = logits.new_full((*logits.shape[:-1], len(vocabulary) + 1), -torch.inf)
+    return reduced.scatter_reduce(-1, index, logits, "amax")
+
+
+@NAMERS.register()
+class QueryEmbedding(Part):
+    """The proposer's own class scores: cosines of its class embeddings and CLIP's text embeddings.
+
+    Args:
+        clip_adapter: embeds the words, and "no object".
+        drop_no_object: leave "no object" out of the softmax; otherwise it takes its share of the probability.
+    """
+
+    explains: ClassVar[str] = "own"
+
+    def __init__(self, clip_adapter: ClipAdapter, drop_no_object: bool = False):
+        super().__init__()
+        self.clip_adapter = clip_adapter
+        self.drop_no_object = drop_no_object
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, clip_adapter: ClipAdapter) -> QueryEmbedding:
+        if clip_adapter.embed_dim != cfg.MODEL.SEM_SEG_HEAD.EMBEDDING_DIM:
+            raise OvsegError(
+                f"MODEL.SEM_SEG_HEAD.EMBEDDING_DIM is {cfg.MODEL.SEM_SEG_HEAD.EMBEDDING_DIM}, but CLIP "
+                f"{cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME} has embeddings of {clip_adapter.embed_dim} dimensions: set "
+                f"the key to {clip_adapter.embed_dim}"
+            )
+        return cls(clip_adapter, cfg.MODEL.CLIP_ADAPTER.DROP_NO_OBJECT_BEFORE_SOFTMAX)
+
+    def forward(self, views: Views, masks: Sequence[Masks], words: Sequence[Vocabulary | None]) -> list[Scores | None]:
+        """Return the scores of each image, see the module; all masks are seen."""
+        scores: list[Scores | None] = []
+        for found, vocabulary in zip(masks, words, strict=True):
+            if vocabulary is None:
+                scores.append(None)
+                continue
+            if found.embeddings is None:
+                raise OvsegError(
+                    "these masks have no class embeddings of their own: name them by MaskedCrops or ContextCrops "
+                    "(MODEL.NAMER.NAME)"
+                )
+            logits = best_synonym(self.class_logits(found.embeddings, vocabulary), vocabulary)  # (Q, K + 1)
+            own = logits[:, :-1].softmax(-1) if self.drop_no_object else logits.softmax(-1)[:, :-1]
+            scores.append(Scores(own))
+        return scores
+
+    def class_logits(self, embeddings: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """Return logits (..., K + 1), "no object" last, of embeddings (..., D)."""
+        text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
+        return self.clip_adapter.similarity(embeddings, text)
+
+
+@FUSIONS.register()
+class SingleNamer:
+    """The scores of one namer; masks that it has not seen get none."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> SingleNamer:
+        return cls()
+
+    def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None) -> Tensor:
+        """Return float32 (Q, K)."""
+        if len(scores) != 1:
+            raise OvsegError("there are two namers: set MODEL.FUSION.NAME to GeometricMean or ObjectNormalizedMean")
+        return scores[0].of_all(unseen=0.0)
+
+
+@FUSIONS.register()
+class GeometricMean:
+    """own^(1 - weight) * other^weight (OVSeg, arXiv 2210.04150, equation 4; specification, section 2.3).
+
+    A mask that the other namer has not seen has the factor 1 in place of its score. A weight that is not positive means
+    the other namer alone.
+
+    Args:
+        weight: of the second namer.
+    """
+
+    def __init__(self, weight: float):
+        self.weight = weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> GeometricMean:
+        return cls(cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT)
+
+    def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None) -> Tensor:
+        """Fuse the scores of two namers, the first of which has seen all masks.
+
+        Args:
+            scores: of each namer; of one alone these are returned.
+            dataset_name: of the data set that the image belongs to, if any.
+
+        Returns:
+            float32 (Q, K).
+        """
+        if len(scores) == 1:
+            return scores[0].of_all(unseen=0.0)
+        own, other = scores
+        if self.weight <= 0:
+            return other.of_all(unseen=0.0)
+        return own.of_all(unseen=0.0) ** (1 - self.weight) * other.of_all(unseen=1.0) ** self.weight
+
+
+@FUSIONS.register()
+class ObjectNormalizedMean(GeometricMean):
+    """SCAN's fusion: the geometric mean, on some data sets also normalised over the classes.
+
+    Args:
+        weight: of the second namer.
+        variant: "plain", the geometric mean; "log", also normalised; "auto", as the original: log on
+            :data:`LOG_DATASETS`. Scores of one namer alone are never normalised.
+    """
+
+    def __init__(self, weight: float, variant: str = "auto"):
+        super().__init__(weight)
+        self.variant = variant
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> ObjectNormalizedMean:
+        return cls(cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT, cfg.MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT)
+
+    def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None) -> Tensor:
+        fused = super().__call__(scores, dataset_name)
+        log = self.variant == "log" or (self.variant == "auto" and dataset_name in LOG_DATASETS)
+        if log and self.weight > 0 and len(scores) == 2:
+            return normalise_over_classes(fused, scores[0].of_all(unseen=0.0))
+        return fused
+
+
+def normalise_over_classes(fused: Tensor, own: Tensor) -> Tensor:
+    """Scale each mask's scores to sum to the probability that it is an object, and smooth them (SCAN's variant "log").
+
+    The original's detour by logarithms (specification of SCAN, section 9, step 5) comes to this.
+
+    Args:
+        fused: (Q, K) from :class:`GeometricMean`.
+        own: (Q, K) the network's own probabilities; what is missing to 1 is "no object".
+    """
+    objects = own.sum(-1, keepdim=True)
+    scores = fused / fused.sum(-1, keepdim=True).clamp_min(torch.finfo(fused.dtype).tiny) * objects + LOG_EPSILON
+    return scores / (scores.sum(-1, keepdim=True) + (1 - objects) + LOG_EPSILON)

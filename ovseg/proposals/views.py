@@ -1,0 +1,61 @@
+"""What the parts of a model exchange: views of the images, and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fvcore.common.registry import Registry
+from torch import Tensor, nn
+
+PROPOSERS = Registry("PROPOSER")
+PROPOSERS.__doc__ = """
+Proposers by the value of ``MODEL.PROPOSER.NAME``: called with the configuration, each returns a :class:`Part` whose
+call takes :class:`Views` and returns one :class:`Masks` per image.
+"""
+Result = TypeVar("Result")
+
+
+class Part(nn.Module):
+    """A proposer, a namer, or a module that refines their results.
+
+    Parts are assembled by :class:`ovseg.meta_arch.propose_and_name.ProposeAndName`, which registers the sub-modules and
+    parameters of a part under the names that they have in the part. These are the names in published checkpoints, and a
+    module that several parts share, such as CLIP, is there once. A part has no buffers of its own.
+    """
+
+
+@dataclass
+class Views:
+    """A batch of images, and what is computed of it once for all parts.
+
+    Attributes:
+        requests: B dictionaries, see :class:`ovseg.meta_arch.propose_and_name.ProposeAndName`.
+        images: B images (3, H, W), float32 RGB, 0 .. 255, on the device of the model.
+        divisibility: images are padded to sides that are multiples of this where they are processed as one batch.
+    """
+
+    requests: Sequence[Mapping[str, Any]]
+    images: Sequence[Tensor]
+    divisibility: int = 32
+    _results: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, key: Any, compute: Callable[[], Result]) -> Result:
+        """Return the result of ``compute``, which is called the first time that ``key`` is asked for."""
+        if key not in self._results:
+            self._results[key] = compute()
+        return self._results[key]
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks that a proposer found in one image.
+
+    Attributes:
+        probabilities: float32 (Q, H, W), of the size of the image.
+        embeddings: (Q, D), the proposer's own class embedding of each mask, not normalised; None if it has none.
+    """
+
+    probabilities: Tensor
+    embeddings: Tensor | None = None
