@@ -10,10 +10,10 @@ UV_VERSION := 0.13.8
 VENV := .venv
 PY := $(VENV)/bin/python
 UV := $(PY) -m uv --no-progress
-# what the environment holds and what it was made from: when that is as it was after the last set-up, nothing is to do
+# content and sources of the environment: if both are those of the last set-up, nothing is to do
 STATE := $(VENV)/.state
 FINGERPRINT = { $(PY) -VV; ls -d $(VENV)/lib/python*/site-packages/*.dist-info; pwd; cat requirements.txt \
-  pyproject.toml tools/install_detectron2.py tools/detectron2_mends.py; } 2>&1 | cksum
+  pyproject.toml tools/install_detectron2.py tools/detectron2_patches.py; } 2>&1 | cksum
 DEMO := output/demo
 TOY := configs/toy/ovseg_toy.yaml
 
@@ -57,8 +57,8 @@ demo: setup  ## Evaluate the shipped toy model, then segment a toy scene into wo
 	$(PY) train_net.py --eval-only --config-file $(TOY) --num-gpus 0 OUTPUT_DIR $(DEMO)/evaluation
 	$(PY) -m ovseg.toy --output $(DEMO)/scenes --first 8 --scenes 2
 	$(PY) demo.py --config-file $(TOY) --input $(DEMO)/scenes/*.png --vocabulary $(DEMO)/scenes/words.txt \
-	  --output $(DEMO)/pictures
-	@echo; echo "Look at the pictures:"; ls -d $(CURDIR)/$(DEMO)/pictures/*.png
+	  --output $(DEMO)/segmented
+	@echo; echo "Results:"; ls -d $(CURDIR)/$(DEMO)/segmented/*.png
 
 test: setup  ## Run the tests (PYTEST_ARGS="-k words" for some of them)
 	@$(PY) -m pytest $(PYTEST_ARGS)
@@ -70,7 +70,7 @@ lint: setup  ## Check style with ruff
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 
-clean:  ## Remove .venv/, the demo's pictures, caches and build files (not your training runs in output/)
+clean:  ## Remove .venv/, the demo's output, caches and build files (not your training runs in output/)
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

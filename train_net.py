@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+from typing import TYPE_CHECKING
 
+import ovseg
 from ovseg.cli.options import parse_with_options
-from ovseg.config import CfgNode, load_cfg
-from ovseg.engine.launch import World, choose_device, launch
-from ovseg.engine.run import evaluate, train
-from ovseg.engine.setup import owned_output, setup
 from ovseg.errors import OvsegError, user_errors
+
+if TYPE_CHECKING:
+    from ovseg.config import CfgNode
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of Detectron2's tools."""
+    """Return the options of Detectron2's tools."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", metavar="FILE", help="one of configs/*.yaml")
     parser.add_argument("--resume", action="store_true", help="go on from what OUTPUT_DIR holds")
@@ -34,32 +35,38 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """What every process runs."""
+    """Train or evaluate, in each process of the run."""
+    ovseg.register()
+    from ovseg.engine.run import evaluate, train
+    from ovseg.engine.setup import owned_output, setup
+
     with owned_output(cfg):
         setup(cfg, args)
         (evaluate if args.eval_only else train)(cfg, resume=args.resume)
 
 
-def configuration(args: argparse.Namespace) -> CfgNode:
-    """The configuration that the command line asks for, with the device it runs on."""
-    if not args.config_file:
-        raise OvsegError("--config-file is missing: give one of configs/*.yaml")
+def launch_all(args: argparse.Namespace) -> None:
+    """Read the configuration, then start the processes that the command line asks for.
+
+    Raises:
+        OvsegError: the configuration cannot work, or a process has failed.
+    """
+    ovseg.register()
+    from ovseg.config import load_cfg
+    from ovseg.engine.launch import World, choose_device, launch
+
     cfg = load_cfg(args.config_file, args.opts)
     cfg.MODEL.DEVICE = choose_device(cfg.MODEL.DEVICE, args.num_gpus)
     cfg.freeze()
-    return cfg
+    cuda = cfg.MODEL.DEVICE.startswith("cuda")
+    world = World(max(args.num_gpus, 1), args.num_machines, args.machine_rank, args.dist_url, cuda=cuda)
+    launch(main, world, (cfg, args))
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     arguments = parse_with_options(build_parser(), bare=True)
     with user_errors():
-        config = configuration(arguments)
-        world = World(
-            max(arguments.num_gpus, 1),
-            arguments.num_machines,
-            arguments.machine_rank,
-            arguments.dist_url,
-            cuda=config.MODEL.DEVICE.startswith("cuda"),
-        )
-        launch(main, world, (config, arguments))
+        if not arguments.config_file:
+            raise OvsegError("--config-file is missing: give one of configs/*.yaml")
+        launch_all(arguments)

@@ -19,7 +19,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovseg.data.caption_checks import check_captions
 from ovseg.errors import user_errors
 
 
@@ -32,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--partial", action="store_true", help="a part of the released file is enough")
     parser.add_argument("--show", type=int, default=20, help="faults of a file that are shown (default: %(default)s)")
     args = parser.parse_args(argv)
+    from ovseg.data.caption_checks import check_captions  # takes a second to import
+
     wrong = False
     for path in args.files:
         check = check_captions(path, args.image_root, need_images=not args.no_images)

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from ovseg.data import prepare
@@ -51,8 +50,15 @@ def output_size(height: int, width: int) -> tuple[int, int]:
     return (SHORTEST_SIDE, longer) if height <= width else (longer, SHORTEST_SIDE)
 
 
+def resize(array: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
+    """Resize by one of OpenCV's methods."""
+    import cv2  # here, since --help does not need it
+
+    return cv2.resize(array, (width, height), interpolation=getattr(cv2, interpolation))
+
+
 def image_of(item: prepare.Item, ids: np.ndarray) -> np.ndarray | bytes:
-    """The picture of (H,W) object ids, resized; the file as it is where that is not needed."""
+    """Return the image of (H,W) object ids, resized; the file's bytes where that is not needed."""
     path = item.sources[1]
     try:
         image = read_image(path)
@@ -63,7 +69,7 @@ def image_of(item: prepare.Item, ids: np.ndarray) -> np.ndarray | bytes:
     height, width = output_size(*ids.shape)
     if (height, width) == ids.shape:
         return path.read_bytes()
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return resize(image, height, width, "INTER_LINEAR")
 
 
 def find_items(root: Path, split: str, from_index: bool) -> list[prepare.Item]:
@@ -92,8 +98,7 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
 
     def labels_of(item: prepare.Item, ids: np.ndarray) -> np.ndarray:
         labels = prepare.look_up(id_map, ids, item.sources[0])
-        height, width = output_size(*labels.shape)
-        return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+        return resize(labels, *output_size(*labels.shape), "INTER_NEAREST")
 
     for split in args.splits or ["validation"]:
         outputs = [

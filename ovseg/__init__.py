@@ -1,10 +1,12 @@
 """ovseg: segment any image into any words.
 
-Importing the package registers its models and data sets with Detectron2; nothing is read or downloaded.
+Importing the package registers its models and data sets with Detectron2; nothing is read or downloaded. The commands of
+this repository register them when their arguments are right, so that ``--help`` and mistakes are answered at once.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -17,15 +19,41 @@ from typing import Any
 __version__ = "0.1.0"
 
 
-def _handle_signals() -> None:
-    """Let a signal end our own commands in one line while libraries load, which takes seconds.
+@functools.cache  # once is enough
+def register() -> None:
+    """Register models and data sets with Detectron2, which is imported here: it takes seconds, and only once."""
+    with warnings.catch_warnings():
+        _ignore_deprecations()
+        from ovseg import meta_arch, proposals  # noqa: F401  (each registers its classes)
+        from ovseg.config.detectron2_hints import add_hints
+        from ovseg.data.catalog import register_all
+    add_hints()
+    register_all()
 
-    There is nothing to clear away yet; :func:`ovseg.errors.user_errors` takes over. Programs of others are left alone.
-    """
+
+def _ignore_deprecations() -> None:
+    # fvcore and Detectron2 compile small functions on import in a way that new PyTorch versions deprecate
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=category)
+
+
+def _is_command() -> bool:
+    """Whether this process runs one of our own commands: a script of the repository, or ``python -m ovseg...``."""
+    if sys.argv[:1] == ["-m"]:  # so it is while Python looks for the module to run
+        return sys.orig_argv[sys.orig_argv.index("-m") + 1].split(".")[0] == "ovseg"
     main, root = sys.modules["__main__"], Path(__file__).resolve().parents[1]
     script = getattr(main, "__file__", None) if main.__name__ == "__main__" else None  # not in a process of ours
-    if not script or Path(script).resolve().parent not in (root, root / "tools"):
-        return
+    if not script:
+        return False
+    script = Path(script).resolve()
+    return script.parent in (root / "tools", root / "datasets") or script in (root / "demo.py", root / "train_net.py")
+
+
+def _handle_signals() -> None:
+    """Let a signal end a command in one line while libraries load, which takes seconds.
+
+    There is nothing to remove yet; :func:`ovseg.errors.user_errors` takes over.
+    """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _end_in_one_line)
@@ -36,23 +64,11 @@ def _end_in_one_line(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _register() -> None:
-    from ovseg import meta_arch, proposals  # noqa: F401  (each registers its classes)
-    from ovseg.config.detectron2_hints import add_hints
-    from ovseg.data.catalog import register_all
-    from ovseg.toy import register_toy
-
-    add_hints()
-    register_all()
-    register_toy()
-
-
-_handle_signals()
-with warnings.catch_warnings():
-    # fvcore and Detectron2 compile small functions on import in a way that new PyTorch versions deprecate
-    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
-    _register()
+if _is_command():
+    _handle_signals()
+    _ignore_deprecations()
+else:
+    register()
 
 
 def __getattr__(name: str) -> Any:

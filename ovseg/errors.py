@@ -1,4 +1,4 @@
-"""Errors that the user can correct, and how the command lines show them."""
+"""Errors that the user can correct, and their display on the command line."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ import traceback
 from collections.abc import Iterator, Mapping
 from types import FrameType
 
-from torch.utils.data import dataloader
-
 LONGEST_MESSAGE = 1500  # characters
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
-_LOST_WORKER = "DataLoader worker (pid"  # how torch begins, wherever the main process is when it notices
+_LOST_WORKER = "DataLoader worker (pid"  # start of torch's message
 _CLASS_NAME = re.compile(r"\b(?:\w+\.)*[A-Z]\w*(?:Error|Exception)\b:?")
 _ARGUMENT = re.compile("\x1a([^\x1a]*)\x1a")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _FREE_SPACE = "free some space and run again"
 _PERMISSIONS = "check its owner and permissions, or choose another place"
-REMEDIES = {  # errors of the system that lie in files, folders and disks, never in our code
+REMEDIES = {  # operating system errors that are caused by files, folders and disks
     errno.ENOSPC: _FREE_SPACE,
     errno.EDQUOT: _FREE_SPACE,
     errno.EFBIG: "the system limits the size of files (ulimit -f)",
@@ -45,20 +43,19 @@ REMEDIES = {  # errors of the system that lie in files, folders and disks, never
 
 
 class OvsegError(Exception):
-    """Something the user gave cannot work.
+    """Error caused by user input, which the user can correct.
 
-    The message is one clear sentence or two: what is wrong, which file or key, and what to do. Names and values may be
-    of any length and hold line ends: the middle of a message beyond :data:`LONGEST_MESSAGE` is left out, and control
-    characters are written as in Python.
+    The message states in one or two sentences what is wrong, in which file or key, and what to do. Messages longer than
+    :data:`LONGEST_MESSAGE` characters are shortened in the middle, and control characters are escaped.
 
-    A part that knows nothing of configurations names its own arguments, ``OvsegError(f"{argument('depth')} is 0")``;
-    who filled them from keys or flags says so by :func:`argument_names`.
+    A function whose arguments may come from keys or flags names them by :func:`argument`, as in
+    ``OvsegError(f"{argument('depth')} is 0")``; the caller translates these names by :func:`argument_names`.
     """
 
     def __init__(self, message: object = ""):
         self.template = str(message)  # with the marks of :func:`argument`
         text = _ARGUMENT.sub(r"\1", self.template)
-        text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], str(message))
+        text = _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
         half = LONGEST_MESSAGE // 2
         super().__init__(text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} [...] {text[-half:]}")
 
@@ -74,10 +71,10 @@ def argument(name: str) -> str:
 
 @contextlib.contextmanager
 def argument_names(names: Mapping[str, str]) -> Iterator[None]:
-    """In errors that pass, replace the names of arguments by those that the user knows.
+    """Replace the names of arguments in errors raised by the block.
 
     Args:
-        names: configuration key or command-line option by the argument's name; other arguments keep their names.
+        names: configuration key or command-line option by name of the argument; other arguments keep their names.
     """
     try:
         yield
@@ -86,16 +83,16 @@ def argument_names(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def shown(value: object) -> str:
-    """``repr(value)``, cut to what a sentence can hold."""
+    """Return ``repr(value)``, shortened to 200 characters."""
     try:
         text = _SHORT.repr(value)
         return text if len(text) <= 200 else f"{text[:100]}...{text[-97:]}"
-    except ValueError:  # Python writes no integer of more than some thousand digits
+    except ValueError:  # Python limits the digits of an integer's text
         return "a number of thousands of digits"
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an error of Python or of a library says, on one line, cut, and without the names of classes."""
+    """Return the message of any exception on one line, shortened and without names of classes."""
     if isinstance(error, KeyError) and error.args:
         return f"it has no {shown(error.args[0])}"
     if isinstance(error, RecursionError):
@@ -107,12 +104,12 @@ def reason_of(error: BaseException) -> str:
 
 
 class CannotWrite(OvsegError):
-    """A folder takes no more files: the disk is full or read-only, or permissions are missing."""
+    """Error of a folder that cannot be written: the disk is full or read-only, or permissions are missing."""
 
 
 def explain_system_error(error: BaseException) -> str | None:
-    """Return one sentence for an error of files, folders and disks, None for any other."""
-    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # how Path.resolve says ELOOP
+    """Return a sentence for an error of files, folders or disks; None for any other."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # Path.resolve's form of ELOOP
         error = error.__context__ or error
     if not isinstance(error, OSError) or error.errno not in REMEDIES:
         return None
@@ -122,18 +119,18 @@ def explain_system_error(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn :class:`OvsegError` into ``error: ...`` on stderr and exit status 2, Ctrl-C into 130, SIGTERM into 143.
+    """Print :class:`OvsegError` as ``error: ...`` on stderr and exit with status 2; Ctrl-C exits with 130, SIGTERM 143.
 
-    A full disk, missing permissions and the like are the user's, too, and so is a data-loading process that was killed
-    from outside (by a system short of memory, mostly). Any other exception is a defect of ours and keeps its traceback.
+    A full disk, missing permissions and a data-loading process that was killed (mostly for lack of memory) are handled
+    in the same way. Any other exception is a defect of this package and keeps its traceback.
     """
-    for stream in (sys.stdout, sys.stderr):  # names of files need not be text
+    for stream in (sys.stdout, sys.stderr):  # file names may be invalid text
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
-    in_main = threading.current_thread() is threading.main_thread()  # others may not set them
+    in_main = threading.current_thread() is threading.main_thread()  # signal handlers need the main thread
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()} if in_main else {}
-    logging.raiseExceptions = False  # a log that cannot be written, for lack of space, must not end or flood a run
+    logging.raiseExceptions = False  # a log that cannot be written must not end a run
     try:
         yield
     except OvsegError as error:
@@ -141,8 +138,9 @@ def user_errors() -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if _is_lost_worker(error):
             _end(
-                f"error: a process that loads data is gone ({str(error).strip()}): what was saved is whole, run the "
-                "same command with --resume; if memory ran out, with fewer workers (DATALOADER.NUM_WORKERS, --workers)",
+                f"error: a process that loads data was killed ({str(error).strip()}): saved files are complete, run "
+                "the same command with --resume; if memory ran out, with fewer workers (DATALOADER.NUM_WORKERS, "
+                "--workers)",
                 2,
             )
         if (sentence := explain_system_error(error)) is None:
@@ -156,7 +154,7 @@ def user_errors() -> Iterator[None]:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM: end by an exception, so that temporary files are removed."""
+    """Handle SIGTERM by an exception, so that temporary files are removed."""
     _end("terminated", 128 + number)
 
 
@@ -166,6 +164,7 @@ def _end(message: str, status: int) -> None:
 
 
 def _is_lost_worker(error: Exception) -> bool:
-    if isinstance(error, ConnectionResetError):  # its socket was noticed first; connections of others are no such thing
-        return any(frame.filename == dataloader.__file__ for frame in traceback.extract_tb(error.__traceback__))
+    if isinstance(error, ConnectionResetError):  # only the data loader's own socket
+        loader = getattr(sys.modules.get("torch.utils.data.dataloader"), "__file__", None)
+        return any(frame.filename == loader for frame in traceback.extract_tb(error.__traceback__))
     return str(error).startswith(_LOST_WORKER)

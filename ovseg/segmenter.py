@@ -186,6 +186,7 @@ class Segmenter:
             "width": max(1, int(width * shrink)),
             "class_names": vocabulary,
             "outputs": ("label_map", "explanations") if explain else ("label_map",),
+            "file_name": source,
         }
         with _explain_memory(source or "the image"):
             result = (self.many_views or self.model)([request])[0]

@@ -275,14 +275,14 @@ def stub(monkeypatch):
     return made
 
 
-def save_picture(path: Path) -> None:
+def save_image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 6)).save(path)
 
 
 def test_demo_stops_at_a_full_disk(here, stub, monkeypatch, capfd):
     for k in range(5):
-        save_picture(here / "in" / f"{k}.png")
+        save_image(here / "in" / f"{k}.png")
 
     def full(self, where):
         if stub.calls == 2:
@@ -308,7 +308,7 @@ def test_a_file_system_that_takes_no_files(tmp_path):
 
 
 def test_demo_tries_to_write_before_it_loads(here, monkeypatch, capfd):
-    save_picture(here / "a.png")
+    save_image(here / "a.png")
     (here / "file").touch()
     monkeypatch.setattr(Segmenter, "from_config", None)
     (here / "loop").symlink_to("loop")
@@ -318,7 +318,7 @@ def test_demo_tries_to_write_before_it_loads(here, monkeypatch, capfd):
             demo.main(["--class-names", "cat", "--input", "a.png", "--output", output])
         error = capfd.readouterr().err
         assert stopped.value.code == 2 and error.count("\n") == 1 and error.startswith("error: ")
-    demo.check_writable(here / "new" / "deep" / "a.png")
+    check_writable(here / "new" / "deep" / "a.png")
     assert sorted(path.name for path in here.iterdir()) == ["a.png", "file", "loop", "nowhere"]
 
 
@@ -333,7 +333,7 @@ def test_3000_inputs_of_one_name(tmp_path):
 
 def test_names_are_meant_literally_first(here):
     for name in ("a[1].jpg", "a1.jpg", "photos [1]/b.jpg", "photos 1/c.jpg", "photos [1]/deep/d.jpg"):
-        save_picture(here / name)
+        save_image(here / name)
     for argument, found in {
         "a[1].jpg": ["a[1].jpg"],
         "photos [1]": ["photos [1]/b.jpg"],
@@ -353,9 +353,9 @@ def hard_names(folder: Path) -> dict[str, str]:
     (folder / "nowhere.png").symlink_to("absent.png")
     (folder / "round").symlink_to("round")
     return {
-        "a folder.png": "the folder holds no pictures",
+        "a folder.png": "the folder holds no images",
         "loop.png": "link",
-        "nowhere.png": "link to a file that is not there",
+        "nowhere.png": "link to a missing file",
         "round/a.png": "",
         "n" * 300: "File name too long",
         "n" * 300 + "/*.png": "",
@@ -380,7 +380,7 @@ def test_a_folder_that_cannot_be_read(here, stub, capfd):
 
 @pytest.mark.parametrize("stem", [b"\xff\xfe caf\xe9", "é".encode() * 125, b"n" * 251])
 def test_names_that_are_no_text_or_very_long(here, stub, capsys, stem):
-    save_picture(here / "x.png")
+    save_image(here / "x.png")
     name = os.fsdecode(stem + b".png")
     (here / "in").mkdir()
     os.rename("x.png", here / "in" / name)
@@ -431,14 +431,16 @@ def test_no_home_and_no_user(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("script", "number", "line"),
     [
-        ("demo.py", signal.SIGINT, "interrupted"),
-        ("demo.py", signal.SIGTERM, "terminated"),
-        ("train_net.py", signal.SIGINT, "interrupted"),
-        ("tools/check_dataset.py", signal.SIGTERM, "terminated"),
+        ("demo.py --class-names a --input b", signal.SIGINT, "interrupted"),
+        ("demo.py --class-names a --input b", signal.SIGTERM, "terminated"),
+        ("train_net.py --config-file c", signal.SIGINT, "interrupted"),
+        ("tools/check_dataset.py d", signal.SIGTERM, "terminated"),
     ],
 )
 def test_signals_while_libraries_load(tmp_path, script, number, line):
-    process = subprocess.Popen([sys.executable, str(ROOT / script)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    script, *arguments = script.split()
+    command = [sys.executable, str(ROOT / script), *arguments]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while "_multiarray" not in Path(f"/proc/{process.pid}/maps").read_text() and process.poll() is None:
         time.sleep(0.01)  # until NumPy is there, which comes early
     process.send_signal(number)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Time the stages of full-size models on a picture: seconds per stage, images per second, peak memory.
+"""Time the stages of full-size models on an image: seconds per stage, images per second, peak memory.
 
 python tools/benchmark.py --config configs/ovseg_swinB_vitL_bs32_120k.yaml --input photo.jpg --json before.json
 python tools/benchmark.py --config configs/scan_vitL.yaml --compare configs/ovseg_swinB_vitL_bs32_120k.yaml before.json
 python tools/benchmark.py --config configs/scan_vitL.yaml --batch 1 4 --precision bf16 --compile --device cuda
 
-Weights are random unless MODEL.WEIGHTS is among --opts; ellipses stand in for the masks of random weights.
+Weights are random unless --opts sets MODEL.WEIGHTS; with random weights, ellipses replace the masks.
 Each line of the table is the median over the runs after warm-up. Each combination of configuration, device, precision
-and batch runs in a process of its own, so that the peaks of memory are its own too.
+and batch runs in a process of its own, so that peaks of memory are measured separately.
 """
 
 from __future__ import annotations
@@ -25,9 +25,38 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import ovseg  # noqa: F401 - before Detectron2, whose import warns of what PyTorch deprecates
+import ovseg
+from ovseg.cli.options import parse_with_options
+from ovseg.errors import OvsegError, user_errors
 
-# isort: split
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", "--config-file", required=True, help="configuration of the model")
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="FILE", help="other configurations, or --json files"
+    )
+    parser.add_argument("--input", help="an image; default: random pixels, 640 x 427")
+    parser.add_argument("--class-names", nargs="+", default=["person", "sky", "building", "tree", "water"])
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], help="of CLIP: fp32, bf16, fp16")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images at a time")
+    parser.add_argument("--device", nargs="+", help="cpu, cuda; default: cpu, and cuda if there is a GPU")
+    parser.add_argument("--compile", action="store_true", help="compile the networks (torch.compile)")
+    parser.add_argument("--warm-up", type=int, default=1, help="number of runs that are not measured")
+    parser.add_argument("--repeat", type=int, default=3, help="number of measured runs")
+    parser.add_argument("--threads", type=int, help="number of CPU threads")
+    parser.add_argument("--processor-time", action="store_true", help="measure CPU time of all threads, not wall time")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file, too")
+    parser.add_argument("--opts", nargs="*", metavar="KEY VALUE", help="configuration keys and values")
+    args = parse_with_options(parser, argv)
+    if min(*args.batch, args.repeat) < 1 or args.warm_up < 0:
+        parser.error("--batch and --repeat must be at least 1, --warm-up at least 0")
+    return args
+
+
+if __name__ == "__main__":
+    parse()  # --help and mistakes are answered before what takes seconds is imported
+ovseg.register()
 
 import numpy as np
 import torch
@@ -37,11 +66,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ovseg.checkpoint import load_weights
-from ovseg.cli.options import parse_with_options
 from ovseg.config import load_cfg
 from ovseg.data.augmentation import ResizeShortestEdge
 from ovseg.engine.timing import REST, STAGES, Stages, clock_of, time_stages
-from ovseg.errors import OvsegError, user_errors
 from ovseg.io.devices import find_device
 from ovseg.io.files import atomic_path
 from ovseg.io.images import read_image
@@ -58,33 +85,8 @@ COMPILED = (
 Figures = dict[str, Any]
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", "--config-file", required=True, help="configuration of the model")
-    parser.add_argument(
-        "--compare", nargs="+", default=[], metavar="FILE", help="other configurations, or --json files"
-    )
-    parser.add_argument("--input", help="a picture; default: one of 640 x 427 pixels without a subject")
-    parser.add_argument("--class-names", nargs="+", default=["person", "sky", "building", "tree", "water"])
-    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], help="of CLIP: fp32, bf16, fp16")
-    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images at a time")
-    parser.add_argument("--device", nargs="+", help="cpu, cuda; default: both, where there is a GPU")
-    parser.add_argument("--compile", action="store_true", help="compile the networks (torch.compile)")
-    parser.add_argument("--warm-up", type=int, default=1, help="runs that do not count")
-    parser.add_argument("--repeat", type=int, default=3, help="runs that do")
-    parser.add_argument("--threads", type=int, help="of the CPU")
-    parser.add_argument("--processor-time", action="store_true", help="of the CPU's threads together, not of the clock")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
-    parser.add_argument("--opts", nargs="*", metavar="KEY VALUE", help="pairs of the configuration")
-    args = parse_with_options(parser, argv)
-    if min(*args.batch, args.repeat) < 1 or args.warm_up < 0:
-        parser.error("--batch and --repeat must be at least 1, --warm-up at least 0")
-    args.device = args.device or ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
-    return args
-
-
 def build(args: argparse.Namespace, config: str, device: str, precision: str, batch: int) -> tuple[nn.Module, list]:
-    """The model in evaluation mode, and the requests of a batch."""
+    """Build a model in evaluation mode and the requests of a batch."""
     trained = any(str(word).partition("=")[0] == "MODEL.WEIGHTS" for word in args.opts)
     opts = [] if trained else ["MODEL.WEIGHTS", "", "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "none"]
     opts += ["MODEL.DEVICE", device, "MODEL.CLIP_ADAPTER.PRECISION", precision]
@@ -108,13 +110,13 @@ def build(args: argparse.Namespace, config: str, device: str, precision: str, ba
 
 
 def _with_ellipses(module: nn.Module, inputs: Any, predictions: list[tuple[Tensor, Tensor]]) -> list:
-    """A forward hook of predictors: their own embeddings, and ellipses for masks."""
+    """Replace the masks of a predictor's output by ellipses; a forward hook."""
     embeddings, masks = predictions[-1]
     return [*predictions[:-1], (embeddings, ellipses(masks.shape[1], *masks.shape[-2:]).to(masks).expand_as(masks))]
 
 
 def ellipses(count: int, height: int, width: int) -> Tensor:
-    """Logits (count, height, width) of ellipses of many sizes, shapes and directions, the same on each call."""
+    """Return mask logits (count, height, width) of ellipses of many sizes, shapes and directions, from a fixed seed."""
     draw = np.random.default_rng(0).uniform
     area = np.exp(draw(*np.log(ELLIPSE_AREAS), count)) * height * width
     aspect, angle = draw(*ELLIPSE_ASPECTS, count), draw(0, math.pi, count)
@@ -128,7 +130,7 @@ def ellipses(count: int, height: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def measure(args: argparse.Namespace, config: str, device: str, precision: str, batch: int) -> Figures:
-    """Build the model of a configuration and time it."""
+    """Build the model of a configuration and measure its time and memory."""
     if args.threads:
         torch.set_num_threads(args.threads)
     model, requests = build(args, config, device, precision, batch)
@@ -168,10 +170,10 @@ def measure(args: argparse.Namespace, config: str, device: str, precision: str, 
 
 
 def in_child(*arguments: Any) -> Figures:
-    """:func:`measure` in a process of its own.
+    """Run :func:`measure` in a new process.
 
     Raises:
-        OvsegError: the child's, or it was killed.
+        OvsegError: see :func:`measure`; or the process was killed.
     """
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_report, args=(theirs, *arguments))
@@ -196,10 +198,10 @@ def _report(pipe: Any, *arguments: Any) -> None:
 
 
 def read_figures(path: str) -> list[Figures]:
-    """What an earlier run wrote with ``--json``, each named by its file.
+    """Read the figures that an earlier run wrote with ``--json``; the file's name is added to each configuration.
 
     Raises:
-        OvsegError: it is something else.
+        OvsegError: the file cannot be read or holds anything else.
     """
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -207,12 +209,13 @@ def read_figures(path: str) -> list[Figures]:
     except OSError as error:
         raise OvsegError(f"cannot read {path} ({error.strerror}): give a file that --json wrote") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise OvsegError(f"{path} is no file that --json wrote: give a configuration (.yaml) or such a file") from error
+        raise OvsegError(f"{path} is not a file of --json: give a configuration (.yaml) or such a file") from error
 
 
 def main(argv: Sequence[str] | None = None, run: Callable[..., Figures] = in_child) -> None:
-    """``run``: has the arguments and the result of :func:`measure`."""
+    """Run the benchmark; ``run`` has the signature of :func:`measure`."""
     args = parse(argv)
+    args.device = args.device or ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
     for device in args.device:
         find_device(device, "--device")
     earlier = [figures for path in args.compare if path.endswith(".json") for figures in read_figures(path)]
@@ -229,7 +232,7 @@ def main(argv: Sequence[str] | None = None, run: Callable[..., Figures] = in_chi
 
 
 def show(group: Sequence[Figures]) -> None:
-    """A table of figures side by side; of others than the first also how many times the first's they are."""
+    """Print a table with a column per result; all but the first also show their ratio to the first."""
     first = group[0]
     height, width = first["input"]
     compiled = ", compiled" if first["compiled"] else ""

@@ -4,7 +4,7 @@
 python tools/benchmark_attention.py --input-size 640 960
 python tools/benchmark_attention.py --device cuda --batch 4
 
-The table has milliseconds of processor time on a CPU, which other programs disturb least, and of the clock elsewhere.
+The table has milliseconds of processor time on a CPU, which depends least on other programs, else of wall time.
 """
 
 from __future__ import annotations
@@ -14,13 +14,27 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 
+from ovseg.errors import OvsegError, user_errors
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input-size", nargs=2, type=int, default=(640, 960), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeat", type=int, default=5, help="number of runs; the fastest is reported")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovseg.errors import OvsegError, user_errors
 from ovseg.io.devices import find_device
 from ovseg.proposals.deformable_attention import Pyramid
 from ovseg.proposals.deformable_sampling import compiled_op, sample_compiled, sample_levels
@@ -33,7 +47,7 @@ Operands = tuple[Tensor, tuple[tuple[int, int], ...], Tensor, Tensor, Tensor]
 
 
 def plain(value: Tensor, sizes: Sequence[tuple[int, int]], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """The obvious way: see :func:`ovseg.proposals.deformable_sampling.sample_levels`."""
+    """Compute :func:`ovseg.proposals.deformable_sampling.sample_levels` by one ``grid_sample`` per level."""
     batch, queries, heads, levels, points = x.shape
     samples = []
     for i, (pixels, (height, width)) in enumerate(zip(value.split([h * w for h, w in sizes], 1), sizes, strict=True)):
@@ -47,7 +61,7 @@ def plain(value: Tensor, sizes: Sequence[tuple[int, int]], x: Tensor, y: Tensor,
 
 
 def operands(batch: int, input_size: tuple[int, int], device: str) -> Operands:
-    """Random ones for :func:`plain`, with points a few pixels around each query's own place."""
+    """Return random operands of :func:`plain`, with points within a few pixels of each query's position."""
     height, width = input_size
     sizes = tuple((-(-height // stride), -(-width // stride)) for stride in STRIDES)
     pyramid = Pyramid.of(sizes, torch.device(device))
@@ -60,7 +74,7 @@ def operands(batch: int, input_size: tuple[int, int], device: str) -> Operands:
 
 
 def milliseconds(work: Callable[[], object], repeat: int, device: str) -> float:
-    """The fastest of ``repeat`` runs, after one to warm up."""
+    """Return the milliseconds of the fastest of ``repeat`` runs, after one warm-up run."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     runs = []
     for _ in range(repeat + 1):
@@ -73,7 +87,7 @@ def milliseconds(work: Callable[[], object], repeat: int, device: str) -> float:
 
 
 def measure(function: Callable[..., Tensor], given: Operands, repeat: int, device: str) -> tuple[float, float]:
-    """Milliseconds of the forward pass, and of forward and backward together."""
+    """Return the milliseconds of the forward pass, and of forward and backward pass together."""
     value, sizes, x, y, weights = given
 
     def forward() -> None:
@@ -90,12 +104,7 @@ def measure(function: Callable[..., Tensor], given: Operands, repeat: int, devic
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input-size", nargs=2, type=int, default=(640, 960), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeat", type=int, default=5, help="runs of which the fastest counts")
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     if min(*args.input_size, args.batch, args.repeat) < 1:
         raise OvsegError("--input-size, --batch and --repeat must be positive")
     find_device(args.device, "--device")

@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""Throughput and memory of work on data sets at full size, without the data.
+"""Measure throughput and memory of the processing of full-size data sets, on generated data.
 
 python tools/benchmark_data.py prepare FOLDER --output prepare.json
 python tools/benchmark_data.py evaluate FOLDER --output evaluate.json
-python tools/benchmark_data.py paint
+python tools/benchmark_data.py render
 
-prepare: writes 20,000 annotations in the size and manner of ADE20K into FOLDER, converts them by
-datasets/prepare_ade20k_150.py with 1 and with 2 workers, and runs that again when everything is there. What is in
-FOLDER from an earlier call is used again; remove it afterwards.
+prepare: writes 20,000 annotations of the size and kind of ADE20K into FOLDER, converts them by
+datasets/prepare_ade20k_150.py with 1 and with 2 workers, and runs the script again on the finished output. Annotations
+of an earlier call are reused; remove FOLDER afterwards.
 
 evaluate: counts label maps of 150 classes (PNG) and 847 classes (TIFF, and PNG) against label files, without a model:
-reading the file, counting, and both by the evaluator; twice as many images show that memory does not grow.
+reading the file, counting, and both by the evaluator; runs with twice as many images show that memory does not grow.
 
-paint: paints a label map of 847 classes from 100 masks, as a model does, in chunks of classes and with all at once.
+render: renders a label map of 847 classes from 100 masks, as a model does, in chunks of classes and all at once.
 
-Each measurement runs in a process of its own, so that the peaks of memory are its own, too.
+Each measurement runs in a process of its own, so that peaks of memory are measured separately.
 """
 
 from __future__ import annotations
@@ -31,9 +31,41 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ovseg  # noqa: F401 - before Detectron2, whose import warns of what PyTorch deprecates
+import ovseg
+from ovseg.errors import OvsegError, user_errors
 
-# isort: split
+
+def add_prepare(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("prepare", help="convert annotations of ADE20K's size")
+    parser.add_argument("folder", type=Path, help="for the annotations; about 1 GB is written")
+    parser.add_argument("--files", type=int, default=20_000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+
+
+def add_evaluate(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("evaluate", help="count label maps of 150 and 847 classes against label files")
+    parser.add_argument("folder", type=Path, help="for the label files, about 20 MB")
+    parser.add_argument("--images", type=int, default=2_000)
+
+
+def add_render(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("render", help="memory and time of label maps of 847 classes from masks")
+    parser.add_argument("--chunks", type=int, nargs="+", default=[64, 847], help="classes at a time")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for add in (add_prepare, add_evaluate, add_render):
+        add(commands)
+    for command in commands.choices.values():
+        command.add_argument("--output", type=Path, help="also write the figures as JSON")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+ovseg.register()
 
 import cv2
 import numpy as np
@@ -42,17 +74,16 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from rich.console import Console
 from rich.table import Table
 
-from ovseg.data.label_files import read_labels
-from ovseg.data.prepare.engine import write_file
-from ovseg.errors import OvsegError, user_errors
+from ovseg.data.prepare.conversion import write_file
 from ovseg.evaluation.confusion import label_runs
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.io.files import atomic_path
+from ovseg.io.label_maps import read_labels
 from ovseg.io.progress import progress_bar
 from ovseg.meta_arch.pixel_scores import render_labels
 
 HEIGHT, WIDTH = 512, 683  # pixels; ADE20K's most frequent size
-DISTINCT = 300  # annotations that differ; the others are copies of their bytes
+DISTINCT = 300  # number of different annotations; the others are copies
 DISTINCT_MAPS = 40  # pairs of prediction and truth
 SCRIPT = Path(__file__).parents[1] / "datasets" / "prepare_ade20k_150.py"
 BASE = Path("ADEChallengeData2016")
@@ -61,7 +92,7 @@ Figures = dict[str, Any]
 
 
 def blobs(rng: np.random.Generator, classes: int, dtype: type = np.uint8) -> np.ndarray:
-    """(HEIGHT, WIDTH) labels 0..classes: 6 to 24 smooth regions, as many as a picture of ADE20K has classes."""
+    """Draw (HEIGHT, WIDTH) labels 0..classes: 6 to 24 smooth regions, like the classes of an image of ADE20K."""
     number = int(rng.integers(6, 25))
     noise = rng.normal(size=(12, 16, number)).astype(np.float32)
     scores = [cv2.resize(noise[:, :, i], (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC) for i in range(number)]
@@ -69,7 +100,7 @@ def blobs(rng: np.random.Generator, classes: int, dtype: type = np.uint8) -> np.
 
 
 def generate(folder: Path, files: int) -> None:
-    """Write annotations ADE_train_00000001.png and so on, those that are not there yet."""
+    """Write the missing annotations ADE_train_00000001.png and so on."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     with progress_bar() as bar:
@@ -78,14 +109,14 @@ def generate(folder: Path, files: int) -> None:
             path = folder / f"ADE_train_{number:08d}.png"
             original = folder / f"ADE_train_{(number - 1) % DISTINCT + 1:08d}.png"
             if path == original:
-                labels = blobs(rng, classes=150)  # drawn in any case, so that each number gets the same again
+                labels = blobs(rng, classes=150)  # drawn even if it exists: the random numbers must not depend on that
             if not path.exists():
                 write_file(path, labels if path == original else original.read_bytes())
             bar.advance(task)
 
 
 def in_a_process(measure: Callable[..., Figures], *arguments: Any) -> Figures:
-    """What ``measure`` returns, from a fresh process, with its time to import and its peak of memory."""
+    """Run ``measure`` in a new process and return its figures with the peak of memory and that of the imports."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_send, args=(theirs, measure, arguments))
     process.start()
@@ -111,7 +142,7 @@ def _send(pipe: Any, measure: Callable[..., Figures], arguments: tuple) -> None:
 
 
 def _peak_memory() -> float:
-    """MB of this process alone; what getrusage tells includes the memory of the process that started it."""
+    """Return the peak memory of this process in MB; that of getrusage includes its parent process."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -120,7 +151,7 @@ def _peak_memory() -> float:
 
 
 def time_preparation(root: Path, workers: int) -> Figures:
-    """Seconds that datasets/prepare_ade20k_150.py takes, without its imports."""
+    """Measure the seconds of datasets/prepare_ade20k_150.py, without its imports."""
     spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -130,7 +161,7 @@ def time_preparation(root: Path, workers: int) -> Figures:
 
 
 def prepare(args: argparse.Namespace) -> list[Figures]:
-    """Generate, convert with each number of workers, convert again when everything is there."""
+    """Generate annotations and convert them with each number of workers, twice."""
     source = args.folder / BASE / "annotations/training"
     generate(source, args.files)
     results = []
@@ -148,16 +179,8 @@ def prepare(args: argparse.Namespace) -> list[Figures]:
     return results
 
 
-def add_prepare(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("prepare", help="convert annotations of ADE20K's size")
-    parser.add_argument("folder", type=Path, help="for the annotations; about 1 GB is written")
-    parser.add_argument("--files", type=int, default=20_000)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.set_defaults(run=prepare)
-
-
 def time_evaluation(folder: Path, classes: int, suffix: str, images: int) -> Figures:
-    """CPU milliseconds per image of reading label files, of counting, and of both by the evaluator."""
+    """Measure CPU milliseconds per image of reading label files, of counting, and of both by the evaluator."""
     ignore_label = 255 if classes < 255 else 65535
     files = [folder / f"labels_{classes}_{number}.{suffix}" for number in range(DISTINCT_MAPS)]
     rng, predictions = np.random.default_rng(1), []
@@ -166,7 +189,7 @@ def time_evaluation(folder: Path, classes: int, suffix: str, images: int) -> Fig
         labels[labels == classes] = ignore_label
         if not file.exists():
             write_file(file, labels)
-        predictions.append(blobs(rng, classes - 1, np.int64))  # what models answer
+        predictions.append(blobs(rng, classes - 1, np.int64))  # the type of models' label maps
     name = f"benchmark_{classes}_{suffix}"
     DatasetCatalog.register(name, list)
     MetadataCatalog.get(name).set(stuff_classes=[f"class {i}" for i in range(classes)], ignore_label=ignore_label)
@@ -188,7 +211,7 @@ def time_evaluation(folder: Path, classes: int, suffix: str, images: int) -> Fig
         both = time.process_time()
         seconds.update({"read": read - begin, "count": counted - read, "plain": plain - counted, "both": both - plain})
     if not np.array_equal(conf, evaluator.confusion):
-        raise RuntimeError("the evaluator counts otherwise than label_runs")
+        raise RuntimeError("the counts of the evaluator and of label_runs differ")
     per_image = {part: 1000 * value / images for part, value in seconds.items()}
     return {
         "read, CPU ms": per_image["read"],
@@ -199,14 +222,14 @@ def time_evaluation(folder: Path, classes: int, suffix: str, images: int) -> Fig
 
 
 def plain_confusion(pred: np.ndarray, gt: np.ndarray, classes: int, ignore_label: int) -> np.ndarray:
-    """The textbook way, for comparison: a code for each pixel, all of them counted into a matrix of their own."""
+    """Compute a confusion matrix by one ``bincount`` over all pixels, for comparison."""
     side = classes + 1
     codes = side * pred + np.where(gt == ignore_label, classes, gt.astype(np.int64))
     return np.bincount(codes.ravel(), minlength=side * side).reshape(side, side)
 
 
-def time_painting(classes: int, chunk: int) -> Figures:
-    """Seconds to paint one label map of 100 masks of a quarter of its side, ``chunk`` classes at a time."""
+def time_rendering(classes: int, chunk: int) -> Figures:
+    """Measure the rendering of a label map from 100 masks of a quarter of its side, ``chunk`` classes at a time."""
     torch.manual_seed(0)
     weights, maps = torch.rand(100, classes), torch.rand(100, HEIGHT // 4, WIDTH // 4)
     begin = time.process_time()
@@ -215,7 +238,7 @@ def time_painting(classes: int, chunk: int) -> Figures:
 
 
 def evaluate(args: argparse.Namespace) -> list[Figures]:
-    """Each kind of label file with so many images and twice as many."""
+    """Measure each kind of label file with ``args.images`` images and twice as many."""
     args.folder.mkdir(parents=True, exist_ok=True)
     return [
         {"classes": classes, "file": suffix, "images": images}
@@ -225,28 +248,15 @@ def evaluate(args: argparse.Namespace) -> list[Figures]:
     ]
 
 
-def paint(args: argparse.Namespace) -> list[Figures]:
-    """A label map of 847 classes, in chunks as models are configured to, and at once."""
+def render(args: argparse.Namespace) -> list[Figures]:
+    """Measure a label map of 847 classes, in chunks of the default size and all at once."""
     return [
-        {"classes": 847, "classes at a time": chunk} | in_a_process(time_painting, 847, chunk) for chunk in args.chunks
+        {"classes": 847, "classes at a time": chunk} | in_a_process(time_rendering, 847, chunk) for chunk in args.chunks
     ]
 
 
-def add_evaluate(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("evaluate", help="count label maps of 150 and 847 classes against label files")
-    parser.add_argument("folder", type=Path, help="for the label files, about 20 MB")
-    parser.add_argument("--images", type=int, default=2_000)
-    parser.set_defaults(run=evaluate)
-
-
-def add_paint(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("paint", help="memory and time of label maps of 847 classes from masks")
-    parser.add_argument("--chunks", type=int, nargs="+", default=[64, 847], help="classes at a time")
-    parser.set_defaults(run=paint)
-
-
 def show(title: str, results: Sequence[Figures]) -> None:
-    """Print a table with a row for each measurement."""
+    """Print a table with one row per measurement."""
     table = Table(title=title)
     for key in results[0]:
         table.add_column(key, justify="right")
@@ -256,15 +266,9 @@ def show(title: str, results: Sequence[Figures]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    for add in (add_prepare, add_evaluate, add_paint):
-        add(commands)
-    for command in commands.choices.values():
-        command.add_argument("--output", type=Path, help="also write the figures as JSON")
-    args = parser.parse_args(argv)
-    results = args.run(args)
-    show(f"{args.run.__name__}, labels of {WIDTH} x {HEIGHT} pixels", results)
+    args = parse_args(argv)
+    results = {"prepare": prepare, "evaluate": evaluate, "render": render}[args.command](args)
+    show(f"{args.command}, labels of {WIDTH} x {HEIGHT} pixels", results)
     if args.output:
         with atomic_path(args.output) as temporary:
             temporary.write_text(json.dumps(results, indent=1))

@@ -18,13 +18,31 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+import ovseg
+from ovseg.errors import user_errors
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", metavar="NAME_OR_YAML")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw some images with their labels (.png, .jpg)")
+    parser.add_argument("--sheet-images", type=int, default=12, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--limit", type=int, metavar="N", help="open N pairs only, evenly spread")
+    parser.add_argument("--workers", type=int, help="threads (default: one for each CPU, at most 8)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found; - is the terminal")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+ovseg.register()
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from ovseg.data.check import Report, check_dataset, choose_pairs, draw_sheet, open_subject
 from ovseg.data.check.dataset import KINDS, NOTES
-from ovseg.errors import user_errors
 from ovseg.io.cpus import usable_cpus
 from ovseg.io.files import atomic_path
 from ovseg.io.progress import progress_bar
@@ -34,20 +52,14 @@ MOST_CLASSES = 60  # classes that the terminal shows; JSON has all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", metavar="NAME_OR_YAML")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw some images with their labels (.png, .jpg)")
-    parser.add_argument("--sheet-images", type=int, default=12, metavar="N", help="how many (default: %(default)s)")
-    parser.add_argument("--limit", type=int, metavar="N", help="open N pairs only, evenly spread")
-    parser.add_argument("--workers", type=int, default=min(8, usable_cpus()), help="threads (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found; - is the terminal")
-    args = parser.parse_args(argv)
+    """Run the command line; return the exit status."""
+    args = parse_args(argv)
+    workers = min(8, usable_cpus()) if args.workers is None else args.workers
     subject = open_subject(args.dataset)
     with progress_bar(transient=True) as progress:
         task = progress.add_task(f"checking {args.dataset}", total=None)
         report = check_dataset(
-            subject, args.limit, args.workers, lambda done, total: progress.update(task, completed=done, total=total)
+            subject, args.limit, workers, lambda done, total: progress.update(task, completed=done, total=total)
         )
     text = json.dumps(report.as_dict(), indent=2)
     if args.json == Path("-"):

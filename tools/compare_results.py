@@ -6,10 +6,9 @@ python tools/compare_results.py --rows output/study/*            # a row each fo
 python tools/compare_results.py a.json b.json --scores mIoU pACC
 
 A run is an OUTPUT_DIR of train_net.py --eval-only, or a results.json in it; one that is given twice, or a copy of it,
-counts once. Runs whose folders have the same name but
-for a last ``_0``, ``_1``, ... are one: their mean and the standard deviation of the sample. Results of different data,
-protocols (vocabulary, background, ignored label) or conventions of mean IoU are refused; --force prints them, marked.
-The tables are Markdown, in per cent.
+counts once. Runs whose folders have the same name but for a last ``_0``, ``_1``, ... are one: their mean and the
+standard deviation of the sample. Results of different data, protocols (vocabulary, background, ignored label) or
+conventions of mean IoU are refused; --force prints them, marked. The tables are Markdown, in per cent.
 """
 
 from __future__ import annotations
@@ -18,20 +17,29 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from ovseg.errors import user_errors
-from ovseg.evaluation.comparison import compare, score_table, setting_lines
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--scores", nargs="+", default=(), metavar="SCORE", help="default: the means of all")
     parser.add_argument("--rows", action="store_true", help="a row for each run, without differences")
     parser.add_argument("--settings", action="store_true", help="also list the settings in which the runs differ")
     parser.add_argument("--force", action="store_true", help="print what must not be compared, too, and mark it")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+
+from rich.console import Console
+
+from ovseg.evaluation.comparison import compare, score_table, setting_lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     console = Console(width=500, highlight=False)
     for dataset, groups in compare(args.runs, args.force).items():
         console.print(score_table(dataset, groups, args.scores, args.rows))
@@ -39,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for sentence in group.same:
                 console.print(f"* {sentence}", markup=False)
             if group.unlike:
-                told = "; ".join(group.unlike)
-                console.print(f"* {group.name} must not be compared with {groups[0].name}: {told}", markup=False)
+                reasons = "; ".join(group.unlike)
+                console.print(f"* {group.name} must not be compared with {groups[0].name}: {reasons}", markup=False)
         for line in setting_lines(groups) if args.settings else ():
             console.print(line, markup=False)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Convert a checkpoint: to safetensors, which every later load reads without risk (what it does without a command
-word); a backbone of another project to Detectron2's names; or compare the CLIP in it with another one.
+"""Convert a checkpoint to safetensors, which loads without risk (the default command), convert a backbone of another
+project to Detectron2's names, or compare the CLIP in a checkpoint with another one.
 
 python tools/convert_checkpoint.py ovseg_swinbase_vitL14_ft_mpt.pth ovseg.safetensors
 python tools/convert_checkpoint.py old.pth old.safetensors --trust    # the file may run code: only if you trust it
@@ -19,6 +19,43 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ovseg.errors import OvsegError, reason_of, user_errors
+
+COMMANDS = {
+    "safetensors": "rewrite a checkpoint as safetensors (the default)",
+    "swin": "a Swin of Microsoft's repository",
+    "torchvision": "a torchvision ResNet",
+    "visual-model": "the Swin-like tower under visual_model. of an image-text checkpoint",
+    "compare": "mean absolute difference of each CLIP tensor between a full checkpoint and a CLIP",
+}
+HELP = ("-h", "--help")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, what in COMMANDS.items():
+        sub = commands.add_parser(command, help=what, description=what)
+        sub.add_argument("input", type=Path, help="checkpoint: .pth, .pt, .pkl or .safetensors")
+        if command == "compare":
+            sub.add_argument("clip", type=Path, help="the other CLIP, wrapped or not")
+        else:
+            others = "" if command == "safetensors" else ", .pkl, .pth"
+            sub.add_argument("output", type=Path, help=f"file to write, ending in .safetensors{others}")
+            sub.add_argument("--half", action="store_true", help="store floating-point parameters as float16")
+            sub.add_argument("--overwrite", action="store_true", help="replace an existing output")
+        if command == "safetensors":
+            sub.add_argument(
+                "--drop", metavar="PREFIX", action="append", default=[], help="leave out keys with this prefix"
+            )
+        sub.add_argument("--trust", action="store_true", help="allow the input to run code while it is read")
+    return parser.parse_args(argv if argv and argv[0] in (*COMMANDS, *HELP) else ["safetensors", *argv])
+
+
+if __name__ == "__main__":
+    parse()  # --help and mistakes are answered before what takes seconds is imported
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -35,41 +72,10 @@ from ovseg.checkpoint.state_dicts import (
     read_state_dict,
     tensors_of,
 )
-from ovseg.errors import OvsegError, reason_of, user_errors
-
-COMMANDS = {
-    "safetensors": "rewrite a checkpoint as safetensors (the default)",
-    "swin": "a Swin of Microsoft's repository",
-    "torchvision": "a torchvision ResNet",
-    "visual-model": "the Swin-like tower under visual_model. of an image-text checkpoint",
-    "compare": "mean absolute difference of each CLIP tensor between a full checkpoint and a CLIP",
-}
-HELP = ("-h", "--help")
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for command, what in COMMANDS.items():
-        sub = commands.add_parser(command, help=what, description=what)
-        sub.add_argument("input", type=Path, help="checkpoint: .pth, .pt, .pkl or .safetensors")
-        if command == "compare":
-            sub.add_argument("clip", type=Path, help="the other CLIP, wrapped or not")
-        else:
-            suffixes = (".safetensors",) if command == "safetensors" else BACKBONE_SUFFIXES
-            sub.add_argument("output", type=Path, help=f"file to write, ending in {', '.join(suffixes)}")
-            sub.add_argument("--half", action="store_true", help="store floating-point parameters as float16")
-            sub.add_argument("--overwrite", action="store_true", help="replace an existing output")
-        if command == "safetensors":
-            sub.add_argument(
-                "--drop", metavar="PREFIX", action="append", default=[], help="leave out keys with this prefix"
-            )
-        sub.add_argument("--trust", action="store_true", help="allow the input to run code while it is read")
-    return parser.parse_args(argv if argv and argv[0] in (*COMMANDS, *HELP) else ["safetensors", *argv])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(sys.argv[1:] if argv is None else argv)
+    args = parse(argv)
     if args.command == "compare":
         show_comparison(compare(read(args.input, args.trust)[0], read(args.clip, args.trust)[0]))
         return
@@ -97,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read(path: Path, trust: bool) -> tuple[Mapping[str, Tensor], dict[str, str]]:
-    """The tensors of a file, and the settings that go with them."""
+    """Read the tensors of a file and the configuration keys that it stores."""
     if trust:
         return read_trusted(path), {}
     content = read_checkpoint(path)
@@ -105,7 +111,7 @@ def read(path: Path, trust: bool) -> tuple[Mapping[str, Tensor], dict[str, str]]
 
 
 def read_trusted(path: Path) -> Mapping[str, Tensor]:
-    """Read a pickle that may run code; the caller has said that its source is trusted."""
+    """Read a pickle that may run code, from a trusted source."""
     if path.suffix == ".safetensors":
         return read_state_dict(path)
     if not path.is_file():
@@ -134,7 +140,7 @@ def show_comparison(differences: Mapping[str, float | None]) -> None:
     found = [value for value in differences.values() if value is not None and value != float("inf")]
     equal = sum(value == 0 for value in found)
     print(
-        f"{len(differences)} tensors: {equal} equal, {len(found) - equal} differ in value (most {max(found):.3e}), "
+        f"{len(differences)} tensors: {equal} equal, {len(found) - equal} differ in value (at most {max(found):.3e}), "
         f"{len(differences) - len(found)} in shape or presence"
         if found
         else "no tensor of the same shape in both"

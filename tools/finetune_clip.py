@@ -6,7 +6,7 @@
     python tools/finetune_clip.py --architecture configs/toy/clip.json --clip output/ft/best.safetensors \\
         --pairs output/pairs --tune mask-prompt --val toy --output output/ft_mpt
 
-    # the image tower for SCAN: part of a crop's background gives way to the whole image
+    # the image tower for SCAN: part of a crop's background is replaced by the whole image
     python tools/finetune_clip.py --architecture configs/toy/clip.json --clip weights/toy/clip.safetensors \\
         --pairs output/pairs --image-root toy:train --tune contextual-shift --val toy --output output/cs \\
         --recipe configs/adaptation/scan_toy.yaml
@@ -18,7 +18,7 @@
     # four GPUs; batch_size counts all of them
     torchrun --nproc-per-node 4 tools/finetune_clip.py ...
 
-A run that was stopped goes on with --resume and the same arguments. It writes epoch_N.pt and last.pt as open_clip
+A run that was stopped is resumed with --resume and the same arguments. It writes epoch_N.pt and last.pt as open_clip
 does, best.safetensors, metrics.jsonl, the recipe as it was used, and tensorboard/.
 """
 
@@ -28,14 +28,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovseg.adaptation.finetune import Job, finetune
 from ovseg.adaptation.recipe import MODES, add_flags, read_recipe, recipe_from_flags
-from ovseg.adaptation.tuned_clip import flags_in_messages
-from ovseg.engine.launch import World, choose_device, launch
 from ovseg.errors import user_errors
 
 
-def build_parser() -> argparse.ArgumentParser:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", required=True, help="an open_clip name, OpenAI's name, or a JSON file")
     parser.add_argument("--clip", required=True, help="its weights: a file (an earlier run's too) or an open_clip tag")
@@ -53,19 +50,27 @@ def build_parser() -> argparse.ArgumentParser:
         "--image-root", help="contextual-shift: folder of the whole images that the crops were cut from, or toy:train"
     )
     parser.add_argument("--val-image-root", help="contextual-shift: the same for a folder of crops given as --val")
-    parser.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
+    parser.add_argument("--resume", action="store_true", help="resume the run in --output")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cuda falls back to the CPU")
     parser.add_argument(
         "--num-gpus", type=int, default=1, help="processes, one for each GPU; with --device cpu on the CPU"
     )
     add_flags(parser)
-    return parser
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+
+from ovseg.adaptation.finetune import Job, finetune
+from ovseg.adaptation.tuned_clip import clip_flags
+from ovseg.engine.launch import World, choose_device, launch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    args = parse_args(argv)
     given = read_recipe(args.recipe, args.tune) if args.recipe else {}
-    with flags_in_messages():
+    with clip_flags():
         device = choose_device(args.device, args.num_gpus)
     job = Job(
         architecture=args.architecture,

@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
 """Install Detectron2 into the environment of the running Python.
 
-    python tools/install_detectron2.py                   # nothing where `import detectron2` works, else the next
+    python tools/install_detectron2.py                   # like --source pypi, unless `import detectron2` works
     python tools/install_detectron2.py --source pypi     # Detectron2 0.6 in pure Python, no compiler needed
-    python tools/install_detectron2.py --sdist FILE      # the same from a file that was downloaded before
-    python tools/install_detectron2.py --source git      # the official repository, compiled here
+    python tools/install_detectron2.py --sdist FILE      # the same from a downloaded file
+    python tools/install_detectron2.py --source git      # the official repository, compiled on this machine
 
-Where a source is named and another build is installed, it is replaced.
+If a source is named and another build is installed, that build is replaced.
 
 The pure-Python build takes the source distribution ``pb1-detectron2==0.6``: Detectron2 0.6's Python files without
-its C++. pip refuses it (an extra in its metadata is a URL), so ``unearth`` fetches it; its checksum is verified,
-what current libraries broke is mended (``detectron2_mends.py``), and a wheel named ``detectron2`` is built and
-installed. The few compiled operators (deformable convolution, rotated boxes) raise a clear error when they are used.
+its C++. pip refuses it (an extra in its metadata is a URL), so ``unearth`` downloads it; its checksum is verified, it
+is patched for current libraries (``detectron2_patches.py``), and a wheel named ``detectron2`` is built and installed.
+The few compiled operators (deformable convolution, rotated boxes) raise a clear error when they are used.
 
-This script stands alone: it needs torch, and for the pure-Python build ``unearth``, ``build`` and ``setuptools``.
+This script is independent of ovseg: it needs torch, and for the pure-Python build ``unearth``, ``build`` and
+``setuptools``.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2_mends import MENDS, MOVED_FOLDERS, NEW_FILES, REPLACED_FILES, Mend
+from detectron2_patches import MOVED_FOLDERS, NEW_FILES, PATCHES, REPLACED_FILES, Patch
 
 SDIST = "pb1-detectron2==0.6"
 SDIST_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
-PURE_PYTHON_MARK = ("utils", "missing_ops.py")  # the official repository has no such file
+PURE_PYTHON_MARK = ("utils", "missing_ops.py")  # not in the official repository
 GIT_URL = "https://github.com/facebookresearch/detectron2.git"
 GIT_COMMIT = "e0ec4e189d438848521aee7926f9900e114229f5"
 
@@ -44,13 +45,13 @@ class InstallError(Exception):
 
 
 def installed_detectron2() -> tuple[str, str]:
-    """Ask a fresh interpreter about ``import detectron2``.
+    """Run ``import detectron2`` in a fresh interpreter.
 
     Returns:
         (``"ok"``, where and which version), (``"missing"``, "") or (``"broken"``, the import's last error line).
     """
     code = "import detectron2; print(detectron2.__version__, 'in', *detectron2.__path__)"
-    with tempfile.TemporaryDirectory() as empty:  # a folder `detectron2` in the current one must not count
+    with tempfile.TemporaryDirectory() as empty:  # a folder `detectron2` in the working folder must not be found
         answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=empty)
     if answer.returncode == 0:
         return "ok", answer.stdout.strip()
@@ -67,7 +68,7 @@ def installed_source() -> str:
 
 
 def require_modules(names: Sequence[str], purpose: str) -> None:
-    """Raise :class:`InstallError` naming those of ``names`` that cannot be imported."""
+    """Raise :class:`InstallError` if one of the modules ``names`` cannot be imported."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise InstallError(f"{purpose} needs {', '.join(missing)}: run `pip install {' '.join(missing)}` first")
@@ -86,7 +87,7 @@ def run(command: Sequence[str], failure: str, env: dict[str, str] | None = None)
 
 
 def download_sdist(folder: Path) -> Path:
-    """Fetch :data:`SDIST` into ``folder`` with unearth, from the index that pip or uv is configured to use."""
+    """Download :data:`SDIST` into ``folder`` with unearth, from the index that pip or uv is configured to use."""
     require_modules(["unearth"], "downloading Detectron2's source")
     command = [sys.executable, "-m", "unearth", "--no-binary", "--download", str(folder)]
     index = next(filter(None, map(os.environ.get, ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"))), None)
@@ -94,7 +95,7 @@ def download_sdist(folder: Path) -> Path:
         command += ["--index-url", index]
     run(
         [*command, SDIST],
-        f"cannot download {SDIST}: without a network, fetch that file elsewhere and give it with --sdist FILE",
+        f"cannot download {SDIST}: without a network, download that file elsewhere and give it with --sdist FILE",
     )
     archives = sorted(folder.glob("*.tar.gz"))
     if len(archives) != 1:
@@ -103,7 +104,7 @@ def download_sdist(folder: Path) -> Path:
 
 
 def verify_checksum(archive: Path, sha256: str) -> None:
-    """Raise :class:`InstallError` unless ``archive`` is the very file that the mends were written for."""
+    """Raise :class:`InstallError` unless ``archive`` is the file that the patches were written for."""
     if not archive.is_file():
         raise InstallError(f"no such file: {archive}")
     actual = hashlib.sha256(archive.read_bytes()).hexdigest()
@@ -114,7 +115,7 @@ def verify_checksum(archive: Path, sha256: str) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Extract ``archive`` below ``folder`` and return its one top folder.
+    """Extract ``archive`` into ``folder`` and return its single top folder.
 
     Raises:
         InstallError: a member is a link or a device, or would be written outside ``folder``.
@@ -133,28 +134,28 @@ def unpack(archive: Path, folder: Path) -> Path:
     return tops[0]
 
 
-def apply_mends(tree: Path, mends: Sequence[Mend]) -> None:
-    """Apply ``mends`` to the files below ``tree``.
+def apply_patches(tree: Path, patches: Sequence[Patch]) -> None:
+    """Apply ``patches`` to the files below ``tree``.
 
     Raises:
-        InstallError: a file is missing, or a text does not occur exactly as often as its mend declares.
+        InstallError: a file is missing, or a text occurs more or less often than its patch declares.
     """
-    for mend in mends:
-        path = tree / mend.file
+    for patch in patches:
+        path = tree / patch.file
         if not path.is_file():
-            raise InstallError(f"cannot mend {mend.file}: the file is not in the source")
+            raise InstallError(f"cannot patch {patch.file}: the file is not in the source")
         text = path.read_text(encoding="utf-8")
-        found = text.count(mend.old)
-        if found != mend.count:
+        found = text.count(patch.old)
+        if found != patch.count:
             raise InstallError(
-                f"cannot mend {mend.file}: {mend.old!r} occurs {found} times, expected {mend.count} ({mend.why})"
+                f"cannot patch {patch.file}: {patch.old!r} occurs {found} times, expected {patch.count} ({patch.why})"
             )
-        path.write_text(text.replace(mend.old, mend.new), encoding="utf-8")
+        path.write_text(text.replace(patch.old, patch.new), encoding="utf-8")
 
 
 def prepare_tree(tree: Path) -> None:
-    """Turn the unpacked source into one that builds a pure-Python ``detectron2`` wheel."""
-    apply_mends(tree, MENDS)
+    """Modify the unpacked source so that it builds a pure-Python ``detectron2`` wheel."""
+    apply_patches(tree, PATCHES)
     for name in REPLACED_FILES:
         (tree / name).unlink()
     for source, target in MOVED_FOLDERS.items():
@@ -164,7 +165,7 @@ def prepare_tree(tree: Path) -> None:
 
 
 def build_wheel(tree: Path, folder: Path) -> Path:
-    """Build the wheel of ``tree`` into ``folder`` with what is installed, without a network."""
+    """Build the wheel of ``tree`` into ``folder`` with the installed packages, without a network."""
     require_modules(["build", "setuptools"], "building Detectron2's wheel")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(tree)]
     run(command, "building Detectron2's wheel failed")
@@ -172,10 +173,10 @@ def build_wheel(tree: Path, folder: Path) -> Path:
 
 
 def installer() -> list[str]:
-    """The start of an install command into the running environment, over what is there: uv's where it is, else pip's.
+    """Return the start of a command that installs into the running environment: uv's if it is available, else pip's.
 
     Raises:
-        InstallError: neither is there.
+        InstallError: neither uv nor pip is available.
     """
     again = ["--reinstall-package", "detectron2"]
     if importlib.util.find_spec("uv") is not None:
@@ -185,7 +186,7 @@ def installer() -> list[str]:
     if importlib.util.find_spec("pip") is not None:
         again = ["--force-reinstall", "--no-deps"] if importlib.util.find_spec("detectron2") else []
         return [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *again]
-    raise InstallError("neither uv nor pip is here: put uv on the PATH or run `python -m ensurepip`, then this again")
+    raise InstallError("there is neither uv nor pip: put uv on the PATH or run `python -m ensurepip`, then this again")
 
 
 def install_pure_python(sdist: Path | None) -> None:
@@ -222,13 +223,13 @@ def install_official() -> None:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Install Detectron2 into this environment, if it is not there.")
     parser.add_argument(
         "--source",
         choices=("pypi", "git"),
-        help="pypi: 0.6 in pure Python, no compiler; git: the official repository, compiled here "
-        "(default: whatever is installed, else pypi)",
+        help="pypi: 0.6 in pure Python, no compiler; git: the official repository, compiled on this machine "
+        "(default: the installed one, else pypi)",
     )
     parser.add_argument("--sdist", type=Path, metavar="FILE", help="the downloaded pb1-detectron2-0.6.tar.gz")
     args = parser.parse_args(argv)
@@ -240,10 +241,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Install Detectron2 as the command line says.
+    """Install Detectron2 according to the command line.
 
     Raises:
-        InstallError: see the message.
+        InstallError: the installation is not possible.
     """
     args = parse_args(argv)
     state, details = installed_detectron2()
@@ -253,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if state == "broken":
         raise InstallError(
             f"a Detectron2 is installed but does not import ({details}): uninstall it "
-            "(`pip uninstall detectron2`) or install what it misses, then run this again"
+            "(`pip uninstall detectron2`) or install what it lacks, then run this again"
         )
     require_modules(["torch"], "Detectron2")
     if args.source == "git":

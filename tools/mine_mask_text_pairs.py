@@ -22,33 +22,26 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from ovseg.adaptation.mask_sources import MASK_KINDS
-from ovseg.adaptation.mining_options import MiningOptions
-from ovseg.adaptation.mining_run import run
+import ovseg
 from ovseg.cli.options import parse_with_options
-from ovseg.engine.launch import World, launch
 from ovseg.errors import user_errors
-from ovseg.io.devices import find_device
-from ovseg.vocabulary.nouns import FORMS
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("images and captions").add_argument
     add(
         "--data",
         required=True,
         help="COCO captions (.json), Localized Narratives (.jsonl), a table (.csv, .tsv), toy:train or toy:val; "
-        "with --names-from labels also a folder of pictures",
+        "with --names-from labels also a folder of images",
     )
     add("--image-root", type=Path, help="folder that image names start from; default: that of --data")
     add("--image-column", help="column of a table with the image files; default: the usual names are tried")
     add("--caption-column", help="column of a table with the captions")
     add("--delimiter", help="between the columns of a table; default: tab, for .csv a comma")
     add("--max-images", type=int, help="use only the first so many images")
-    add("--allow-bad", action="store_true", help="go on with more than 1 %% unusable captions or images")
+    add("--allow-bad", action="store_true", help="continue with more than 1 %% unusable captions or images")
 
     add = parser.add_argument_group("masks: of a segmenter, or from --masks").add_argument
     add("--config-file", help="configuration of a trained segmenter")
@@ -56,21 +49,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--masks", metavar="FOLDER", help="folder of masks, or ground-truth with --data toy:...")
     add(
         "--masks-are",
-        choices=MASK_KINDS,
+        choices=("labels", "instances", "files"),
         help="one label map for each image, or one instance map (0 is no mask), or a folder of mask files; "
         "default: what the folder looks like",
     )
     add("--label-names", metavar="WORDS", help="names of the values of label maps: a label set or a file")
     add("--ignore-label", type=int, default=255, help="value of label maps that is no mask (default %(default)s)")
     add("--min-area", type=float, default=0.0005, help="least share of the image of a mask (default %(default)s)")
-    add("--max-size", type=int, default=1024, help="larger images are made smaller first (default %(default)s pixels)")
+    add("--max-size", type=int, default=1024, help="larger images are shrunk first (default %(default)s pixels)")
 
     add = parser.add_argument_group("texts").add_argument
     add("--names-from", choices=("captions", "labels"), default="captions", help="labels: the masks' own class names")
     add("--captions", choices=("one", "all"), default="one", help="the first caption of each image, or all")
     add(
         "--nouns",
-        choices=FORMS,
+        choices=("noun", "phrase", "both"),
         default="noun",
         help="noun: star; phrase: striped red star; both of them (default %(default)s, as in the paper)",
     )
@@ -87,12 +80,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--min-score", type=float, help="least cosine of a noun and its best mask; default: no limit, as in the paper")
 
     add = parser.add_argument_group("output and processes").add_argument
-    add("--output", type=Path, required=True, help="folder; an interrupted run goes on in it")
+    add("--output", type=Path, required=True, help="folder; an interrupted run in it is resumed")
     add("--write-list", action="store_true", help="the original's pairs.tsv and filled crops, too")
     add("--shard-size", type=int, help="images of one shard; default: 5 to 250, by the number of images")
     add("--device", help="cpu, cuda; default: cuda if there is one, one GPU for each process")
     add("--opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
     return parse_with_options(parser, argv)
+
+
+if __name__ == "__main__":
+    parse()  # --help and mistakes are answered before what takes seconds is imported
+ovseg.register()
+
+import torch
+
+from ovseg.adaptation.mining_run import MiningOptions, run
+from ovseg.engine.launch import World, launch
+from ovseg.io.devices import find_device
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,9 +18,29 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import ovseg  # noqa: F401 - before Detectron2, whose import warns of what PyTorch deprecates
+import ovseg
+from ovseg.errors import OvsegError, user_errors
 
-# isort: split
+ROOT = Path(__file__).parents[1]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", default=ROOT / "configs/toy/ovseg_toy.yaml", help="says which backbone")
+    parser.add_argument("--output", type=Path, default=Path("output/toy_backbone.safetensors"))
+    parser.add_argument("--window-steps", type=int, default=1500)
+    parser.add_argument("--window-batch", type=int, default=64, help="windows of a step")
+    parser.add_argument("--scene-steps", type=int, default=600)
+    parser.add_argument("--scene-batch", type=int, default=8, help="scenes of a step")
+    parser.add_argument("--lr", type=float, nargs=2, default=(2e-3, 1e-3), help="of windows and of scenes")
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+ovseg.register()
 
 import cv2
 import numpy as np
@@ -36,7 +56,6 @@ from ovseg.checkpoint import save_safetensors
 from ovseg.config import CfgNode, load_cfg
 from ovseg.data.loader import build_train_loader
 from ovseg.data.mapper import SemSegTrainMapper
-from ovseg.errors import OvsegError, user_errors
 from ovseg.io.images import read_image
 from ovseg.io.progress import progress_bar
 from ovseg.toy import BASE_CLASSES, CLASS_NAMES
@@ -50,22 +69,8 @@ _SHIFT = 0.25  # how far a window's centre may lie off, in half sides of the box
 _WARMUP = 50  # steps of linear warm-up
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", default="configs/toy/ovseg_toy.yaml", help="says which backbone")
-    parser.add_argument("--output", type=Path, default=Path("output/toy_backbone.safetensors"))
-    parser.add_argument("--window-steps", type=int, default=1500)
-    parser.add_argument("--window-batch", type=int, default=64, help="windows of a step")
-    parser.add_argument("--scene-steps", type=int, default=600)
-    parser.add_argument("--scene-batch", type=int, default=8, help="scenes of a step")
-    parser.add_argument("--lr", type=float, nargs=2, default=(2e-3, 1e-3), help="of windows and of scenes")
-    parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
-
-
 class RegionClassifier(nn.Module):
-    """A backbone and a linear layer on the mean of its last map, of the whole picture or of each region."""
+    """A backbone and a linear layer on the mean of its last map, of the whole image or of each region."""
 
     def __init__(self, cfg: CfgNode):
         super().__init__()

@@ -14,20 +14,28 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from ovseg.errors import user_errors
-from ovseg.evaluation.html_report import write_report
-from ovseg.evaluation.record import read_record, record_files
-from ovseg.evaluation.report import read_confusion
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER", help="OUTPUT_DIR, or OUTPUT_DIR/inference/<data set>"
     )
-    for file in [file for folder in parser.parse_args(argv).folders for file in record_files(folder)]:
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+
+from rich.console import Console
+
+from ovseg.evaluation.record import read_record, record_files
+from ovseg.evaluation.report import read_confusion, write_report
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    for file in [file for folder in parse_args(argv).folders for file in record_files(folder)]:
         record = read_record(file, complete=True)
         path = write_report(file.parent, record, read_confusion(file.parent, len(record["class_names"])))
         Console().print(f"open {path} in a browser", soft_wrap=True, markup=False, highlight=False)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Find MASK_THR and CLIP_ENSEMBLE_WEIGHT for a model: mIoU of a whole grid at the cost of one run per threshold.
+"""Search MASK_THR and CLIP_ENSEMBLE_WEIGHT of a model: mIoU over a grid at the cost of one run per threshold.
 
 python tools/search_thresholds.py --config-file configs/toy/ovseg_toy.yaml --limit 100 \\
     DATASETS.TEST '("toy_sem_seg_tune",)'
 python tools/search_thresholds.py --config-file CONFIG --thresholds 0.35 0.4 0.45 --weights 0.6 0.65 0.7 0.75 0.8 \\
     --output output/search MODEL.WEIGHTS checkpoint.pth DATASETS.TEST '("my_tuning_split",)'
 
-The split that is searched on is DATASETS.TEST. Do not choose settings on the split that you report results on.
+The search uses the split DATASETS.TEST. Do not choose settings on the split on which you report results.
 """
 
 from __future__ import annotations
@@ -17,31 +17,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import ovseg  # noqa: F401 - before Detectron2, whose import warns of what PyTorch deprecates
-
-# isort: split
-
-from rich.console import Console
-from rich.table import Table
-
-from ovseg.checkpoint import load_model
+import ovseg
 from ovseg.cli.options import parse_with_options
-from ovseg.config import CfgNode, load_cfg
-from ovseg.data.catalog import check_prepared
-from ovseg.data.custom.names import folder_name
-from ovseg.engine.launch import choose_device
-from ovseg.engine.setup import seed_everything
 from ovseg.errors import OvsegError, user_errors
-from ovseg.evaluation.report import write_csv, write_json
-from ovseg.evaluation.threshold_search import Grid, draw_heat_map, search
-from ovseg.io.files import atomic_path, explained_writing, locked_folder
-from ovseg.io.progress import progress_bar
 
 THRESHOLDS = (0.35, 0.4, 0.45)  # the original's
 WEIGHTS = (0.6, 0.65, 0.7, 0.75, 0.8)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True)
     for name, default in (("thresholds", THRESHOLDS), ("weights", WEIGHTS)):
@@ -49,10 +33,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(
             f"--{name}", nargs="+", type=float, default=default, metavar="X", help=f"of {key} ({default})"
         )
-    parser.add_argument("--output", type=Path, help="folder (default: OUTPUT_DIR/search); each split gets one in it")
+    parser.add_argument("--output", type=Path, help="folder, with a subfolder per split (default: OUTPUT_DIR/search)")
     parser.add_argument("--limit", type=int, metavar="N", help="use N images, evenly spread over the split")
     parser.add_argument("--num-gpus", type=int, default=1, help="0 for the CPU (default: a GPU where there is one)")
     return parse_with_options(parser, argv, bare=True)
+
+
+if __name__ == "__main__":
+    parse()  # --help and mistakes are answered before what takes seconds is imported
+ovseg.register()
+
+from rich.console import Console
+from rich.table import Table
+
+from ovseg.checkpoint import load_model
+from ovseg.config import CfgNode, load_cfg
+from ovseg.data.catalog import check_prepared
+from ovseg.data.custom.names import folder_name
+from ovseg.engine.launch import choose_device
+from ovseg.engine.setup import seed_everything
+from ovseg.evaluation.report import write_csv, write_json
+from ovseg.evaluation.threshold_search import Grid, draw_heat_map, search
+from ovseg.io.files import atomic_path, explained_writing, locked_folder
+from ovseg.io.progress import progress_bar
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace, cfg: CfgNode, output: Path, console: Console) -> None:
-    """Search on each split, whose results get a folder of their own in ``output``."""
+    """Search on each split and write its results into a subfolder of ``output``."""
     seed_everything(max(cfg.SEED, 0))
     model = load_model(cfg, complete=True).eval()
     for name in cfg.DATASETS.TEST:
@@ -92,7 +95,7 @@ def run(args: argparse.Namespace, cfg: CfgNode, output: Path, console: Console) 
 
 
 def write(grid: Grid, folder: Path, cfg: CfgNode) -> None:
-    """results.json, grid.csv and heat_map.png."""
+    """Write results.json, grid.csv and heat_map.png."""
     threshold, weight = grid.best
     content = {
         "tuned_on": grid.dataset,
@@ -128,8 +131,8 @@ def show(grid: Grid, folder: Path, console: Console) -> None:
     console.print(f"details: {folder}/results.json, grid.csv, heat_map.png", markup=False)
     if grid.is_reported_split:
         print(
-            f"warning: {grid.dataset} looks like a split that results are reported on: settings tuned on it make its "
-            "own score too good; tune on a held-out part of the training data, or say so where you report",
+            f"warning: {grid.dataset} looks like a split that results are reported on: settings tuned on it bias its "
+            "score; tune on a held-out part of the training data, or report it",
             file=sys.stderr,
         )
 

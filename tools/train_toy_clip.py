@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Train the tiny CLIP of the toy world on scenes and their captions, and save ``weights/toy/clip.safetensors``.
 
-    python tools/train_toy_clip.py            # words and pictures, from scratch
+    python tools/train_toy_clip.py            # words and images, from scratch
     python tools/train_toy_clip.py --init weights/toy/clip.safetensors --text-steps 0 --margin 1.1 1.4 --close-ups 5 \\
         --alone 1.0 --patches 2 --steps 1800 --work-dir output/toy_clip_2
-    ... --resume                              # goes on where a killed run stopped
+    ... --resume                              # resumes a killed run
 
 The two commands reproduce the shipped file. The second one teaches the image tower more about shapes, with closer
 close-ups and less in them. After ``--text-steps`` the text tower is locked: it knows its 90 words by then, while the
-image tower goes on learning, which takes it much longer. Pictures: ``ovseg/toy/clip/views.py``; loss:
+image tower needs much longer. Images: ``ovseg/toy/clip/views.py``; loss:
 ``ovseg/toy/clip/training.py``.
 """
 
@@ -21,27 +21,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-import torch
-from open_clip.model import CLIP
-from open_clip.tokenizer import SimpleTokenizer
-from rich.logging import RichHandler
-
-from ovseg.adaptation.tuned_clip import flags_in_messages
-from ovseg.checkpoint import save_safetensors
-from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
-from ovseg.clip.preprocessing import OPENAI
 from ovseg.errors import OvsegError, user_errors
-from ovseg.io.files import atomic_path
-from ovseg.toy import generator_version
-from ovseg.toy.clip.batches import PairSampler
-from ovseg.toy.clip.training import Recipe, TrainingRun
-from ovseg.toy.clip.views import ViewRecipe, load_views
-from ovseg.toy.clip.zero_shot import evaluate
-
-logger = logging.getLogger("train_toy_clip")
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", type=Path, default=Path("configs/toy/clip.json"), help="open_clip JSON")
     parser.add_argument("--output", type=Path, default=Path("weights/toy/clip.safetensors"))
@@ -54,7 +37,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--alone", type=float, default=0.5, help="share of close-ups whose captions leave out grounds")
     parser.add_argument("--patches", type=int, default=1, help="windows that show no thing, for each scene")
-    parser.add_argument("--captions", type=int, default=6, help="captions written for each picture")
+    parser.add_argument("--captions", type=int, default=6, help="captions written for each image")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--text-steps", type=int, default=800, help="the first so many train the text tower as well")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -63,8 +46,30 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up before the cosine")
     parser.add_argument("--checkpoint-every", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work-dir")
+    parser.add_argument("--resume", action="store_true", help="resume from the checkpoint in --work-dir")
     return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+
+import torch
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from rich.logging import RichHandler
+
+from ovseg.adaptation.tuned_clip import clip_flags
+from ovseg.checkpoint import save_safetensors
+from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
+from ovseg.clip.preprocessing import OPENAI
+from ovseg.io.files import atomic_path
+from ovseg.toy.clip.batches import PairSampler
+from ovseg.toy.clip.training import Recipe, TrainingRun
+from ovseg.toy.clip.views import ViewRecipe, load_views
+from ovseg.toy.clip.zero_shot import evaluate
+from ovseg.toy.registration import FORMAT
+
+logger = logging.getLogger("train_toy_clip")
 
 
 def find_architecture(args: argparse.Namespace) -> tuple[ClipSource, SimpleTokenizer]:
@@ -92,7 +97,7 @@ def train(args: argparse.Namespace, tokenizer: SimpleTokenizer, source: ClipSour
         load_clip_weights(model, source)
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
     settings = {key: str(value) for key, value in sorted(vars(args).items()) if key != "resume"}
-    about = {"settings": settings, "architecture": architecture, "generator_version": generator_version()}
+    about = {"settings": settings, "architecture": architecture, "scenes": FORMAT}
     run = TrainingRun(model, recipe, args.work_dir, about)
     if args.resume:
         run.resume()
@@ -106,12 +111,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.scenes < args.batch_size or args.captions < 1:
         raise OvsegError("--scenes must be at least --batch-size, and --captions at least 1")
-    with flags_in_messages(weights="--init"):
+    with clip_flags(weights="--init"):
         source, tokenizer = find_architecture(args)
         run = train(args, tokenizer, source)
     half = {name: value.half().contiguous() for name, value in run.model.state_dict().items()}
     save_safetensors(half, args.output)
-    run.model.load_state_dict(half)  # judge what is shipped
+    run.model.load_state_dict(half)  # evaluate what is shipped
     scores = evaluate(run.model, tokenizer, source.architecture["vision_cfg"]["image_size"])
     with atomic_path(args.work_dir / "log.json") as path:
         path.write_text(json.dumps(run.log | {"evaluation": scores}, indent=1), encoding="utf-8")

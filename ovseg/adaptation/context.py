@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ovseg.adaptation.crops import BatchLoader, normalised
+from ovseg.adaptation.crops import batch_loader, normalised
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.clip.vit import look_at_whole
 from ovseg.data.sampler import mix
@@ -36,11 +36,11 @@ _AT_A_TIME = 32  # whole images; fixed, as the last bits of what is seen may dep
 
 
 class ContextualShift:
-    """Which patches of a crop give way to its whole image, and what they become.
+    """Which patches of a crop are replaced by features of its whole image, and by which.
 
     Args:
         original: CLIP's image tower before training, frozen; it stays on the CPU but for :func:`look_at_all`.
-        ratio: part of a crop's background patches that is replaced.
+        ratio: share of a crop's background patches that is replaced.
         layers: blocks after which it is.
         seed: of the draws.
 
@@ -72,12 +72,12 @@ class ContextualShift:
         return draw_patches(self.original, masks.float(), self.ratio, len(self.blocks), generator).transpose(0, 1)
 
     def look(self, images: Tensor) -> Tensor:
-        """The original's class tokens after each of the blocks, float32 (B, blocks, width), of (B, 3, S, S)."""
+        """Return the original's class tokens after each of the blocks, float32 (B, blocks, width), of (B, 3, S, S)."""
         seen = look_at_whole(self.original, images, (0,))
         return seen.class_tokens[list(self.blocks)].transpose(0, 1)
 
     def encode(self, visual: VisionTransformer, crops: Tensor, drawn: Tensor, tokens: Tensor) -> Tensor:
-        """Features (b, D), not normalised, of crops (b, 3, S, S), each with its own context.
+        """Return features (b, D), not normalised, of crops (b, 3, S, S), each with its own context.
 
         Args:
             visual: the tower that trains.
@@ -116,7 +116,7 @@ class CropsInContext(Dataset):
         return len(self.crops)
 
     def __getitem__(self, key: int | tuple[int, ...]) -> tuple[Tensor, ...] | OvsegError:
-        """Crops, drawn bool (..., blocks, P), tokens (..., blocks, width), and the rest of the item."""
+        """Return crops, drawn bool (..., blocks, P), tokens (..., blocks, width), and the rest of the item."""
         item = self.crops[key]
         if isinstance(item, OvsegError):
             return item
@@ -138,7 +138,7 @@ def look_at_all(
     workers: int,
     preprocessing: Preprocessing = OPENAI,
 ) -> Tensor:
-    """The class tokens of whole images, float32 (N, blocks, width) on the CPU; every process must call this.
+    """Return the class tokens of whole images, float32 (N, blocks, width) on the CPU; every process must call this.
 
     The processes share the work, and none computes anything else than a single one would.
 
@@ -160,7 +160,7 @@ def look_at_all(
     began, seen = time.perf_counter(), []
     with progress_bar(show=comm.is_main_process(), transient=True) as progress:
         bar = progress.add_task("whole images", total=sum(map(len, mine)))
-        for (batch,) in BatchLoader(images, mine, workers=workers, pin_memory=device.type == "cuda"):
+        for (batch,) in batch_loader(images, mine, workers, pin_memory=device.type == "cuda"):
             with autocast():
                 seen.append(shift.look(batch.to(device)).cpu())
             progress.advance(bar, len(batch))

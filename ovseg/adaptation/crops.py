@@ -1,15 +1,14 @@
-"""From pairs to the batches that fine-tuning sees: filled, augmented crops, their masks, and their texts' numbers."""
+"""Batches of pairs for fine-tuning: filled, augmented crops, their masks, and the numbers of their texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import InterpolationMode
@@ -17,6 +16,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from ovseg.adaptation.recipe import Recipe
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
+from ovseg.data.loader import SampleLoader
 from ovseg.data.sampler import mix
 from ovseg.errors import OvsegError
 
@@ -24,7 +24,7 @@ _SQUARE = torch.empty(1, 2048, 2048, device="meta")  # what a crop is for Random
 
 
 def normalised(image: np.ndarray, preprocessing: Preprocessing = OPENAI) -> np.ndarray:
-    """Pixels (h, w, 3) RGB, 0 .. 255, as CLIP's input, float32."""
+    """Normalise pixels (h, w, 3) RGB, 0 .. 255, to CLIP's input, float32."""
     mean, std = (255 * np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.std))
     return (image.astype(np.float32) - mean) / std
 
@@ -65,10 +65,10 @@ def squash(
 
 
 def unlike_fill(crop: Tensor, fill: Sequence[float], preprocessing: Preprocessing = OPENAI) -> Tensor:
-    """Where a resized crop has not the fill's colour, to half a level: uint8 (1, S, S) of float32 (3, S, S).
+    """Return where a resized crop differs from the fill's colour by half a level: uint8 (1, S, S) of float32 (3, S, S).
 
-    So SCAN's scripts find the mask of an augmented crop: it is wider than the mask resized, by what bicubic resizing
-    spreads (specification of SCAN, section 12).
+    SCAN's scripts find in this way the mask of an augmented crop: it is wider than the mask resized, by what bicubic
+    resizing spreads (specification of SCAN, section 12).
     """
     level = 1 / (255 * np.array(preprocessing.std, np.float32))
     colour, level = (torch.from_numpy(x)[:, None, None] for x in (normalised(np.array(fill), preprocessing), level))
@@ -76,10 +76,10 @@ def unlike_fill(crop: Tensor, fill: Sequence[float], preprocessing: Preprocessin
 
 
 def random_window(height: int, width: int, recipe: Recipe) -> Sequence[int]:
-    """Top, left, height and width of ``RandomResizedCrop``, from torch's generator."""
+    """Return top, left, height and width of ``RandomResizedCrop``, from torch's generator."""
     if recipe.ratio_of == "picture":
-        picture = torch.empty(1, height, width, device="meta")
-        return RandomResizedCrop.get_params(picture, list(recipe.scale), list(recipe.ratio))
+        image = torch.empty(1, height, width, device="meta")
+        return RandomResizedCrop.get_params(image, list(recipe.scale), list(recipe.ratio))
     window = RandomResizedCrop.get_params(_SQUARE, list(recipe.scale), list(recipe.ratio))
     top, left, high, wide = (n * side / _SQUARE.shape[1] for n, side in zip(window, (height, width) * 2, strict=True))
     high, wide = max(1, round(high)), max(1, round(wide))
@@ -111,7 +111,7 @@ class TrainingCrops(Dataset):
         try:
             pair = self.pairs[index]
         except OvsegError as error:
-            return error  # torch would make a traceback of it; BatchLoader raises it
+            return error  # torch would make a traceback of it; SampleLoader raises it
         crop, mask = filled(pair.image, pair.mask, self.recipe.fill, self.preprocessing)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(self.recipe.seed, epoch, index))
@@ -122,71 +122,20 @@ class TrainingCrops(Dataset):
         return crop, mask, self.text_ids[index]
 
 
-class EpochBatches(Sampler):
-    """Batches of epochs that are each a new permutation; a last incomplete batch is dropped.
-
-    Args:
-        size: number of pairs.
-        recipe: batch size (of all processes), epochs, seed.
-        start: steps done before.
-        rank, processes: each process takes its contiguous part of a batch.
-    """
-
-    def __init__(self, size: int, recipe: Recipe, start: int = 0, rank: int = 0, processes: int = 1):
-        self.size, self.recipe, self.start, self.rank = size, recipe, start, rank
-        self.share = recipe.batch_size // processes
-        self.steps_per_epoch = size // recipe.batch_size
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield lists of (epoch, index)."""
-        previous = -1
-        for step in range(self.start, self.steps_per_epoch * self.recipe.epochs):
-            epoch, batch = divmod(step, self.steps_per_epoch)
-            if epoch != previous:
-                generator = torch.Generator().manual_seed(mix(self.recipe.seed, epoch))
-                order, previous = torch.randperm(self.size, generator=generator).tolist(), epoch
-            first = batch * self.recipe.batch_size + self.rank * self.share
-            yield [(epoch, index) for index in order[first : first + self.share]]
-
-
-class BatchLoader(DataLoader):
-    """Batches of a data set whose items are tuples of tensors, each stacked, or an OvsegError.
+def batch_loader(items: Dataset, batches: Iterable[Sequence[Any]], workers: int, pin_memory: bool) -> SampleLoader:
+    """Return a loader of batches of a data set whose items are tuples of tensors, each stacked, or an OvsegError.
 
     Args:
         items: such as :class:`TrainingCrops`: crops float32 (b, 3, S, S), masks uint8 (b, 1, S, S), numbers of texts
             int64 (b,).
         batches: lists of keys.
         workers: data-loader processes.
-
-    Raises:
-        OvsegError: while iterating, the first in a batch.
+        pin_memory: for fast transfers to a GPU.
     """
-
-    def __init__(self, items: Dataset, batches: Iterable[Sequence[Any]], *, workers: int, pin_memory: bool):
-        super().__init__(
-            items,
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=_collate,
-            worker_init_fn=_one_thread,
-            pin_memory=pin_memory,
-            prefetch_factor=4 if workers else None,
-        )
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        for batch in super().__iter__():
-            if isinstance(batch, OvsegError):
-                raise batch
-            yield batch
+    return SampleLoader(
+        items, batches, workers, _stack_parts, pin_memory=pin_memory, prefetch_factor=4 if workers else None
+    )
 
 
-def _collate(samples: list[Any]) -> list[Tensor] | OvsegError:
-    for sample in samples:
-        if isinstance(sample, OvsegError):
-            return sample
+def _stack_parts(samples: list[Sequence[Tensor]]) -> list[Tensor]:
     return [torch.stack(parts) for parts in zip(*samples, strict=True)]
-
-
-def _one_thread(_: int) -> None:
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Putting an adapted CLIP into a segmenter's checkpoint (specification of OVSeg, section 13; of SCAN, section 13)."""
+"""Replacing the CLIP in a segmenter's checkpoint by an adapted one (specifications of OVSeg and SCAN, section 13)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SEGMENTER_PARTS = ("backbone.", "sem_seg_head.", "clip_adapter.")
 
 @dataclass(frozen=True)
 class FusionReport:
-    """What became of each key.
+    """Reports what was done with each key.
 
     Attributes:
         replaced: the segmenter's keys that got CLIP's tensors.
@@ -42,7 +42,7 @@ class FusionReport:
         untouched: the segmenter's other keys.
         left_out: the segmenter's text tower, which ``only_visual`` leaves to CLIP_WEIGHTS.
         ignored: keys of the CLIP file that are known and not meant to be stored: the tower before fine-tuning, which
-            SCAN's scripts save beside the tuned one, and what is left over in its official files.
+            SCAN's scripts save with the tuned one, and what is left over in its official files.
         unknown: keys of the CLIP file that a segmenter has no place for; they were not stored.
         mask_prompt_forward: what MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD must be; None for a segmenter that knows no mask
             prompts (SCAN).
@@ -60,7 +60,7 @@ class FusionReport:
 
     @property
     def settings(self) -> dict[str, bool | int]:
-        """The configuration keys that go with the file."""
+        """Return the configuration keys that belong to the file."""
         if self.mask_prompt_forward is None:
             return {}
         depth = {} if self.mask_prompt_depth is None else {MASK_PROMPT_DEPTH: self.mask_prompt_depth}
@@ -92,7 +92,7 @@ class FusionReport:
 def fuse(
     segmenter: Mapping[str, Tensor], clip: Mapping[str, Tensor], *, only_visual: bool = False
 ) -> tuple[dict[str, Tensor], FusionReport]:
-    """A segmenter's tensors with CLIP's in place of its own.
+    """Replace the CLIP tensors of a segmenter by those of another CLIP.
 
     Args:
         segmenter: state of a model with a ``clip_adapter``; it may hold no CLIP, or a part.
@@ -161,7 +161,7 @@ def fuse_files(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> FusionReport:
-    """:func:`fuse` on files; nothing in them is run.
+    """Apply :func:`fuse` to files; no code in them is run.
 
     Args:
         output: ``.safetensors`` (tensors alone), or ``.pth`` / ``.pt``: Detectron2's layout, with the optimiser's state
@@ -198,7 +198,7 @@ def fuse_files(
 
 
 def compare(model: Mapping[str, Tensor], clip: Mapping[str, Tensor]) -> dict[str, float | None]:
-    """Mean absolute difference of each tensor of two CLIPs, by open_clip's names.
+    """Return the mean absolute difference of each tensor of two CLIPs, by open_clip's names.
 
     Args:
         model: a full checkpoint, or another CLIP.
@@ -284,7 +284,7 @@ def _is_clip(state: Mapping[str, Any]) -> bool:
 
 
 def _detectron2_layout(content: Mapping[str, Any], fused: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The file's other entries, around new tensors."""
+    """Return the file's other entries, with new tensors."""
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), Mapping):
             return {**content, key: dict(fused)}

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ovseg.data.worlds import is_split, split_folder
 from ovseg.errors import OvsegError
 from ovseg.io.files import is_file
-from ovseg.toy import render_split
 
-TOY = "toy:"
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -27,7 +26,7 @@ class ImageRoot:
     flag: str
 
     def recorded(self, name: str, crop: str) -> Path:
-        """The image that was recorded with a crop; ``name`` is relative to the folder.
+        """Return the image that was recorded with a crop; ``name`` is relative to the folder.
 
         Raises:
             OvsegError: it is not there; ``crop`` says whose it is.
@@ -41,9 +40,9 @@ class ImageRoot:
         return path
 
     def of_crop(self, crop: Path) -> Path:
-        """The image that a crop's name tells: what stands before its first underscore, as .jpg.
+        """Return the image that a crop's name gives: what precedes its first underscore, as .jpg.
 
-        ``000000000139_4.png`` was cut from ``000000000139.jpg``. Where that is not there, what stands before the next
+        ``000000000139_4.png`` was cut from ``000000000139.jpg``. Where that is missing, what precedes the next
         underscore is tried (``ADE_val_00000001_4.png``), with .jpeg and .png too.
 
         Raises:
@@ -63,7 +62,7 @@ class ImageRoot:
 
 
 def find_image_root(name: str | None, flag: str) -> ImageRoot:
-    """The folder of whole images of an option: a path, or ``toy:train`` for the toy world's scenes.
+    """Return the folder of whole images of an option: a path, or a split of a world, such as ``toy:train``.
 
     Raises:
         OvsegError: it was not given, or there is no such folder.
@@ -72,8 +71,8 @@ def find_image_root(name: str | None, flag: str) -> ImageRoot:
         raise OvsegError(
             f"--tune contextual-shift shows CLIP the whole images of the crops too: give their folder as {flag}"
         )
-    if name.startswith(TOY):
-        return ImageRoot(Path(render_split(name.removeprefix(TOY))[0]["file_name"]).parent, flag)
+    if is_split(name):
+        return ImageRoot(split_folder(name), flag)
     folder = Path(name)
     if not folder.is_dir():
         raise OvsegError(f"{flag} {name} is no folder: give the one of the images that the crops were cut from")
@@ -81,7 +80,7 @@ def find_image_root(name: str | None, flag: str) -> ImageRoot:
 
 
 def _beginnings(stem: str) -> Iterator[str]:
-    """What stands before the first underscore, the second, ...; at last the whole."""
+    """Yield what precedes the first underscore, the second, ...; at last the whole stem."""
     parts = stem.split("_")
     for count in range(1, len(parts) + 1):
         yield "_".join(parts[:count])

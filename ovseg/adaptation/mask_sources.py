@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ovseg.data.caption_files import CaptionedImage
-from ovseg.data.label_files import read_labels
+from ovseg.data.worlds import World
 from ovseg.errors import OvsegError
 from ovseg.io.images import read_image
+from ovseg.io.label_maps import read_labels
 
 MASK_KINDS = ("labels", "instances", "files")
 
@@ -39,7 +40,7 @@ class MaskSource(Protocol):
     threshold: float
 
     def __call__(self, item: CaptionedImage, pixels: np.ndarray) -> Masks:
-        """Masks of the size of ``pixels``, uint8 (H, W, 3) RGB; OvsegError if there are none to be had."""
+        """Return masks of the size of ``pixels``, uint8 (H, W, 3) RGB; OvsegError if they cannot be read."""
 
 
 class SegmenterMasks:
@@ -85,7 +86,7 @@ class MapMasks:
 
 
 class FileMasks:
-    """A folder for each image, named after it, with a picture for each mask: what is not black is inside."""
+    """A folder for each image, named after it, with a file for each mask, whose pixels are those that are not black."""
 
     threshold = 0.5
 
@@ -99,33 +100,29 @@ class FileMasks:
         return Masks(stack(masks, pixels), (None,) * len(masks))
 
 
-class ToyMasks:
-    """Ground truth of the toy world: its things, and what is left of its grounds.
+class WorldMasks:
+    """Ground truth of a world, such as the toy world.
 
     Args:
-        records: as from :func:`ovseg.toy.render_split`, by file name.
-        names: class names by label.
+        world: whose ground truth.
+        records: its dataset dicts.
     """
 
     threshold = 0.5
 
-    def __init__(self, records: Mapping[str, Mapping[str, Any]], names: Sequence[str], ignore_label: int = 255):
-        self.records, self.names, self.ignore_label = records, names, ignore_label
+    def __init__(self, world: World, records: Sequence[Mapping[str, Any]]):
+        self.world, self.records = world, {record["file_name"]: record for record in records}
 
     def __call__(self, item: CaptionedImage, pixels: np.ndarray) -> Masks:
-        record = self.records[str(item.path)]
-        labels = fit_map(read_labels(record["sem_seg_file_name"]), pixels, item.path)
-        instances = fit_map(read_labels(record["instance_file_name"]), pixels, item.path)
-        grounds = np.where(instances == 0, labels, self.ignore_label)
-        found = [(self.names[thing["category_id"]], instances == thing["id"]) for thing in record["things"]]
-        found += [(self.names[value], grounds == value) for value in np.unique(grounds) if value != self.ignore_label]
-        return Masks(stack([mask for _, mask in found], pixels), tuple(name for name, _ in found))
+        regions = self.world.regions(self.records[str(item.path)])
+        masks = [fit_map(mask, pixels, item.path) for mask, _ in regions]
+        return Masks(stack(masks, pixels), tuple(self.world.class_names[label] for _, label in regions))
 
 
 def folder_masks(
     folder: Path, kind: str | None, image_root: Path | None, names: Sequence[str], ignore_label: int
 ) -> MaskSource:
-    """The source that reads a folder of masks.
+    """Return the source that reads a folder of masks.
 
     Args:
         kind: one of ``MASK_KINDS``; None: "files" if the folder has subfolders of masks only, else "instances", or
@@ -145,7 +142,7 @@ def folder_masks(
 
 
 def find_beside(folder: Path, image_root: Path | None, image: Path, suffixes: Sequence[str]) -> Path:
-    """The file or folder that belongs to an image: with its subfolders, or by its stem alone.
+    """Return the file or folder that belongs to an image: with its subfolders, or by its stem alone.
 
     Raises:
         OvsegError: there is none.
@@ -162,7 +159,7 @@ def find_beside(folder: Path, image_root: Path | None, image: Path, suffixes: Se
 
 
 def fit_map(labels: np.ndarray, pixels: np.ndarray, path: Path) -> np.ndarray:
-    """(h, w) integers -> (H, W) of the picture, by nearest neighbour; a picture of another shape is refused."""
+    """Resize (h, w) labels to the image's (H, W) by nearest neighbour; maps of another aspect ratio are refused."""
     height, width = pixels.shape[:2]
     if labels.shape == (height, width):
         return labels
@@ -175,14 +172,14 @@ def fit_map(labels: np.ndarray, pixels: np.ndarray, path: Path) -> np.ndarray:
 
 
 def stack(masks: Sequence[np.ndarray], pixels: np.ndarray) -> Tensor:
-    """bool (H, W) masks -> float32 (N, H, W)."""
+    """Stack bool (H, W) masks to float32 (N, H, W)."""
     if not masks:
         return torch.zeros(0, *pixels.shape[:2])
     return torch.from_numpy(np.stack(masks)).float()
 
 
 def shrink(pixels: np.ndarray, largest: int) -> np.ndarray:
-    """A picture whose longer side has at most ``largest`` pixels."""
+    """Return an image whose longer side has at most ``largest`` pixels."""
     scale = largest / max(pixels.shape[:2])
     if scale >= 1:
         return pixels

@@ -1,4 +1,4 @@
-"""One captioned image -> its mask-text pairs (OVSeg, arXiv 2210.04150, section 3.2; specification, section 12.1)."""
+"""Mining of one captioned image's mask-text pairs (OVSeg, arXiv 2210.04150, section 3.2; specification 12.1)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FoundPair:
     Attributes:
         image: uint8 (h, w, 3) RGB crop of the mask's box.
         mask: bool (h, w).
-        info: what the shard remembers.
+        info: what the shard stores with it.
     """
 
     image: np.ndarray
@@ -47,9 +47,9 @@ class Miner:
         all_captions: nouns of all captions; else of the first.
         min_score: a noun whose best mask has a smaller cosine is left out; None for no limit, as in the paper.
         min_area: masks with a smaller share of the image are left out.
-        max_size: larger images are made smaller first, longest side in pixels.
+        max_size: larger images are shrunk first, longest side in pixels.
         seen: lower-case words of the seen classes, or None.
-        image_root: pairs remember where below it their image lies; of others its name alone.
+        image_root: pairs name their image relative to it; images outside of it by their name alone.
     """
 
     masks: MaskSource
@@ -64,7 +64,7 @@ class Miner:
 
     @torch.inference_mode()
     def __call__(self, item: CaptionedImage) -> list[FoundPair]:
-        """The pairs of one image, in the order of their nouns.
+        """Return the pairs of one image, in the order of their nouns.
 
         Raises:
             OvsegError: the image or its masks cannot be read.
@@ -88,7 +88,7 @@ class Miner:
         ]
 
     def _nouns(self, item: CaptionedImage) -> dict[str, str]:
-        """Nouns and, for each, the first caption that has it.
+        """Return the nouns and, for each, the first caption that has it.
 
         One noun has one best mask, so that several captions with it would give the same pair again.
         """
@@ -106,7 +106,7 @@ class Miner:
         return Masks(masks.values[keep], names)
 
     def _assign(self, nouns: dict[str, str], pixels: np.ndarray, masks: Tensor) -> list[tuple[str, str, int, float]]:
-        """(noun, caption, index of its best mask, cosine) of each noun that is good enough."""
+        """Return (noun, caption, index of its best mask, cosine) of each noun that is good enough."""
         clip = self.clip.clip_adapter
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         views = Views([{"image": image}], [image.to(clip.pixel_mean.device)])

@@ -1,4 +1,4 @@
-"""Mining a whole data set into one folder: by several processes, resumable, never by two runs at once."""
+"""Mining of a data set into one folder: by several processes, resumable, never by two runs at once."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ LARGEST_SHARD = 250  # images; about a thousand pairs
 
 
 def default_shard_size(images: int) -> int:
-    """Images of one shard: few enough that processes can share the work and little is redone after a kill.
+    """Return the images of a shard: few enough that processes can share the work and little is redone after a kill.
 
-    It must not depend on the number of processes, which may change when a run goes on.
+    It must not depend on the number of processes, which may change when a run is resumed.
     """
     return max(5, min(LARGEST_SHARD, -(-images // 32)))
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be mined, the same in every process.
+    """The images and shards of a run, the same in every process.
 
     Attributes:
         images: in a fixed order; shard i holds images [i * shard_size, (i + 1) * shard_size).
@@ -53,30 +53,30 @@ class Work:
 
     @property
     def shards(self) -> list[Path]:
-        """All shards, made or not."""
+        """Return the paths of all shards, written or not."""
         return [self.output / SHARD.format(i) for i in range(-(-len(self.images) // self.shard_size))]
 
     def missing(self) -> list[int]:
-        """Numbers of the shards that are not there."""
+        """Return the numbers of the missing shards."""
         return [number for number, shard in enumerate(self.shards) if not shard.is_file()]
 
     def bad(self) -> list[str]:
-        """What is wrong with the images of finished shards that could not be used."""
+        """Return what is wrong with the unusable images of finished shards."""
         files = (bad_file(shard) for shard in self.shards)
         texts = (file.read_text(encoding="utf-8", errors="backslashreplace") for file in files if file.is_file())
         return [line for text in texts for line in text.splitlines()]
 
 
 def bad_file(shard: Path) -> Path:
-    """The list of a shard's unusable images."""
+    """Return the path of the list of a shard's unusable images."""
     return shard.with_suffix(".bad.txt")
 
 
 @contextlib.contextmanager
 def claim(output: Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Hold an output folder for one run, which begins, or goes on with, what ``settings`` describe.
+    """Lock an output folder for one run, which begins or resumes the mining that ``settings`` describe.
 
-    The lock goes with the process, even by ``kill -9``. What a killed run left half is removed.
+    The lock goes with the process, even by ``kill -9``. What a killed run left unfinished is removed.
 
     Raises:
         OvsegError: another run holds the folder; or it holds other pairs, or something else.
@@ -88,7 +88,8 @@ def claim(output: Path, settings: Mapping[str, Any]) -> Iterator[None]:
 
 def _check_settings(output: Path, settings: Mapping[str, Any]) -> None:
     path = output / SETTINGS
-    if any(output.glob(SHARDS)) or (output / SUMMARY).exists():  # a run that failed before its first shard is nothing
+    # a run that failed before its first shard has left nothing
+    if any(output.glob(SHARDS)) or (output / SUMMARY).exists():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -161,14 +162,15 @@ def mine_shards(
             if bad_images > largest_bad:
                 raise OvsegError(
                     f"{bad_images} images could not be used, more than 1 % ({bad[-1]}; all in "
-                    f"{work.output}/*.bad.txt): mend them and mine into another folder, or add --allow-bad to go on"
+                    f"{work.output}/*.bad.txt): correct them and mine into another folder, or add --allow-bad"
                 )
 
 
 def wait_for_all(work: Work) -> None:
-    """Wait until every process has made its shards.
+    """Wait until every process has written its shards.
 
-    A barrier would end after half an hour, and the last shard may take longer; torchrun ends us if another one dies.
+    A barrier would end after half an hour, and the last shard may take longer; torchrun ends this process if another
+    one dies.
     """
     while work.missing():
         time.sleep(POLL)
@@ -183,7 +185,7 @@ def _write_bad(shard: Path, bad: Sequence[str]) -> None:
 
 
 def fingerprint(images: Sequence[CaptionedImage]) -> str:
-    """Changes when images or captions change: names, ids and texts, not pixels."""
+    """Return a digest of images and captions: names, ids and texts, not pixels."""
     digest = hashlib.sha256()
     for item in images:
         digest.update(repr((item.path.name, item.image_id, item.captions)).encode("utf-8", "surrogatepass"))
@@ -191,7 +193,7 @@ def fingerprint(images: Sequence[CaptionedImage]) -> str:
 
 
 def file_fingerprint(path: Path) -> str:
-    """SHA-256 of a file.
+    """Return the SHA-256 of a file.
 
     Raises:
         OvsegError: it cannot be read.

@@ -1,4 +1,4 @@
-"""What mined pairs look like: numbers, and a sheet of pictures."""
+"""Summary of mined pairs: numbers, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def summarise(shards: Sequence[Path], images: int, captions: int, bad: int, seen
 
 
 def print_summary(summary: dict[str, Any], output: Path) -> None:
-    """The numbers in a few lines."""
+    """Print the numbers in a few lines."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"{output}: {summary['pairs']} pairs, {summary['unique_nouns']} unique nouns, from "
@@ -101,7 +101,7 @@ def write_contact_sheet(shards: Sequence[Path], path: Path, seed: int = 0) -> No
 
 
 def _thumbnail(pair: Pair) -> Image.Image:
-    """The crop on the fill's colour, centred in a square of ``CELL - 4`` pixels, its sides kept in proportion."""
+    """Return the crop on the fill's colour, centred in a square of ``CELL - 4`` pixels, its aspect ratio kept."""
     side = CELL - 4
     pixels = np.where(pair.mask[:, :, None], pair.image, np.array(FILL, np.uint8))
     scale = side / max(pixels.shape[:2])

@@ -1,10 +1,12 @@
-"""A whole mining run, from options to ``summary.json``; what ``tools/mine_mask_text_pairs.py`` calls."""
+"""Mining, from the options of ``tools/mine_mask_text_pairs.py`` to ``summary.json``."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +14,142 @@ import torch
 from detectron2.utils import comm
 from rich.console import Console
 
-from ovseg.adaptation.mask_sources import MaskSource, SegmenterMasks, ToyMasks, folder_masks
+from ovseg.adaptation.mask_sources import MaskSource, SegmenterMasks, WorldMasks, folder_masks
 from ovseg.adaptation.miner import Miner
 from ovseg.adaptation.mining import (
     Work,
     claim,
     default_shard_size,
+    file_fingerprint,
+    fingerprint,
     mine_shards,
     wait_for_all,
-)
-from ovseg.adaptation.mining_options import (
-    GROUND_TRUTH,
-    TOY,
-    MiningOptions,
-    check_options,
-    names_of,
-    settings_of,
-    words_of,
 )
 from ovseg.adaptation.mining_report import SHEET, print_summary, summarise, write_contact_sheet
 from ovseg.adaptation.pair_list import LIST, write_crops, write_list
 from ovseg.adaptation.pair_shards import SUMMARY
-from ovseg.adaptation.tuned_clip import flags_in_messages
+from ovseg.adaptation.tuned_clip import clip_flags
 from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
 from ovseg.clip.adapter import ClipAdapter, load_clip
 from ovseg.clip.model import ClipSource, find_clip
+from ovseg.config import load_cfg
 from ovseg.data.caption_files import ALLOWED_BAD, CaptionedImage, CaptionedImages, check_bad, read_captions
+from ovseg.data.worlds import find_world, is_split, split_records, world_words
 from ovseg.errors import OvsegError
 from ovseg.evaluation.report import write_json
 from ovseg.io.files import atomic_path, cache_dir
 from ovseg.io.inputs import find_inputs
 from ovseg.naming import MaskedCrops
 from ovseg.segmenter import Segmenter
-from ovseg.toy import CLASS_NAMES, render_split
-from ovseg.vocabulary import get_templates
+from ovseg.vocabulary import Vocabulary, get_templates, label_set_names
 from ovseg.vocabulary.nouns import get_extractor
 
-CROPS = "crops"  # folder of the original list's pictures
+GROUND_TRUTH = "ground-truth"
+CROPS = "crops"  # folder of the crops of the original's list
+
+
+@dataclass(frozen=True)
+class MiningOptions:
+    """The options of ``tools/mine_mask_text_pairs.py``, which says what each means."""
+
+    data: str
+    output: Path
+    image_root: Path | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    delimiter: str | None = None
+    max_images: int | None = None
+    config_file: str | None = None
+    weights: str | None = None
+    opts: Sequence[str] = ()
+    masks: str | None = None
+    masks_are: str | None = None
+    label_names: str | None = None
+    ignore_label: int = 255
+    architecture: str | None = None
+    clip: str | None = None
+    templates: str = "vild"
+    captions: str = "one"
+    names_from: str = "captions"
+    nouns: str = "noun"
+    tagger: str = "textblob"
+    vocabulary: str | None = None
+    min_score: float | None = None
+    min_area: float = 0.0005
+    max_size: int = 1024
+    shard_size: int | None = None
+    seen: str | None = None
+    write_list: bool = False
+    allow_bad: bool = False
+    device: str | None = None
+
+
+# options that pairs do not depend on
+_FREE = {"output", "write_list", "allow_bad", "device"}
+# options that count by their results: images and captions, contents of files
+_BY_CONTENT = {"data", "image_root", "image_column", "caption_column", "delimiter", "max_images"}
+_BY_CONTENT |= {"config_file", "weights", "opts", "clip"}
+
+
+def check_options(options: MiningOptions) -> None:
+    """Refuse options that cannot work together."""
+    if options.masks is None and not options.config_file:
+        raise OvsegError("name where masks come from: --config-file CONFIG --weights FILE, or --masks")
+    if options.masks is not None and options.config_file:
+        raise OvsegError("give either --masks or a segmenter (--config-file), not both")
+    if options.masks == GROUND_TRUTH and not is_split(options.data):
+        raise OvsegError(f"--masks {GROUND_TRUTH} is for --data toy:...; for other data give the folder of the masks")
+    if bool(options.architecture) != bool(options.clip):
+        raise OvsegError("--architecture and --clip belong together: give both or none")
+    if options.clip == "none":
+        raise OvsegError("--clip none: a CLIP of random weights would pair nouns and masks at random; name its weights")
+    named = options.masks == GROUND_TRUTH or bool(options.label_names)
+    if options.names_from == "labels" and not named:
+        raise OvsegError("--names-from labels needs masks with names: --label-names, or ground truth of the toy world")
+    if options.names_from == "captions" and not options.clip and not options.config_file:
+        raise OvsegError("name the CLIP that assigns nouns to masks: --architecture and --clip")
+    if options.shard_size is not None and options.shard_size < 1:
+        raise OvsegError("--shard-size must be at least 1")
+    if options.max_size < 16:
+        raise OvsegError("--max-size must be at least 16 pixels")
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """Return the words of a world ("toy", "toy_base"), of a label set, or of a file, with their synonyms."""
+    return tuple(dict.fromkeys(text for texts in vocabulary_of(name).synonyms for text in texts))
+
+
+def vocabulary_of(name: str) -> Vocabulary:
+    """Return the vocabulary of a world ("toy", "toy_base"), of a label set, or of a file."""
+    if (words := world_words(name)) is not None:
+        return Vocabulary.of(words)
+    return Vocabulary.from_label_set(name) if name in label_set_names() else Vocabulary.from_file(name)
+
+
+def settings_of(
+    options: MiningOptions, found: CaptionedImages, seen: frozenset[str] | None, size: int
+) -> dict[str, Any]:
+    """Return what the pairs depend on; weights and words by their contents, so that a changed file is noticed."""
+    settings: dict[str, Any] = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(options).items()
+        if name not in _FREE | _BY_CONTENT
+    }
+    settings |= {"shard_size": size, "images": len(found.images), "captions_sha256": fingerprint(found.images)}
+    if options.clip:
+        settings["clip"] = file_fingerprint(Path(options.clip)) if Path(options.clip).is_file() else options.clip
+    for name in ("vocabulary", "label_names"):
+        if value := getattr(options, name):
+            settings[name] = hashlib.sha256("\n".join(words_of(value)).encode()).hexdigest()
+    settings["seen"] = None if seen is None else hashlib.sha256("\n".join(sorted(seen)).encode()).hexdigest()
+    if options.config_file:
+        cfg = load_cfg(options.config_file, options.opts)
+        files = {"weights": options.weights or cfg.MODEL.WEIGHTS, "clip_weights": cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS}
+        for name, path in files.items():
+            settings[name] = file_fingerprint(Path(path)) if path and Path(path).is_file() else path
+        cfg.MODEL.WEIGHTS = cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS = ""
+        settings["config"] = hashlib.sha256(cfg.dump().encode()).hexdigest()
+    return settings
 
 
 def run(options: MiningOptions) -> None:
@@ -59,7 +160,7 @@ def run(options: MiningOptions) -> None:
     """
     main = comm.is_main_process()
     check_options(options)
-    found, records = _read_data(options)
+    found, world_masks = _read_data(options)
     seen = frozenset(word.lower() for word in words_of(options.seen)) if options.seen else None
     size = options.shard_size or default_shard_size(len(found.images))
     work = Work(found.images, size, options.output)
@@ -76,7 +177,7 @@ def run(options: MiningOptions) -> None:
         if missing:
             if main:
                 (options.output / SUMMARY).unlink(missing_ok=True)  # shards of a finished run were deleted
-            _mine(options, work, missing, records, seen)
+            _mine(options, work, missing, world_masks, seen)
         wait_for_all(work)
         if options.write_list:
             for shard in work.shards[comm.get_rank() :: comm.get_world_size()]:
@@ -85,16 +186,13 @@ def run(options: MiningOptions) -> None:
             _finish(options, work, found, seen is not None)
 
 
-def _read_data(options: MiningOptions) -> tuple[CaptionedImages, dict[str, dict[str, Any]]]:
-    """The images, and the toy world's records by file name."""
-    records: dict[str, dict[str, Any]] = {}
-    if options.data.startswith(TOY):
-        scenes = render_split(options.data.removeprefix(TOY), num_scenes=options.max_images)
-        records = {scene["file_name"]: scene for scene in scenes}
-        images = [
-            CaptionedImage(Path(scene["file_name"]), str(scene["image_id"]), tuple(scene["captions"]))
-            for scene in scenes
-        ]
+def _read_data(options: MiningOptions) -> tuple[CaptionedImages, WorldMasks | None]:
+    """Return the images, and the ground truth of those of a world."""
+    masks = None
+    if is_split(options.data):
+        records = split_records(options.data, options.max_images)
+        masks = WorldMasks(find_world(options.data), records)
+        images = [CaptionedImage(Path(r["file_name"]), str(r["image_id"]), tuple(r["captions"])) for r in records]
         found = CaptionedImages(images, sum(len(item.captions) for item in images))
     elif Path(options.data).is_dir():
         if options.names_from != "labels":
@@ -102,17 +200,21 @@ def _read_data(options: MiningOptions) -> tuple[CaptionedImages, dict[str, dict[
         files = find_inputs([options.data])[0]
         found = CaptionedImages([CaptionedImage(file, file.stem, ()) for file in files])
         if not files:
-            raise OvsegError(f"the folder {options.data} holds no pictures")
+            raise OvsegError(f"the folder {options.data} holds no images")
     else:
         columns = (options.image_column, options.caption_column, options.delimiter)
         found = read_captions(options.data, options.image_root, *columns)
     if options.max_images is not None:
         found.images = found.images[: options.max_images]
-    return found, records
+    return found, masks
 
 
 def _mine(
-    options: MiningOptions, work: Work, missing: Sequence[int], records: dict[str, Any], seen: frozenset[str] | None
+    options: MiningOptions,
+    work: Work,
+    missing: Sequence[int],
+    world_masks: WorldMasks | None,
+    seen: frozenset[str] | None,
 ) -> None:
     rank, world = comm.get_rank(), comm.get_world_size()
     device = options.device
@@ -128,9 +230,9 @@ def _mine(
     if segmenter is not None:
         masks = SegmenterMasks(segmenter)
     elif options.masks == GROUND_TRUTH:
-        masks = ToyMasks(records, CLASS_NAMES)
+        masks = world_masks
     else:
-        names = names_of(options.label_names) if options.label_names else ()
+        names = vocabulary_of(options.label_names).names if options.label_names else ()
         masks = folder_masks(Path(options.masks), options.masks_are, root, names, options.ignore_label)
     clip = None
     if options.clip and not by_labels:
@@ -155,8 +257,8 @@ def _mine(
 
 
 def _build_clip(options: MiningOptions, threshold: float) -> MaskedCrops:
-    """CLIP, with mask prompts where its weights have them."""
-    with flags_in_messages():
+    """Build the namer, with mask prompts where CLIP's weights have them."""
+    with clip_flags():
         return _adapter(find_clip(options.architecture, options.clip), options, threshold)
 
 
@@ -186,7 +288,7 @@ def _prompt_depth(source: ClipSource) -> int:
 
 
 def _finish(options: MiningOptions, work: Work, found: CaptionedImages, seen_known: bool) -> None:
-    """What the main process does when all shards are there; ``summary.json`` is the last file."""
+    """Write what belongs to all shards, in the main process; ``summary.json`` is the last file."""
     output, shards = options.output, work.shards
     bad = work.bad()
     if bad:

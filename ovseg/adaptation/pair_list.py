@@ -1,4 +1,4 @@
-"""The original's form of mask-text pairs: a list of filled crops and their titles (spec section 12.1)."""
+"""Mask-text pairs in the original's format: a list of filled crops and their titles (specification 12.1)."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ovseg.io.images import read_image
 
 FILL = (124, 116, 103)  # RGB; ImageNet's mean, by which the original's training code knows the background
 COLUMNS = ("filepath", "title")
-IMAGE = "image"  # a column that our lists have beside the original's: the whole image
+IMAGE = "image"  # a column that our lists have and the original's lack: the whole image
 LIST = "pairs.tsv"
 JPEG_NOISE = 12  # how far from FILL a background pixel of a JPEG may be, in each channel
 
 
 @dataclass(frozen=True)
 class PairList(torch.utils.data.Dataset):
-    """Pairs of a list; see :func:`read_pair_list`.
+    """The pairs of a list; see :func:`read_pair_list`.
 
     Attributes:
-        rows: picture and title of each pair.
-        images: the whole image of each, relative to a folder that is not told; "" where only the picture's name tells.
+        rows: image file and title of each pair.
+        images: the whole image of each, relative to a folder given elsewhere; "" where the crop's name gives it.
         tolerance: how far from the fill's colour the background may be.
     """
 
@@ -51,11 +51,11 @@ class PairList(torch.utils.data.Dataset):
         return Pair(image, mask, title, path.stem)
 
     def texts(self) -> list[str]:
-        """The texts of all pairs."""
+        """Return the texts of all pairs."""
         return [title for _, title in self.rows]
 
     def find_images(self, root: ImageRoot) -> list[Path]:
-        """The whole image of each pair: that of the column ``image``, or the one that the picture's name tells.
+        """Return the whole image of each pair: that of the column ``image``, or the one that the crop's name gives.
 
         Raises:
             OvsegError: one is not there.
@@ -67,20 +67,21 @@ class PairList(torch.utils.data.Dataset):
 
 
 def read_pair_list(tsv: str | Path, tolerance: int | None = None) -> PairList:
-    """Pairs of the original's list: tab separated, header with ``filepath`` and ``title`` in any order, no quoting.
+    """Read the pairs of a list in the original's format.
 
-    A column ``image`` may give each pair's whole image.
+    It is tab separated, without quoting, and its header holds ``filepath`` and ``title`` in any order. A column
+    ``image`` may give each pair's whole image.
 
     Args:
         tsv: the list; relative paths in it start at its folder.
         tolerance: a pixel is background if no channel is farther than this from ``FILL``; None for 0, and
-            ``JPEG_NOISE`` where the picture is a JPEG.
+            ``JPEG_NOISE`` where the image is a JPEG.
 
     Returns:
         data set of :class:`Pair`; the masks are guessed from the colour when a pair is read.
 
     Raises:
-        OvsegError: missing file, no such columns, or a line without both; pictures are checked when they are read.
+        OvsegError: missing file, no such columns, or a line without both; images are checked when they are read.
     """
     tsv = Path(tsv)
     try:
@@ -97,7 +98,7 @@ def read_pair_list(tsv: str | Path, tolerance: int | None = None) -> PairList:
         if not line:
             continue
         if len(line) <= max(path_column, title_column) or not line[path_column] or not line[title_column].strip():
-            raise OvsegError(f"line {number} of {tsv} lacks a path or a title: mend or remove it")
+            raise OvsegError(f"line {number} of {tsv} lacks a path or a title: correct or remove it")
         rows.append((tsv.parent / line[path_column], line[title_column]))
         images.append(line[image_column] if image_column is not None and image_column < len(line) else "")
     return PairList(tuple(rows), tuple(images), tolerance)
@@ -106,7 +107,7 @@ def read_pair_list(tsv: str | Path, tolerance: int | None = None) -> PairList:
 def write_crops(shard: Path, folder: Path) -> None:
     """Write the filled crops of one shard, lossless, as ``folder/<name of the shard>/KEY.png``; whole ones stay.
 
-    A pixel of a mask that has just the fill's colour is changed by one level, so that the mask can be told again.
+    A pixel of a mask that has just the fill's colour is changed by one level, so that the mask can be found again.
     """
     dataset = PairDataset([shard])
     for index, key in enumerate(dataset.keys):
@@ -134,5 +135,5 @@ def write_list(shards: Sequence[Path], tsv: Path, folder: Path) -> None:
 
 
 def crop_path(folder: Path, shard: Path, key: str) -> Path:
-    """Where the filled crop of a pair lies."""
+    """Return the path of the filled crop of a pair."""
     return folder / shard.stem / f"{key}.png"

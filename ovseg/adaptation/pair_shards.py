@@ -35,7 +35,7 @@ class Pair:
     Attributes:
         image: uint8 (h, w, 3) RGB crop of the mask's box, the background as it was.
         mask: bool (h, w).
-        text: the noun or phrase, as CLIP shall read it.
+        text: the noun or phrase.
         key: unique name.
     """
 
@@ -77,7 +77,7 @@ class ShardWriter:
             key: without dots, ascending within the shard.
             image: uint8 (h, w, 3) RGB.
             mask: bool (h, w).
-            info: "text" and what else shall be remembered, JSON.
+            info: "text", and other values to keep, JSON.
         """
         self._tar.write(
             {
@@ -99,18 +99,18 @@ class ShardWriter:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """(h, w) or BGR (h, w, 3) uint8 -> the bytes of a PNG file."""
+    """Encode (h, w) or BGR (h, w, 3) uint8 as the bytes of a PNG file."""
     return cv2.imencode(".png", np.ascontiguousarray(pixels))[1].tobytes()
 
 
 def decode_png(data: bytes, flags: int) -> np.ndarray:
-    """Picture of a PNG or JPEG file's bytes, as ``cv2.imdecode``; ValueError if damaged."""
+    """Return the image of a PNG or JPEG file's bytes, as ``cv2.imdecode``; ValueError if damaged."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:  # no bytes, or a size beyond OpenCV's limit
-        raise ValueError("a picture cannot be decoded") from error
+        raise ValueError("an image cannot be decoded") from error
     if pixels is None:
-        raise ValueError("a picture cannot be decoded")
+        raise ValueError("an image cannot be decoded")
     return pixels
 
 
@@ -155,7 +155,7 @@ class PairDataset(torch.utils.data.Dataset):
         return Pair(np.ascontiguousarray(pixels), inside, text, self.keys[index])
 
     def info(self, index: int) -> dict[str, Any]:
-        """What was remembered of a pair: "text", "image", "image_id", "caption", "box", "score", "seen".
+        """Return what is stored with a pair: "text", "image", "image_id", "caption", "box", "score", "seen".
 
         "image" is relative to the folder that image names started from in mining.
         """
@@ -173,11 +173,11 @@ class PairDataset(torch.utils.data.Dataset):
         return found
 
     def texts(self) -> list[str]:
-        """The texts of all pairs; reads each pair's JSON, not its pictures."""
+        """Return the texts of all pairs; reads each pair's JSON, not its images."""
         return [self.info(index)["text"] for index in range(len(self))]
 
     def find_images(self, root: ImageRoot) -> list[Path]:
-        """The whole image of each pair, by the name that mining has recorded.
+        """Return the whole image of each pair, by the name that mining has recorded.
 
         Raises:
             OvsegError: one is not there, or none was recorded.
@@ -187,14 +187,14 @@ class PairDataset(torch.utils.data.Dataset):
         for index, key in enumerate(self.keys):
             name, crop = self.info(index).get("image"), f"pair {key} of {self.shard_of(index)}"
             if not name:
-                raise OvsegError(f"{crop} does not tell the image that it was cut from: mine the pairs again")
+                raise OvsegError(f"{crop} does not name the image that it was cut from: mine the pairs again")
             if name not in found:
                 found[name] = root.recorded(name, crop)
             paths.append(found[name])
         return paths
 
     def shard_of(self, index: int) -> Path:
-        """The file that holds a pair."""
+        """Return the shard of a pair."""
         return self.shards[bisect.bisect_right(self._starts, index) - 1]
 
     def _read(self, index: int, first: int = 0) -> list[bytes]:
@@ -204,7 +204,7 @@ class PairDataset(torch.utils.data.Dataset):
         path = self.shard_of(index)
         try:
             with path.open("rb", buffering=0) as file:
-                # the parts of a pair lie beside each other: one read
+                # the parts of a pair are adjacent: one read
                 start, stop = min(a for a, _ in spans), max(a + size for a, size in spans)
                 file.seek(start)
                 data = file.read(stop - start)
@@ -219,7 +219,7 @@ class PairDataset(torch.utils.data.Dataset):
 
 
 def find_shards(path: Path) -> list[Path]:
-    """A shard, or the shards of a finished folder in order.
+    """Return a shard, or the shards of a finished folder in order.
 
     Raises:
         OvsegError: missing, not complete, or without any shard.
@@ -233,13 +233,13 @@ def find_shards(path: Path) -> list[Path]:
         what = "its mining did not end" if shards else "it holds no pairs-*.tar"
         raise OvsegError(
             f"the folder {path} has no {SUMMARY}, so {what}: run tools/mine_mask_text_pairs.py with it as --output "
-            "(it goes on where it stopped), or name single shards"
+            "(it resumes where it stopped), or name single shards"
         )
     return shards
 
 
 def _index(shard: Path) -> tuple[list[str], list[list[int]]]:
-    """Keys of a shard and, for each, offset and size of its ``PARTS``."""
+    """Return the keys of a shard and, for each, offset and size of its ``PARTS``."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -266,13 +266,13 @@ def _index(shard: Path) -> tuple[list[str], list[list[int]]]:
 
 def _damaged(shard: Path, what: object) -> OvsegError:
     return OvsegError(
-        f"the shard {shard} is truncated or damaged ({what}): copy it again, or delete it and {SUMMARY} beside it and "
-        "run tools/mine_mask_text_pairs.py again, which makes only what is missing"
+        f"the shard {shard} is truncated or damaged ({what}): copy it again, or delete it and the {SUMMARY} of its "
+        "folder and run tools/mine_mask_text_pairs.py again, which makes only what is missing"
     )
 
 
 def iterate_infos(shard: Path) -> Iterator[dict[str, Any]]:
-    """The JSON of each pair of one shard, with its "key" added."""
+    """Yield the JSON of each pair of one shard, with its "key" added."""
     dataset = PairDataset([shard])
     for index, key in enumerate(dataset.keys):
         yield {**dataset.info(index), "key": key}

@@ -6,11 +6,13 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ovseg.clip.preprocessing import Preprocessing
 from ovseg.errors import OvsegError, shown
 from ovseg.io.plain_yaml import read_plain_yaml, unknown_key
+
+if TYPE_CHECKING:  # takes seconds to import, and `tools/finetune_clip.py --help` needs the options only
+    from ovseg.clip.preprocessing import Preprocessing
 
 SHIFT = "contextual-shift"
 MODES = ("full", "mask-prompt", SHIFT)
@@ -46,7 +48,7 @@ class Recipe:
     beta2: float = _option(0.98, "AdamW's")
     eps: float = _option(1e-6, "AdamW's")
     depth: int = _option(3, "levels of mask prompts, where the CLIP has none yet (mode mask-prompt)")
-    replace_ratio: float = _option(0.15, "part of a crop's background patches that is replaced (contextual-shift)")
+    replace_ratio: float = _option(0.15, "share of a crop's background patches that is replaced (contextual-shift)")
     replace_layers: tuple[int, ...] = _option(
         (1, 3, 5, 7, 9), "blocks after which it is, those that the tower has (contextual-shift)"
     )
@@ -81,7 +83,7 @@ class Recipe:
     log_every: int = _option(20, "steps between lines of the log", None, False)
 
     def of_mode(self, mode: str) -> Recipe:
-        """With the mode's own learning rate, weight decay and way of finding masks where none was given."""
+        """Return the recipe with the mode's own learning rate, weight decay and kind of masks where none was given."""
         own = _OF_MODE[mode]
         return replace(
             self,
@@ -91,7 +93,7 @@ class Recipe:
         )
 
     def with_fill(self, preprocessing: Preprocessing) -> Recipe:
-        """With the mean colour of the CLIP's images where no fill was given."""
+        """Return the recipe with the mean colour of the CLIP's images where no fill was given."""
         return replace(self, fill=preprocessing.fill) if self.fill == _OWN_MEAN else self
 
     def check(self, processes: int) -> None:
@@ -124,7 +126,7 @@ FIELDS = {f.name: f for f in fields(Recipe)}
 
 
 def read_recipe(path: str | Path, mode: str) -> dict[str, Any]:
-    """Values of a YAML file: keys of :class:`Recipe`, and those below the name of the mode.
+    """Return the values of a YAML file: keys of :class:`Recipe`, and those below the name of the mode.
 
     Raises:
         OvsegError: unreadable or no plain YAML, an unknown key (the nearest one is suggested), or a bad value.
@@ -151,7 +153,7 @@ def _checked(values: Mapping[str, Any], source: str, known: Sequence[str] = tupl
 
 
 def _convert(key: str, value: Any) -> Any:
-    """``value`` as the field's type; YAML 1.1 reads 5e-6 as a text."""
+    """Convert ``value`` to the field's type; YAML 1.1 reads 5e-6 as a text."""
     default, choices = FIELDS[key].default, FIELDS[key].metadata["choices"]
     if isinstance(default, tuple) and isinstance(default[0], int):
         if isinstance(value, str) or not isinstance(value, Sequence) or not all(type(part) is int for part in value):
@@ -175,7 +177,7 @@ def _convert(key: str, value: Any) -> Any:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag for each key of :class:`Recipe`; those not given are absent from the parsed arguments."""
+    """Add one flag for each key of :class:`Recipe`; those not given are absent from the parsed arguments."""
     group = parser.add_argument_group("recipe", "override the file given as --recipe")
     for name, option in FIELDS.items():
         flag, default, choices = f"--{name.replace('_', '-')}", option.default, option.metadata["choices"]
@@ -193,7 +195,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_from_flags(args: argparse.Namespace, mode: str, path: str | Path | None) -> Recipe:
-    """Defaults, overridden by the file, overridden by flags.
+    """Return the defaults, overridden by the file, overridden by flags.
 
     Raises:
         OvsegError: see :func:`read_recipe`.

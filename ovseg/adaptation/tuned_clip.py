@@ -1,11 +1,10 @@
-"""CLIP made ready for fine-tuning: which weights train, with masks or without, and how it is stored."""
+"""CLIP prepared for fine-tuning: which weights train, with masks or without, and how it is stored."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,27 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from ovseg.adaptation.context import ContextualShift
+from ovseg.adaptation.contrastive import bound_logit_scale
 from ovseg.adaptation.recipe import SHIFT, Recipe
 from ovseg.checkpoint.state_dicts import CLIP_MARK, bare_clip_names, read_state_dict
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.vit import add_mask_prompts, encode_masked_image, is_plain_vit
-from ovseg.errors import OvsegError
+from ovseg.engine.solver import build_adamw
+from ovseg.errors import OvsegError, argument_names
 
 logger = logging.getLogger(__name__)
 
 PROMPTS = "visual.mask_embedding"
 ORIGINAL = "original_clip_visual."  # the frozen tower in the state that SCAN's scripts save
-LOGIT_SCALE_MAX = math.log(100)
 _NO_DECAY = ("bn", "ln", "bias", "logit_scale")  # parts of names (specification 12.2)
 _PROMPT_STD = 0.02
 
 
 @dataclass
 class TunedClip:
-    """A CLIP and how it is tuned.
+    """A CLIP and the way it is tuned.
 
     Attributes:
-        model: open_clip's model, in evaluation mode (it has no dropout, and batch norms shall keep their statistics);
+        model: open_clip's model, in evaluation mode (it has no dropout, and batch norms keep their statistics);
             what does not train is frozen.
         tokenizer: its tokenizer.
         use_masks: crops are encoded with mask prompts.
@@ -49,7 +49,7 @@ class TunedClip:
     shift: ContextualShift | None = None
 
     def encode(self, crops: Tensor, *around: Tensor) -> Tensor:
-        """Image features (b, D), not normalised, of normalised crops (b, 3, S, S).
+        """Return image features (b, D), not normalised, of normalised crops (b, 3, S, S).
 
         Args:
             around: masks (b, 1, S, S); or, with ``shift``, what :class:`ovseg.adaptation.context.CropsInContext` has in
@@ -64,11 +64,11 @@ class TunedClip:
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """What trains, by name."""
+        """Return what trains, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The model's state; with ``shift`` as SCAN's scripts save it, the original tower beside the model."""
+        """Return the model's state; with ``shift`` as SCAN's scripts save it, with the original tower."""
         if self.shift is None:
             return self.model.state_dict()
         towers = {f"module.{CLIP_MARK}": self.model, f"module.{ORIGINAL}": self.shift.original}
@@ -76,48 +76,33 @@ class TunedClip:
             prefix + name: tensor for prefix, tower in towers.items() for name, tensor in tower.state_dict().items()
         }
 
-    def clamp_logit_scale(self) -> None:
-        """Keep the inverse temperature within 1 .. 100."""
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(0, LOGIT_SCALE_MAX)
-
 
 @contextlib.contextmanager
-def flags_in_messages(weights: str = "--clip") -> Iterator[None]:
-    """Say ``--architecture`` and ``--clip`` where messages name the keys of a segmenter's configuration.
+def clip_flags(weights: str = "--clip") -> Iterator[None]:
+    """Name the options of a command line in errors of :mod:`ovseg.clip`.
 
     Args:
-        weights: the flag that gives CLIP's weights.
+        weights: the option that gives CLIP's weights.
     """
     names = {
-        "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": "--architecture",
-        "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": weights,
-        ", or to none for random ones, or MODEL.WEIGHTS to a checkpoint that holds them": "",
-        ", or to none for random weights": "",
-        ", or none for random ones": "",
-        "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH": "--depth",
-        "MODEL.DEVICE cpu": "--device cpu",
-        "MODEL.WEIGHTS or CLIP_WEIGHTS": weights,
-        " and CLIP_WEIGHTS agree": f" and {weights} agree",
-        "MODEL.CLIP_ADAPTER.REPLACE_LAYER": "--replace-layers",
+        "name": "--architecture",
+        "weights": weights,
+        "depth": "--depth",
+        "replace_layers": "--replace-layers",
+        "device": "--device",
     }
-    try:
+    with argument_names(names):
         yield
-    except OvsegError as error:
-        message = str(error)
-        for key, flag in names.items():
-            message = message.replace(key, flag)
-        raise OvsegError(message) from error
 
 
 def load_for_tuning(architecture: str, weights: str, mode: str, recipe: Recipe, *, depth_asked: bool) -> TunedClip:
     """Build a CLIP, load its weights, and choose what trains.
 
     ``full``: the image tower and the logit scale. Where the weights hold mask prompts, these are used in the forward
-    but stay as they are, so that tower and prompts go on fitting each other (the paper's order MPT, FT).
+    but stay as they are, so that tower and prompts still fit each other (the paper's order MPT, FT).
     ``mask-prompt``: the prompts and the logit scale (specification 12.3); prompts are drawn from normal(0, 0.02)
-    where the weights hold none. ``contextual-shift``: as ``full``, beside a frozen copy of the tower (specification of
-    SCAN, section 12), or beside the original that the weights of an earlier run hold.
+    where the weights hold none. ``contextual-shift``: as ``full``, with a frozen copy of the tower (specification of
+    SCAN, section 12), or with the original that the weights of an earlier run hold.
 
     Args:
         architecture, weights: as :func:`ovseg.clip.model.find_clip`.
@@ -126,10 +111,10 @@ def load_for_tuning(architecture: str, weights: str, mode: str, recipe: Recipe, 
         depth_asked: the user has given ``depth``, so weights with another one are refused.
 
     Raises:
-        OvsegError: weights that cannot be had, are those of another CLIP, or have prompts of another depth; or, for the
-            contextual shift, have prompts at all or no plain vision transformer.
+        OvsegError: weights that cannot be loaded, are those of another CLIP, or have prompts of another depth; or, for
+            the contextual shift, have prompts at all or no plain vision transformer.
     """
-    with flags_in_messages():
+    with clip_flags():
         source = find_clip(architecture, weights)
         if source.fetch_weights is None:
             raise OvsegError(f"--clip {weights} gives no weights: random ones cannot be adapted; give a file or a tag")
@@ -168,27 +153,20 @@ def load_for_tuning(architecture: str, weights: str, mode: str, recipe: Recipe, 
 
 
 def build_optimizer(tuned: TunedClip, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with two groups: no decay for vectors, norms, biases and the logit scale (specification 12.2)."""
-    groups = ([], [])
-    for name, parameter in tuned.trained.items():
-        groups[parameter.ndim >= 2 and not any(part in name for part in _NO_DECAY)].append(parameter)
-    return torch.optim.AdamW(
-        [{"params": ps, "weight_decay": d} for ps, d in zip(groups, (0.0, recipe.weight_decay), strict=True) if ps],
-        lr=recipe.lr,
-        betas=(recipe.beta1, recipe.beta2),
-        eps=recipe.eps,
-    )
+    """Return AdamW with two groups: no decay for vectors, norms, biases and the logit scale (specification 12.2)."""
 
+    def group_of(name: str, parameter: nn.Parameter) -> int:
+        return int(parameter.ndim >= 2 and not any(part in name for part in _NO_DECAY))
 
-def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
-    """Linear warm-up, lr * (step + 1) / warmup, then half a cosine to zero; ``step`` counts from 0."""
-    if step < recipe.warmup:
-        return recipe.lr * (step + 1) / recipe.warmup
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / (steps - recipe.warmup)))
+    betas = (recipe.beta1, recipe.beta2)
+    decays = (0.0, recipe.weight_decay)
+    optimizer = build_adamw(tuned.trained, group_of, decays, lr=recipe.lr, betas=betas, eps=recipe.eps)
+    bound_logit_scale(optimizer, tuned.model)
+    return optimizer
 
 
 def _load_prompts(model: nn.Module, weights: str, prompts: Tensor | None) -> int:
-    """Give the model the prompts of its weights, if there are any; returns their depth."""
+    """Load the mask prompts of the weights, if there are any; return their depth."""
     if prompts is None or not len(prompts):
         return 0
     add_mask_prompts(model.visual, len(prompts))
@@ -204,7 +182,7 @@ def _load_prompts(model: nn.Module, weights: str, prompts: Tensor | None) -> int
 
 
 def _beside_original(model: nn.Module, state: Mapping[str, Tensor], recipe: Recipe) -> ContextualShift:
-    """The shift to the context that the tower sees before training, or that the original in a wrapper's state does."""
+    """Return the shift to the context that the tower sees before training, or the original in a wrapper's state."""
     visual = model.visual
     if not is_plain_vit(visual):
         raise OvsegError(

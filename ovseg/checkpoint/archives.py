@@ -1,4 +1,4 @@
-"""The files that ``torch.save`` and TorchScript write: zip archives, and the format before PyTorch 1.6."""
+"""Readers of the files that ``torch.save`` and TorchScript write: zip archives, and the format before PyTorch 1.6."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHUNK = 1 << 22
 def read_archive(file: BinaryIO, size: int, data: bool = True) -> Any:
     """Return the content of a zip archive of ``torch.save``, or the tensors of a TorchScript one by their names.
 
-    The code in a TorchScript archive is not looked at.
+    The code in a TorchScript archive is not read.
 
     Args:
         size: of the file, in bytes.
@@ -36,7 +36,7 @@ def read_archive(file: BinaryIO, size: int, data: bool = True) -> Any:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise Damaged(f"no whole zip archive: {error}") from error
+        raise Damaged(f"not a complete zip archive: {error}") from error
     with archive:
         return _Archive(archive, file, size, data).read()
 
@@ -51,7 +51,7 @@ class _Archive:
         if sum(info.compress_size for info in members) > size:
             raise Damaged("its members overlap")
         if sum(info.file_size for info in members) > _MOST_COMPRESSED * size:
-            raise Damaged("its members are larger than weights can be compressed")
+            raise Damaged("its members expand further than weights can be compressed")
         self.root, self.members = roots[0], {info.filename: info for info in members}
         self.storages: dict[str, Tensor] = {}
 
@@ -70,14 +70,14 @@ class _Archive:
             self.storages[key] = self._record(f"data/{key}") if self.data else self._unread(f"data/{key}")
         data = self.storages[key].view(kind.dtype)
         if len(data) != count:
-            raise Damaged("a storage is not as large as is said")
+            raise Damaged("a storage does not have the declared size")
         return data
 
     def _unread(self, name: str) -> Tensor:
         return torch.empty(self.members[self.root + name].file_size, dtype=torch.uint8, device="meta")
 
     def _record(self, name: str) -> Tensor:
-        """Bytes of a member, uint8, checked against its checksum."""
+        """Return the bytes of a member, uint8, after comparing them with its checksum."""
         info = self.members[self.root + name]
         data = torch.empty(info.file_size, dtype=torch.uint8)
         view = memoryview(data.numpy())
@@ -91,7 +91,7 @@ class _Archive:
         return data
 
     def _read_stored(self, info: zipfile.ZipInfo, view: memoryview) -> None:
-        """Read at the disk's speed, which ``zipfile`` does not reach."""
+        """Read an uncompressed member directly, which is faster than through ``zipfile``."""
         self.file.seek(info.header_offset)
         header = self.file.read(30)
         if header[:4] != b"PK\x03\x04":
@@ -102,7 +102,7 @@ class _Archive:
 
 
 def read_legacy(file: BinaryIO, size: int) -> Any:
-    """The content of a file of the format before PyTorch 1.6; a nested one may hold a storage alone.
+    """Return the content of a file in the format before PyTorch 1.6; a nested file may hold a single storage.
 
     Raises:
         Damaged, NeedsCode: see :func:`ovseg.checkpoint.pickles.read_pickle`.
@@ -127,7 +127,7 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
     content = read_pickle(source, stand_in, storage)
     keys = read_pickle(source, stand_in)
     if set(keys) != storages.keys():
-        raise Damaged("its storages are not those of its tensors")
+        raise Damaged("its list of storages does not match its tensors")
     for data in map(storages.get, keys):
         if file.read(8) != struct.pack("<q", len(data)) or _fill(file, data) != data.nbytes:
             raise Damaged("it ends too early")
@@ -135,7 +135,7 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
 
 
 def read_plain(file: BinaryIO, size: int) -> Any:
-    """The content of a plain pickle, with arrays or with tensors, whose storages are nested files.
+    """Return the content of a plain pickle with arrays, or with tensors whose storages are nested files.
 
     Raises:
         Damaged, NeedsCode: see :func:`ovseg.checkpoint.pickles.read_pickle`.
@@ -165,7 +165,7 @@ def _checked(identifier: Any, parts: int) -> tuple:
         or type(identifier[4]) is not int
         or identifier[4] < 0
     ):
-        raise Damaged("it refers to something else than a storage")
+        raise Damaged("it refers to something that is not a storage")
     return identifier
 
 
@@ -178,7 +178,7 @@ def _script_stand_in(name: str) -> Any:
 
 
 class _Module:
-    """The attributes of a module in a TorchScript archive."""
+    """Attributes of a module in a TorchScript archive."""
 
     def __init__(self, state: Any):
         if not isinstance(state, Mapping):
@@ -187,7 +187,7 @@ class _Module:
 
 
 def _flattened(module: Any) -> dict[str, Tensor]:
-    """The tensors of a module and of those inside it, as a state dict names them."""
+    """Return the tensors of a module and its submodules under their names in a state dict."""
     if not isinstance(module, _Module):
         raise Damaged("a TorchScript archive without a module")
     tensors, todo, count = {}, [("", module)], 0

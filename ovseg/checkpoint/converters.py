@@ -1,4 +1,4 @@
-"""Backbones of other projects under the names of our modules, which are Detectron2's (specification, section 13)."""
+"""Conversion of other projects' backbones to our names, which follow Detectron2 (specification, section 13)."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _VISUAL_MODEL_NAMES = {
 
 
 def convert_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A Swin of Microsoft's repository: the names are ours but for ``backbone.``, which loading adds by itself.
+    """Convert a Swin of Microsoft's repository; its names equal ours except for ``backbone.``, added on loading.
 
     Raises:
-        OvsegError: it has not these names.
+        OvsegError: the names differ.
     """
     _require(state, "layers.0.blocks.0.attn.qkv.weight", "an official Swin checkpoint")
     return dict(state)
 
 
 def convert_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A torchvision ResNet under Detectron2's names: ``layer1.0.bn2.weight`` -> ``res2.0.conv2.norm.weight``.
+    """Convert a torchvision ResNet to Detectron2's names: ``layer1.0.bn2.weight`` -> ``res2.0.conv2.norm.weight``.
 
     Raises:
-        OvsegError: it has not torchvision's names.
+        OvsegError: the names are not torchvision's.
     """
     _require(state, "layer1.0.conv1.weight", "a torchvision ResNet")
     renamed = {}
@@ -51,7 +51,7 @@ def convert_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convert_visual_model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The Swin-like image tower under ``visual_model.`` of an image-text checkpoint; its other parts are dropped.
+    """Convert the Swin-like image tower under ``visual_model.`` of an image-text checkpoint; drop its other parts.
 
     Raises:
         OvsegError: there is no such tower.
@@ -65,7 +65,7 @@ def convert_visual_model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = name.replace(theirs, ours)
         renamed[f"backbone.{name}"] = tensor
     if not renamed:
-        raise OvsegError("this is no checkpoint with a visual_model: no key begins with visual_model.")
+        raise OvsegError("this is not a checkpoint with a visual_model: no key begins with visual_model.")
     return renamed
 
 
@@ -77,15 +77,16 @@ CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
 
 
 def save_backbone(state: Mapping[str, Tensor], path: Path, author: str) -> None:
-    """Write a backbone that :func:`ovseg.checkpoint.load_weights` and Detectron2 both load.
+    """Write a backbone that both :func:`ovseg.checkpoint.load_weights` and Detectron2 can load.
 
     Args:
+        state: tensors by name.
         path: ``.safetensors``; or ``.pkl`` (NumPy arrays) or ``.pth`` in Detectron2's layout, whose
-            ``matching_heuristics`` makes Detectron2 match names by their ends.
-        author: of the weights, a note in Detectron2's layout.
+            ``matching_heuristics`` makes Detectron2 match names by their suffixes.
+        author: author of the weights, recorded in Detectron2's layout.
 
     Raises:
-        OvsegError: another suffix, or the file cannot be written.
+        OvsegError: the suffix is another, or the file cannot be written.
     """
     layout = {"__author__": author, "matching_heuristics": True}
     if path.suffix == ".safetensors":

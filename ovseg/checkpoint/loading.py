@@ -219,9 +219,8 @@ def _refuse_wrong_file(
         )
     backbone = [name for name in own if name.startswith("backbone.")]
     loaded = set(report.loaded)
-    if len(loaded) < MOSTLY * len(own) and (
-        not backbone or len(loaded.intersection(backbone)) < MOSTLY * len(backbone)
-    ):
+    needed = backbone or [name for name in own if not name.startswith(CLIP_PREFIXES)] or list(own)
+    if len(loaded) < MOSTLY * len(own) and len(loaded.intersection(needed)) < MOSTLY * len(needed):
         raise OvsegError(
             f"{path} is not a checkpoint of this model: only {len(loaded)} of its {len(own)} tensors are in it; "
             f"{_fitting_configuration(state) or _guess(report)}"
@@ -248,7 +247,7 @@ def _without_other_pixels(
     """
     kept = dict(state)
     for name in ("clip_adapter.pixel_mean", "clip_adapter.pixel_std"):
-        if name in state and not torch.allclose(state[name], own[name], rtol=0, atol=0.5):
+        if name in state and not torch.allclose(state[name].cpu(), own[name].cpu(), rtol=0, atol=0.5):
             logger.warning(
                 "%s has %s %s of CLIP's input, but %s has %s, which holds: if the checkpoint's CLIP is another one, "
                 "name it as MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME (ViT-L-14:TAG, say).",

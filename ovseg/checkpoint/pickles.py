@@ -1,7 +1,7 @@
-"""An interpreter of pickles that makes plain values and calls nothing but the stand-ins it is given.
+"""Interpreter of pickles that creates plain values and calls nothing but given stand-ins.
 
 ``pickle.Unpickler`` with a strict ``find_class`` does not suffice: BUILD sets the state of real objects, a deep tuple
-as a key overflows the stack, and a few bytes ask for any amount of memory.
+as a key overflows the stack, and a few bytes can request any amount of memory.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _PLAIN_KEYS = (str, bytes, int, float, type(None))  # bool is an int
 
 
 class Damaged(ValueError):
-    """The content cannot be what any program has written."""
+    """The content is not the output of any program that writes weights."""
 
 
 class NeedsCode(Exception):
-    """The pickle asks for an object that is no stand-in; the argument is its name."""
+    """The pickle asks for an object without a stand-in; the argument is its name."""
 
     def __str__(self) -> str:
         return f"it asks for {self.args[0]}"
@@ -33,14 +33,14 @@ class NeedsCode(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """What a pickle may call: ``function(*arguments)``."""
+    """A function that a pickle may call, as ``function(*arguments)``."""
 
     function: Callable[..., Any]
 
 
 @dataclass
 class StandIn:
-    """An object that the pickle builds in a second step; ``finish`` turns its state into the value."""
+    """An object that the pickle builds in a second step; ``finish`` converts its state to the value."""
 
     finish: Callable[[Any], Any]
     value: Any = field(default=None, init=False)
@@ -48,7 +48,7 @@ class StandIn:
 
 
 class BoundedFile:
-    """What ``pickletools`` needs of a file; a length beyond the end is refused before memory is asked for it."""
+    """A file for ``pickletools`` that refuses lengths beyond its end before memory is allocated for them."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.size, self.readline = file, size, file.readline
@@ -60,15 +60,15 @@ class BoundedFile:
 
 
 def read_pickle(file: BoundedFile, find: Callable[[str], Any], persistent: Callable[[Any], Any] | None = None) -> Any:
-    """Read one pickle, and leave ``file`` after it.
+    """Read one pickle and leave ``file`` positioned after it.
 
     Args:
-        find: gives what stands for a global name, a :class:`Call` or a value; raises ``KeyError`` for any other name.
-        persistent: gives the value of a persistent identifier.
+        find: returns the stand-in of a global name, a :class:`Call` or a value; raises ``KeyError`` for any other name.
+        persistent: returns the value of a persistent identifier.
 
     Raises:
-        Damaged: no pickle, or one that no program writes.
-        NeedsCode: it is whole, but asks for another name.
+        Damaged: it is not a pickle, or not one that a program writes.
+        NeedsCode: it is complete, but asks for another name.
     """
     try:
         operations = pickletools.genops(file)
@@ -78,7 +78,7 @@ def read_pickle(file: BoundedFile, find: Callable[[str], Any], persistent: Calla
             for _ in operations:  # a damaged pickle asks for odd names, too
                 pass
             if not all(part.isidentifier() for part in unknown.args[0].split(".")):
-                raise Damaged("names of it are no names") from unknown
+                raise Damaged("it holds names that are not identifiers") from unknown
             raise
     except (NeedsCode, Damaged):
         raise
@@ -87,14 +87,14 @@ def read_pickle(file: BoundedFile, find: Callable[[str], Any], persistent: Calla
 
 
 def miswritten(name: str, known: Collection[str]) -> bool:
-    """Whether nothing has this name, but it is like a known one: some letters have changed in a damaged file."""
+    """Whether a name does not exist but resembles a known one, as in a file with damaged letters."""
     module, _, leaf = name.rpartition(".")
     exists = leaf in vars(sys.modules.get(module, object))
     return not exists and bool(difflib.get_close_matches(name, known, n=1, cutoff=0.8))
 
 
 def plain_key(key: Any) -> Any:
-    """The key of a dictionary or a set; nested tuples are refused, since hashing them needs any depth of the stack."""
+    """Return the key of a dictionary or a set; refuse nested tuples, since hashing them takes unlimited stack depth."""
     if isinstance(key, _PLAIN_KEYS) or (type(key) is tuple and all(isinstance(part, _PLAIN_KEYS) for part in key)):
         return key
     raise Damaged(f"a {type(key).__name__} is a key in it")
@@ -232,13 +232,13 @@ class _Machine:
     def _stack_global(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
-            raise Damaged("a global name is no text")
+            raise Damaged("a global name is not a string")
         self._global(f"{module}.{name}")
 
     def _reduce(self, _: Any) -> None:
         arguments, call = self.stack.pop(), self._top(Call)
         if type(arguments) is not tuple:
-            raise Damaged("arguments are no tuple")
+            raise Damaged("arguments are not a tuple")
         self._charge(arguments)
         self.stack[-1] = call.function(*arguments)
 
@@ -256,10 +256,10 @@ class _Machine:
         self.stack[-1] = target.value
 
     def _charge(self, arguments: tuple) -> None:
-        """Count what a call may copy, since a few bytes can ask for it again and again."""
+        """Limit what calls may copy in total, since a few bytes can request the same copy repeatedly."""
         self.copies -= sum(len(value) for value in arguments if isinstance(value, _SIZED))
         if self.copies < 0:
-            raise Damaged("it asks for the same values again and again")
+            raise Damaged("it requests the same values too often")
 
     def _binpersid(self, _: Any) -> None:
         if self.persistent is None:
@@ -268,7 +268,7 @@ class _Machine:
 
 
 def _literal(argument: Any) -> Any:
-    """Large bytes as a bytearray, which an array or a tensor can share."""
+    """Return large bytes as a bytearray, whose memory an array or a tensor can share."""
     return bytearray(argument) if type(argument) is bytes and len(argument) > _LARGE else argument
 
 

@@ -1,4 +1,4 @@
-"""What stands for the names of NumPy and PyTorch in a pickle: functions that check everything before they make it."""
+"""Stand-ins for the names of NumPy and PyTorch in a pickle: functions that validate all values before they use them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TORCH_TYPES = {name: value for name, value in vars(torch).items() if isinstance
 
 @dataclass(frozen=True)
 class StorageKind:
-    """A class of storages: the type of its numbers."""
+    """A class of storages, given by its data type."""
 
     dtype: torch.dtype
 
@@ -33,13 +33,13 @@ class _NumpyType:
 
 
 def rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *rest: Any) -> Tensor:
-    """The part of a storage, a one-dimensional tensor, that a tensor's size and stride describe; the memory is shared.
+    """Return the view of a storage, a one-dimensional tensor, that a tensor's size and stride describe.
 
     Args:
-        rest: whether it requires a gradient, hooks, and "conj" and "neg" for a view that is not computed yet.
+        rest: whether it requires a gradient, hooks, and "conj" and "neg" for lazily evaluated views.
 
     Raises:
-        Damaged: it would reach beyond the storage.
+        Damaged: the view exceeds the storage.
     """
     if not isinstance(storage, Tensor) or storage.dim() != 1:
         raise Damaged("a tensor has no storage")
@@ -61,9 +61,9 @@ def rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *re
 
 
 def _rebuild_tensor_v3(storage: Tensor, offset: int, size: tuple, stride: tuple, *rest: Any) -> Tensor:
-    """Types without a storage class of their own, given last: the storage holds bytes."""
+    """Rebuild a tensor of a type without a storage class: the storage holds bytes, the type is given last."""
     dtype = next(value for value in rest if isinstance(value, torch.dtype))
-    torch.zeros(1).to(dtype)  # PyTorch has types that nothing can be done with, such as uint1
+    torch.zeros(1).to(dtype)  # PyTorch has types without any operation, such as uint1
     return rebuild_tensor(storage.view(dtype), offset, size, stride)
 
 
@@ -75,7 +75,7 @@ def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
 
 def _rebuild_with_attributes(rebuild: Any, kind: Any, arguments: tuple, _: Any) -> Tensor:
     if kind is not None or not isinstance(rebuild, Call):
-        raise Damaged("a tensor is of no known kind")
+        raise Damaged("a tensor is of an unknown kind")
     return _rebuild_parameter(rebuild.function(*arguments))
 
 
@@ -93,7 +93,7 @@ def _size(values: Any = ()) -> torch.Size:
 
 def _counts(values: Any) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or not all(type(n) is int and 0 <= n < 2**63 for n in values):
-        raise Damaged("a size, a stride or an offset is no count")
+        raise Damaged("a size, a stride or an offset is not a count")
     return tuple(values)
 
 
@@ -103,7 +103,7 @@ def _bytearray(text: str = "", encoding: str = "latin1") -> bytearray:
 
 def _latin1(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise Damaged("bytes are encoded as no pickle does")
+        raise Damaged("bytes are not encoded as in pickles")
     return text.encode("latin1")
 
 
@@ -111,12 +111,12 @@ def _numpy_type(code: Any, *_: Any) -> StandIn:
     if isinstance(code, str) and _OTHER_NUMPY_TYPES.fullmatch(code):
         raise NeedsCode(f"numpy.{np.dtype(code).type.__name__}")
     if code not in _NUMPY_TYPES:
-        raise Damaged(f"NumPy values of type {str(code)[:20]!r} are no numbers")
+        raise Damaged(f"NumPy values of type {str(code)[:20]!r} are not numbers")
 
     def finish(state: Any) -> _NumpyType:
         # (version, byte order, subarray, names of fields, fields, size, alignment, flags)
         if type(state) is not tuple or state[1] not in ("<", ">", "|", "=") or any(state[2:5]):
-            raise Damaged("a NumPy type is no number")
+            raise Damaged("a NumPy type is not a type of numbers")
         return _NumpyType(state[1] + code)
 
     return StandIn(finish)
@@ -195,11 +195,11 @@ STAND_INS: dict[str, Any] = {
 
 
 def stand_in(name: str) -> Any:
-    """What stands for a global name.
+    """Return the stand-in of a global name.
 
     Raises:
-        KeyError: nothing does.
-        Damaged: nothing does, and it is a name of the table but for some letters.
+        KeyError: there is none.
+        Damaged: there is none, and the name resembles one of the table.
     """
     if name not in STAND_INS and miswritten(name, STAND_INS):
         raise Damaged(f"{name} is miswritten")

@@ -1,4 +1,4 @@
-"""Reading weight files without running any code that may be in them."""
+"""Reading of weight files without running code that they may contain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ovseg.checkpoint.archives import LEGACY_MAGIC, read_archive, read_legacy, read_plain
 from ovseg.checkpoint.pickles import NeedsCode
-from ovseg.errors import OvsegError, reason_of, shown
+from ovseg.errors import OvsegError, argument, reason_of, shown
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +25,9 @@ _CLIP_SCALE = "logit_scale"
 MASK_PROMPT_FWD = "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD"
 MASK_PROMPT_DEPTH = "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH"
 SETTINGS_ENTRY = "ovseg_settings"  # in torch.save files; safetensors have metadata
-# Parts of names that DistributedDataParallel, torch.compile and FSDP put in, at any place.
+# Parts that DistributedDataParallel, torch.compile and FSDP insert into names, at any position.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
-# Where training programs keep the model, as entries or as the first part of its names; then running averages of it.
+# Entries (or first parts of names) under which training programs store the model; then those of its running averages.
 _HOLDERS = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "params", "weights")
 _AVERAGES = ("model_ema", "ema_state_dict", "state_dict_ema", "params_ema", "ema_model", "ema", "teacher", "student")
 _NOT_ENOUGH_MEMORY = re.compile("can't allocate memory|not enough memory")
@@ -36,12 +36,12 @@ _NOT_ENOUGH_MEMORY = re.compile("can't allocate memory|not enough memory")
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a weight file, under their names in the model: see :func:`tensors_of`.
 
-    Formats, told by their content: safetensors; ``torch.save`` files (Detectron2's layout with the tensors under
-    ``model``, open_clip's under ``state_dict``, or a bare state dict), old ones, too; Detectron2's pickles of arrays or
+    The format is detected by content: safetensors; ``torch.save`` files of any version (Detectron2's layout with the
+    tensors under ``model``, open_clip's under ``state_dict``, or a bare state dict); Detectron2's pickles of arrays or
     tensors (``.pkl``); TorchScript archives, such as OpenAI's CLIP.
 
     Raises:
-        OvsegError: missing, empty, damaged or not a weight file; or it needs code to be run on loading.
+        OvsegError: the file is missing, empty, damaged or not a weight file; or loading it would run code.
     """
     return tensors_of(read_checkpoint(path), path)
 
@@ -59,13 +59,17 @@ def tensor_names(path: str | Path) -> dict[str, tuple[int, ...]]:
 
 
 def tensors_of(content: Any, path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that is already in memory; ``path`` is for messages.
+    """Return the tensors of a checkpoint that is already in memory.
 
-    Names lose what wrappers of training put into them (:data:`_WRAPPERS`). Where the checkpoint holds several models, a
-    warning says which one is taken.
+    Parts that training wrappers insert into names (:data:`_WRAPPERS`) are removed. If the checkpoint holds several
+    models, a warning states which one is used.
+
+    Args:
+        content: the checkpoint.
+        path: its file, for messages.
 
     Raises:
-        OvsegError: no dictionary, no tensors in it, or two models under the same names.
+        OvsegError: the content is not a dictionary, holds no tensors, or two models with the same names.
     """
     content = _chosen_model(_as_dict(content, path), path)
     tensors, origins = {}, {}
@@ -75,7 +79,7 @@ def tensors_of(content: Any, path: str | Path) -> dict[str, Tensor]:
         if isinstance(value, Tensor):
             bare = bare_name(str(name))
             if not bare.isprintable():
-                raise OvsegError(f"{path} holds a tensor of the name {shown(name)}, which is no text: save it again")
+                raise OvsegError(f"{path} holds a tensor with the invalid name {shown(name)}: save it again")
             if bare in tensors:
                 raise OvsegError(
                     f"{path} holds {bare} twice, as {origins[bare]} and {name}: save one of the two models alone"
@@ -87,7 +91,7 @@ def tensors_of(content: Any, path: str | Path) -> dict[str, Tensor]:
 
 
 def bare_name(name: str) -> str:
-    """A tensor's name without wrappers: ``_orig_mod.model.module.backbone.w`` -> ``backbone.w``."""
+    """Return a tensor's name without wrappers: ``_orig_mod.model.module.backbone.w`` -> ``backbone.w``."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
     while len(parts) > 1 and parts[0] in _HOLDERS:
         parts.pop(0)
@@ -95,11 +99,11 @@ def bare_name(name: str) -> str:
 
 
 def bare_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CLIP's tensors under open_clip's own names, whatever they are wrapped in.
+    """Return CLIP's tensors under open_clip's names, without prefixes and wrappers.
 
-    Where some names have ``clip_model.`` in them (``clip_adapter.clip_model.`` of a segmenter, ``module.clip_model.``
-    of a training wrapper, which may hold other towers too), those are CLIP; else all are, less their wrappers and less
-    what stands before :data:`_CLIP_SCALE`, which every CLIP has.
+    If some names contain ``clip_model.`` (``clip_adapter.clip_model.`` of a segmenter, ``module.clip_model.`` of a
+    training wrapper, which may hold other towers too), only those are CLIP. Otherwise all are, without their wrappers
+    and without the prefix of :data:`_CLIP_SCALE`, a tensor that every CLIP has.
     """
     inside = {name.partition(CLIP_MARK)[2]: tensor for name, tensor in state.items() if CLIP_MARK in name}
     inside = inside or {bare_name(name): tensor for name, tensor in state.items()}
@@ -111,23 +115,24 @@ def bare_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def constant_names(model: nn.Module) -> set[str]:
-    """Names of the buffers that follow from the configuration: files need not hold them, and they are ignored there."""
+    """Return the names of non-persistent buffers: they follow from the configuration and are ignored in files."""
     return {name for name, _ in model.named_buffers()} - model.state_dict().keys()
 
 
 def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same with floating-point tensors as float16."""
+    """Return a state dict with floating-point tensors as float16."""
     return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def read_settings(path: str | Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration keys that a weight file asks for: metadata of safetensors, an entry in other files.
+    """Return the configuration keys stored in a weight file: in the metadata of safetensors, in an entry of others.
 
     Args:
-        content: of the file, from :func:`read_checkpoint`.
+        path: the file.
+        content: its content, from :func:`read_checkpoint`.
 
     Returns:
-        values by key; text in safetensors. Empty when the file asks for nothing.
+        values by key, as text in safetensors; empty if the file stores none.
     """
     if _is_safetensors(Path(path), _head(Path(path))):
         with safe_open(path, framework="pt") as file:
@@ -137,18 +142,18 @@ def read_settings(path: str | Path, content: Mapping[str, Any]) -> dict[str, Any
 
 
 def read_checkpoint(path: str | Path, *, data: bool = True) -> dict[str, Any]:
-    """Read a whole checkpoint, on the CPU: like :func:`read_state_dict`, with the optimizer's state and so on.
+    """Read a complete checkpoint on the CPU, including the optimizer's state and other entries.
 
     Args:
         data: read the tensors' data. Without them, tensors are on the meta device where the format permits it.
 
     Raises:
-        OvsegError: as :func:`read_state_dict`.
+        OvsegError: see :func:`read_state_dict`.
     """
     path = Path(path)
     if not path.is_file():
         kind = "is a folder, not a weight file" if path.is_dir() else "does not exist"
-        raise OvsegError(f"the weight file {path} {kind}: check the path (MODEL.WEIGHTS or CLIP_WEIGHTS)")
+        raise OvsegError(f"the weight file {path} {kind}: check {argument('weights')}")
     head = _head(path)
     if not head:
         raise OvsegError(f"the weight file {path} is empty (0 bytes): download it again")
@@ -175,7 +180,7 @@ def read_checkpoint(path: str | Path, *, data: bool = True) -> dict[str, Any]:
         raise
     except NeedsCode as error:
         raise OvsegError(
-            f"{path} needs code to be run on loading, which is refused ({error}): if you trust its source, "
+            f"loading {path} would run code, which is refused ({error}): if you trust its source, "
             f"convert it once with `python tools/convert_checkpoint.py {path} OUT.safetensors --trust` and load "
             "OUT.safetensors"
         ) from error
@@ -188,7 +193,7 @@ def read_checkpoint(path: str | Path, *, data: bool = True) -> dict[str, Any]:
                 f"{path} is not a weight file (it begins with {head[:12]!r}): check the path, or download it again"
             ) from error
         raise OvsegError(
-            f"{path} is truncated or damaged, or no weight file ({reason}): download or save it again"
+            f"{path} is truncated or damaged, or not a weight file ({reason}): download or save it again"
         ) from error
 
 
@@ -197,7 +202,7 @@ def _meta_tensor(file: safe_open, name: str) -> Tensor:
 
 
 def is_plain_pickle(path: Path) -> bool:
-    """Whether a file is neither safetensors nor one of ``torch.save``."""
+    """Return whether a file is a plain pickle: neither safetensors nor written by ``torch.save``."""
     return _reader(_head(path)) is read_plain and not _is_safetensors(path, _head(path))
 
 
@@ -208,7 +213,7 @@ def _reader(head: bytes) -> Callable[[BinaryIO, int], Any]:
 
 
 def _is_safetensors(path: Path, head: bytes) -> bool:
-    """Told by the name, or by the header: 8 bytes of its length, and JSON."""
+    """Return whether a file is safetensors, by its name or its header: 8 bytes of its length, then JSON."""
     return path.suffix == ".safetensors" or (head[8:10] == b'{"' and head[6:8] == b"\0\0")
 
 
@@ -221,16 +226,16 @@ def _head(path: Path) -> bytes:
 
 
 def _chosen_model(content: Mapping[str, Any], path: str | Path) -> Mapping[str, Any]:
-    """The innermost dictionary of one model; the averages of its weights only where there is nothing else."""
+    """Return the innermost dictionary of one model; averages of its weights are used only if there is nothing else."""
     for _ in range(5):
         held = [key for key in (*_HOLDERS, *_AVERAGES) if isinstance(content.get(key), Mapping) and content[key]]
         if not held:
             break
         chosen, *others = held
         if others:
-            logger.warning("%s: the model under %r is taken, not that under %s", path, chosen, ", ".join(others))
+            logger.warning("%s: using the model under %r, not that under %s", path, chosen, ", ".join(others))
         elif chosen in _AVERAGES:
-            logger.warning("%s: the model under %r is taken, there is no other", path, chosen)
+            logger.warning("%s: using the model under %r, there is no other", path, chosen)
         content = content[chosen]
     return content
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Sequence
 
-from ovseg.config import get_cfg
-from ovseg.config.errors import dotted_keys
-from ovseg.config.per_dataset import KEY as PER_DATASET
+# What keys look like; which of them there are is known only when Detectron2 is imported, which takes seconds.
+SECTIONS = ("MODEL", "DATASETS", "DATALOADER", "INPUT", "SOLVER", "TEST", "GLOBAL", "WANDB")
+ALONE = ("OUTPUT_DIR", "SEED", "METRIC", "VERSION", "CUDNN_BENCHMARK", "VIS_PERIOD", "FLOAT32_PRECISION")
+_KEY = re.compile(rf"(?:{'|'.join(SECTIONS)})(?:\.[A-Z][A-Z0-9_]*)+|TEST\.PER_DATASET\..+")
+_FILE = re.compile(
+    r"[A-Z]+\.(?:JPE?G?|PNG|WEBP|BMP|GIF|TIFF?|P[PGBN]M|JP2|AVIF|TGA|MP4|AVI|MOV|MKV|WEBM|M4V|MPE?G|WMV)"
+)
 
 
 def parse_with_options(
@@ -24,9 +30,8 @@ def parse_with_options(
         bare: keys without a section (OUTPUT_DIR, SEED) are keys behind other words, too, not only behind ``--opts``.
 
     Returns:
-        what ``parser`` gives, and ``opts``.
+        what ``parser`` gives, and ``opts``. A word such as TEST.JPG, or one that names a file, is no key.
     """
-    keys = {key for key in dotted_keys(get_cfg()) if bare or "." in key} | {PER_DATASET}
     rest: list[str] = []
     pairs: list[str] = []
     behind_opts = False  # until the next option of the command
@@ -39,7 +44,7 @@ def parse_with_options(
         elif word.startswith("--"):
             behind_opts = False
             rest.append(word)
-        elif behind_opts or name in keys or name.startswith(f"{PER_DATASET}."):
+        elif behind_opts or _is_key(name) or (bare and name in ALONE):
             pairs.append(word)
             if "=" not in word and words and not words[0].startswith("--"):
                 pairs.append(words.pop(0))
@@ -50,3 +55,7 @@ def parse_with_options(
         parser.error(f"unrecognized arguments: {' '.join(unrecognised)}")
     args.opts = [*pairs, *(getattr(args, "opts", None) or []), *unknown]
     return args
+
+
+def _is_key(name: str) -> bool:
+    return bool(_KEY.fullmatch(name)) and not _FILE.fullmatch(name) and not os.path.exists(name)

@@ -207,8 +207,8 @@ def _agreed_tag(known: str, of_name: str, weights: str, default: str) -> str:
 def _unknown_tag(known: str, tag: str, tags: Sequence[str]) -> str:
     hint = _did_you_mean(tag, tags) or f"; its tags are {', '.join(tags)}" if tags else ""
     return (
-        f"open_clip has no weights {tag!r} for {known}, and there is no file of this name: set {WEIGHTS_KEY} to a tag, "
-        f"to a file, or to none for random weights{hint}"
+        f"open_clip has no weights {tag!r} for {known}, and there is no file of this name: set {WEIGHTS_KEY} to a tag "
+        f"or to a file{hint}"
     )
 
 
@@ -249,7 +249,7 @@ def _named_weights(
         raise OvsegError(_unknown_tag(known, weights, tags))
     raise OvsegError(
         f"{WEIGHTS_KEY} = {weights!r} is no file, and only open_clip's own names have tags: give the path of the "
-        "weights, or none for random ones"
+        "weights"
     )
 
 
@@ -268,9 +268,7 @@ def _did_you_mean(name: str, names: Sequence[str]) -> str:
 
 
 def _no_weights(name: str) -> str:
-    raise OvsegError(
-        f"nothing gives the weights of CLIP {name}: set {WEIGHTS_KEY} to their file, or to none for random ones"
-    )
+    raise OvsegError(f"nothing gives the weights of CLIP {name}: give their file as {WEIGHTS_KEY}")
 
 
 def _download(fetch: Callable[[], str], name: str, hint: str) -> str:

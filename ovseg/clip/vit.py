@@ -193,9 +193,9 @@ def look_at_whole(visual: VisionTransformer, images: Tensor, depths: Sequence[in
             patches[depth] = grid
 
     features = encode_patches(visual, embed_patches(visual, images), observe=keep)
-    return WholeImages(
-        torch.stack([patches[depth] for depth in depths], dim=1), torch.stack(class_tokens), features.float()
-    )
+    grids = [patches[depth] for depth in depths]
+    nothing = features.new_zeros(len(images), 0, class_tokens[0].shape[1], *visual.grid_size, dtype=torch.float32)
+    return WholeImages(torch.stack(grids, 1) if grids else nothing, torch.stack(class_tokens), features.float())
 
 
 def _run_block(block: nn.Module, x: Tensor, replacement: Replacement | None, class_only: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""What went wrong in a configuration file, said in one sentence."""
+"""Errors in configurations, as one sentence."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ovseg.io.plain_yaml import one_line
 
 @contextlib.contextmanager
 def explain_config_errors(cfg: dict, source: str, text: str = "") -> Iterator[None]:
-    """Turn the exceptions of yacs, fvcore and PyYAML into :class:`OvsegError`.
+    """Convert the exceptions of yacs, fvcore and PyYAML to :class:`OvsegError`.
 
     Args:
-        cfg: the configuration that is being changed; its keys are what an unknown key is compared with.
-        source: where the values come from, for the message.
+        cfg: the configuration that is being changed; the error suggests the most similar of its keys.
+        source: origin of the values, for the message.
         text: YAML that is being read.
     """
     try:
@@ -50,7 +50,7 @@ def _explain_key(cfg: dict, source: str, message: str) -> str:
 
 
 def dotted_keys(node: dict, prefix: str = "") -> Iterator[str]:
-    """Full names of all keys with a value."""
+    """Return the full names of all keys with a value."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from dotted_keys(value, f"{prefix}{key}.")
@@ -78,7 +78,7 @@ _OPERATORS = {
 
 
 def _plain_list(expression: str) -> list | None:
-    """Value of ``[arithmetic of x for x in range(...)]``, computed without running it as code; else None."""
+    """Return the value of ``[arithmetic of x for x in range(...)]`` without running it as code; else None."""
     try:
         body = ast.parse(expression, mode="eval").body
         if not isinstance(body, ast.ListComp) or len(body.generators) != 1 or body.generators[0].ifs:

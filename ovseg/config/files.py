@@ -1,23 +1,30 @@
-"""Configuration files: YAML over the files that its ``_BASE_`` names."""
+"""Configuration files: YAML over the files that its ``_BASE_`` names, with paths that count from the file."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ovseg.config.errors import explain_config_errors
-from ovseg.config.per_dataset import merge_layers
+from ovseg.config.per_dataset import is_path, merge_layers, part_of
+from ovseg.config.values import fit
 from ovseg.errors import OvsegError, shown
+from ovseg.io.files import is_file
 from ovseg.io.plain_yaml import load_plain, read_text
 
 BASE = "_BASE_"
+# Keys whose value may be the path of a file; names such as ViT-L/14, tags such as openai and URLs are no paths.
+PATHS = ("MODEL.WEIGHTS", "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME", "TEST.SG_IOU_TABLE")
 _PLAIN = (str, int, float, bool, type(None), list)
 
 
 def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Contents of a YAML file over those of its ``_BASE_`` files, relative to it; later ones win over earlier ones.
+    """Return the contents of a YAML file over those of its ``_BASE_`` files; later ones win over earlier ones.
+
+    Relative paths of :data:`PATHS` and of data sets (``*.yaml``) are made absolute: see :func:`resolve`.
 
     Args:
         path: file of this machine.
@@ -36,12 +43,42 @@ def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]
         own = {}
     if not isinstance(own, dict):
         raise OvsegError(f"{path} must hold lines of KEY: VALUE, not {shown(own)}")
+    _resolve_paths(own, Path(path).parent)
     merged: dict[str, Any] = {}
     for base in _bases(own.pop(BASE, None), path):
         _merge(load_layers(Path(path).parent / Path(base).expanduser(), (*above, place)), merged, base)
     _merge(own, merged, str(path))
     merge_layers(merged, own)
     return merged
+
+
+def resolve(value: Any, folder: Path) -> Any:
+    """Return the absolute path of a file that a configuration file in ``folder`` names.
+
+    A relative path counts from ``folder``. Where no file is there, it counts from the working folder, as the published
+    configurations mean it. A value that leads to no file stays as it is, unless it starts with ``./`` or ``../``.
+    """
+    if not isinstance(value, str) or "://" in value or not value or "\0" in value:
+        return value
+    for place in (folder / value, Path(value)):
+        if is_file(place):
+            return os.path.abspath(place)
+    return os.path.abspath(folder / value) if value.startswith(("./", "../")) else value
+
+
+def _resolve_paths(own: dict[str, Any], folder: Path) -> None:
+    for key in PATHS:
+        *sections, name = key.split(".")
+        if name in (section := part_of(own, *sections)):
+            section[name] = resolve(section[name], folder)
+    for name, value in (datasets := part_of(own, "DATASETS")).items():
+        if name in ("TRAIN", "TEST") and ".y" in str(value).lower():
+            with contextlib.suppress(ValueError):  # the key's value is checked when it is merged
+                names = fit(value, [], f"DATASETS.{name}")
+                datasets[name] = [resolve(name, folder) if is_path(name) else name for name in names]
+    entries = part_of(own, "TEST", "PER_DATASET")
+    for name in [name for name in entries if is_path(name)]:
+        entries[resolve(name, folder)] = entries.pop(name)
 
 
 def _bases(value: Any, path: str | Path) -> list[str]:

@@ -24,172 +24,180 @@ from ovseg.errors import OvsegError, shown
 
 DEFAULTS: dict[str, Any] = {
     # --- Swin backbone -------------------------------------------------------------------------------------
-    "MODEL.SWIN.PRETRAIN_IMG_SIZE": 224,  # only sizes the absolute position embedding
-    "MODEL.SWIN.PATCH_SIZE": 4,
+    "MODEL.SWIN.PRETRAIN_IMG_SIZE": 224,  # side in pixels; determines the size of the absolute position embedding only
+    "MODEL.SWIN.PATCH_SIZE": 4,  # side of a patch in pixels
     "MODEL.SWIN.EMBED_DIM": 96,  # channels of res2; each later stage doubles them
     "MODEL.SWIN.DEPTHS": [2, 2, 6, 2],  # blocks per stage
     "MODEL.SWIN.NUM_HEADS": [3, 6, 12, 24],  # attention heads per stage
-    "MODEL.SWIN.WINDOW_SIZE": 7,
-    "MODEL.SWIN.MLP_RATIO": 4.0,
-    "MODEL.SWIN.QKV_BIAS": True,
-    "MODEL.SWIN.QK_SCALE": None,  # None = head_dim ** -0.5
+    "MODEL.SWIN.WINDOW_SIZE": 7,  # side of an attention window in tokens
+    "MODEL.SWIN.MLP_RATIO": 4.0,  # hidden width of a block's MLP relative to its channels
+    "MODEL.SWIN.QKV_BIAS": True,  # whether queries, keys and values have a bias
+    "MODEL.SWIN.QK_SCALE": None,  # scale of attention logits; None = head_dim ** -0.5
     "MODEL.SWIN.NORM_INDICES": None,  # stages whose output is normalised; None = all
-    "MODEL.SWIN.PROJECTION": False,  # adds the feature "fc": LayerNorm + linear on the last stage
-    "MODEL.SWIN.PROJECT_DIM": 256,
-    "MODEL.SWIN.DROP_RATE": 0.0,
-    "MODEL.SWIN.ATTN_DROP_RATE": 0.0,
-    "MODEL.SWIN.DROP_PATH_RATE": 0.3,  # of the last block; rises linearly from 0
+    "MODEL.SWIN.PROJECTION": False,  # adds the feature "fc": LayerNorm and a linear layer on the last stage
+    "MODEL.SWIN.PROJECT_DIM": 256,  # channels of "fc"
+    "MODEL.SWIN.DROP_RATE": 0.0,  # dropout after embeddings and MLPs
+    "MODEL.SWIN.ATTN_DROP_RATE": 0.0,  # dropout of attention weights
+    "MODEL.SWIN.DROP_PATH_RATE": 0.3,  # stochastic depth of the last block; rises linearly from 0
     "MODEL.SWIN.APE": False,  # absolute position embedding
-    "MODEL.SWIN.PATCH_NORM": True,
-    "MODEL.SWIN.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.SWIN.PATCH_NORM": True,  # LayerNorm after the patch embedding
+    "MODEL.SWIN.OUT_FEATURES": ["res2", "res3", "res4", "res5"],  # features that the backbone returns
     # --- head ----------------------------------------------------------------------------------------------
-    "MODEL.SEM_SEG_HEAD.EMBEDDING_DIM": 512,  # must equal CLIP's embedding dimension
-    "MODEL.SEM_SEG_HEAD.EMBED_HIDDEN_DIM": 1024,
+    "MODEL.SEM_SEG_HEAD.EMBEDDING_DIM": 512,  # channels of the class embedding; must equal CLIP's embedding dimension
+    "MODEL.SEM_SEG_HEAD.EMBED_HIDDEN_DIM": 1024,  # hidden width of the class embedding's layers
     "MODEL.SEM_SEG_HEAD.EMBED_LAYERS": 2,  # linear layers of the class embedding
     "MODEL.SEM_SEG_HEAD.MASK_DIM": 256,  # channels of the per-pixel mask features
-    # or TransformerEncoderPixelDecoder; OpenVocaMask2FormerHead needs MSDeformAttnPixelDecoder
+    # BasePixelDecoder or TransformerEncoderPixelDecoder; OpenVocaMask2FormerHead needs MSDeformAttnPixelDecoder
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "BasePixelDecoder",
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 0,  # of the pixel decoder's encoder, where it has one
-    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": ["res3", "res4", "res5"],  # what it encodes
-    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,
-    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 8,
-    # --- free combinations, for MODEL.META_ARCHITECTURE ProposeAndName; OVSeg, SCAN and Mask2Former fix theirs --------
-    "MODEL.PROPOSER.NAME": "MaskFormer",  # MaskFormer, Mask2Former, GroundTruth or MaskFiles
-    "MODEL.PROPOSER.MASKS": "",  # of MaskFiles: a COCO RLE JSON file, or a folder of PNG label maps
-    "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],  # one or two of these and ContextCrops
-    "MODEL.FUSION.NAME": "",  # SingleNamer, GeometricMean or ObjectNormalizedMean; "" = what suits the number of namers
-    "MODEL.RENDERING": "",  # mask_sum or class_winner; "" = MODEL.MASK_FORMER.TEST.PAINTING
-    # --- proposals: transformer, losses, painting ----------------------------------------------------------
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 0,  # layers of the pixel decoder's encoder, if it has one
+    # features that the deformable encoder reads
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": ["res3", "res4", "res5"],
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,  # sampling points per head and level
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 8,  # attention heads
+    # --- free combinations for META_ARCHITECTURE ProposeAndName ----------------------------------------------
+    # ours: the proposer: MaskFormer, Mask2Former, GroundTruth or MaskFiles; OVSeg, SCAN and Mask2Former fix theirs, and
+    # their namers and fusion
+    "MODEL.PROPOSER.NAME": "MaskFormer",
+    "MODEL.PROPOSER.MASKS": "",  # ours: of MaskFiles, a JSON file of COCO run-length codes or a folder of label maps
+    # ours: one namer, or QueryEmbedding and another one: MaskedCrops, ContextCrops
+    "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],
+    # ours: SingleNamer, GeometricMean or ObjectNormalizedMean; "" = SingleNamer for one namer, else GeometricMean
+    "MODEL.FUSION.NAME": "",
+    "MODEL.RENDERING": "",  # ours: mask_sum or class_winner; "" = MODEL.MASK_FORMER.TEST.PAINTING
+    # --- proposals: transformer, losses, rendering ---------------------------------------------------------
     "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,  # losses after every decoder layer
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,  # class weight of "no object" in the cross entropy
-    "MODEL.MASK_FORMER.CLASS_WEIGHT": 1.0,  # of the cross entropy, and of the class in the matching
-    "MODEL.MASK_FORMER.DICE_WEIGHT": 1.0,
-    "MODEL.MASK_FORMER.MASK_WEIGHT": 20.0,
-    # Mask2Former compares masks at random points, of which a part lies where the prediction is least certain
-    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 12544,  # per mask
-    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": 3.0,  # points drawn for each one wanted, to choose uncertain ones from
-    "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": 0.75,  # part of the points that are chosen so
+    "MODEL.MASK_FORMER.CLASS_WEIGHT": 1.0,  # weight of the cross entropy, and of the class in the matching
+    "MODEL.MASK_FORMER.DICE_WEIGHT": 1.0,  # weight of the dice loss, in losses and matching
+    "MODEL.MASK_FORMER.MASK_WEIGHT": 20.0,  # weight of the per-pixel mask loss, in losses and matching
+    # points per mask at which Mask2Former compares masks
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 12544,
+    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": 3.0,  # candidate points drawn for each point that is used
+    "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": 0.75,  # share of the points chosen where the prediction is uncertain
     # ours: True also trains the last but one of Mask2Former's predictions; the original computes its losses and
     # drops them (specification of SCAN, 5.3)
     "MODEL.MASK_FORMER.LAST_AUXILIARY_LOSS": False,
-    "MODEL.MASK_FORMER.NHEADS": 8,
-    "MODEL.MASK_FORMER.DROPOUT": 0.1,
-    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 2048,
-    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
-    "MODEL.MASK_FORMER.ENC_LAYERS": 0,
-    "MODEL.MASK_FORMER.DEC_LAYERS": 6,
-    "MODEL.MASK_FORMER.PRE_NORM": False,
-    "MODEL.MASK_FORMER.HIDDEN_DIM": 256,
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 100,
-    # or transformer_encoder with that pixel decoder; OpenVocaMask2FormerHead needs multi_scale_pixel_decoder
+    "MODEL.MASK_FORMER.NHEADS": 8,  # attention heads of the transformer
+    "MODEL.MASK_FORMER.DROPOUT": 0.1,  # dropout of the transformer
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 2048,  # hidden width of the transformer's MLPs
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",  # decoder of the original
+    "MODEL.MASK_FORMER.ENC_LAYERS": 0,  # encoder layers of MaskFormer's transformer
+    "MODEL.MASK_FORMER.DEC_LAYERS": 6,  # decoder layers
+    "MODEL.MASK_FORMER.PRE_NORM": False,  # LayerNorm before instead of after each sublayer
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 256,  # channels of the queries
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 100,  # queries, and so masks, per image
+    # input of the transformer: a feature of the backbone, or transformer_encoder with TransformerEncoderPixelDecoder;
+    # OpenVocaMask2FormerHead needs multi_scale_pixel_decoder
     "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "res5",
-    "MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ": False,
+    "MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ": False,  # project the input even if its channels equal HIDDEN_DIM
     "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": 32,  # inputs are padded to a multiple; negative = the backbone's own
-    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,
-    "MODEL.MASK_FORMER.TEST.INSTANCE_ON": False,
-    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,
-    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,
-    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,
-    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,
-    # ours: "mask_sum" (OVSeg) adds up class probability x mask probability over all queries; "class_winner"
-    # (OVSegDEMO) shows each class's best mask only
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,  # semantic output
+    "MODEL.MASK_FORMER.TEST.INSTANCE_ON": False,  # instance output
+    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,  # panoptic output
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,  # lowest class score in the panoptic output
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,  # lowest visible share of a mask in the panoptic output
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,  # resize masks before fusing scores
+    # ours: rendering; "mask_sum" (OVSeg) sums class probability x mask probability over all queries, "class_winner"
+    # (OVSegDEMO) uses the best mask of each class only
     "MODEL.MASK_FORMER.TEST.PAINTING": "mask_sum",
-    # ours: a single word gets a second class "others" (SCANDEMO); painting class_winner always does so
+    # ours: add a second class "others" to a single word (SCANDEMO); class_winner always does so
     "MODEL.MASK_FORMER.TEST.ADD_OTHERS": False,
-    "MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE": 64,  # ours: classes painted at a time; bounds memory
+    "MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE": 64,  # ours: number of classes rendered at a time; bounds memory
     # --- CLIP as the classifier of regions -----------------------------------------------------------------
-    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "vild",  # vild (14), imagenet (80) or predefined
-    "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES": ["a photo of a {}."],
-    "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "",
+    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "vild",  # prompt templates: vild (14), imagenet (80) or predefined
+    "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES": ["a photo of a {}."],  # templates of "predefined"
+    "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "",  # file of learnt prompts in the original
     # OpenAI's name, open_clip's name, path of an open_clip JSON file, hf-hub:..., local-dir:...
     "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": "ViT-B/16",
-    # ours: an open_clip tag, a file that exists, or "none" (random); "" = what comes with the name, else openai, and
-    # datacomp_xl_s13b_b90k in SCAN. Read when first needed, for what MODEL.WEIGHTS lacks
+    # ours: weights of CLIP for what MODEL.WEIGHTS lacks: an open_clip tag, an existing file, or "none" (random);
+    # "" = the tag in the name, else openai, and datacomp_xl_s13b_b90k in SCAN
     "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS": "",
     "MODEL.CLIP_ADAPTER.MASK_FILL": "mean",  # background of a crop: CLIP's mean colour, or "zero"
-    "MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO": 1.0,
+    "MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO": 1.0,  # enlargement of a mask's box before it is cropped
     "MODEL.CLIP_ADAPTER.MASK_THR": 0.4,  # probability above which a pixel belongs to the mask
-    "MODEL.CLIP_ADAPTER.MASK_MATTING": False,  # cut crops with the soft mask
-    "MODEL.CLIP_ADAPTER.MASK_CROPS": True,  # ours: False shows CLIP the mask's box with its background
-    "MODEL.CLIP_ADAPTER.REGION_RESIZED": True,
-    "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE": True,  # False: MaskFormer's classifier only
-    "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT": 0.7,  # geometric weight of CLIP; <= 0 means CLIP only
-    "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH": 3,
-    "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD": False,  # replace fully masked patches by the learnt prompts
+    "MODEL.CLIP_ADAPTER.MASK_MATTING": False,  # blend crops with the soft mask instead of cutting them
+    "MODEL.CLIP_ADAPTER.MASK_CROPS": True,  # ours: False keeps the background in the crop of a mask's box
+    "MODEL.CLIP_ADAPTER.REGION_RESIZED": True,  # resize crops to CLIP's input size
+    "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE": True,  # False: use the proposal network's classifier only
+    "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT": 0.7,  # weight of CLIP in the geometric mean; <= 0 means CLIP only
+    "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH": 3,  # number of blocks with mask prompts
+    "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD": False,  # replace fully masked patches by the learnt mask prompts
     "MODEL.CLIP_ADAPTER.PRECISION": "fp32",  # ours: fp32, bf16 or fp16 (autocast of both CLIP towers)
-    "MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE": 0,  # ours: crops that CLIP sees at a time; 0: 8 on a CPU, 32 on a GPU
-    "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR": "",  # ours: "" = the user's cache folder, "none" = memory only
-    "MODEL.CLIP_ADAPTER.TRUNCATE_PROMPTS": False,  # ours: cut prompts of more than 77 tokens instead of refusing
-    # ours: True drops MaskFormer's no-object column before its softmax, as the CLIP branch does; the original
-    # drops it after (specification 16.3), and its published numbers depend on that
+    # ours: number of crops encoded at a time; 0 = 8 on a CPU, 32 on a GPU
+    "MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE": 0,
+    # ours: folder of cached text embeddings; "" = the user's cache folder, "none" = memory only
+    "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR": "",
+    "MODEL.CLIP_ADAPTER.TRUNCATE_PROMPTS": False,  # ours: truncate prompts of more than 77 tokens instead of refusing
+    # ours: True drops the no-object column of the proposal network before its softmax, as is done for CLIP; the
+    # original drops it after the softmax (specification 16.3), and its published numbers depend on that
     "MODEL.CLIP_ADAPTER.DROP_NO_OBJECT_BEFORE_SOFTMAX": False,
-    # --- SCAN: queries that look at the whole image, crops that know its context ------------------------------
-    "MODEL.SELECT_ORI_CLIP_ID": [12, 18, 24],  # blocks of the original CLIP whose patch tokens the queries read
-    "MODEL.FREQUENCY_SIGMA": [9, 7, 3],  # of each one's frequency filter
-    # sizes that follow from CLIP, as the published files spell them out; others are refused
-    "MODEL.CLIP_VISION_DIM": 1024,  # width of CLIP's image tower
-    "MODEL.SCAN_DIM": 768,  # dimension of CLIP's joint space
+    # --- SCAN: queries that attend to the whole image, crops with its context ------------------------------
+    "MODEL.SELECT_ORI_CLIP_ID": [12, 18, 24],  # blocks of the original CLIP whose patch tokens the queries attend to
+    "MODEL.FREQUENCY_SIGMA": [9, 7, 3],  # width of the frequency filter for each of these blocks
+    "MODEL.CLIP_VISION_DIM": 1024,  # width of CLIP's image tower; follows from CLIP_MODEL_NAME, others are refused
+    "MODEL.SCAN_DIM": 768,  # dimension of CLIP's joint space; follows from CLIP_MODEL_NAME, others are refused
     "MODEL.SCAN_FEEDFORWARD": 2048,  # ours: hidden width of the lightweight transformer, fixed in the original
-    "MODEL.PATCH_SIZE": 16,  # in spite of its name the number of patches along a side of CLIP's input
-    # contextual shift: the part of a crop's background patches replaced, and the blocks after which it is done
-    "MODEL.CLIP_ADAPTER.REPLACE_RATIO": 0.15,
-    "MODEL.CLIP_ADAPTER.REPLACE_LAYER": [1, 3, 5, 7, 9],
-    # ours: the patches are drawn at random; >= 0 seeds each image by itself, so that its result does not depend on the
-    # others; -1 draws from Python's global stream, as the original
+    # number of patches along a side of CLIP's input, in spite of the name; follows from CLIP_MODEL_NAME, others are
+    # refused
+    "MODEL.PATCH_SIZE": 16,
+    "MODEL.CLIP_ADAPTER.REPLACE_RATIO": 0.15,  # share of a crop's background patches that contextual shift replaces
+    "MODEL.CLIP_ADAPTER.REPLACE_LAYER": [1, 3, 5, 7, 9],  # blocks after which contextual shift replaces patches
+    # ours: seed of the replaced patches; >= 0 seeds each image separately, so that results do not depend on other
+    # images; -1 draws from Python's global stream, as the original
     "MODEL.CLIP_ADAPTER.REPLACE_SEED": 0,
     # ours: True gives all images of a batch the context of its first one, as the original; False each its own
     "MODEL.CLIP_ADAPTER.CONTEXT_OF_FIRST_IMAGE": True,
-    # ours: how the two classifiers are joined: "plain"; "log", which also normalises over the classes; "auto", as the
-    # original: log for ade20k_full_sem_seg_val and pascal_context_459_sem_seg_val
+    # ours: fusion of the two classifiers: "plain"; "log", which also normalises over the classes; "auto", as the
+    # original: log for ade20k_full_sem_seg_val and pascal_context_459_sem_seg_val, else plain
     "MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT": "auto",
     # --- data ----------------------------------------------------------------------------------------------
-    "DATASETS.SAMPLE_PER_CLASS": -1,
-    "DATASETS.SAMPLE_SEED": 0,
-    "INPUT.COLOR_AUG_SSD": False,
-    "INPUT.SIZE_DIVISIBILITY": -1,  # side that the mapper pads training crops to; <= 0 = no padding
-    "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",
-    "INPUT.IMAGE_SIZE": 1024,
-    "INPUT.MIN_SCALE": 0.1,
-    "INPUT.MAX_SCALE": 2.0,
+    "DATASETS.SAMPLE_PER_CLASS": -1,  # images per class in the original's subsets
+    "DATASETS.SAMPLE_SEED": 0,  # seed of these subsets
+    "INPUT.COLOR_AUG_SSD": False,  # random brightness, contrast, saturation and hue in training
+    "INPUT.SIZE_DIVISIBILITY": -1,  # side in pixels that the mapper pads training crops to; <= 0 = no padding
+    "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",  # mapper of training data
+    "INPUT.IMAGE_SIZE": 1024,  # size of large-scale jittering in the original
+    "INPUT.MIN_SCALE": 0.1,  # smallest scale of large-scale jittering in the original
+    "INPUT.MAX_SCALE": 2.0,  # largest scale of large-scale jittering in the original
     # --- solver --------------------------------------------------------------------------------------------
     "SOLVER.OPTIMIZER": "ADAMW",  # or SGD
-    "SOLVER.TEST_IMS_PER_BATCH": 1,
-    "SOLVER.WEIGHT_DECAY_EMBED": 0.0,
+    "SOLVER.TEST_IMS_PER_BATCH": 1,  # images per batch in evaluation
+    "SOLVER.WEIGHT_DECAY_EMBED": 0.0,  # weight decay of embeddings
     "SOLVER.BACKBONE_MULTIPLIER": 0.1,  # learning rate of the backbone relative to BASE_LR
     # --- test ----------------------------------------------------------------------------------------------
-    "TEST.SLIDING_WINDOW": False,
-    "TEST.SLIDING_TILE_SIZE": 224,  # pixels
-    "TEST.SLIDING_OVERLAP": 2 / 3,
-    "TEST.DENSE_CRF": False,  # needs pydensecrf
-    "TEST.MIOU_CONVENTION": "union",  # ours: which one is called mIoU; "union" as the original, or "ground_truth"
-    # ours: what a class is asked by: "names", the registered names verbatim (as OVSeg and SCAN), or "synonyms", the
-    # prompt-engineered lists of the label sets (as OpenSeg, ODISE, FC-CLIP); results say which
+    "TEST.SLIDING_WINDOW": False,  # segment in overlapping tiles, and average them
+    "TEST.SLIDING_TILE_SIZE": 224,  # side of a tile in pixels
+    "TEST.SLIDING_OVERLAP": 2 / 3,  # overlap of tiles relative to their side
+    "TEST.DENSE_CRF": False,  # refine scores by a dense CRF; needs pydensecrf
+    "TEST.MIOU_CONVENTION": "union",  # ours: the convention called mIoU: "union" as the original, or "ground_truth"
+    # ours: queries of a class: "names", the registered names verbatim (as OVSeg and SCAN), or "synonyms", the
+    # prompt-engineered lists of the label sets (as OpenSeg, ODISE, FC-CLIP); results record the choice
     "TEST.VOCABULARY": "names",
-    "METRIC": "Vanilla",  # or "SG-IoU": beside mIoU, one that forgives names which contain the true one (SCAN)
-    # ours: which classes contain which, JSON {child: [father, ...]}; "" = those whose texts are similar to CLIP
+    "METRIC": "Vanilla",  # or "SG-IoU" (SCAN), which adds a mean IoU with credit for parent classes
+    # ours: JSON file {child: [parent, ...]} of SG-IoU; "" = pairs of classes whose text embeddings are similar
     "TEST.SG_IOU_TABLE": "",
-    "TEST.SG_IOU_THRESHOLD": 0.9,  # ours: cosine of the embeddings of similar texts
-    # ours: {data set: {MASK_THR, CLIP_ENSEMBLE_WEIGHT, REPLACE_RATIO}}, which win over MODEL.CLIP_ADAPTER's there
+    "TEST.SG_IOU_THRESHOLD": 0.9,  # ours: cosine above which two text embeddings are similar
+    # ours: {data set: {MASK_THR, CLIP_ENSEMBLE_WEIGHT, REPLACE_RATIO}}; these override MODEL.CLIP_ADAPTER's values
     "TEST.PER_DATASET": {},
-    "TEST.PROPOSAL_RECALL": False,  # ours: also recall@IoU0.5 of the proposals
-    # ours, analyses for --eval-only (baselines 5): "masks" gives the true masks to CLIP to name; "labels" gives the
-    # predicted masks the names of what they overlap most
+    "TEST.PROPOSAL_RECALL": False,  # ours: also compute the recall of the proposals at IoU 0.5
+    # ours, analyses for --eval-only (baselines 5): "masks", CLIP names the ground-truth masks; "labels", the predicted
+    # masks get the class that they overlap most
     "TEST.ORACLE": "none",
-    "TEST.ORACLE_LABEL": "iou",  # ours: what "overlap" is: iou, intersection, or soft_iou (names shared by IoU)
-    # ours: "rle" (or True), COCO RLE JSON; "png", label maps of 8 or 16 bit; None or False, not at all
+    "TEST.ORACLE_LABEL": "iou",  # ours: measure of overlap: iou, intersection, or soft_iou (classes weighted by IoU)
+    # ours: "rle" (or True), COCO RLE JSON; "png", label maps of 8 or 16 bit; None or False, no predictions
     "TEST.SAVE_PREDICTIONS": None,
-    "TEST.REPORT": False,  # ours: also report.html, with the worst images; opens offline
+    "TEST.REPORT": False,  # ours: also write report.html, with the worst images; opens offline
     # --- logging -------------------------------------------------------------------------------------------
-    "WANDB.ENABLED": False,  # ours
-    "WANDB.PROJECT": "open_vocab_seg",
-    "WANDB.NAME": None,
+    "WANDB.ENABLED": False,  # ours: log to Weights & Biases
+    "WANDB.PROJECT": "open_vocab_seg",  # project of Weights & Biases
+    "WANDB.NAME": None,  # name of the run in Weights & Biases
 }
 
-# What keys take that are None by default, beside None; others take anything.
+# Types, given by an example, of keys that are None by default; other such keys accept any value.
 OPTIONAL: dict[str, Any] = {"MODEL.SWIN.QK_SCALE": 1.0, "MODEL.SWIN.NORM_INDICES": [0], "WANDB.NAME": ""}
 
-# Keys that the originals define and never act on: any other value than the default would be ignored in
-# silence, so it is refused.
+# Keys that the originals define but never use: values other than the default would be ignored silently, so they
+# are refused.
 WITHOUT_EFFECT = {
     "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": "the stride of the mask features is always 4",
     "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": "set MODEL.MASK_FORMER.DICE_WEIGHT and MASK_WEIGHT",

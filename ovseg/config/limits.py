@@ -1,4 +1,4 @@
-"""Which values configuration keys may have: refused before anything is built, each in one sentence."""
+"""Permitted values of configuration keys, checked before anything is built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY as HEADS
 
 from ovseg.errors import OvsegError, shown
 
-# (what to give, test of a number): keys below MODEL etc. that it holds for; of a list, for each of its elements
+# (what to give, test of a number) -> keys; of a list, each element is tested
 _COUNT = ("a whole number from 1 to 16384", lambda x: isinstance(x, int) and 1 <= x <= 16384)
 _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     _COUNT: """
@@ -110,10 +110,10 @@ _OF_ANOTHER_KIND = {
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Refuse values that mean nothing, whatever the model.
+    """Check the values of all keys, independently of the model.
 
     Raises:
-        OvsegError: names the key, its value and what to give.
+        OvsegError: a value is not permitted; names the key, its value and what to give.
     """
     for key, value in _leaves(cfg):
         _check_finite(key, value)
@@ -140,7 +140,7 @@ def check_config(cfg: CfgNode) -> None:
 
 
 def check_kind(cfg: CfgNode, key: str) -> None:
-    """Refuse a registered name whose class is of another kind than the key wants, as Detectron2's defaults are.
+    """Check that a registered name is of a class that the key takes, which Detectron2's defaults are not.
 
     Raises:
         OvsegError: names the key, its value and what to give.
@@ -153,10 +153,10 @@ def check_kind(cfg: CfgNode, key: str) -> None:
 
 
 def lookup(cfg: CfgNode, key: str) -> Any:
-    """The value of a dotted key.
+    """Return the value of a dotted key.
 
     Raises:
-        OvsegError: the configuration lacks it, as one that Detectron2's own ``get_cfg`` has made.
+        OvsegError: the configuration lacks it, like one made by Detectron2's own ``get_cfg``.
     """
     for part in key.split("."):
         if part not in cfg:
@@ -169,7 +169,7 @@ def lookup(cfg: CfgNode, key: str) -> Any:
 
 
 def _check_together(cfg: CfgNode) -> None:
-    """Keys that must fit each other."""
+    """Check combinations of keys."""
     former, head, swin, crop = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SWIN, cfg.INPUT.CROP
     if former.HIDDEN_DIM % former.NHEADS:
         raise _refusal("MODEL.MASK_FORMER.NHEADS", former.NHEADS, f"a divisor of HIDDEN_DIM, {former.HIDDEN_DIM}")
@@ -218,7 +218,7 @@ def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _parts(value: Any) -> Sequence[Any]:
-    """The elements of a list, of which there must be one; else the value alone."""
+    """Return the elements of a list, NaN for an empty one; else the value alone."""
     return (value or (math.nan,)) if isinstance(value, (list, tuple)) else (value,)
 
 

@@ -11,16 +11,14 @@ commands, which set the keys themselves, mean what they say.
 
 from __future__ import annotations
 
-import difflib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import MetadataCatalog
 
 from ovseg.config.values import fit
-from ovseg.data.benchmarks import find_dataset
-from ovseg.data.custom.names import is_own
 from ovseg.errors import OvsegError, shown
 from ovseg.io.plain_yaml import load_plain
 
@@ -38,7 +36,7 @@ def take_back(entries: dict[str, Any], names: Iterable[str], keep: Mapping[str, 
         keep: entries that were made together with these, and stay.
     """
     for dataset, settings in list(entries.items()):
-        taken = set(names) - set(_section(keep or {}, dataset))
+        taken = set(names) - set(part_of(keep or {}, dataset))
         if isinstance(settings, dict) and taken.intersection(settings):
             for name in taken.intersection(settings):
                 del settings[name]
@@ -53,9 +51,9 @@ def merge_layers(merged: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         merged: contents of the file and its bases as one, changed in place.
         own: the file alone.
     """
-    general = _section(own, "MODEL", "CLIP_ADAPTER")
-    entries = _section(own, "TEST", "PER_DATASET")
-    take_back(_section(merged, "TEST", "PER_DATASET"), [name for name in LIMITS if name in general], entries)
+    general = part_of(own, "MODEL", "CLIP_ADAPTER")
+    entries = part_of(own, "TEST", "PER_DATASET")
+    take_back(part_of(merged, "TEST", "PER_DATASET"), [name for name in LIMITS if name in general], entries)
 
 
 def prepare_for_merge(cfg: CfgNode, options: Sequence[Any] = ()) -> list[Any]:
@@ -72,7 +70,7 @@ def prepare_for_merge(cfg: CfgNode, options: Sequence[Any] = ()) -> list[Any]:
     Raises:
         yaml.YAMLError: it is none.
     """
-    options, entries = list(options), _section(cfg, "TEST", "PER_DATASET")
+    options, entries = list(options), part_of(cfg, "TEST", "PER_DATASET")
     if not isinstance(entries, CfgNode):
         return options
     new_node = type(cfg)
@@ -92,14 +90,23 @@ def prepare_for_merge(cfg: CfgNode, options: Sequence[Any] = ()) -> list[Any]:
     return options
 
 
-def settings_of(cfg: CfgNode, dataset_name: str) -> dict[str, float]:
-    """The settings of one data set, by the last part of their keys; empty where there are none.
+def is_path(name: Any) -> bool:
+    """Whether a data set's name is the path of a YAML file that describes it (which need not exist)."""
+    return isinstance(name, str) and name.lower().endswith((".yaml", ".yml"))
 
-    An alias that has no entry of its own has that of the name it stands for.
+
+def settings_of(cfg: CfgNode, dataset_name: str) -> dict[str, float]:
+    """Return the settings of one data set, by the last part of their keys; empty where there are none.
+
+    An alias that has no entry of its own has that of the benchmark that it stands for (``benchmark`` in its metadata);
+    of paths, whatever leads to the same file is the same name.
     """
-    entries, benchmark = cfg.TEST.PER_DATASET, find_dataset(dataset_name)
-    if dataset_name not in entries and benchmark is not None:
-        dataset_name = benchmark.name
+    entries = cfg.TEST.PER_DATASET
+    if dataset_name not in entries and dataset_name in MetadataCatalog:
+        dataset_name = MetadataCatalog.get(dataset_name).get("benchmark", dataset_name)
+    if dataset_name not in entries and is_path(dataset_name):
+        place = os.path.realpath(dataset_name)
+        dataset_name = next((name for name in entries if is_path(name) and os.path.realpath(name) == place), "")
     return dict(entries.get(dataset_name, {}))
 
 
@@ -118,17 +125,13 @@ def config_of(cfg: CfgNode, dataset_name: str) -> CfgNode:
     return effective
 
 
-def check_per_dataset(cfg: CfgNode) -> None:
-    """Check all entries, those of data sets that are not evaluated, too.
+def check_values(cfg: CfgNode) -> None:
+    """Check the settings of all data sets; :func:`ovseg.data.catalog.check_per_dataset` checks their names, too.
 
     Raises:
-        OvsegError: an unknown data set or setting, or a value that cannot be; names it.
+        OvsegError: an unknown setting, or a value that cannot be; names it.
     """
     for dataset, settings in cfg.TEST.PER_DATASET.items():
-        if dataset not in DatasetCatalog.list() and not is_own(str(dataset)):
-            near = difflib.get_close_matches(str(dataset), DatasetCatalog.list(), n=1)
-            hint = f"did you mean {near[0]}?" if near else "register it first, or remove the entry"
-            raise OvsegError(f"{KEY} has settings for {dataset!r}, but there is no such data set; {hint}")
         if not isinstance(settings, dict):
             raise OvsegError(f"{KEY}.{dataset} is {settings!r}: write {{MASK_THR: 0.4}}, or any of {', '.join(LIMITS)}")
         for name, value in settings.items():
@@ -148,7 +151,7 @@ def _read_texts(content: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _section(content: Any, *path: str) -> dict[str, Any]:
+def part_of(content: Any, *path: str) -> dict[str, Any]:
     """A part of a YAML file; empty where it is missing, or no mapping (which is for others to complain about)."""
     for part in path:
         content = content.get(part) if isinstance(content, dict) else None

@@ -1,4 +1,4 @@
-"""Values as people write them -> the type of the key that they are for."""
+"""Conversion of values, in any common notation, to the type of their configuration key."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def fit(value: Any, default: Any, key: str) -> Any:
-    """``value`` as the type of ``default``: what can be meant in one way only is taken, whichever way it is written.
+    """Convert ``value`` to the type of ``default``, in any notation that has one meaning only.
 
     Args:
         value: text of the command line, value of a YAML file, or a Python object.
-        default: the key's; for None anything is taken, and text is read as Python's literals.
-        key: full name, for messages.
+        default: the default of the key; for None any value is accepted, and text is read as a Python literal.
+        key: full name, for errors.
 
     Raises:
-        ValueError: it cannot be the key's value; says what to give.
+        ValueError: the value cannot be converted; says what to give.
     """
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of NumPy or PyTorch
         value = value.item()
@@ -41,15 +41,15 @@ def fit(value: Any, default: Any, key: str) -> Any:
 
 
 def option_pairs(options: Mapping[str, Any] | Sequence[Any] | None, known: set[str], whole: str) -> list[Any]:
-    """Alternating keys and values from all ways to write options.
+    """Return alternating keys and values from options in any notation.
 
     Args:
         options: ``[KEY, VALUE, ...]``, ``["KEY=VALUE", ...]``, ``[(KEY, VALUE), ...]``, or a mapping, nested or not.
-        known: all keys, which no value is.
-        whole: the key whose value is a mapping.
+        known: all keys; none of them is accepted as a value.
+        whole: the key whose value may be a mapping.
 
     Raises:
-        OvsegError: none of these, or a key without a value; names it.
+        OvsegError: another type, or a key without a value.
     """
     if isinstance(options, Mapping):
         return list(chain.from_iterable(_flat(options, whole)))
@@ -64,7 +64,7 @@ def option_pairs(options: Mapping[str, Any] | Sequence[Any] | None, known: set[s
     rest = iter(words)
     for key in rest:
         if not isinstance(key, str):
-            raise OvsegError(f"the KEY VALUE options must be pairs of KEY and VALUE: {shown(key)} is no key")
+            raise OvsegError(f"the KEY VALUE options must be pairs of KEY and VALUE: {shown(key)} is not a key")
         key, equals, value = key.partition("=")
         if not equals:
             value = next(rest, rest)
@@ -89,7 +89,7 @@ def _flat(options: Mapping[str, Any], whole: str, prefix: str = "") -> Iterator[
 
 
 def _literal(value: Any) -> Any:
-    """A text as the Python value that it is written like, or true, false, null; anything else as it is."""
+    """Return the value of a Python literal, or of true, false and null; any other text and value unchanged."""
     if not isinstance(value, str):
         return os.fspath(value) if isinstance(value, os.PathLike) else value
     word = value.strip().lower()
@@ -127,12 +127,12 @@ def _float(value: Any, key: str) -> float:
 
 
 def _number(value: Any) -> int | float | None:
-    """A number that fits a double, from 100, "100", "1e-4", "0x10"; None for anything else."""
+    """Return a number that fits a double, from 100, "100", "1e-4", "0x10"; None for any other value."""
     if isinstance(value, str):
         literal = _literal(value)
         if isinstance(literal, str):
             try:
-                literal = float(value)  # YAML reads 1e-4 as a text, Python's literals do not know nan
+                literal = float(value)  # YAML reads 1e-4 as a text, and nan is not a Python literal
             except ValueError:
                 return None
         value = literal
@@ -175,7 +175,7 @@ def _elements(value: Any, default: Sequence[Any], key: str) -> list[Any]:
 
 
 def _element(value: Any, key: str, whole: bool) -> int | float:
-    """A number of a list; 9.0 is 9 where the default is ``whole``, which others need not be (FREQUENCY_SIGMA)."""
+    """Return a number of a list; 9.0 becomes 9 where the default is ``whole``, other numbers stay (FREQUENCY_SIGMA)."""
     number = _number(value)
     if number is None:
         raise ValueError(f"{key} holds {shown(value)}: it must be a list of numbers")
@@ -183,7 +183,7 @@ def _element(value: Any, key: str, whole: bool) -> int | float:
 
 
 def _split(text: str) -> Any:
-    """The sequence that a text stands for: (a, b), [a, b], "a, b", or one element by itself."""
+    """Return the sequence in a text: (a, b), [a, b], "a, b", or a single element."""
     value = _literal(text)
     if not isinstance(value, str):
         return value

@@ -1,1 +1,1 @@
-"""Data sets: catalog, mappers, loaders and the built-in toy world."""
+"""Data sets: catalog, mappers, loaders."""

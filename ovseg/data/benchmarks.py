@@ -13,10 +13,19 @@ to be. No aliases, because the files or what is done with them differ:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from ovseg.vocabulary import label_set
+
+README = "datasets/README.md"
+
+
+def dataset_root() -> Path:
+    """Return ``$DETECTRON2_DATASETS``, else ``datasets`` in the working folder."""
+    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS") or "datasets"))  # ~ stays without a home
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ovseg.data.benchmarks import DATASETS, SemSegDataset, find_dataset
-from ovseg.data.custom.names import is_own
+from ovseg.config.per_dataset import KEY as PER_DATASET
+from ovseg.config.per_dataset import check_values, is_path
+from ovseg.data.benchmarks import DATASETS, README, SemSegDataset, dataset_root, find_dataset
+from ovseg.data.worlds import register_worlds
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import label_set
 
 logger = logging.getLogger(__name__)
-
-README = "datasets/README.md"
-
-
-def dataset_root() -> Path:
-    """``$DETECTRON2_DATASETS``, else ``datasets`` in the working folder."""
-    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS") or "datasets"))  # ~ stays without a home
 
 
 def register_all(root: str | Path | None = None) -> None:
@@ -44,6 +40,7 @@ def register_all(root: str | Path | None = None) -> None:
                 _warn_of_other_folders(name, root / dataset.images, root / dataset.labels)
             else:
                 _register(name, dataset, root)
+            MetadataCatalog.get(name).set(benchmark=dataset.name)  # what an alias stands for
 
 
 def _register(name: str, dataset: SemSegDataset, root: Path) -> None:
@@ -86,20 +83,48 @@ def _folders(name: str) -> tuple[str | None, str | None]:
     )
 
 
+def register_on_demand(dataset_name: str) -> None:
+    """Register what is registered only when it is asked for: the path of a YAML file, the data sets of a world.
+
+    Raises:
+        OvsegError: see :func:`ovseg.data.custom.registration.register_own`.
+    """
+    if is_path(dataset_name):
+        from ovseg.data.custom.registration import register_own  # late: preparing data imports this file
+
+        register_own(dataset_name)
+    else:
+        register_worlds([dataset_name])
+
+
+def check_per_dataset(cfg: CfgNode) -> None:
+    """Check all entries of ``TEST.PER_DATASET``, those of data sets that are not evaluated, too.
+
+    Raises:
+        OvsegError: an unknown data set or setting, or a value that cannot be; names it.
+    """
+    for name in map(str, cfg.TEST.PER_DATASET):
+        register_worlds([name])
+        if name not in DatasetCatalog.list() and not is_path(name):
+            near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+            hint = f"did you mean {near[0]}?" if near else "register it first, or remove the entry"
+            raise OvsegError(f"{PER_DATASET} has settings for {name!r}, but there is no such data set; {hint}")
+    check_values(cfg)
+
+
 def check_prepared(dataset_name: str) -> None:
     """Make sure that a data set is registered and its folders hold images and labels.
 
-    The path of a YAML file is registered here, see :mod:`ovseg.data.custom`; the process that comes first prepares it.
-    Data sets registered without folders in their metadata (``image_root``, ``sem_seg_root``), as the toy ones, pass.
+    The path of a YAML file (:mod:`ovseg.data.custom`; the process that comes first prepares it) and the data sets of
+    worlds (:mod:`ovseg.data.worlds`) are registered here. Data sets without folders in their metadata (``image_root``,
+    ``sem_seg_root``), as those of worlds, pass.
 
     Raises:
         OvsegError: unknown name (the nearest ones are given), a missing folder, or a folder without such files; says
             which folder and which section of ``datasets/README.md`` tells how to fill it.
     """
-    if is_own(dataset_name):
-        from ovseg.data.custom.registration import register_own  # late: preparing data imports this file
-
-        register_own(dataset_name)
+    register_on_demand(dataset_name)
+    if is_path(dataset_name):
         return
     if dataset_name not in DatasetCatalog.list():
         near = difflib.get_close_matches(dataset_name, DatasetCatalog.list(), n=3)

@@ -7,6 +7,7 @@ cannot be taken up in the middle, and in 0.6 the test loader has no batch size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import cv2
@@ -57,26 +58,44 @@ class MappedDataset(Dataset):
 
 
 class SampleLoader(DataLoader):
-    """A ``DataLoader`` whose batches are lists of samples, and which raises the errors of ``MappedDataset``.
+    """A ``DataLoader`` which raises the errors that a data set returns in place of samples, as ``MappedDataset`` does.
 
     There are at most as many worker processes as CPUs: published numbers of workers suit published machines.
+
+    Args:
+        dataset: its items are samples or an OvsegError.
+        batch_sampler: lists of keys.
+        num_workers: processes.
+        collate: makes a batch of a list of samples; by default, it stays a list.
+        options: further ones of ``DataLoader``.
     """
 
-    def __init__(self, dataset: MappedDataset, batch_sampler: Any, num_workers: int):
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_sampler: Iterable[Sequence[Any]],
+        num_workers: int,
+        collate: Callable[[list[Any]], Any] = list,
+        **options: Any,
+    ):
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,
             num_workers=min(num_workers, usable_cpus()),
-            collate_fn=list,
+            collate_fn=partial(_first_error_or_batch, collate),
             worker_init_fn=_one_thread,
+            **options,
         )
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in super().__iter__():
-            for sample in batch:
-                if isinstance(sample, OvsegError):
-                    raise sample
+            if isinstance(batch, OvsegError):
+                raise batch
             yield batch
+
+
+def _first_error_or_batch(collate: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
+    return next((sample for sample in samples if isinstance(sample, OvsegError)), None) or collate(samples)
 
 
 def build_train_loader(cfg: CfgNode, *, seed: int, start: int = 0, mapper: Mapper | None = None) -> SampleLoader:
@@ -115,7 +134,7 @@ def test_dataset(cfg: CfgNode, dataset_name: str, outputs: Sequence[str]) -> Map
     """A registered data set as a model is evaluated on it.
 
     Args:
-        outputs: what the model shall return, handed on in every sample.
+        outputs: of the model, passed on in every sample.
 
     Raises:
         OvsegError: the data set is not prepared or empty; when a sample is taken, an unusable image.

@@ -13,10 +13,10 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
 from ovseg.data.augmentation import ResizeShortestEdge, build_train_augmentations
-from ovseg.data.label_files import read_labels
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.io.images import read_image
+from ovseg.io.label_maps import read_labels
 from ovseg.vocabulary import Vocabulary
 
 

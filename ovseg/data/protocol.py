@@ -15,6 +15,7 @@ from detectron2.data import MetadataCatalog
 
 from ovseg.data.benchmarks import find_dataset
 from ovseg.data.custom.names import folder_name
+from ovseg.data.worlds import register_worlds
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import VARIANTS, LabelSet, Vocabulary, label_set
 
@@ -87,7 +88,7 @@ def protocol_of(dataset_name: str, variant: str = "names") -> Protocol:
     """
     if variant not in VARIANTS:
         raise OvsegError(f"TEST.VOCABULARY is {variant!r}; choose one of {', '.join(VARIANTS)}")
-    metadata, names = MetadataCatalog.get(dataset_name), class_names_of(dataset_name)
+    names, metadata = class_names_of(dataset_name), MetadataCatalog.get(dataset_name)
     ignore_label = metadata.get("ignore_label")
     vocabulary: Vocabulary | None = metadata.get("vocabulary")
     labels = _label_set(dataset_name, names)
@@ -120,6 +121,7 @@ def class_names_of(dataset_name: str) -> tuple[str, ...]:
     Raises:
         OvsegError: its metadata has no ``stuff_classes``.
     """
+    register_worlds([dataset_name])
     names = MetadataCatalog.get(dataset_name).get("stuff_classes")
     if not names:
         raise OvsegError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from ovseg.data.custom.names import is_own
+from ovseg.data.catalog import register_on_demand
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import Vocabulary
 
@@ -58,8 +58,5 @@ def _first(datasets: tuple[str, ...]) -> str:
 
 
 def _words_of(dataset: str) -> Sequence[str] | None:
-    if is_own(dataset):
-        from ovseg.data.custom.registration import register_own  # late: preparing data needs much
-
-        register_own(dataset)
+    register_on_demand(dataset)
     return MetadataCatalog.get(dataset).get("stuff_classes")

@@ -1,4 +1,4 @@
-"""Starting one process for each device: Detectron2's launcher, which needs CUDA, for CPUs and ``torchrun`` too."""
+"""One process for each device, as Detectron2's launcher starts, which needs CUDA: for CPUs and ``torchrun``, too."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class World:
 
     @property
     def size(self) -> int:
-        """Number of all processes."""
+        """Return the number of all processes."""
         return self.processes_here * self.machines
 
 
 def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether ``torchrun`` (or what sets the same variables) has started this process."""
+    """Return whether ``torchrun`` (or what sets the same variables) has started this process."""
     return all(name in environment for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
 
 
 def choose_device(device: str, num_gpus: int) -> str:
-    """The device that a run with ``--num-gpus`` uses: "cpu", "cuda", or what else ``MODEL.DEVICE`` names.
+    """Return the device that a run with ``--num-gpus`` uses: "cpu", "cuda", or what else ``MODEL.DEVICE`` names.
 
     Args:
         device: ``MODEL.DEVICE``.
@@ -92,7 +92,7 @@ def launch(main: Callable[..., Any], world: World, args: Sequence[Any] = ()) -> 
         main: a function that child processes can import.
 
     Returns:
-        what ``main`` returns if it ran in this process, else None.
+        result of ``main`` if it ran in this process, else None.
 
     Raises:
         OvsegError: one raised by any process, or a process was killed; the others are ended first.
@@ -128,7 +128,7 @@ def _spawn(main: Callable[..., Any], world: World, args: Sequence[Any]) -> None:
 
 
 def _explain(failure: ProcessException, processes: Sequence[Any]) -> Exception:
-    """The error of the process that failed first: peers of a killed one fail too, with a broken connection."""
+    """Return the error of the process that failed first: peers of a killed one fail too, with a broken connection."""
     killed = {rank: -process.exitcode for rank, process in enumerate(processes) if (process.exitcode or 0) < 0}
     killed = {rank: number for rank, number in killed.items() if number != signal.SIGTERM} or (
         killed if isinstance(failure, ProcessExitedException) else {}
@@ -136,7 +136,7 @@ def _explain(failure: ProcessException, processes: Sequence[Any]) -> Exception:
     for rank, number in killed.items():
         return OvsegError(
             f"process {rank} of {len(processes)} was killed by {signal.Signals(number).name} (the system does so when "
-            "memory runs out: a smaller batch or fewer processes need less); the others were stopped, --resume goes on "
+            "memory runs out: a smaller batch or fewer processes need less); the others were stopped, --resume resumes "
             "from the last checkpoint"
         )
     return failure
@@ -145,7 +145,7 @@ def _explain(failure: ProcessException, processes: Sequence[Any]) -> Exception:
 def _worker(
     local_rank: int, main: Callable[..., Any], args: Sequence[Any], world: World, url: str, errors: Any
 ) -> None:
-    # data loader workers shall start as in a run of one process, not slowly as this process did
+    # data loader workers start as in a run of one process, not slowly as this process did
     multiprocessing.set_start_method(None, force=True)
     rank = world.machine_rank * world.processes_here + local_rank
     try:
@@ -195,7 +195,7 @@ def _leave_group() -> None:
 
 
 def _create_local_group(processes_here: int) -> None:
-    """Tell Detectron2 which processes share a machine; 0.6 has no function for it and does this in its launcher."""
+    """Set which processes share a machine for Detectron2; 0.6 has no function for it and does this in its launcher."""
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(processes_here)
         return

@@ -1,4 +1,4 @@
-"""A run put together from a configuration: training and evaluation as ``train_net.py`` does them."""
+"""Training and evaluation from a configuration, as ``train_net.py`` runs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
 from ovseg.checkpoint import load_model, skip_initialisation
@@ -21,17 +21,22 @@ from ovseg.config.limits import check_kind
 from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import build_train_loader
 from ovseg.data.mapper import training_set
-from ovseg.engine.checkpoints import CheckpointFolder
-from ovseg.engine.hooks import CheckpointHook, WandbWriter
+from ovseg.engine.checkpoints import FINAL, CheckpointFolder, numbered
+from ovseg.engine.hooks import Every
+from ovseg.engine.metrics import MetricsWriter, start_wandb
 from ovseg.engine.setup import owned_output, seed_everything
 from ovseg.engine.solver import build_lr_scheduler, build_optimizer
-from ovseg.engine.trainer import Trainer
+from ovseg.engine.trainer import Trainer, parallel
 from ovseg.errors import OvsegError
 from ovseg.evaluation.runner import check_evaluation, evaluate_all
 
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # iterations
+REMEDY = (
+    "lower SOLVER.BASE_LR, raise SOLVER.WARMUP_ITERS or set SOLVER.AMP.ENABLED False, and resume from the last "
+    "checkpoint with --resume"
+)
 
 
 def train(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
@@ -41,7 +46,7 @@ def train(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:
         resume: continue from the newest checkpoint in ``OUTPUT_DIR``; without one, start from ``MODEL.WEIGHTS``.
 
     Returns:
-        the results of the last evaluation (empty outside the main process, or without ``DATASETS.TEST``).
+        results of the last evaluation (empty outside the main process, or without ``DATASETS.TEST``).
 
     Raises:
         OvsegError: see the parts; nothing is half-written in ``OUTPUT_DIR`` whenever it comes.
@@ -65,22 +70,28 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
     model = load_model(cfg) if found is None else _restored_model(cfg, *found)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
+    dtype = autocast_dtype(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE)
     trainer = Trainer(
-        model,
+        parallel(model.train()),
         loader,
         optimizer,
         scheduler,
         seed=seed,
-        autocast_dtype=autocast_dtype(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE),
+        autocast_dtype=dtype,
+        scale_losses=dtype is torch.float16,
+        remedy=REMEDY,
     )
     start = 0
     if found is not None:
-        start = found[1]["iteration"] + 1
-        trainer.load_state_dict(found[1])
+        path, content = found
+        start = content["iteration"] + 1
+        with checkpoints.reading(path):
+            trainer.load_state_dict(content)
 
-    def save(name: str) -> None:
+    def save(done: int) -> None:
         if comm.is_main_process():
-            used = position + (trainer.iter + 1 - start) * cfg.SOLVER.IMS_PER_BATCH
+            used = position + (done - start) * cfg.SOLVER.IMS_PER_BATCH
+            name = FINAL if done >= cfg.SOLVER.MAX_ITER else numbered(done - 1)
             checkpoints.save(name, {"model": model.state_dict(), "samples_used": used, **trainer.state_dict()})
 
     results: OrderedDict[str, Any] = OrderedDict()
@@ -95,7 +106,7 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(optimizer, scheduler),
-            CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, save),
+            Every(cfg.SOLVER.CHECKPOINT_PERIOD, save),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_now) if cfg.DATASETS.TEST else None,
             hooks.PeriodicWriter(_writers(cfg), LOG_PERIOD) if comm.is_main_process() else None,
         ]
@@ -138,14 +149,14 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
 
 
 def autocast_dtype(enabled: bool, device: str) -> torch.dtype | None:
-    """Type of mixed precision: float16 on CUDA, bfloat16 elsewhere; None when not enabled."""
+    """Return the type of mixed precision: float16 on CUDA, bfloat16 elsewhere; None when not enabled."""
     if not enabled:
         return None
     return torch.float16 if torch.device(device).type == "cuda" else torch.bfloat16
 
 
 def _single_view(cfg: CfgNode) -> CfgNode:
-    """The configuration of the evaluations while a model trains."""
+    """Return the configuration of the evaluations while a model trains."""
     single_view = cfg.clone()
     single_view.defrost()
     single_view.TEST.ORACLE = "none"  # an analysis, for --eval-only
@@ -168,7 +179,7 @@ def _find_checkpoint(checkpoints: CheckpointFolder, resume: bool) -> tuple[Path,
 
 
 def _progress(cfg: CfgNode, found: tuple[Path, dict[str, Any]] | None) -> tuple[int, int]:
-    """Seed of the run and number of samples used; a run without a seed draws one and keeps it."""
+    """Return the seed of the run and the number of samples used; a run without a seed draws one and keeps it."""
     if found is not None:
         path, content = found
         if cfg.SEED >= 0 and content["seed"] != cfg.SEED:
@@ -207,12 +218,5 @@ def _with_weights(cfg: CfgNode, path: Path) -> CfgNode:
 
 def _writers(cfg: CfgNode) -> list[EventWriter]:
     folder = Path(cfg.OUTPUT_DIR)
-    folder.mkdir(parents=True, exist_ok=True)
-    writers = [
-        CommonMetricPrinter(cfg.SOLVER.MAX_ITER),
-        JSONWriter(str(folder / "metrics.json")),
-        TensorboardXWriter(str(folder)),
-    ]
-    if cfg.WANDB.ENABLED:
-        writers.append(WandbWriter(cfg))
-    return writers
+    run = start_wandb(cfg) if cfg.WANDB.ENABLED else None
+    return [CommonMetricPrinter(cfg.SOLVER.MAX_ITER), MetricsWriter(folder / "metrics.json", folder, wandb_run=run)]

@@ -1,12 +1,11 @@
-"""What a process does before it trains or evaluates: loggers, the configuration on disk, seeds."""
+"""Preparation of a process that trains or evaluates: loggers, the configuration on disk, seeds."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import random
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +13,18 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from rich.console import Console
+from rich.logging import RichHandler
 
-from ovseg.io.files import atomic_path, explained_writing, locked_folder
+from ovseg.engine.checkpoints import CheckpointFolder
+from ovseg.io.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def owned_output(cfg: CfgNode) -> Iterator[None]:
-    """Keep other runs out of ``OUTPUT_DIR``; the main process holds it for all of its run.
-
-    Raises:
-        OvsegError: another run is at work there, it cannot be written, or the disk gets full within the block.
-    """
-    with contextlib.ExitStack() as stack:
-        if comm.is_main_process():
-            stack.enter_context(explained_writing(Path(cfg.OUTPUT_DIR)))
-            stack.enter_context(locked_folder(cfg.OUTPUT_DIR, "choose another OUTPUT_DIR"))
-        yield
+def owned_output(cfg: CfgNode) -> AbstractContextManager[None]:
+    """Keep other runs out of ``OUTPUT_DIR``, see :meth:`CheckpointFolder.owned`."""
+    return CheckpointFolder(cfg.OUTPUT_DIR).owned()
 
 
 def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -51,6 +44,19 @@ def setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger.info("arguments: %s", args)
     logger.info("full configuration in %s", folder / "config.yaml")
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def log_to_terminal() -> Console:
+    """Log above a progress bar, in the main process only.
+
+    Returns:
+        the bar's console.
+    """
+    console = Console(stderr=True)
+    if comm.is_main_process() and not logging.getLogger().handlers:
+        logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
+    logging.getLogger("ovseg").setLevel(logging.INFO if comm.is_main_process() else logging.ERROR)
+    return console
 
 
 def seed_everything(seed: int) -> None:

@@ -1,8 +1,9 @@
-"""Optimiser and learning rate schedule (specification, section 9.3)."""
+"""Optimisers and learning rate schedules of segmenters (specification, section 9.3) and of CLIP (section 12.2)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class GradientClip:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD with one parameter group for each trainable tensor, in the order of the model's modules.
+    """Return AdamW or SGD with one parameter group for each trainable tensor, in the order of the model's modules.
 
     ``BACKBONE_MULTIPLIER`` scales the learning rate below modules named backbone; position tables have no weight decay,
     norms ``WEIGHT_DECAY_NORM``, embeddings ``WEIGHT_DECAY_EMBED``, everything else, biases too, ``WEIGHT_DECAY``.
@@ -78,7 +79,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> Iterator[dict[str, Any]]:
-    """One group for each trainable tensor: ``params``, ``name``, ``lr``, ``weight_decay``."""
+    """Yield one group for each trainable tensor: ``params``, ``name``, ``lr``, ``weight_decay``."""
     solver = cfg.SOLVER
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
@@ -102,7 +103,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> Iterator[dict[str, Any]]
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """``WarmupPolyLR`` or one of Detectron2's own by ``SOLVER.LR_SCHEDULER_NAME``.
+    """Return ``WarmupPolyLR`` or one of Detectron2's own schedules, by ``SOLVER.LR_SCHEDULER_NAME``.
 
     Raises:
         OvsegError: unknown name.
@@ -111,3 +112,48 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.
         return build_deeplab_lr_scheduler(cfg, optimizer)
     except ValueError as error:
         raise OvsegError(f"SOLVER.LR_SCHEDULER_NAME = {cfg.SOLVER.LR_SCHEDULER_NAME!r}: {error}") from error
+
+
+def build_adamw(
+    parameters: Mapping[str, nn.Parameter],
+    group_of: Callable[[str, nn.Parameter], int],
+    weight_decays: Sequence[float],
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.98),
+    eps: float = 1e-6,
+) -> torch.optim.AdamW:
+    """Return AdamW with a parameter group for each weight decay; empty ones are left out.
+
+    Args:
+        parameters: what trains, by name.
+        group_of: returns the index of a parameter's weight decay.
+        weight_decays: of the groups.
+        lr, betas, eps: AdamW's.
+    """
+    groups: list[list[nn.Parameter]] = [[] for _ in weight_decays]
+    for name, parameter in parameters.items():
+        groups[group_of(name, parameter)].append(parameter)
+    options = [{"params": ps, "weight_decay": d} for ps, d in zip(groups, weight_decays, strict=True) if ps]
+    return torch.optim.AdamW(options, lr=lr, betas=betas, eps=eps)
+
+
+class WarmupCosineLR(torch.optim.lr_scheduler.LRScheduler):
+    """Linear warm-up, ``lr * (step + 1) / warmup``, then half a cosine to zero; ``step`` counts from 0.
+
+    Args:
+        optimizer: whose learning rates are the highest ones.
+        warmup: steps.
+        steps: of the whole training.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, warmup: int, steps: int):
+        self.warmup, self.steps = warmup, steps
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        """Return the learning rate of each parameter group at ``last_epoch``, the number of steps done."""
+        step, warmup = self.last_epoch, self.warmup
+        if step < warmup:
+            return [lr * (step + 1) / warmup for lr in self.base_lrs]
+        return [lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup))) for lr in self.base_lrs]

@@ -1,4 +1,4 @@
-"""Which results may be put side by side, and the table of those that may."""
+"""Comparison of evaluation results: which are comparable, and tables of those that are."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from rich import box
 from rich.table import Table
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation.differences import differences, flatten, short
-from ovseg.evaluation.identity import digest_of
-from ovseg.evaluation.record import FILE, read_record, record_files
+from ovseg.evaluation.identity import differences, digest_of, flatten, short
+from ovseg.evaluation.record import RECORD_FILE, read_record, record_files
 
 Record = Mapping[str, Any]
 
@@ -26,7 +25,7 @@ _LAST_SCORES = ("pACC", "mACC", "fwIoU", "SG-mIoU", "recall@0.5", "mean-best-IoU
 _SETTINGS = ("weights", "oracle", "views", "config", "versions", "git_commit", "device")
 _EXPECTED = re.compile(
     r"config\.(OUTPUT_DIR|SEED|DATASETS\.TEST|MODEL\.WEIGHTS)$"
-)  # differ, or are told by the weights
+)  # differ in any two runs, or follow from the weights
 
 
 @dataclass
@@ -36,8 +35,8 @@ class Group:
     Attributes:
         name: of their output folders.
         records: of one data set, at least one.
-        unlike: in what the data and protocol differ from the first group's; empty if they may be compared.
-        same: a sentence for each run given that is the same as another one; in a group, it is counted once.
+        unlike: how the data and the protocol differ from those of the first group; empty if both are comparable.
+        same: one sentence for each duplicate among the given runs; within a group, a duplicate counts once.
     """
 
     name: str
@@ -47,14 +46,14 @@ class Group:
 
     @property
     def title(self) -> str:
-        """The name, with what must not be overlooked."""
+        """The name, with the number of runs and marks for an oracle or another protocol."""
         oracle = self.records[0]["oracle"]
         several = f" ({len(self.records)} runs)" if len(self.records) > 1 else ""
         return self.name + (" *" if self.unlike else "") + (f" (oracle {oracle['oracle']})" if oracle else "") + several
 
 
 def read_run(run: Path) -> list[Record]:
-    """The records of a run, one for each data set; see :func:`ovseg.evaluation.record.record_files`.
+    """Read the records of a run, one per data set; see :func:`ovseg.evaluation.record.record_files`.
 
     Raises:
         OvsegError: there is no finished evaluation, or one that cannot be read.
@@ -63,7 +62,10 @@ def read_run(run: Path) -> list[Record]:
 
 
 def group_names(runs: Sequence[Path]) -> list[str]:
-    """Names of the output folders without the seed (``_0``, ``_1``, ...); with more of the path where two are alike."""
+    """Return the names of the output folders without the seed (``_0``, ``_1``, ...).
+
+    Where two folders have the same name, the name of the parent folder precedes it.
+    """
     folders = [_output_folder(run.resolve()) for run in runs]
     names = []
     for folder in folders:
@@ -73,18 +75,19 @@ def group_names(runs: Sequence[Path]) -> list[str]:
 
 
 def compare(runs: Sequence[Path], force: bool = False) -> dict[str, list[Group]]:
-    """Put runs side by side.
+    """Group runs by data set and check that they are comparable.
 
     Args:
         runs: each an ``OUTPUT_DIR`` or a ``results.json``.
-        force: also what must not be compared; see :attr:`Group.unlike`.
+        force: include runs that are not comparable; see :attr:`Group.unlike`.
 
     Returns:
-        groups in the order given, by data set. With ``force``, those of data sets that not all have come as one.
+        groups in the given order, by data set. With ``force``, the data sets on which some runs were not evaluated
+        form a single entry.
 
     Raises:
-        OvsegError: unreadable runs; or, without ``force``, runs on different data sets, images or labels, under
-            different protocols or conventions. The message tells in what they differ.
+        OvsegError: a run cannot be read; or, without ``force``, runs differ in data set, images, labels, protocol or
+            convention. The message states the difference.
     """
     found: dict[str, dict[str, Group]] = {}
     given: dict[str, Path] = {}
@@ -105,7 +108,7 @@ def compare(runs: Sequence[Path], force: bool = False) -> dict[str, list[Group]]
         )
         raise OvsegError(
             f"{', '.join(there)}: evaluated on {partly[0]}, but not {', '.join(lacking)}; give runs on the same data "
-            "sets, or single results.json files; --force prints what there is"
+            "sets, or single results.json files; --force prints the available results"
         )
     sides = {dataset: list(groups.values()) for dataset, groups in found.items() if dataset not in partly}
     if partly:
@@ -120,16 +123,16 @@ def compare(runs: Sequence[Path], force: bool = False) -> dict[str, list[Group]]
 
 
 def score_table(dataset: str, groups: Sequence[Group], wanted: Sequence[str] = (), as_rows: bool = False) -> Table:
-    """Markdown table of scores in percent: mean, spread of the sample, and difference from the first group.
+    """Return a Markdown table of scores in percent: mean, sample standard deviation, difference from the first group.
 
     Args:
         dataset: the title.
         groups: from :func:`compare`.
-        wanted: names of scores; empty means the main ones that all have.
-        as_rows: a row for each group, without differences.
+        wanted: names of scores; by default the main scores that all groups have.
+        as_rows: use one row per group, without differences.
 
     Raises:
-        OvsegError: a group lacks a score that is wanted.
+        OvsegError: a group lacks one of the scores in ``wanted``.
     """
     scores = [[_scores(record) for record in group.records] for group in groups]
     names = list(wanted) or _main_scores([one for group in scores for one in group])
@@ -154,7 +157,7 @@ def score_table(dataset: str, groups: Sequence[Group], wanted: Sequence[str] = (
 
 
 def setting_lines(groups: Sequence[Group]) -> list[str]:
-    """``KEY: value | value ...`` for each setting in which the groups differ, a value for each group."""
+    """Return a line ``KEY: value | value ...``, one value per group, for each setting in which the groups differ."""
     settings = [[flatten({key: record.get(key) for key in _SETTINGS}) for record in group.records] for group in groups]
     keys = list(dict.fromkeys(key for group in settings for one in group for key in one))
     lines = []
@@ -169,12 +172,12 @@ def _mark(groups: Sequence[Group], force: bool) -> None:
     first = groups[0]
     for group in groups:
         for record in group.records:
-            told = [text for text in _unlike(first.records[0], record) if text not in group.unlike]
-            group.unlike.extend(told)
+            new = [text for text in _unlike(first.records[0], record) if text not in group.unlike]
+            group.unlike.extend(new)
         if group.unlike and not force:
             raise OvsegError(
                 f"{first.name} and {group.name} must not be compared: {'; '.join(group.unlike)}. --force prints them "
-                "nevertheless, marked"
+                "anyway, marked"
             )
 
 
@@ -187,10 +190,10 @@ def _unlike(first: Record, other: Record) -> list[str]:
 
 
 def _output_folder(run: Path) -> Path:
-    """The OUTPUT_DIR; for a copy of a results.json elsewhere the file without suffix."""
+    """Return the OUTPUT_DIR of a run; for a results.json that was copied elsewhere, its path without the suffix."""
     if run.is_file():
         return run.parents[2] if run.parent.parent.name == "inference" else run.with_suffix("")
-    if (run / FILE).is_file() and run.parent.name == "inference":
+    if (run / RECORD_FILE).is_file() and run.parent.name == "inference":
         return run.parents[1]
     return run.parent if run.name == "inference" and not (run / "inference").is_dir() else run
 
@@ -200,7 +203,7 @@ def _scores(record: Record) -> dict[str, float]:
 
 
 def _main_scores(all_scores: Sequence[Mapping[str, float]]) -> list[str]:
-    """Names of the mean scores that all have; the subsets' come between those of all classes, none of them twice."""
+    """Return the names of the mean scores that all runs have, each once; those of subsets stand in the middle."""
     subsets = [name for name in all_scores[0] if name.startswith(("mIoU-", "hIoU-")) and name not in _FIRST_SCORES]
     subsets.sort(key=lambda name: name.startswith("mIoU-un"))  # of two subsets, one is all but the other
     shown = [*_FIRST_SCORES]

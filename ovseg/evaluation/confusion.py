@@ -1,4 +1,4 @@
-"""Confusion matrices and the scores read from them."""
+"""Confusion matrices and the scores computed from them."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, argument
 
 MIOU_CONVENTIONS = ("union", "ground_truth")
 
 
 def checked_labels(gt: np.ndarray, num_classes: int, ignore_label: int | None, source: str) -> np.ndarray:
-    """True labels as class indices.
+    """Return ground-truth labels as class indices.
 
     Args:
         gt: integers in [0, num_classes) or ``ignore_label``, any shape and integer dtype, 16 bit included.
         num_classes: K.
-        ignore_label: the value of pixels that do not count; None when there is none.
-        source: what to call the labels in an error, usually their file.
+        ignore_label: value of ignored pixels; None if no pixel is ignored.
+        source: name of the labels in error messages, usually their file.
 
     Returns:
         int64 in [0,K] of the same shape; K marks ignored pixels.
 
     Raises:
-        OvsegError: another value occurs; the message names the source and the value.
+        OvsegError: any other value occurs; the message names the source and the value.
     """
     ignored = np.zeros(gt.shape, dtype=bool) if ignore_label is None else gt == ignore_label
     truth = np.where(ignored, num_classes, gt.astype(np.int64))
@@ -41,7 +41,7 @@ def checked_labels(gt: np.ndarray, num_classes: int, ignore_label: int | None, s
 
 @dataclass(frozen=True)
 class LabelRuns:
-    """A pair of label maps as runs of equal pixels, in reading order: many times fewer than pixels.
+    """Run-length encoding, in row-major order, of a pair of label maps: a prediction and its ground truth.
 
     Attributes:
         predicted: (R,) int64 in [0,K).
@@ -55,11 +55,11 @@ class LabelRuns:
 
     def add_to(self, conf: np.ndarray) -> None:
         """Add the pixels to a contiguous (K+1,K+1) int64 confusion matrix in place."""
-        # no matrix of its own for each image: with 847 classes it takes 6 MB, and longer than the counting
+        # in place: with 847 classes, one matrix per image would take 6 MB and more time than the counting
         np.add.at(conf.reshape(-1), self.predicted * conf.shape[1] + self.true, self.lengths)
 
     def right_and_counted(self, num_classes: int) -> tuple[int, int]:
-        """How many pixels have their true class, and how many are not ignored."""
+        """Return the number of correct pixels and the number of pixels that are not ignored."""
         right = int(self.lengths[self.predicted == self.true].sum())
         return right, int(self.lengths[self.true < num_classes].sum())
 
@@ -73,15 +73,15 @@ def label_runs(
     pred_source: str = "the prediction",
     gt_source: str = "the ground truth",
 ) -> LabelRuns:
-    """Check a prediction and its labels, and bring both into runs.
+    """Check a prediction and its ground truth, and encode both as runs.
 
     Args:
         pred: (H,W) integers in [0, num_classes).
         gt: (H,W) integers in [0, num_classes) or ``ignore_label``; any integer dtype, 16 bit included.
         num_classes: K.
-        ignore_label: the value of pixels that do not count; None when there is none.
-        pred_source: what to call the prediction in an error, usually the image's file.
-        gt_source: what to call the labels in an error, usually their file.
+        ignore_label: value of ignored pixels; None if no pixel is ignored.
+        pred_source: name of the prediction in error messages, usually the image's file.
+        gt_source: name of the labels in error messages, usually their file.
 
     Raises:
         OvsegError: the sizes differ, or a label is out of range; the message names the source and the value.
@@ -93,7 +93,7 @@ def label_runs(
             f"{gt.shape}: image and label file must have the same height and width"
         )
     pred, gt = pred.reshape(-1), gt.reshape(-1)
-    # pixels are only compared, in the types that they come in; all else is done for the runs
+    # pixels are only compared, in their own types; everything else is computed per run
     changes = pred[1:] != pred[:-1]
     changes |= gt[1:] != gt[:-1]
     starts = np.concatenate(([0], np.flatnonzero(changes) + 1)) if pred.size else np.zeros(0, dtype=np.int64)
@@ -102,7 +102,7 @@ def label_runs(
         value = predicted.min() if predicted.min() < 0 else predicted.max()
         raise OvsegError(
             f"the model predicted label {value} for {pred_source}, but the data set has {num_classes} classes: "
-            "ask the model for the words of this data set"
+            "run the model with the words of this data set"
         )
     true = checked_labels(gt[starts], num_classes, ignore_label, gt_source)
     return LabelRuns(predicted, true, np.diff(starts, append=pred.size))
@@ -113,18 +113,19 @@ def confusion_matrix(
     gt: np.ndarray,
     num_classes: int,
     ignore_label: int | None,
-    *,
-    pred_source: str = "the prediction",
-    gt_source: str = "the ground truth",
+    **sources: str,
 ) -> np.ndarray:
-    """Count pixels by (predicted class, true class); arguments and errors as :func:`label_runs`.
+    """Count pixels by predicted and true class; arguments and errors are those of :func:`label_runs`.
+
+    Args:
+        sources: ``pred_source`` and ``gt_source``.
 
     Returns:
         (K+1,K+1) int64, row = prediction, column = truth; the last column holds ignored pixels, the last row
         is always 0 (spec section 10.1).
     """
     conf = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
-    label_runs(pred, gt, num_classes, ignore_label, pred_source=pred_source, gt_source=gt_source).add_to(conf)
+    label_runs(pred, gt, num_classes, ignore_label, **sources).add_to(conf)
     return conf
 
 
@@ -135,26 +136,26 @@ def scores_from_confusion(
     convention: str = "union",
     credited: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """All scores of spec section 10.1, in percent.
+    """Compute all scores of a confusion matrix, in percent (specification, section 10.1).
 
-    A class without ground truth has IoU NaN and adds nothing to the sum of a mean IoU. The conventions differ in what
-    the sum is divided by: "union" counts every class with ground truth *or* prediction (a class that is predicted but
-    never true counts as 0: the published OVSeg numbers), "ground_truth" only classes with ground truth (as current
-    Detectron2 and most toolboxes do).
+    A class without ground truth has an IoU of NaN and adds nothing to the sum of a mean IoU. The conventions differ in
+    the divisor: "union" counts every class with ground truth *or* predictions (a class that is predicted but never
+    true counts as 0, as in the published OVSeg numbers); "ground_truth" counts only classes with ground truth (as
+    current Detectron2 and most toolboxes do).
 
     Args:
         conf: (K+1,K+1) integers from :func:`confusion_matrix`, summed over images.
         class_names: K names.
-        evaluation_set: class indices by name of a subset. For each it adds ``mIoU-<set>`` and ``pAcc-<set>`` over
+        evaluation_set: class indices by name of a subset. Each subset adds ``mIoU-<set>`` and ``pAcc-<set>`` over
             the subset, ``mIoU-un<set>`` and ``pAcc-un<set>`` over all other classes, and ``hIoU-<set>``, the
             harmonic mean of both mean IoUs.
-        convention: which one ``mIoU`` and the subsets' mean IoUs follow; both are always there as ``mIoU-union`` and
-            ``mIoU-gt``.
-        credited: (K,) pixels that count as right for each class, in place of the diagonal; a union is still that of
-            prediction and truth (:mod:`ovseg.evaluation.sg_iou`).
+        convention: convention of ``mIoU`` and of the subsets' mean IoUs; ``mIoU-union`` and ``mIoU-gt`` are always
+            computed.
+        credited: (K,) number of pixels that count as correct for each class, in place of the diagonal; unions are
+            still those of prediction and ground truth (:mod:`ovseg.evaluation.sg_iou`).
 
     Returns:
-        scores by name; NaN where a score has no pixel to speak about.
+        scores by name; NaN where a score has no pixels.
 
     Raises:
         OvsegError: unknown convention, or a subset that names a class out of range or clashes with a score's name.
@@ -204,7 +205,7 @@ def scores_from_confusion(
 def per_class_rows(
     conf: np.ndarray, class_names: Sequence[str], evaluation_set: Mapping[str, Sequence[int]] | None = None
 ) -> list[dict[str, object]]:
-    """One row per class: index, name, its subsets, IoU and accuracy (percent, "" without ground truth), pixels."""
+    """Return one row per class: index, name, subsets, IoU and accuracy (percent, "" without ground truth), pixels."""
     scores = scores_from_confusion(conf, class_names)
     counts = np.asarray(conf)[: len(class_names), : len(class_names)]
     rows = []
@@ -227,11 +228,15 @@ def per_class_rows(
 def check_convention(convention: str) -> None:
     """Raise OvsegError unless ``convention`` is one of :data:`MIOU_CONVENTIONS`."""
     if convention not in MIOU_CONVENTIONS:
-        raise OvsegError(f"TEST.MIOU_CONVENTION is {convention!r}: use one of {', '.join(MIOU_CONVENTIONS)}")
+        raise OvsegError(f"{argument('convention')} is {convention!r}: use one of {', '.join(MIOU_CONVENTIONS)}")
 
 
 def check_subset(name: str, members: Sequence[int], num_classes: int) -> np.ndarray:
-    """(n,) int64 sorted, unique class indices of a subset."""
+    """Return the sorted, unique class indices of a subset, (n,) int64.
+
+    Raises:
+        OvsegError: an index is out of range, or the subset's name clashes with that of a score.
+    """
     if name in ("union", "gt"):
         raise OvsegError(f"evaluation_set {name!r} would hide the score mIoU-{name}: choose another name for it")
     inside = np.unique(np.asarray(list(members), dtype=np.int64))

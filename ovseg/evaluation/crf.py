@@ -1,15 +1,18 @@
-"""Sharpening scores along the edges of the image with a dense CRF (spec section 10.3); needs ``pydensecrf``."""
+"""Refinement of scores by a dense CRF (specification, section 10.3); needs the package ``pydensecrf``."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ovseg.errors import OvsegError
+from ovseg.io.images import read_image
 
 ITERATIONS = 5
 GAUSSIAN_SXY, GAUSSIAN_WEIGHT = 3, 3
@@ -20,14 +23,14 @@ class DenseCRF:
     """Mean-field inference in a fully connected CRF (Kraehenbuehl and Koltun, 2011).
 
     Raises:
-        OvsegError: ``pydensecrf`` is not installed; says how to install it.
+        OvsegError: ``pydensecrf`` is not installed; the message gives the command that installs it.
     """
 
     def __init__(self) -> None:
         self._densecrf, self._utils = _import("pydensecrf.densecrf"), _import("pydensecrf.utils")
 
     def __call__(self, image: np.ndarray, scores: Tensor) -> Tensor:
-        """Refine scores.
+        """Refine the scores of an image along its edges.
 
         Args:
             image: (H,W,3) uint8 RGB.
@@ -41,7 +44,7 @@ class DenseCRF:
         """
         num_classes, height, width = scores.shape
         if image.shape != (height, width, 3):
-            raise OvsegError(f"the CRF needs image and scores of one size, got {image.shape[:2]} and {(height, width)}")
+            raise OvsegError(f"image and scores must have the same size, not {image.shape[:2]} and {(height, width)}")
         probabilities = scores.float().softmax(dim=0).cpu().numpy()
         crf = self._densecrf.DenseCRF2D(width, height, num_classes)
         crf.setUnaryEnergy(np.ascontiguousarray(self._utils.unary_from_softmax(probabilities)))
@@ -51,6 +54,10 @@ class DenseCRF:
         )
         refined = np.asarray(crf.inference(ITERATIONS), dtype=np.float32).reshape(num_classes, height, width)
         return torch.from_numpy(refined.copy()).to(scores.device)
+
+    def refine(self, sample: Mapping[str, Any], scores: Tensor) -> Tensor:
+        """Refine the scores of a model input, whose image is read from ``file_name``."""
+        return self(read_image(sample["file_name"]), scores)
 
 
 def _import(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Reading the true labels of a registered data set."""
+"""Ground-truth labels of a registered data set."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from functools import cached_property
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ovseg.data.label_files import read_labels
 from ovseg.data.protocol import class_names_of
 from ovseg.errors import OvsegError
+from ovseg.io.label_maps import read_labels
 
 
 class GroundTruth:
     """Class names, subsets and label maps of a data set.
 
     Attributes:
-        class_names: K names, blanks at the ends removed.
-        ignore_label: value of pixels that do not count, or None.
-        evaluation_set: class indices by name of a subset; empty when the metadata has none.
+        class_names: K names without leading and trailing blanks.
+        ignore_label: value of ignored pixels, or None.
+        evaluation_set: class indices by name of a subset; empty if the metadata defines none.
 
     Raises:
         OvsegError: the data set is unknown or has no class names.
@@ -38,7 +38,7 @@ class GroundTruth:
         return {record["file_name"]: record["sem_seg_file_name"] for record in DatasetCatalog.get(self.dataset_name)}
 
     def label_file(self, sample: dict) -> str:
-        """The label file of a model input: its own ``sem_seg_file_name``, else the catalog's by ``file_name``."""
+        """Return the label file of a model input: its ``sem_seg_file_name``, else the catalog's by ``file_name``."""
         if own := sample.get("sem_seg_file_name"):
             return own
         try:
@@ -49,10 +49,10 @@ class GroundTruth:
             ) from error
 
     def labels(self, sample: dict) -> tuple[np.ndarray, str]:
-        """(H,W) integer labels of a model input as they are in the file (8 or 16 bit), and the file's name.
+        """Read the labels of a model input: (H,W) integers as stored (8 or 16 bit), and the name of the file.
 
         Raises:
-            OvsegError: the label file is missing, broken, or not a single-channel image.
+            OvsegError: the label file is missing, damaged, or not a single-channel image.
         """
         file_name = self.label_file(sample)
         return read_labels(file_name), file_name

@@ -1,13 +1,18 @@
-"""What an evaluation was of, so that one that was broken off is only taken up by its like."""
+"""Identity of an evaluation: its fingerprint, the versions of the software, and the differences between two."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.metadata
 import json
+import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import detectron2
 import torch
 import yaml
 from detectron2.config import CfgNode
@@ -15,19 +20,24 @@ from torch import nn
 
 from ovseg.data.file_list import file_list_checksum
 from ovseg.data.protocol import Protocol
-from ovseg.evaluation.versions import versions
 from ovseg.io import files
 
-# Keys that say where and how fast, or what the fingerprint holds by contents.
+# Keys of places and of speed, and keys whose content is part of the fingerprint anyway.
 _WITHOUT_EFFECT = (
     *("OUTPUT_DIR", "VIS_PERIOD", "CUDNN_BENCHMARK", "WANDB", "SEED", "DATASETS.TRAIN", "DATASETS.TEST"),
     *("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR"),
     *("DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD"),
 )
+_PACKAGES = {
+    **{"ovseg": "ovseg", "torch": "torch", "torchvision": "torchvision", "open_clip": "open_clip_torch"},
+    **{"numpy": "numpy", "pillow": "pillow", "opencv": "opencv-python-headless"},  # decoding, resizing
+}
+_LONGEST = 60  # characters of a value that are shown
+_ABSENT = object()
 
 
 def model_digest(model: nn.Module) -> str:
-    """sha256 of the names, types, shapes and values of all parameters and buffers that a checkpoint would hold."""
+    """Return the SHA-256 of the names, types, shapes and values of all parameters and buffers in the state dict."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -36,20 +46,20 @@ def model_digest(model: nn.Module) -> str:
 
 
 def file_digest(path: str | Path) -> str | None:
-    """sha256 of a file's bytes; None where there is no such file, as for the name of published weights."""
+    """Return the SHA-256 of a file's bytes; None if there is no such file, as for the tag of published weights."""
     if not path or not Path(path).is_file():
         return None
     return files.file_digest(path)
 
 
 def fingerprint(cfg: CfgNode, digest: str, file_names: Sequence[str], protocol: Protocol) -> dict[str, Any]:
-    """All that the counts of an evaluation depend on.
+    """Return everything that the counts of an evaluation depend on.
 
     Args:
-        cfg: of the evaluation; keys without effect on the answers (folders, device, workers) are left out.
-        digest: the model's, see :func:`model_digest`.
-        file_names: of the data set's images, in the order in which they are numbered.
-        protocol: of the data set.
+        cfg: configuration of the evaluation; keys without effect on the counts (folders, device, workers) are left out.
+        digest: digest of the model, see :func:`model_digest`.
+        file_names: the data set's images, in the order of their indices.
+        protocol: protocol of the data set.
 
     Returns:
         plain nested values, equal for evaluations that give the same counts.
@@ -69,7 +79,7 @@ def fingerprint(cfg: CfgNode, digest: str, file_names: Sequence[str], protocol: 
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """sha256 of plain nested values."""
+    """Return the SHA-256 of plain nested values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -82,3 +92,69 @@ def _settings(cfg: CfgNode) -> dict[str, Any]:
             node = node.get(parent, {})
         node.pop(name, None)
     return settings
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and the packages that results depend on; None if not installed as a package."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "detectron2": detectron2.__version__}
+    for name, distribution in _PACKAGES.items():
+        try:
+            found[name] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    found["torch"] = torch.__version__  # includes the build, CPU or CUDA
+    return found
+
+
+@functools.cache
+def git_commit(package: Path = Path(__file__).parents[1]) -> str | None:
+    """Return the commit of the checkout that holds this package, with "+changes" if files differ; None without one."""
+    # in another project's checkout (its .venv, say) the package's files are not tracked
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit = _git(package, "rev-parse", "HEAD")
+    return commit and commit + ("+changes" if _git(package, "status", "--porcelain", "--", ".") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return the output of git; None if it fails or is not installed."""
+    try:
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings into one with dotted names; empty mappings are dropped."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def different_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return the dotted names whose values differ or that only one mapping has, in the order of ``first``.
+
+    A list equals a tuple of the same items.
+    """
+    one, two = flatten(first), flatten(second)
+    return [name for name in {**one, **two} if _plain(one.get(name, _ABSENT)) != _plain(two.get(name, _ABSENT))]
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any], form: str = "{} was {} and is {}") -> list[str]:
+    """Return a sentence for each of :func:`different_keys`; ``form`` is filled with the name and both values."""
+    one, two = flatten(first), flatten(second)
+    return [form.format(name, short(one.get(name)), short(two.get(name))) for name in different_keys(first, second)]
+
+
+def short(value: Any) -> str:
+    """Return a value as text on one line, truncated to 60 characters."""
+    text = repr(value) if isinstance(value, str) and not value else str(value)
+    text = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

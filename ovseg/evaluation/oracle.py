@@ -32,20 +32,6 @@ def present_segments(truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     return classes, truth == classes[:, None, None]
 
 
-def resize_segments(segments: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-neighbour resizing that loses no segment: one that falls between the samples keeps every cell it touches.
-
-    Args:
-        segments: bool (n, H, W), each with a pixel.
-        size: of the result.
-    """
-    resized = F.interpolate(segments[None].float(), size, mode="nearest-exact")[0] > 0
-    lost = ~resized.flatten(1).any(1)
-    if lost.any():
-        resized[lost] = F.adaptive_max_pool2d(segments[lost].float(), size) > 0
-    return resized
-
-
 def paint_segments(classes: Tensor, segments: Tensor, names: Tensor) -> Tensor:
     """Label map of true segments under predicted names; pixels in none of them are 0 and shall not count.
 

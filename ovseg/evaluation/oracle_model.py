@@ -18,9 +18,9 @@ from ovseg.evaluation.oracle import (
     name_by_overlap,
     paint_segments,
     present_segments,
-    resize_segments,
     resize_soft,
 )
+from ovseg.proposals.given_masks import resize_masks
 
 
 def oracle_model(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module:
@@ -101,7 +101,7 @@ class OracleMasks(_Oracle):
         classes, segments = present_segments(labels, self.num_classes)
         names = classes
         if len(classes):
-            shown = resize_segments(segments, tuple(sample["image"].shape[1:]))
+            shown = resize_masks(segments, tuple(sample["image"].shape[1:]))
             names = self.model.name_masks(sample, shown).argmax(1).cpu()
         return {"label_map": paint_segments(classes, segments, names), "proposals": segments}
 

@@ -1,4 +1,4 @@
-"""Evaluations that survive being killed: what each process has counted so far, on disk."""
+"""Partial results on disk, from which an interrupted evaluation resumes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ import numpy as np
 from detectron2.utils import comm
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation.arrays import read_arrays
-from ovseg.evaluation.differences import differences
-from ovseg.evaluation.tally import State, Tally
+from ovseg.evaluation.identity import differences
+from ovseg.evaluation.tally import State, Tally, read_arrays
 from ovseg.io.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -30,19 +29,19 @@ _RUN, _DONE = "run.json", "done"
 
 
 class PartialEvaluation:
-    """The counts of an evaluation that is not finished, in parts: one for each process of each run that worked on it.
+    """The counts of an unfinished evaluation, in parts: one for each process of each run that contributed to it.
 
-    A part is replaced whole, and says which images it has counted, so whenever a process dies the parts on disk hold
-    every image once or not at all. They lie in ``<folder>/.partial`` beside ``run.json``, the fingerprint of what is
-    evaluated. Every process makes one of these; the main one reads what is there.
+    A part is replaced atomically and lists the images that it has counted, so that the parts on disk hold every image
+    at most once, whenever a process dies. They are stored in ``<folder>/.partial`` together with ``run.json``, which
+    holds the fingerprint of the evaluation. Every process creates one object; only the main process reads the parts.
 
     Args:
-        folder: of the data set's results.
-        fingerprint: plain nested values; only parts with an equal one are taken up.
-        resume: take them up. Without, or with another fingerprint, they are removed.
+        folder: folder of the data set's results.
+        fingerprint: plain nested values; only parts with an equal fingerprint are used.
+        resume: use the existing parts. Otherwise, or if the fingerprint differs, they are removed.
 
     Attributes:
-        done: (n,) int64 ascending, the images that earlier runs have counted; the same in all processes. None before
+        done: (n,) int64, ascending, the images that earlier runs have counted; the same in all processes. None before
             :meth:`track`.
 
     Raises:
@@ -53,6 +52,7 @@ class PartialEvaluation:
         self.folder = Path(folder) / FOLDER
         self._session = comm.all_gather(uuid.uuid4().hex[:12])[0]
         self._resumed = comm.is_main_process() and self._open(fingerprint, resume)
+        comm.synchronize()  # other processes write into the folder only after the main one has cleared it
         self._num_images: int = fingerprint["data"]["num_images"]
         self._earlier: dict[str, State] = {}
         self.done: np.ndarray | None = None
@@ -62,12 +62,12 @@ class PartialEvaluation:
         self._saved = time.monotonic()
 
     def part(self, suffix: str) -> Path:
-        """A file name of this run and process alone, for what is streamed to disk; the folder is there."""
+        """Return a file name that is unique to this run and process, and create its folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / f"{self._session}.{comm.get_rank()}{suffix}"
 
     def track(self, **tallies: Tally) -> None:
-        """Take the tallies, by name, whose states make this process's part, and the earlier parts that fit them."""
+        """Set the tallies, by name, whose states form this process's part, and read the earlier parts."""
         self._tallies = tallies
         if self._resumed:
             self._earlier = self._read_parts()
@@ -79,7 +79,7 @@ class PartialEvaluation:
 
     @contextlib.contextmanager
     def counting(self, images: Iterable[int]) -> Iterator[None]:
-        """While the tallies count these images; whatever breaks in, a part with half of them is never saved."""
+        """Mark the block in which the tallies count ``images``; if it is interrupted, no incomplete part is saved."""
         self._whole = False
         yield
         self._counted.extend(images)
@@ -89,7 +89,7 @@ class PartialEvaluation:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Save at the end of the block, and when an error, Ctrl-C or SIGTERM (as an exception) ends it."""
+        """Save at the end of the block, also if it is ended by an error, Ctrl-C or SIGTERM (raised as an exception)."""
         try:
             yield
         except BaseException:
@@ -102,7 +102,7 @@ class PartialEvaluation:
         """Replace this process's part.
 
         Raises:
-            OvsegError: disk full, or another evaluation has begun in the folder.
+            OvsegError: the disk is full, or another evaluation has started in the folder.
         """
         self._check_that_it_is_ours()
         content: dict[str, np.ndarray] = {_DONE: np.array(self._counted, dtype=np.int64)}
@@ -113,44 +113,44 @@ class PartialEvaluation:
         self._saved = time.monotonic()
 
     def restore(self) -> None:
-        """Add what earlier runs have counted to the main process's tallies; call it once, when all is counted."""
+        """Add the counts of earlier runs to the main process's tallies; call it once, after the last image."""
         for content in self._earlier.values():
             for name, tally in self._tallies.items():
                 tally.add(_state_of(name, content))
         self._earlier = {}
 
     def remove(self) -> None:
-        """Remove all parts: the results are on disk, or nobody wants them."""
+        """Remove all parts."""
         if comm.is_main_process():
             remove_parts(self.folder.parent)
 
     def _open(self, fingerprint: Mapping[str, Any], resume: bool) -> bool:
-        """Whether earlier parts are to be taken up; the others are removed, and ``run.json`` is ours afterwards."""
+        """Write ``run.json`` and return whether earlier parts can be used; if not, they are removed."""
         run = _read_run(self.folder / _RUN)
         fits = bool(run and resume and not (changed := differences(run["fingerprint"], fingerprint)))
         if not fits and os.path.lexists(self.folder):
             if resume and run:
                 logger.warning(
-                    "--resume: %s is an unfinished evaluation of something else and is dropped, all images are "
+                    "--resume: %s is an unfinished evaluation with other settings and is dropped, all images are "
                     "evaluated again (%s)",
                     *(self.folder, "; ".join(changed[:5]) + (f"; {len(changed) - 5} more" if len(changed) > 5 else "")),
                 )
             elif resume:
                 logger.warning("--resume: %s is damaged, all images are evaluated again", self.folder / _RUN)
             else:
-                logger.warning("removing the unfinished evaluation in %s (--resume takes one up)", self.folder)
+                logger.warning("removing the unfinished evaluation in %s (--resume continues one)", self.folder)
             remove_parts(self.folder.parent)
         with atomic_path(self.folder / _RUN) as temporary:
             temporary.write_text(json.dumps({"session": self._session, "fingerprint": fingerprint}))
         return fits
 
     def _read_parts(self) -> dict[str, State]:
-        """Contents of the parts by name; one that is damaged or counts an image again is left out and removed."""
+        """Read the parts by name; a part that is damaged or counts an image again is left out and removed."""
         parts: dict[str, State] = {}
         seen: set[int] = set()
         for path in sorted(self.folder.glob("*.npz")):
             if path.name.startswith("."):
-                continue  # of a process that was killed while it wrote
+                continue  # temporary file of a killed process
             problem = ""
             try:
                 content = read_arrays(path)
@@ -167,7 +167,7 @@ class PartialEvaluation:
         return parts
 
     def _check_part(self, content: State) -> list[int]:
-        """The images of a part; an exception says what is wrong with it."""
+        """Return the images of a part; an exception states what is wrong with it."""
         done = content[_DONE]
         images = done.tolist()
         if done.dtype != np.int64 or done.ndim != 1 or len(set(images)) != len(images):
@@ -183,22 +183,21 @@ class PartialEvaluation:
             run = _read_run(self.folder / _RUN)
             if run is None or run["session"] != self._session:
                 raise OvsegError(
-                    f"another evaluation has begun to write to {self.folder.parent}: wait for it, or choose another "
-                    "OUTPUT_DIR"
+                    f"another evaluation is writing to {self.folder.parent}: wait for it, or choose another OUTPUT_DIR"
                 )
 
 
 def remove_parts(folder: str | Path) -> None:
-    """Remove what an unfinished evaluation has left in the folder of a data set's results.
+    """Remove the parts of an unfinished evaluation from the folder of a data set's results.
 
     Raises:
-        OvsegError: it cannot be removed.
+        OvsegError: a file cannot be removed.
     """
     _remove(Path(folder) / FOLDER)
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, or a folder with what is in it; OvsegError if that cannot be."""
+    """Remove a file, or a folder with its content; raise OvsegError on failure."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -209,7 +208,7 @@ def _remove(path: Path) -> None:
 
 
 def _state_of(name: str, content: State) -> State:
-    """The part of a tally in the content of a file."""
+    """Return the state of one tally from the content of a part."""
     start = f"{name}/"
     return {key.removeprefix(start): content[key] for key in content if key.startswith(start)}
 

@@ -1,14 +1,16 @@
-"""Saving predicted label maps, as COCO run-length codes or as pictures, without holding them in memory."""
+"""Predicted label maps kept during an evaluation: all, as COCO run-length encodings or PNG, or the worst images."""
 
 from __future__ import annotations
 
 import contextlib
 import heapq
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 from detectron2.utils import comm
@@ -16,32 +18,22 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation.sem_seg import SeenImage
-from ovseg.evaluation.tally import State
+from ovseg.evaluation.sem_seg import Keeper, SeenImage
+from ovseg.evaluation.tally import State, add_other_processes, read_arrays
 from ovseg.io.files import atomic_path
+from ovseg.io.images import open_image
 
 RLE_FILE, PNG_FOLDER = "sem_seg_predictions.json", "predictions"
-_FORMATS = {None: None, False: None, True: "rle", "rle": "rle", "png": "png"}
-
-
-def prediction_format(value: Any) -> str | None:
-    """What ``TEST.SAVE_PREDICTIONS`` asks for: "rle" (also True), "png", or None.
-
-    Raises:
-        OvsegError: another value.
-    """
-    if not isinstance(value, bool | str | None) or value not in _FORMATS:
-        raise OvsegError(f"TEST.SAVE_PREDICTIONS is {value!r}: use False, True (rle), rle or png")
-    return _FORMATS[value]
+WORST_FILE, WORST_COUNT = "worst_images.npz", 12
 
 
 def encode_label_map(label_map: np.ndarray, file_name: str, dataset_ids: Mapping[int, int]) -> list[dict]:
-    """COCO-Stuff result records of one image, one per label present.
+    """Encode a label map as COCO-Stuff result records, one per label that occurs.
 
     Args:
         label_map: (H,W) integers.
         file_name: name of the image, copied into the records.
-        dataset_ids: category id by class index; classes that are not in it keep their index.
+        dataset_ids: category id by class index; classes without an entry keep their index.
 
     Returns:
         ``[{"file_name", "category_id", "segmentation": {"size": [H,W], "counts": str}}, ...]``.
@@ -56,15 +48,15 @@ def encode_label_map(label_map: np.ndarray, file_name: str, dataset_ids: Mapping
     return records
 
 
-class RlePredictions:
-    """Streams records to a file of this process, and joins those of all processes, in the order of the images.
+class RlePredictions(Keeper):
+    """Keeper that streams the records of each process to a file, and merges these files in the order of the images.
 
-    A tally, too: its state tells how much of the stream belongs to counted images. The streams of all processes must
-    be in one file system (the output folder of a distributed run is).
+    As a tally, its state is the valid length of the stream: the part that belongs to counted images. All processes
+    must share the file system of the output folder.
 
     Args:
-        path: the JSON file that is written at the end, a list of :func:`encode_label_map`'s records.
-        stream: this process's own file, in a folder that is there and that others clear.
+        path: JSON file that is written at the end, a list of the records of :func:`encode_label_map`.
+        stream: file of this process, in an existing folder; the caller removes it.
         dataset_ids: category id by class index.
     """
 
@@ -75,21 +67,21 @@ class RlePredictions:
         self._earlier: list[tuple[Path, int]] = []
 
     def see(self, seen: SeenImage) -> None:
-        """Append the image's records on one line, after its number."""
+        """Append one line: the image's index and its records."""
         records = encode_label_map(seen.label_map, seen.file_name, self._dataset_ids)
         self._file.write(f"{seen.index}\t{json.dumps(records)}\n")
 
     def state(self) -> State:
-        """Name and valid length of the stream, brought out of this process before that."""
+        """Flush the stream and return its name and length."""
         self._file.flush()
         return {"stream": np.array(self._stream.name), "bytes": np.array(self._file.tell())}
 
     def add(self, state: State) -> None:
-        """Take over the stream of an earlier run, in the same folder."""
+        """Add the stream of an earlier run, which is in the same folder."""
         self._earlier.append((self._stream.with_name(str(state["stream"])), int(state["bytes"])))
 
     def check(self, state: State, images: Sequence[int]) -> None:
-        """See :class:`ovseg.evaluation.tally.Tally`; reads the stream to its end."""
+        """Read the stream to its end and compare its images; see :meth:`ovseg.evaluation.tally.Tally.check`."""
         with open(self._stream.with_name(str(state["stream"])), encoding="ascii") as stream:
             lines = [(number, json.loads(text)) for number, text in _numbered_lines(stream, int(state["bytes"]))]
         if [number for number, _ in lines] != list(images) or not all(isinstance(found, list) for _, found in lines):
@@ -99,7 +91,7 @@ class RlePredictions:
         """Write the JSON file on the main process; call it in every process.
 
         Raises:
-            OvsegError: the stream of another process, or of an earlier run, is not there.
+            OvsegError: the stream of another process or of an earlier run is missing.
         """
         length = self._file.tell()
         self._file.close()
@@ -124,21 +116,23 @@ class RlePredictions:
         self.close()
 
     def close(self) -> None:
-        """Let go of the stream; safe to call at any time, twice too."""
+        """Close the stream; may be called at any time and repeatedly."""
         self._file.close()
 
 
 def narrow(label_map: np.ndarray, num_classes: int) -> np.ndarray:
-    """A map of class indices as uint8, or as uint16 where there are more than 256 classes."""
+    """Return a map of class indices as uint8, or as uint16 for more than 256 classes."""
     return label_map.astype(np.uint8 if num_classes <= 256 else np.uint16)
 
 
-class PngPredictions:
-    """Saves each label map as ``<folder>/<image>.png``: class indices, 8 bit up to 256 classes, else 16 bit.
+class PngPredictions(Keeper):
+    """Keeper that saves each label map as ``<folder>/<image>.png``: class indices, 8 bit up to 256 classes, else 16.
+
+    Its state is empty: each file is complete as soon as it is written.
 
     Args:
-        folder: made when the first is written.
-        file_names: of all images; images of several folders keep the part of their path in which they differ.
+        folder: output folder, created with the first file.
+        file_names: names of all images; images of several folders keep the part of their path in which they differ.
         num_classes: K.
     """
 
@@ -152,27 +146,13 @@ class PngPredictions:
         with atomic_path(self._folder / self._names[seen.index]) as temporary:
             Image.fromarray(narrow(seen.label_map, self._num_classes)).save(temporary)
 
-    def state(self) -> State:
-        """Nothing: the files are where they belong."""
-        return {}
-
-    def add(self, state: State) -> None:
-        """See :meth:`state`."""
-
     def check(self, state: State, images: Sequence[int]) -> None:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         if missing := [self._names[index] for index in images if not (self._folder / self._names[index]).is_file()]:
             raise ValueError(f"the prediction {missing[0]} is gone")
 
-    def finish(self) -> None:
-        """See :meth:`state`."""
-
-    def close(self) -> None:
-        """See :meth:`state`."""
-
 
 def _distinct_names(file_names: Sequence[str]) -> list[str]:
-    """Relative PNG names, without the images' suffix where none are alike without it."""
+    """Return relative PNG names; the images' suffixes are kept only if names would clash without them."""
     absolute = [os.path.abspath(name) for name in file_names]
     folder = os.path.commonpath([os.path.dirname(name) for name in absolute])
     relative = [os.path.relpath(name, folder) for name in absolute]
@@ -181,8 +161,124 @@ def _distinct_names(file_names: Sequence[str]) -> list[str]:
 
 
 def _numbered_lines(file: TextIO, size: int) -> Iterator[tuple[int, str]]:
-    """(image, records) of the first ``size`` bytes, which are ASCII; images come in ascending order."""
+    """Yield (image, records) of the first ``size`` bytes of an ASCII stream; images are in ascending order."""
     while size > 0 and (line := file.readline()):
         size -= len(line)
         number, _, records = line.partition("\t")
         yield int(number), records
+
+
+@dataclass(frozen=True, order=True)
+class WorstImage:
+    """An image with low pixel accuracy; instances are ordered from worst to best.
+
+    Attributes:
+        accuracy: share of correct pixels among those that are not ignored, in [0,1].
+        index: position in the data set, which breaks ties.
+        file_name, label_file: files of the image and its ground-truth labels.
+        png: the predicted classes as a PNG file of 8 or 16 bit.
+    """
+
+    accuracy: float
+    index: int
+    file_name: str
+    label_file: str
+    png: bytes
+
+    def label_map(self) -> np.ndarray:
+        """Decode the predicted classes, (H,W) integers.
+
+        Raises:
+            OvsegError: the PNG is damaged.
+        """
+        try:
+            with open_image(io.BytesIO(self.png)) as image:
+                label_map = np.array(image)
+        except Exception as error:  # Pillow raises many kinds on damaged files
+            raise OvsegError(f"the prediction that {WORST_FILE} holds is damaged ({error}): evaluate again") from error
+        if label_map.ndim != 2 or label_map.dtype.kind != "u":
+            raise OvsegError(f"the prediction that {WORST_FILE} holds is not a map of classes: evaluate again")
+        return label_map
+
+
+class WorstImages(Keeper):
+    """Keeper of at most ``count`` images with the lowest pixel accuracy; only their compressed maps are in memory.
+
+    Images whose pixels are all ignored are skipped.
+
+    Args:
+        path: file that is written at the end, see :func:`read_worst`.
+        num_classes: K.
+    """
+
+    def __init__(self, path: str | Path, num_classes: int, count: int = WORST_COUNT) -> None:
+        self._path, self._num_classes, self._count = Path(path), num_classes, count
+        self._kept: list[WorstImage] = []
+
+    def see(self, seen: SeenImage) -> None:
+        """Keep the image if it is one of the worst so far."""
+        right, counted = seen.runs.right_and_counted(self._num_classes)
+        if not counted:
+            return
+        accuracy = right / counted
+        if len(self._kept) < self._count or (accuracy, seen.index) < (self._kept[-1].accuracy, self._kept[-1].index):
+            file = io.BytesIO()
+            Image.fromarray(narrow(seen.label_map, self._num_classes)).save(file, "PNG")
+            self._keep([WorstImage(accuracy, seen.index, seen.file_name, seen.label_file, file.getvalue())])
+
+    def state(self) -> State:
+        return {
+            "accuracy": np.array([image.accuracy for image in self._kept], dtype=np.float64),
+            "index": np.array([image.index for image in self._kept], dtype=np.int64),
+            "files": np.array([(image.file_name, image.label_file) for image in self._kept], dtype=str).reshape(-1, 2),
+            "bytes": np.array([len(image.png) for image in self._kept], dtype=np.int64),
+            "png": np.frombuffer(b"".join(image.png for image in self._kept), dtype=np.uint8),
+        }
+
+    def add(self, state: State) -> None:
+        self._keep(images_of(state))
+
+    def check(self, state: State, images: Sequence[int]) -> None:
+        if not {image.index for image in images_of(state)} <= set(images):
+            raise ValueError("keeps images that it has not counted")
+
+    def finish(self) -> None:
+        """Merge all processes and write the file on the main process; call it in every process."""
+        add_other_processes(self)
+        if comm.is_main_process():
+            with atomic_path(self._path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **self.state())
+
+    def _keep(self, more: list[WorstImage]) -> None:
+        self._kept = sorted([*self._kept, *more])[: self._count]
+
+
+def read_worst(path: Path) -> list[WorstImage] | None:
+    """Read the file of :meth:`WorstImages.finish`, worst image first; None if there is no such file.
+
+    Raises:
+        OvsegError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return images_of(read_arrays(path))
+    except (ValueError, KeyError) as error:
+        raise OvsegError(f"{path} cannot be read ({error}): evaluate again with TEST.REPORT True") from error
+
+
+def images_of(state: State) -> list[WorstImage]:
+    """Return the images in a state of :class:`WorstImages`; raise ValueError or KeyError if it is invalid."""
+    kinds = {"accuracy": "f", "index": "i", "files": "U", "bytes": "i", "png": "u"}
+    if wrong := [key for key, kind in kinds.items() if state[key].dtype.kind != kind]:
+        raise ValueError(f"{wrong[0]} has the type {state[wrong[0]].dtype}")
+    number = len(state["accuracy"])
+    shapes = {"accuracy": (number,), "index": (number,), "bytes": (number,), "files": (number, 2)}
+    if any(state[key].shape != shape for key, shape in shapes.items()) or state["png"].shape != (state["bytes"].sum(),):
+        raise ValueError("its arrays do not fit together")
+    if not ((state["accuracy"] >= 0) & (state["accuracy"] <= 1)).all() or (state["bytes"] < 0).any():
+        raise ValueError("it holds accuracies outside [0, 1] or negative sizes")
+    ends = np.cumsum(state["bytes"])
+    pngs = [state["png"][start:end].tobytes() for start, end in zip(ends - state["bytes"], ends, strict=True)]
+    rows = zip(state["accuracy"].tolist(), state["index"].tolist(), state["files"].tolist(), pngs, strict=True)
+    return [WorstImage(accuracy, index, *files, png) for accuracy, index, files, png in rows]

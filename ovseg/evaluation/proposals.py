@@ -1,4 +1,4 @@
-"""How well class-agnostic mask proposals cover the true segments."""
+"""Recall of ground-truth segments by class-agnostic mask proposals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import check_subset, checked_labels
 from ovseg.evaluation.ground_truth import GroundTruth
-from ovseg.evaluation.tally import State, add_other_processes, check_counts
+from ovseg.evaluation.tally import State, Tally, add_other_processes, check_counts
 
 IOU_THRESHOLD = 0.5
 RECALL, MEAN_BEST_IOU = "recall@0.5", "mean-best-IoU"
@@ -23,11 +23,11 @@ _FIXED_POINT = 1 << 32
 
 
 def segment_intersections(proposals: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-    """Pixels that every proposal shares with every segment.
+    """Count the pixels that each proposal shares with each segment.
 
     Args:
         proposals: (Q,N) bool, N pixels.
-        segments: (N,) int64, the segment of each pixel in [0,S); each pixel is in exactly one.
+        segments: (N,) int64, index in [0,S) of the segment that each pixel belongs to.
 
     Returns:
         (Q,S) float64. Pixels are counted in chunks of at most 65,536, where float32 sums of ones are exact.
@@ -42,24 +42,24 @@ def segment_intersections(proposals: torch.Tensor, segments: torch.Tensor) -> to
 
 
 def ious_of(intersections: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-    """(Q,S) IoUs from :func:`segment_intersections` with the same segments."""
+    """Return the (Q,S) IoUs for the result of :func:`segment_intersections` with the same segments."""
     area = intersections.sum(dim=1, keepdim=True)  # segments cover all pixels, so this is each proposal's area
     sizes = torch.bincount(segments, minlength=intersections.shape[1]).to(torch.float64)
     return intersections / (area + sizes - intersections).clamp(min=1)
 
 
 def segment_ious(proposals: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-    """(Q,S) float64 IoU of every proposal with every segment; arguments as :func:`segment_intersections`."""
+    """Compute the (Q,S) float64 IoU of each proposal and segment; arguments as in :func:`segment_intersections`."""
     return ious_of(segment_intersections(proposals, segments), segments)
 
 
-class ProposalRecallEvaluator(DatasetEvaluator):
-    """Recall of the true segments by the proposals, whatever name the model gives to them.
+class ProposalRecallEvaluator(DatasetEvaluator, Tally):
+    """Evaluator of the recall of ground-truth segments by the proposals, regardless of their names.
 
-    A true segment is all pixels of one class in one image. Ignored pixels belong to no segment and no proposal.
-    Per segment the best IoU over the image's proposals is taken; the scores are the share of segments whose
-    best IoU is at least 0.5 and the mean best IoU, in percent, over all segments and over the
-    segments of each subset of the metadata's ``evaluation_set``.
+    A ground-truth segment is the set of all pixels of one class in one image. Ignored pixels belong to no segment and
+    no proposal. Each segment has a best IoU over the image's proposals; the scores are the share of segments whose
+    best IoU is at least 0.5, and the mean best IoU, in percent, over all segments and over the segments of each subset
+    of the metadata's ``evaluation_set``.
 
     Args:
         dataset_name: a registered data set with labels.
@@ -70,20 +70,20 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Reset all counts."""
         num_classes = len(self.ground_truth.class_names)
         # rows: number of segments, of found ones, sum of best IoUs in fixed point; columns: classes
         self._sums = np.zeros((3, num_classes), dtype=np.int64)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Match a batch.
+        """Match the proposals of a batch with the ground-truth segments.
 
         Args:
             inputs: model inputs with ``file_name``.
             outputs: for each input ``proposals`` (Q,H,W) bool at label size.
 
         Raises:
-            OvsegError: unreadable labels, labels out of range, or sizes that differ; names the file.
+            OvsegError: labels are unreadable or out of range, or sizes differ; the message names the file.
         """
         num_classes = len(self.ground_truth.class_names)
         for sample, output in zip(inputs, outputs, strict=True):
@@ -106,19 +106,16 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             self._sums[2, classes] += np.rint(best * _FIXED_POINT).astype(np.int64)
 
     def state(self) -> State:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         return {"sums": self._sums}
 
     def add(self, state: State) -> None:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         self._sums += state["sums"]
 
     def check(self, state: State, images: Sequence[int]) -> None:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         check_counts(self._sums, state["sums"])
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        """``{"proposals": {name: percent}}`` over all processes; None outside the main process."""
+        """Return ``{"proposals": {name: percent}}`` over all processes; None outside the main process."""
         add_other_processes(self)
         if not comm.is_main_process():
             return None
@@ -136,7 +133,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
 
     @staticmethod
     def _best_ious(proposals: torch.Tensor, counted: np.ndarray, segments: np.ndarray) -> np.ndarray:
-        """(S,) float64 best IoU of each segment; 0 when there is no proposal."""
+        """Return the best IoU of each segment, (S,) float64; 0 without proposals."""
         if len(proposals) == 0:
             return np.zeros(int(segments.max()) + 1)
         device = proposals.device

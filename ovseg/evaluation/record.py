@@ -1,11 +1,12 @@
-"""The record that an evaluation leaves, ``results.json``: the scores, and all that one must know to compare them."""
+"""The record of an evaluation, ``results.json``: the scores, and everything needed to compare them."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,18 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation.differences import short
-from ovseg.evaluation.identity import digest_of, file_digest
+from ovseg.evaluation.confusion import MIOU_CONVENTIONS
+from ovseg.evaluation.identity import digest_of, file_digest, flatten, git_commit, short, versions
 from ovseg.evaluation.oracle_model import describe_oracle
-from ovseg.evaluation.record_check import COMPLETE, damaged_entries
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.evaluation.sg_table import FatherTable
-from ovseg.evaluation.versions import git_commit, versions
 
-FILE = "results.json"
+RECORD_FILE = "results.json"
 SCHEMA = 2  # 1 had neither a number nor a protocol
 logger = logging.getLogger(__name__)
 
 _NEEDED = ("dataset", "num_images", "file_list_sha256", "protocol", "miou_convention", "results", "config")
+Check = Callable[[Any], bool]
 
 
 def results_record(
@@ -40,17 +40,17 @@ def results_record(
     dataset_settings: Mapping[str, float] | None = None,
     sg_table: FatherTable | None = None,
 ) -> dict[str, Any]:
-    """The content of ``results.json``.
+    """Return the content of ``results.json``.
 
     Args:
-        cfg: of the evaluation.
-        semantic: after it was evaluated on the main process.
-        results: scores in percent by task, NaN where there are none.
-        seconds: of all processes together, by what they were spent on.
+        cfg: configuration of the evaluation, with the data set's own settings.
+        semantic: evaluator after :meth:`~ovseg.evaluation.sem_seg.SemSegEvaluator.evaluate` on the main process.
+        results: scores in percent by task; NaN for undefined scores.
+        seconds: time by activity, summed over all processes.
         fingerprint: see :func:`ovseg.evaluation.identity.fingerprint`.
-        iteration: of the model in training that was evaluated; None for the files that ``cfg`` names.
-        dataset_settings: those of this data set that are not for all, in ``cfg`` already.
-        sg_table: the table of SG-IoU, if that was asked for.
+        iteration: training iteration of the evaluated model; None for the weight files that ``cfg`` names.
+        dataset_settings: the settings that are specific to this data set.
+        sg_table: table of SG-IoU, if that metric was computed.
     """
     per_image = {part: value / semantic.num_images for part, value in seconds.items()}
     return {
@@ -83,15 +83,20 @@ def results_record(
 
 
 def record_files(run: Path) -> list[Path]:
-    """Return each ``results.json`` of a run: of its ``OUTPUT_DIR``, ``inference`` folder, data set's folder, or itself.
+    """Return the paths of the ``results.json`` files of a run.
+
+    Args:
+        run: an ``OUTPUT_DIR``, its ``inference`` folder, the folder of one data set in it, or a ``results.json``.
 
     Raises:
-        OvsegError: there is none.
+        OvsegError: no file is found.
     """
-    patterns = (FILE, f"*/{FILE}") if run.name == "inference" else (FILE, f"inference/*/{FILE}")
+    patterns = (
+        (RECORD_FILE, f"*/{RECORD_FILE}") if run.name == "inference" else (RECORD_FILE, f"inference/*/{RECORD_FILE}")
+    )
     files = [run] if run.is_file() else [file for pattern in patterns for file in sorted(run.glob(pattern))]
     if not files:
-        raise OvsegError(f"no inference/<data set>/{FILE} in {run}: evaluate with OUTPUT_DIR {run} first")
+        raise OvsegError(f"no inference/<data set>/{RECORD_FILE} in {run}: evaluate with OUTPUT_DIR {run} first")
     return files
 
 
@@ -100,11 +105,10 @@ def read_record(path: str | Path, *, complete: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        complete: need all that :func:`results_record` writes; else what results are compared by is enough.
+        complete: require all entries that :func:`results_record` writes, not only those needed for a comparison.
 
     Raises:
-        OvsegError: missing, damaged, no such record, or written by another version of this package. What is damaged
-            is named.
+        OvsegError: the file is missing, damaged, not a record, or of another schema; the message names damaged entries.
     """
     path = Path(path)
     try:
@@ -114,10 +118,10 @@ def read_record(path: str | Path, *, complete: bool = False) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise OvsegError(f"{path} cannot be read ({error}): evaluate again") from error
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict) or "dataset" not in content:
-        raise OvsegError(f"{path} is no results.json of train_net.py --eval-only")
+        raise OvsegError(f"{path} is not a results.json of train_net.py --eval-only")
     if (schema := content.get("schema", 1)) != SCHEMA:
         how = f"has schema {short(repr(schema))}"
-        how = "does not tell protocol and data: it is of an older ovseg" if schema == 1 else how
+        how = "lacks protocol and data: it was written by an older ovseg" if schema == 1 else how
         raise OvsegError(f"{path} {how}; evaluate again (this ovseg reads schema {SCHEMA})")
     if lacking := [key for key in (COMPLETE if complete else _NEEDED) if key not in content]:
         raise OvsegError(f"{path} lacks {', '.join(lacking)}: evaluate again")
@@ -135,12 +139,12 @@ def read_record(path: str | Path, *, complete: bool = False) -> dict[str, Any]:
 
 
 def finished_record(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record in a folder if it is complete and of the same evaluation, else None."""
+    """Return the record in a folder if it is complete and has the same fingerprint, else None."""
     try:
-        content = read_record(folder / FILE, complete=True)
+        content = read_record(folder / RECORD_FILE, complete=True)
     except OvsegError as error:
-        if (folder / FILE).exists():
-            logger.warning("%s; that is done now", error)
+        if (folder / RECORD_FILE).exists():
+            logger.warning("%s; evaluating again", error)
         return None
     return content if content["fingerprint"] == digest_of(fingerprint) else None
 
@@ -150,7 +154,7 @@ def _refuse(constant: str) -> None:
 
 
 def _views(cfg: CfgNode) -> dict[str, Any]:
-    """How often a model sees an image, and what becomes of its scores."""
+    """Return the settings of test-time augmentation, sliding window and CRF."""
     test = cfg.TEST
     return {
         "augmentation": sorted(test.AUG.MIN_SIZES) if test.AUG.ENABLED else None,
@@ -164,3 +168,98 @@ def _weights(cfg: CfgNode, iteration: int | None) -> dict[str, Any]:
         return {"iteration": iteration}
     files = {"model": cfg.MODEL.WEIGHTS, "clip": cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS}
     return {name: {"name": file, "sha256": file_digest(file)} for name, file in files.items()}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_date(value: Any) -> bool:
+    try:
+        return bool(datetime.datetime.fromisoformat(value))
+    except (ValueError, TypeError):
+        return False
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _list_of(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _dict_of(check: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
+def _has(**checks: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(k in value and check(value[k]) for k, check in checks.items())
+
+
+def _is_any(value: Any) -> bool:
+    return True
+
+
+_CHECKS: dict[str, Check] = {
+    "dataset": _is_text,
+    "num_images": _is_count,
+    "file_list_sha256": _is_text,
+    "num_classes": _is_count,
+    "class_names": _list_of(lambda value: isinstance(value, str)),
+    "evaluation_set": _dict_of(_list_of(_is_count)),
+    "protocol": _has(dataset=_is_text, ignore_label=_or_none(_is_count)),
+    "miou_convention": lambda value: value in MIOU_CONVENTIONS,
+    "oracle": _or_none(_has(oracle=_is_text)),
+    "views": _dict_of(_is_any),
+    "dataset_settings": _dict_of(_is_number),
+    "sg_iou": _or_none(_has(fathers=_dict_of(_list_of(lambda value: isinstance(value, str))))),
+    "results": _dict_of(_dict_of(_or_none(_is_number))),
+    "weights": _dict_of(_is_any),
+    "seed": lambda value: isinstance(value, int),
+    "seconds_per_image": _has(total=_is_number),
+    "num_processes": _is_count,
+    "device": _is_text,
+    "device_name": _or_none(_is_text),
+    "finished": _is_date,
+    "versions": _dict_of(_or_none(_is_text)),
+    "git_commit": _or_none(_is_text),
+    "fingerprint": _is_text,
+    "config": _dict_of(_is_any),
+}
+COMPLETE = tuple(_CHECKS)
+_SEMANTIC = ("mIoU", "mIoU-union", "mIoU-gt", "pACC", "mACC", "fwIoU")
+_SG_TABLE = _has(pairs=_is_count, mutual_pairs=_is_count, origin=_is_text, threshold=_or_none(_is_number))
+
+
+def damaged_entries(record: Mapping[str, Any], complete: bool) -> list[str]:
+    """Return the names of the invalid entries of a record.
+
+    Args:
+        record: record with all required entries.
+        complete: also check the entries that are shown but not compared.
+
+    Raises:
+        RecursionError: the record is nested too deeply.
+    """
+    wrong = [name for name, check in _CHECKS.items() if name in record and not check(record[name])]
+    flatten(record)
+    if complete and not wrong:
+        scores, table, classes = record["results"].get("sem_seg", {}), record["sg_iou"], len(record["class_names"])
+        if not set(_SEMANTIC) <= scores.keys():
+            wrong.append("results")
+        if table is not None and not (_SG_TABLE(table) and "sg_iou" in record["results"]):
+            wrong.append("sg_iou")
+        if classes != record["num_classes"]:
+            wrong.append("class_names")
+        if any(member >= classes for members in record["evaluation_set"].values() for member in members):
+            wrong.append("evaluation_set")
+    return wrong

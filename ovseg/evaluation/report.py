@@ -1,8 +1,11 @@
-"""What an evaluation leaves behind: results.json, per_class.csv and a table on the terminal."""
+"""Output of an evaluation: results.json, per_class.csv, confusion.npz, a table on the terminal and an HTML page."""
 
 from __future__ import annotations
 
+import base64
 import csv
+import functools
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,27 +13,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, Template
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation.arrays import read_arrays
 from ovseg.evaluation.confusion import per_class_rows
-from ovseg.evaluation.differences import flatten, short
-from ovseg.evaluation.html_report import write_report
+from ovseg.evaluation.identity import flatten, short
+from ovseg.evaluation.predictions import WORST_FILE, WorstImage, read_worst
 from ovseg.evaluation.proposals import MEAN_BEST_IOU, RECALL
-from ovseg.evaluation.record import FILE as RECORD_FILE
+from ovseg.evaluation.record import RECORD_FILE
+from ovseg.evaluation.tally import read_arrays
 from ovseg.io.files import atomic_path
+from ovseg.io.images import read_image
+from ovseg.io.label_maps import read_labels
 
 CONFUSION_FILE, PER_CLASS_FILE, SG_TABLE_FILE = "confusion.npz", "per_class.csv", "sg_iou_table.json"
+HTML_FILE = "report.html"
+_CLASSES, _PAIRS = 15, 25  # rows of the tables of the worst
+_IMAGE_SIDE = 420  # pixels of the longer side
+_HEADLINES = (
+    *("mIoU-union", "mIoU-gt", "mIoU-base", "mIoU-novel", "hIoU-base", "pACC", "mACC", "fwIoU", "SG-mIoU"),
+    *("recall@0.5", "mean-best-IoU"),
+)
 
 
 def write_results(folder: Path, record: Mapping[str, Any], confusion: np.ndarray, html: bool) -> None:
-    """Write ``confusion.npz``, ``per_class.csv``, and, if asked for, ``sg_iou_table.json`` and ``report.html``; last
+    """Write ``confusion.npz``, ``per_class.csv``, on request ``sg_iou_table.json`` and ``report.html``, and at last
     ``results.json``.
 
     Args:
-        folder: of the data set's results.
+        folder: folder of the data set's results.
         record: see :func:`ovseg.evaluation.record.results_record`.
         confusion: (K+1,K+1) int64.
         html: write the report.
@@ -48,10 +62,10 @@ def write_results(folder: Path, record: Mapping[str, Any], confusion: np.ndarray
 
 
 def read_confusion(folder: Path, num_classes: int) -> np.ndarray:
-    """The (K+1,K+1) int64 matrix of a finished evaluation, row = prediction, column = truth.
+    """Read the confusion matrix of a finished evaluation, (K+1,K+1) int64, row = prediction, column = truth.
 
     Raises:
-        OvsegError: missing, damaged, or of another number of classes.
+        OvsegError: the file is missing, damaged, or has another number of classes.
     """
     path = folder / CONFUSION_FILE
     try:
@@ -66,17 +80,17 @@ def read_confusion(folder: Path, num_classes: int) -> np.ndarray:
 
 
 def print_results(record: Mapping[str, Any], folder: Path) -> None:
-    """Print what a record says in short."""
+    """Print a summary of a record."""
     console, dataset = Console(highlight=False), record["dataset"]
     seconds = record["seconds_per_image"]["total"]
     lines = [f"{dataset}: {record['num_images']} images, {seconds:.3f} s per image", _protocol_line(record["protocol"])]
     if oracle := record["oracle"]:
-        told = ", ".join(f"{key}: {value}" for key, value in oracle.items())
-        lines.append(f"WITH AN ORACLE, not a result of the model alone ({told})")
+        details = ", ".join(f"{key}: {value}" for key, value in oracle.items())
+        lines.append(f"WITH AN ORACLE, not a result of the model alone ({details})")
     if settings := record.get("dataset_settings"):
         lines.append(f"settings of this data set: {', '.join(f'{key} {value:g}' for key, value in settings.items())}")
     if table := record.get("sg_iou"):
-        found = f"{table['pairs']} pairs of child and father ({table['mutual_pairs']} mutual) from {table['origin']}"
+        found = f"{table['pairs']} pairs of child and parent ({table['mutual_pairs']} mutual) from {table['origin']}"
         lines.append(f"SG-IoU: {found}" + ("" if table["threshold"] is None else f", cosine >= {table['threshold']:g}"))
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
@@ -88,7 +102,7 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON atomically; NaN and infinities, which JSON lacks, become null."""
     with atomic_path(path) as temporary:
         text = json.dumps(_strict(content), indent=2, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # as JSON writes half characters
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # lone surrogates
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -100,12 +114,12 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def results_table(results: Mapping[str, Mapping[str, float]], subsets: Sequence[str], convention: str) -> Table:
-    """The main scores of one data set, a column for all classes and one for each subset.
+    """Return a table of the main scores of one data set: one column for all classes and one for each subset.
 
     Args:
-        results: scores by task ("sem_seg", "proposals"), as the evaluators give them.
-        subsets: names of the metadata's ``evaluation_set``; the complement of a single one is shown, too.
-        convention: TEST.MIOU_CONVENTION, which the subsets' mean IoUs follow.
+        results: scores by task ("sem_seg", "proposals", "sg_iou") as returned by the evaluators.
+        subsets: names of the metadata's ``evaluation_set``; for a single one, its complement is shown, too.
+        convention: ``TEST.MIOU_CONVENTION``, the convention of the subsets' mean IoUs.
     """
     columns = [*subsets, f"un{subsets[0]}"] if len(subsets) == 1 else list(subsets)
     semantic, proposals = results["sem_seg"], results.get("proposals", {})
@@ -133,15 +147,15 @@ def results_table(results: Mapping[str, Mapping[str, float]], subsets: Sequence[
 
 
 def _sg_columns(row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """What SG-IoU adds to a class's row: its score, and its fathers as the table calls them."""
+    """Return the columns that SG-IoU adds to a class's row: its score and its parent classes."""
     score, fathers = record["results"]["sg_iou"][f"SG-IoU-{row['name']}"], record["sg_iou"]["fathers"]
     above = fathers.get(row["name"]) or fathers.get(str(row["index"]), [])
     return {"SG-IoU": "" if math.isnan(score) else round(score, 4), "fathers": "; ".join(above)}
 
 
 def _protocol_line(protocol: Mapping[str, Any]) -> str:
-    told = (f"{name} {short(value)}" for name, value in flatten(protocol).items() if name != "dataset")
-    return f"protocol: {', '.join(told)}"
+    entries = (f"{name} {short(value)}" for name, value in flatten(protocol).items() if name != "dataset")
+    return f"protocol: {', '.join(entries)}"
 
 
 def _mark(name: str, chosen: bool) -> str:
@@ -158,3 +172,131 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_report(folder: Path, record: Mapping[str, Any], confusion: np.ndarray) -> Path:
+    """Write ``report.html`` into the folder of a data set's results.
+
+    Args:
+        folder: holds ``worst_images.npz`` if such images were kept. The images themselves are read again from their
+            files; where one is missing, its name is shown instead.
+        record: see :func:`ovseg.evaluation.record.results_record`.
+        confusion: (K+1,K+1) int64, row = prediction, column = truth.
+
+    Returns:
+        path of the report.
+    """
+    names = record["class_names"]
+    rows = [_numbers(row) for row in per_class_rows(confusion, names, record["evaluation_set"])]
+    pairs = confusion_pairs(confusion, names)
+    mistaken = {pair["true"]: pair for pair in reversed(pairs)}
+    text = _template().render(
+        record=record,
+        headlines=_headlines(record),
+        protocol={key: value for key, value in flatten(record["protocol"]).items() if key != "dataset"},
+        weights=flatten(record["weights"]),
+        worst_classes=[
+            {**row, "mistaken": mistaken.get(row["name"])}
+            for row in sorted((row for row in rows if row["gt_pixels"]), key=lambda row: row["IoU"])[:_CLASSES]
+        ],
+        pairs=pairs[:_PAIRS],
+        rows=rows,
+        absent=sum(not row["gt_pixels"] for row in rows),
+        absent_predicted=sum(not row["gt_pixels"] and row["predicted_pixels"] > 0 for row in rows),
+        worst_images=_worst_images(folder / WORST_FILE, names, record["protocol"]["ignore_label"]),
+    )
+    path = folder / HTML_FILE
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(loader=PackageLoader("ovseg.evaluation"), autoescape=True, trim_blocks=True)
+    environment.filters["percent"] = _percent
+    return environment.get_template(HTML_FILE)
+
+
+def confusion_pairs(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the pairs of a true class and a wrongly predicted class, largest share first.
+
+    Args:
+        confusion: (K+1,K+1) int64, row = prediction, column = truth.
+        class_names: K names.
+
+    Returns:
+        for each pair that occurs: ``true`` and ``called`` (names), ``pixels``, and ``share``, the percentage of the
+        true class's pixels.
+    """
+    size = len(class_names)
+    counts = np.asarray(confusion)[:size, :size]
+    totals = counts.sum(axis=0)
+    called, true = np.nonzero(counts * ~np.eye(size, dtype=bool))
+    share = 100 * counts[called, true] / totals[true]
+    order = np.lexsort((called, true, -counts[called, true], -share))
+    return [
+        {
+            "true": class_names[true[i]],
+            "called": class_names[called[i]],
+            "share": float(share[i]),
+            "pixels": int(counts[called[i], true[i]]),
+        }
+        for i in order
+    ]
+
+
+def _headlines(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    scores = {name: value for task in record["results"].values() for name, value in task.items()}
+    chosen = {"union": "mIoU-union", "ground_truth": "mIoU-gt"}[record["miou_convention"]]
+    return [{"name": name, "value": scores[name], "chosen": name == chosen} for name in _HEADLINES if name in scores]
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of the class table with NaN in place of the empty cells of the CSV file."""
+    return {**row, **{key: math.nan if row[key] == "" else row[key] for key in ("IoU", "ACC")}}
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"
+
+
+def _worst_images(path: Path, names: Sequence[str], ignore_label: int | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "file_name": image.file_name,
+            "accuracy": 100 * image.accuracy,
+            **_images(image, names, ignore_label),
+        }
+        for image in read_worst(path) or ()
+    ]
+
+
+def _images(image: WorstImage, names: Sequence[str], ignore_label: int | None) -> dict[str, Any]:
+    """Return ``images``, the data URLs of image, ground truth and prediction; or ``problem``, an error message."""
+    from ovseg.result.colors import colors_of  # these import matplotlib, which evaluations without a report do not need
+    from ovseg.result.drawing import draw_regions
+
+    try:
+        pixels, truth, predicted = read_image(image.file_name), read_labels(image.label_file), image.label_map()
+    except OvsegError as error:
+        return {"problem": str(error)}
+    truth = truth.astype(np.int64)
+    if ignore_label is not None:
+        truth[truth == ignore_label] = -1
+    for labels, source in ((truth, image.label_file), (predicted, WORST_FILE)):
+        if labels.max(initial=0) >= len(names):
+            return {"problem": f"{source} holds class {labels.max()}, the data set has {len(names)}: evaluate again"}
+    scale = _IMAGE_SIDE / max(predicted.shape)
+    size = (max(1, round(predicted.shape[1] * scale)), max(1, round(predicted.shape[0] * scale)))
+    small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+    maps = [np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, 0)) for labels in (truth, predicted)]
+    colors = colors_of(label for label in np.unique(maps).tolist() if label >= 0)
+    drawn = [small, *(draw_regions(small, labels, names, colors) for labels in maps)]
+    return {"images": [_data_url(pixels) for pixels in drawn]}
+
+
+def _data_url(pixels: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,8 +1,10 @@
-"""Evaluating a model on data sets: in one or several processes, with a progress bar, results on disk."""
+"""Evaluation of a model on data sets, in one or several processes, with a progress bar."""
 
 from __future__ import annotations
 
+import datetime
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,48 +14,54 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluators, inference_context
 from detectron2.utils import comm
-from torch import Tensor, nn
+from detectron2.utils.logger import log_every_n_seconds
+from rich.console import Console
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ovseg.config.per_dataset import check_per_dataset, config_of, settings_of
-from ovseg.data.catalog import check_prepared
+from ovseg.config.limits import check_config
+from ovseg.config.per_dataset import config_of, settings_of
+from ovseg.data.catalog import check_per_dataset, check_prepared
 from ovseg.data.custom.names import folder_name
-from ovseg.data.loader import test_dataset, test_loader
+from ovseg.data.loader import SampleLoader, test_dataset, test_loader
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.crf import DenseCRF
 from ovseg.evaluation.dataset_settings import check_settings, dataset_settings
-from ovseg.evaluation.feed import feed
 from ovseg.evaluation.ground_truth import GroundTruth
 from ovseg.evaluation.identity import fingerprint, model_digest
 from ovseg.evaluation.oracle_model import check_oracle, oracle_model
 from ovseg.evaluation.partial import PartialEvaluation, remove_parts
-from ovseg.evaluation.predictions import PNG_FOLDER, RLE_FILE, PngPredictions, RlePredictions, prediction_format
+from ovseg.evaluation.predictions import (
+    PNG_FOLDER,
+    RLE_FILE,
+    WORST_FILE,
+    PngPredictions,
+    RlePredictions,
+    WorstImages,
+)
 from ovseg.evaluation.proposals import ProposalRecallEvaluator
 from ovseg.evaluation.record import finished_record, results_record
 from ovseg.evaluation.report import print_results, write_results
 from ovseg.evaluation.sem_seg import Keeper, SemSegEvaluator
-from ovseg.evaluation.sg_iou import check_metric, sg_scores
+from ovseg.evaluation.sg_iou import sg_scores
 from ovseg.evaluation.sg_table import build_table, read_table
 from ovseg.evaluation.tally import Stopwatch, add_other_processes
 from ovseg.evaluation.tta import augmented_model
-from ovseg.evaluation.worst import FILE as WORST_FILE
-from ovseg.evaluation.worst import WorstImages
-from ovseg.io.images import read_image
+from ovseg.io.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
 
 def check_evaluation(cfg: CfgNode) -> None:
-    """Check all that can be checked without a model, which may take minutes to build.
+    """Check the settings of an evaluation before the model is built, which may take minutes.
 
     Raises:
         OvsegError: a data set is not prepared, or an option cannot work.
     """
+    check_config(cfg)
     check_oracle(cfg)
-    check_metric(cfg.METRIC)
     check_per_dataset(cfg)
-    prediction_format(cfg.TEST.SAVE_PREDICTIONS)
     for dataset_name in cfg.DATASETS.TEST:
         check_prepared(dataset_name)
         protocol = protocol_of(dataset_name, cfg.TEST.VOCABULARY)
@@ -67,11 +75,11 @@ def evaluate_all(
     """Evaluate on every data set of ``DATASETS.TEST``; see :func:`evaluate_dataset`.
 
     Returns:
-        results by data set; the results are empty outside the main process.
+        results by data set; each is empty outside the main process.
 
     Raises:
-        OvsegError: no data set is named, one is not prepared, or an option cannot work for it (all are checked before
-            the first starts).
+        OvsegError: no data set is named, a data set is not prepared, or an option cannot work for it; all are checked
+            before the first evaluation starts.
     """
     if not cfg.DATASETS.TEST:
         raise OvsegError("DATASETS.TEST is empty: name the data sets to evaluate on")
@@ -97,28 +105,28 @@ def evaluate_dataset(
     iteration: int | None = None,
     digest: str | None = None,
 ) -> OrderedDict[str, dict[str, float]]:
-    """Evaluate on one data set; every process of a distributed run calls it and takes its share of the images.
+    """Evaluate on one data set; every process of a distributed run calls it and evaluates its share of the images.
 
-    The main process writes into ``<OUTPUT_DIR>/inference/<dataset>``: ``results.json`` (the record of
-    :mod:`ovseg.evaluation.record`, last of all), ``per_class.csv``, ``confusion.npz``, with TEST.SAVE_PREDICTIONS the
-    predictions, with TEST.REPORT ``report.html``; and prints a table. While it runs, and when it was broken off, what
-    is counted so far lies in ``.partial`` there. Keys that matter: TEST.VOCABULARY, TEST.MIOU_CONVENTION,
-    TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.REPORT, TEST.AUG, TEST.SLIDING_*, TEST.DENSE_CRF, TEST.ORACLE*,
-    METRIC and TEST.SG_IOU_*. Settings of the data set (TEST.PER_DATASET) are given to the model until it is done.
+    The main process prints a table and writes into ``<OUTPUT_DIR>/inference/<dataset>``: ``per_class.csv``,
+    ``confusion.npz``, with TEST.SAVE_PREDICTIONS the predictions, with TEST.REPORT ``report.html``, and at last
+    ``results.json`` (:mod:`ovseg.evaluation.record`). Partial counts are kept in ``.partial`` in that folder until the
+    evaluation is complete. Keys that matter: TEST.VOCABULARY, TEST.MIOU_CONVENTION, TEST.PROPOSAL_RECALL,
+    TEST.SAVE_PREDICTIONS, TEST.REPORT, TEST.AUG, TEST.SLIDING_*, TEST.DENSE_CRF, TEST.ORACLE*, METRIC and
+    TEST.SG_IOU_*. During the evaluation the model has the data set's own settings (TEST.PER_DATASET).
 
     Args:
-        resume: leave out images that an earlier run has counted, and all of them if there is a result: of the same
-            weights, settings, data and software; anything else is evaluated anew.
-        iteration: of the model in training; None if ``cfg`` names its files.
-        digest: the model's, where it is known.
+        resume: skip the images that an earlier run has counted, or all of them if there is a result. Only counts with
+            the same weights, settings, data and software are used; others are dropped.
+        iteration: training iteration of the model; None if ``cfg`` names its weight files.
+        digest: digest of the model if it is known, see :func:`ovseg.evaluation.identity.model_digest`.
 
     Returns:
-        ``{"sem_seg": {score: percent}, "proposals": {...}, "sg_iou": {...}}``, the latter two where asked for, on the
-        main process, empty elsewhere. The confusion matrix is summed before any score is computed: neither the number
-        of processes nor interruptions change a bit.
+        ``{"sem_seg": {score: percent}, "proposals": {...}, "sg_iou": {...}}``, the latter two on request, on the main
+        process; empty elsewhere. The confusion matrix is summed before any score is computed, so that results depend
+        neither on the number of processes nor on interruptions.
 
     Raises:
-        OvsegError: the data set is not prepared, an image or label file is unusable, or an option cannot work.
+        OvsegError: the data set is not prepared, an image or label file cannot be read, or an option cannot work.
     """
     check_prepared(dataset_name)
     model = _bare(model)
@@ -127,14 +135,14 @@ def evaluate_dataset(
 
 
 def _bare(model: nn.Module) -> nn.Module:
-    """The model without its wrapper: shares differ in size, so its collective calls would wait for ever."""
+    """Return the model without DistributedDataParallel, whose collectives would block: shares differ in size."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _evaluate(
     cfg: CfgNode, model: nn.Module, dataset_name: str, resume: bool, iteration: int | None, digest: str | None
 ) -> OrderedDict[str, dict[str, float]]:
-    """See :func:`evaluate_dataset`; the model has the data set's settings."""
+    """Run :func:`evaluate_dataset` with a model that has the data set's settings."""
     settings, cfg = settings_of(cfg, dataset_name), config_of(cfg, dataset_name)
     folder = Path(cfg.OUTPUT_DIR) / "inference" / folder_name(dataset_name, cfg.DATASETS.TEST)
     outputs = ["sem_seg" if cfg.TEST.DENSE_CRF else "label_map"]
@@ -150,15 +158,15 @@ def _evaluate(
         logger.info("--resume: %s was evaluated before, with the same weights and settings", dataset_name)
         if comm.is_main_process():
             remove_parts(folder)
-        return _told(record, folder)
+        return _printed(record, folder)
     partial = PartialEvaluation(folder, identity, resume)
     keepers = _keepers(cfg, dataset_name, folder, partial, file_names)
     semantic = SemSegEvaluator(
         dataset_name,
         convention=cfg.TEST.MIOU_CONVENTION,
-        post_process=_crf_refinement() if cfg.TEST.DENSE_CRF else None,
+        post_process=DenseCRF().refine if cfg.TEST.DENSE_CRF else None,
         variant=cfg.TEST.VOCABULARY,
-        observers=list(keepers.values()),
+        keepers=list(keepers.values()),
     )
     watch = Stopwatch()
     evaluators = {"sem_seg": semantic}
@@ -190,11 +198,11 @@ def _evaluate(
     record = results_record(cfg, semantic, results, watch.seconds, identity, iteration, settings, table)
     write_results(folder, record, semantic.confusion, html=cfg.TEST.REPORT)
     partial.remove()
-    return _told(record, folder)
+    return _printed(record, folder)
 
 
-def _told(record: dict[str, Any], folder: Path) -> OrderedDict[str, dict[str, float]]:
-    """Print a record on the main process, and give its scores; empty elsewhere."""
+def _printed(record: dict[str, Any], folder: Path) -> OrderedDict[str, dict[str, float]]:
+    """Print a record on the main process and return its scores; return an empty dict elsewhere."""
     if not comm.is_main_process():
         return OrderedDict()
     print_results(record, folder)
@@ -204,10 +212,10 @@ def _told(record: dict[str, Any], folder: Path) -> OrderedDict[str, dict[str, fl
 def _keepers(
     cfg: CfgNode, dataset_name: str, folder: Path, partial: PartialEvaluation, file_names: Sequence[str]
 ) -> dict[str, Keeper]:
-    """What looks at every image beside the evaluators, by name."""
+    """Return by name the keepers that write predictions and collect the worst images."""
     truth, keepers = GroundTruth(dataset_name), {}
-    saved = prediction_format(cfg.TEST.SAVE_PREDICTIONS)
-    if saved == "rle":
+    saved = cfg.TEST.SAVE_PREDICTIONS
+    if saved in (True, "rle"):
         keepers["rle"] = RlePredictions(folder / RLE_FILE, partial.part(".jsonl"), truth.dataset_ids)
     elif saved == "png":
         keepers["png"] = PngPredictions(folder / PNG_FOLDER, file_names, len(truth.class_names))
@@ -216,10 +224,53 @@ def _keepers(
     return keepers
 
 
-def _crf_refinement():
-    crf = DenseCRF()
+def feed(
+    model: nn.Module,
+    loader: SampleLoader,
+    evaluator: DatasetEvaluators,
+    dataset_name: str,
+    partial: PartialEvaluation,
+    watch: Stopwatch,
+) -> None:
+    """Run a model on this process's images and pass its outputs to the evaluators.
 
-    def refine(sample: dict, scores: Tensor) -> Tensor:
-        return crf(read_image(sample["file_name"]), scores)
+    Progress is shown on the terminal if there is one, else it is logged.
 
-    return refine
+    Args:
+        model: model in evaluation mode.
+        loader: loader of the images that are left, see :func:`ovseg.data.loader.test_loader`.
+        evaluator: receives the model's inputs, each with ``index``, its position in the data set, and the outputs.
+        dataset_name: name to show.
+        partial: records which images were counted.
+        watch: measures the time of reading, the model and the evaluation.
+
+    Raises:
+        OvsegError: an image or label file is unusable.
+    """
+    total = sum(map(len, loader.batch_sampler))
+    done = 0
+    console = Console(stderr=True)
+    shares = comm.get_world_size()
+    label = dataset_name if shares == 1 else f"{dataset_name} (1 of {shares} processes)"
+    show = comm.is_main_process() and console.is_terminal
+    with progress_bar("{task.fields[speed]:.2f} img/s", console=console, show=show) as progress:
+        task = progress.add_task(label, total=total, speed=0.0)
+        began = time.perf_counter()
+        watch.start()
+        for images, inputs in zip(loader.batch_sampler, loader, strict=True):
+            watch.lap("reading")
+            outputs = model(inputs)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            watch.lap("model")
+            with partial.counting(images):
+                numbered = [{**sample, "index": index} for index, sample in zip(images, inputs, strict=True)]
+                evaluator.process(numbered, outputs)
+                watch.lap("evaluation")
+            done += len(inputs)
+            speed = done / (time.perf_counter() - began)
+            progress.update(task, completed=done, speed=speed)
+            if not console.is_terminal and comm.is_main_process():
+                left = datetime.timedelta(seconds=round((total - done) / speed))
+                message = f"{label}: {done}/{total} images, {speed:.2f} img/s, {left} left"
+                log_every_n_seconds(logging.INFO, message, n=30, name=__name__)

@@ -1,11 +1,10 @@
-"""Mean IoU and its relatives over a data set (spec section 10.1)."""
+"""Evaluator of semantic segmentation: mean IoU and related scores (specification, section 10.1)."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,14 +20,14 @@ from ovseg.evaluation.tally import State, Tally, add_other_processes, check_coun
 
 @dataclass(frozen=True)
 class SeenImage:
-    """An image that was evaluated.
+    """An evaluated image.
 
     Attributes:
-        index: its place in the data set.
-        file_name: of the image.
-        label_file: of its true labels.
+        index: position in the data set.
+        file_name: file of the image.
+        label_file: file of the ground-truth labels.
         label_map: (H,W) integers, the predicted classes.
-        runs: prediction and truth in short.
+        runs: run-length encoding of prediction and ground truth.
     """
 
     index: int
@@ -38,39 +37,38 @@ class SeenImage:
     runs: LabelRuns
 
 
-class Observer(Protocol):
-    """Something that looks at every image that a :class:`SemSegEvaluator` has counted."""
+class Keeper(Tally):
+    """Base class of what receives every image that a :class:`SemSegEvaluator` has counted, and writes files."""
 
     def see(self, seen: SeenImage) -> None:
-        """Look at an image; what is held in memory must not grow with their number."""
-
-
-class Keeper(Observer, Tally, Protocol):
-    """An observer that leaves a file."""
+        """Process one image; memory use must not grow with the number of images."""
+        raise NotImplementedError
 
     def finish(self) -> None:
-        """Write on the main process what all have seen; called in every process, at the end."""
+        """Merge all processes and write the file on the main process; called in every process, at the end."""
 
     def close(self) -> None:
-        """Let go of what is open; called at the end and after errors."""
+        """Close open files; called at the end and after errors."""
 
 
-class SemSegEvaluator(DatasetEvaluator):
-    """Semantic segmentation scores of a registered data set, in one or several processes.
+class SemSegEvaluator(DatasetEvaluator, Tally):
+    """Evaluator of semantic segmentation on a registered data set, in one or several processes.
+
+    The model's labels are indices of the Q words of ``protocol.vocabulary``; ``protocol.classes_of`` maps them to the K
+    classes that are scored and saved. Memory does not grow with the number of images.
 
     Args:
         dataset_name: a registered data set with ``stuff_classes``, ``ignore_label`` and, optionally,
             ``evaluation_set`` in its metadata.
-        convention: what plain ``mIoU`` divides by, "union" or "ground_truth"; see
+        convention: convention of plain ``mIoU``, "union" or "ground_truth"; see
             :func:`ovseg.evaluation.confusion.scores_from_confusion`.
-        post_process: called with the model input and its (Q,H,W) scores before the arg max, gives (Q,H,W) scores.
-        variant: which words the model was asked, "names" or "synonyms"; see :func:`ovseg.data.protocol.protocol_of`.
-        observers: shown every image after it was counted.
+        post_process: called with the model input and its (Q,H,W) scores before the arg max; returns (Q,H,W) scores.
+        variant: words given to the model, "names" or "synonyms"; see :func:`ovseg.data.protocol.protocol_of`.
+        keepers: receive every image after it was counted.
 
-    The model answers in the Q words of ``protocol.vocabulary``; ``protocol.classes_of`` makes them the K classes that
-    are scored and saved. Memory does not grow with the number of images.
-    ``confusion`` is a (K+1,K+1) int64 matrix over ``num_images`` images: those that this process has counted, and after
-    :meth:`evaluate`, on the main process, those of all.
+    Attributes:
+        confusion: (K+1,K+1) int64, over ``num_images`` images: those that this process has counted; after
+            :meth:`evaluate`, on the main process, those of all processes.
     """
 
     def __init__(
@@ -79,18 +77,18 @@ class SemSegEvaluator(DatasetEvaluator):
         convention: str = "union",
         post_process: Callable[[dict, torch.Tensor], torch.Tensor] | None = None,
         variant: str = "names",
-        observers: Sequence[Observer] = (),
+        keepers: Sequence[Keeper] = (),
     ) -> None:
         check_convention(convention)
         self.ground_truth = GroundTruth(dataset_name)
         self.protocol = protocol_of(dataset_name, variant)
         self.convention = convention
         self._post_process = post_process
-        self._observers = tuple(observers)
+        self._keepers = tuple(keepers)
         self.reset()
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Reset all counts."""
         side = len(self.ground_truth.class_names) + 1
         self.confusion = np.zeros((side, side), dtype=np.int64)
         self.num_images = 0
@@ -100,11 +98,11 @@ class SemSegEvaluator(DatasetEvaluator):
 
         Args:
             inputs: model inputs with ``file_name``, and, optionally, ``sem_seg_file_name`` and ``index``, the image's
-                place in the data set; without, images come in the data set's order.
+                position in the data set; without it, images must come in the data set's order.
             outputs: for each input ``label_map`` (H,W) indices of words, or ``sem_seg`` (Q,H,W) scores, at label size.
 
         Raises:
-            OvsegError: unreadable labels, labels out of range, or sizes that differ; names the file.
+            OvsegError: labels are unreadable or out of range, or sizes differ; the message names the file.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             pred = self.protocol.classes_of(self._label_map(sample, output))
@@ -118,30 +116,27 @@ class SemSegEvaluator(DatasetEvaluator):
                 gt_source=label_file,
             )
             runs.add_to(self.confusion)
-            if self._observers:
+            if self._keepers:
                 index = sample.get("index", self.num_images)
                 seen = SeenImage(index, str(sample["file_name"]), label_file, pred, runs)
-                for observer in self._observers:
-                    observer.see(seen)
+                for keeper in self._keepers:
+                    keeper.see(seen)
             self.num_images += 1
 
     def state(self) -> State:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         return {"confusion": self.confusion, "num_images": np.array(self.num_images)}
 
     def add(self, state: State) -> None:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         self.confusion += state["confusion"]
         self.num_images += int(state["num_images"])
 
     def check(self, state: State, images: Sequence[int]) -> None:
-        """See :class:`ovseg.evaluation.tally.Tally`."""
         check_counts(self.confusion, state["confusion"])
         if state["num_images"].ndim or int(state["num_images"]) != len(images):
             raise ValueError(f"counts {state['num_images']} images instead of {len(images)}")
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        """Scores over all images of all processes, ``{"sem_seg": {name: percent}}``; None outside the main process."""
+        """Return ``{"sem_seg": {name: percent}}`` over the images of all processes; None outside the main process."""
         add_other_processes(self)
         if not comm.is_main_process():
             return None

@@ -1,15 +1,15 @@
-"""SG-IoU: mean IoU that forgives a name which contains the true one, or says the same (SCAN, arXiv 2312.04089).
+"""SG-IoU: mean IoU that gives credit for parent classes and synonyms of the true class (SCAN, arXiv 2312.04089).
 
-As the published evaluator computes it (specification of SCAN, section 10): a table gives a class c its "fathers", the
-classes that a pixel of c may be called as well. A pixel of c that is called f counts as right by the share beta of the
-pixels called f that are right when c passes for f:
+Computed as in the published evaluator (specification of SCAN, section 10). A table lists the parent classes ("fathers")
+f of a class c. A pixel of c that is predicted as f counts as correct with weight beta, the share of the pixels
+predicted as f that are correct if c is accepted as f:
 
-    beta = (C[f, c] + C[f, f]) / (all that is called f)
-    right[c] = C[c, c] + sum over fathers f of C[f, c] * beta
-    IoU[c] = right[c] / (true c + called c - C[c, c])
+    beta = (C[f, c] + C[f, f]) / (pixels predicted as f)
+    right[c] = C[c, c] + sum over parents f of C[f, c] * beta
+    IoU[c] = right[c] / (pixels of c + pixels predicted as c - C[c, c])
 
-Only the child gains, and only where the table says so: "animal" on a dog is forgiven, "dog" on an animal is not, unless
-the table has that entry, too. No score exceeds 100 %.
+Only the child class gains: with {dog: animal}, predicting "animal" on a dog earns credit, predicting "dog" on an animal
+does not, unless the table has that entry, too. No score exceeds 100 %.
 """
 
 from __future__ import annotations
@@ -21,26 +21,19 @@ import numpy as np
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import scores_from_confusion
 
-METRICS = ("Vanilla", "SG-IoU")
 PREFIX = "SG-"  # of every score's name
 
 
-def check_metric(metric: str) -> None:
-    """Raise OvsegError unless ``metric`` is one of :data:`METRICS`."""
-    if metric not in METRICS:
-        raise OvsegError(f"METRIC is {metric!r}: use one of {', '.join(METRICS)}")
-
-
-def check_fathers(fathers: Mapping[int, Sequence[int]], num_classes: int, source: str = "the table of fathers") -> None:
-    """Check a table.
+def check_fathers(fathers: Mapping[int, Sequence[int]], num_classes: int, source: str = "the table of parents") -> None:
+    """Check a table of parent classes.
 
     Args:
-        fathers: class index -> indices of its fathers.
+        fathers: class index -> indices of its parent classes.
         num_classes: K.
-        source: what to call the table in an error, usually its file.
+        source: name of the table in error messages, usually its file.
 
     Raises:
-        OvsegError: an index out of range, a class that is its own father, or a father twice; names the class.
+        OvsegError: an index is out of range, a class is its own parent, or a parent is listed twice.
     """
     for child, above in fathers.items():
         wrong = [index for index in (child, *above) if not 0 <= index < num_classes]
@@ -50,17 +43,17 @@ def check_fathers(fathers: Mapping[int, Sequence[int]], num_classes: int, source
                 "of another data set?"
             )
         if child in above:
-            raise OvsegError(f"{source} makes class {child} its own father: a class always counts as right for itself")
+            raise OvsegError(f"{source} makes class {child} its own parent: remove it, a class always matches itself")
         if len(set(above)) < len(above):
-            raise OvsegError(f"{source} gives class {child} a father twice ({list(above)}): name each once")
+            raise OvsegError(f"{source} gives class {child} a parent twice ({list(above)}): name each once")
 
 
 def credited_pixels(conf: np.ndarray, fathers: Mapping[int, Sequence[int]]) -> np.ndarray:
-    """Pixels that count as right for each class.
+    """Compute the number of pixels that count as correct for each class.
 
     Args:
         conf: (K+1,K+1) integers from :func:`ovseg.evaluation.confusion.confusion_matrix`, row = prediction.
-        fathers: class index -> indices of its fathers; classes without fathers may be left out.
+        fathers: class index -> indices of its parent classes; classes without parents may be left out.
 
     Returns:
         (K,) float64, between the diagonal and the number of true pixels.
@@ -88,17 +81,18 @@ def sg_scores(
     evaluation_set: Mapping[str, Sequence[int]] | None = None,
     convention: str = "union",
 ) -> dict[str, float]:
-    """The scores of :func:`ovseg.evaluation.confusion.scores_from_confusion` with the fathers' forgiveness.
+    """Compute the scores of :func:`ovseg.evaluation.confusion.scores_from_confusion` with credit for parent classes.
 
     Args:
-        conf, class_names, evaluation_set, convention: as there.
-        fathers: class index -> indices of its fathers.
+        conf, class_names, evaluation_set, convention: see
+            :func:`ovseg.evaluation.confusion.scores_from_confusion`.
+        fathers: class index -> indices of its parent classes.
 
     Returns:
-        percent by name; each name is the plain score's with ``SG-`` before it, ``SG-mIoU`` first.
+        percent by name; each name is that of the plain score with the prefix ``SG-``; ``SG-mIoU`` is the first.
 
     Raises:
-        OvsegError: as there, or see :func:`check_fathers`.
+        OvsegError: see :func:`ovseg.evaluation.confusion.scores_from_confusion` and :func:`check_fathers`.
     """
     credited = credited_pixels(conf, fathers)
     scores = scores_from_confusion(conf, class_names, evaluation_set, convention, credited)

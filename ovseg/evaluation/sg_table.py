@@ -25,7 +25,7 @@ from torch import nn
 
 from ovseg.data.protocol import Protocol
 from ovseg.errors import OvsegError
-from ovseg.evaluation.differences import short
+from ovseg.evaluation.identity import short
 from ovseg.evaluation.sg_iou import check_fathers
 
 FROM_TEXT = "CLIP text embeddings"

@@ -1,32 +1,37 @@
-"""What an evaluation counts, so that counts of several processes, and of runs that were killed, become one."""
+"""Tallies: mergeable counts, which combine several processes and interrupted runs into one result."""
 
 from __future__ import annotations
 
+import math
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 from detectron2.utils import comm
 
 State = Mapping[str, np.ndarray]
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_LARGEST = 1 << 30  # bytes of one array
 
 
-class Tally(Protocol):
-    """Something that counts images.
+class Tally:
+    """Base class of mergeable counts over images; it counts nothing itself.
 
-    However the images are spread over tallies, adding the state of one to another must give the same bits.
+    Adding states must give bit-identical results for any distribution of the images over tallies.
     """
 
     def state(self) -> State:
-        """All that is needed to go on elsewhere: arrays (no objects) by name."""
+        """Return the full state as arrays (no objects) by name."""
+        return {}
 
     def add(self, state: State) -> None:
-        """Count what another tally has counted, too."""
+        """Add the state of another tally."""
 
     def check(self, state: State, images: Sequence[int]) -> None:
-        """Raise ValueError or KeyError unless a state from disk can be that of a tally that counted these images."""
+        """Raise ValueError or KeyError unless ``state``, read from disk, is a valid state for these images."""
 
 
 def check_counts(own: np.ndarray, other: np.ndarray) -> None:
@@ -36,14 +41,14 @@ def check_counts(own: np.ndarray, other: np.ndarray) -> None:
 
 
 def add_other_processes(tally: Tally) -> None:
-    """Bring the counts of all processes into the main one's tally; every process calls it, once."""
+    """Add the counts of all processes to the main process's tally; every process calls it once."""
     gathered = comm.gather(tally.state(), dst=0)
     for state in gathered[1:] if comm.is_main_process() else ():
         tally.add(state)
 
 
-class Stopwatch:
-    """Seconds by what they were spent on: "reading", "model" and "evaluation"."""
+class Stopwatch(Tally):
+    """Tally of seconds by activity: "reading", "model" and "evaluation"."""
 
     PARTS = ("reading", "model", "evaluation")
 
@@ -52,11 +57,11 @@ class Stopwatch:
         self.start()
 
     def start(self) -> None:
-        """Begin a lap."""
+        """Start a lap."""
         self._since = time.perf_counter()
 
     def lap(self, part: str) -> None:
-        """Book the time since the last call under ``part``."""
+        """Add the time since the last call to ``part``."""
         now = time.perf_counter()
         self.seconds[part] += now - self._since
         self._since = now
@@ -69,3 +74,35 @@ class Stopwatch:
 
     def check(self, state: State, images: Sequence[int]) -> None:
         check_counts(np.zeros(len(self.PARTS)), state["seconds"])
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an ``.npz`` file by name.
+
+    Nothing is unpickled, and no more memory is allocated than the file has bytes.
+
+    Raises:
+        ValueError: the file is missing, damaged, or holds anything but plain arrays; the message is one line.
+    """
+    if not path.is_file():
+        raise ValueError("is not a file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {info.filename.removesuffix(".npy"): _read(archive, info) for info in archive.infolist()}
+    except Exception as error:  # damaged archives raise almost anything
+        raise ValueError((str(error) or type(error).__name__).splitlines()[0][:200]) from error
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{info.filename} has the format {version}")
+        shape, _, dtype = _HEADERS[version](file)
+        if dtype.hasobject or dtype.names:
+            raise ValueError(f"{info.filename} holds {dtype}, not plain numbers or text")
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or size != info.file_size - file.tell() or size > _LARGEST:
+            raise ValueError(f"{info.filename} has {info.file_size} bytes, which do not fit {shape} of {dtype}")
+    with archive.open(info) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)

@@ -14,7 +14,8 @@ from detectron2.evaluation import inference_context
 from torch import nn
 from torch.utils.data import BatchSampler
 
-from ovseg.config.per_dataset import check_per_dataset, settings_of
+from ovseg.config.per_dataset import settings_of
+from ovseg.data.catalog import check_per_dataset
 from ovseg.data.custom.names import folder_name
 from ovseg.data.loader import SampleLoader, build_test_loader
 from ovseg.data.protocol import protocol_of

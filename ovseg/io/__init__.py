@@ -1,1 +1,1 @@
-"""Images, files and the machine: what the package reads from and writes to."""
+"""Access to images, files and devices of the machine."""

@@ -1,4 +1,4 @@
-"""How much of the machine this process may use."""
+"""Number of CPUs available to this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may run on: fewer than the machine has where it was given a part of them."""
+    """Return the number of CPUs that this process may run on, which may be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

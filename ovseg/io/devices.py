@@ -1,4 +1,4 @@
-"""The device that a command computes on: one choice for all of them."""
+"""Choice of the PyTorch device, shared by all commands."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ logger = logging.getLogger(__name__)
 
 
 def find_device(name: str, source: str = "MODEL.DEVICE") -> torch.device:
-    """The device of that name, which PyTorch can compute on here.
+    """Return the device of a name, after checking that PyTorch can compute on it.
 
     Args:
         name: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, ``"xpu"``, ...
-        source: the option or key that names it, for messages.
+        source: option or key that names it, for messages.
 
     Raises:
-        OvsegError: no device, or not one of this machine; lists those that are.
+        OvsegError: the device does not exist or is not available; the message lists the available ones.
     """
     try:
         device = torch.device(name)
@@ -29,13 +29,13 @@ def find_device(name: str, source: str = "MODEL.DEVICE") -> torch.device:
     if device.type == "cpu":
         return torch.device("cpu")
     if not _is_here(device):
-        seen = f" ({torch.cuda.device_count()} CUDA devices are seen)" if device.type == "cuda" else ""
-        raise OvsegError(f"{source}: device {name} is not there{seen}: this machine has {', '.join(_here())}")
+        found = f" ({torch.cuda.device_count()} CUDA devices are visible)" if device.type == "cuda" else ""
+        raise OvsegError(f"{source}: device {name} is not available{found}: this machine has {', '.join(_here())}")
     return device
 
 
 def configured_device(configured: str) -> torch.device:
-    """The device of ``MODEL.DEVICE``, whose default is CUDA: that yields to the CPU where there is none.
+    """Return the device of ``MODEL.DEVICE``; CUDA, the default, falls back to the CPU on machines without it.
 
     Raises:
         OvsegError: see :func:`find_device`.
@@ -59,7 +59,7 @@ def _is_here(device: torch.device) -> bool:
 
 
 def _here() -> list[str]:
-    """Names of the devices of this machine."""
+    """Return the names of the available devices."""
     names = ["cpu"]
     if torch.cuda.is_available():
         count = torch.cuda.device_count()

@@ -1,4 +1,4 @@
-"""Writing files so that an interruption never leaves half of one, into folders that one run owns."""
+"""Atomic writing of files, locks of output folders, and checks of paths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ovseg.io.leftovers import remove_leftovers, temporary_name
 
 try:
     import fcntl
-except ImportError:  # Windows: two runs at the same time are not noticed there
+except ImportError:  # Windows: concurrent runs are not detected there
     fcntl = None
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ USUAL_MODE = 0o666 & ~_umask
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
-_NUMBER = re.compile(r"\(os error (\d+)\)")  # how safetensors says which
+_NUMBER = re.compile(r"\(os error (\d+)\)")  # in messages of safetensors
 _TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|iostream error|unexpected pos")
 _cleaned: set[str] = set()  # folders in which this process has looked for leftovers
 _held: set[str] = set()  # folders that this process has locked
@@ -43,11 +43,10 @@ _held: set[str] = set()  # folders that this process has locked
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; rename it to ``path`` when the block ends well.
+    """Yield a temporary path in the folder of ``path``, and rename it to ``path`` if the block succeeds.
 
-    The temporary name keeps the suffix, so libraries that choose a format by suffix still work, and no other process
-    or thread gets the same one. On any exception, Ctrl-C included, the temporary file is removed and an older ``path``
-    stays as it was.
+    The temporary name is unique to the process and thread and keeps the suffix, for libraries that choose a format by
+    it. On any exception, Ctrl-C included, the temporary file is removed and an older ``path`` stays unchanged.
 
     Raises:
         CannotWrite: the disk is full or the folder cannot be written.
@@ -61,29 +60,29 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             remove_leftovers(folder)
         with temporary_name(path) as temporary:
             yield temporary
-            temporary.chmod(USUAL_MODE)  # some libraries write for the owner's eyes only
+            temporary.chmod(USUAL_MODE)  # some libraries write files that only the owner can read
             os.replace(temporary, path)
 
 
 def check_writable(path: str | Path) -> None:
-    """Check that a file can be written there, or into the folders that are still to be made.
+    """Check that a file can be written, including the folders that do not exist yet.
 
     Raises:
-        OvsegError: as :func:`atomic_path`.
+        OvsegError: see :func:`atomic_path`.
     """
     path = Path(path)
     place = path.parent
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     with explained_writing(path):
-        place.mkdir(exist_ok=True)  # a file, or a link to nothing, is no folder
+        place.mkdir(exist_ok=True)  # fails for a file or a broken link
     with explained_writing(path), temporary_name(place / path.name) as temporary:
         temporary.write_bytes(bytes(4096))  # a full disk may have room for a name
 
 
 @contextlib.contextmanager
 def explained_writing(path: Path) -> Iterator[None]:
-    """Turn errors of the system while a file or a folder is written into one sentence.
+    """Convert operating system errors raised while ``path`` is written to an OvsegError with a one-sentence message.
 
     Raises:
         CannotWrite: the disk is full or the folder cannot be written.
@@ -94,7 +93,7 @@ def explained_writing(path: Path) -> Iterator[None]:
     except ValueError as error:  # a byte 0 in it, or a character that file systems cannot store
         raise OvsegError(f"cannot write {shown(str(path))}: {reason_of(error)}") from error
     except OSError:
-        pass  # the block says so where it matters
+        pass  # the block raises it if it matters
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -112,7 +111,7 @@ def explained_writing(path: Path) -> Iterator[None]:
 
 
 def _error_number(error: BaseException | None) -> int | None:
-    """The system's number of an error, which torch and safetensors replace by an error of their own."""
+    """Return the errno of an error, which torch and safetensors wrap in errors of their own; None if it has none."""
     if isinstance(error, OSError):
         return error.errno
     if found := _NUMBER.search(str(error)):
@@ -123,7 +122,7 @@ def _error_number(error: BaseException | None) -> int | None:
 
 
 def _is_of(error: BaseException, path: Path) -> bool:
-    """Whether an error of the system is of what is written, not of something that is read in the same block."""
+    """Return whether an error concerns the path that is written, not a file that is read in the same block."""
     name = getattr(error, "filename", None)
     if not isinstance(name, (str, bytes)):
         return True
@@ -138,18 +137,19 @@ def _is_of(error: BaseException, path: Path) -> bool:
 
 @contextlib.contextmanager
 def locked_folder(folder: str | Path, remedy: str = "choose another --output") -> Iterator[None]:
-    """Keep other processes out of an output folder, which is made if need be, and remove what killed ones left.
+    """Lock an output folder against other processes, create it if necessary, and remove leftovers of killed processes.
 
-    The system frees the folder when this process dies. A process that holds the folder may ask for it again.
+    The lock ends with the process. It is reentrant within a process.
 
     Args:
-        remedy: what to do to use another folder.
+        folder: output folder.
+        remedy: instruction for choosing another folder, for messages.
 
     Raises:
-        OvsegError: another process is at work there, or it cannot be written.
+        OvsegError: another process holds the lock, or the folder cannot be written.
     """
     folder = Path(folder)
-    if (key := os.path.realpath(folder)) in _held:  # to open the file again would free it: POSIX locks are like that
+    if (key := os.path.realpath(folder)) in _held:  # closing a second handle would release the POSIX lock
         yield
         return
     try:
@@ -168,7 +168,7 @@ def locked_folder(folder: str | Path, remedy: str = "choose another --output") -
 
 
 def _lock(file: IO[str], folder: Path, remedy: str) -> None:
-    """Lock the file of a folder and write into it who holds it."""
+    """Lock the lock file of a folder and write the name of this process into it."""
     if fcntl is None:
         return
     try:
@@ -180,25 +180,25 @@ def _lock(file: IO[str], folder: Path, remedy: str) -> None:
         who = f" ({holder})" if holder else ""
         raise OvsegError(f"another run is writing to {folder}{who}: wait for it, or {remedy}") from error
     except OSError as error:
-        logger.warning("cannot lock %s (%s): a second run there will not be noticed", folder, error.strerror)
-    with contextlib.suppress(OSError):  # a full disk, which the first file that matters will tell
+        logger.warning("cannot lock %s (%s): a second run in it will not be detected", folder, error.strerror)
+    with contextlib.suppress(OSError):  # a full disk is reported by the first file that matters
         file.truncate(0)
         file.write(f"process {os.getpid()}: {shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}\n")
         file.flush()
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return the path with ``~`` replaced by the home folder; ``~name`` of nobody is a name like any other.
+    """Return the path with ``~`` replaced by the home folder; ``~name`` of an unknown user is kept as it is.
 
     Raises:
-        OvsegError: there is no such folder, as in containers without users.
+        OvsegError: there is no home folder, as in containers without users.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         if Path(path).parts[0] != "~":
             return Path(path)
-        raise OvsegError(f"{path}: no home folder is known here, write the whole path in place of ~") from error
+        raise OvsegError(f"{path}: this user has no home folder: write the whole path in place of ~") from error
 
 
 def file_digest(path: str | Path, algorithm: str = "sha256") -> str:
@@ -211,19 +211,19 @@ def file_digest(path: str | Path, algorithm: str = "sha256") -> str:
 
 
 def check_file(path: Path, what: str) -> os.stat_result:
-    """Return the size and times of a file that can be read to its end.
+    """Check that a path is a regular file, and return its ``os.stat`` result.
 
     Args:
         path: the file.
-        what: what it is, for messages, such as ``"image"``.
+        what: kind of file, for messages, such as ``"image"``.
 
     Raises:
-        OvsegError: it is missing, a folder or a device, or no file can have such a name.
+        OvsegError: the file is missing, a folder or a device, or its name is invalid.
     """
     try:
         found = os.stat(path)
     except FileNotFoundError as error:
-        problem = f"{path} is a link to a file that is not there" if path.is_symlink() else f"there is no {what} {path}"
+        problem = f"{path} is a link to a missing file" if path.is_symlink() else f"there is no {what} {path}"
         raise OvsegError(problem) from error
     except (OSError, ValueError) as error:  # a name too long, links in a circle, a byte 0 in it
         raise OvsegError(f"cannot read the {what} {path}: {reason_of(error)}") from error
@@ -235,7 +235,7 @@ def check_file(path: Path, what: str) -> os.stat_result:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether there is such a file; False, too, for names that no file can have (too long, a byte 0)."""
+    """Return whether a path is a file; False for invalid names, too (too long, a zero byte)."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -243,7 +243,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_dir(path: Path) -> bool:
-    """Return whether there is such a folder; False, too, for names that none can have."""
+    """Return whether a path is a folder; False for invalid names, too."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -251,13 +251,13 @@ def is_dir(path: Path) -> bool:
 
 
 def cache_dir() -> Path:
-    """Return the folder for what can be made again.
+    """Return the cache folder.
 
-    ``$OVSEG_CACHE``, else ``$XDG_CACHE_HOME/ovseg``, else ``~/.cache/ovseg``; for a user without a home folder, one of
-    this user's alone among the system's temporary files.
+    It is ``$OVSEG_CACHE``, else ``$XDG_CACHE_HOME/ovseg``, else ``~/.cache/ovseg``; for a user without a home folder, a
+    private folder in the system's temporary folder.
 
     Raises:
-        OvsegError: somebody else owns that one.
+        OvsegError: that temporary folder belongs to another user.
     """
     if chosen := os.environ.get("OVSEG_CACHE"):
         return expand_user(chosen)
@@ -268,5 +268,5 @@ def cache_dir() -> Path:
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700)
     if not folder.is_dir() or folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise OvsegError(f"no home folder is known here and {folder} is not yours: set OVSEG_CACHE to a folder")
+        raise OvsegError(f"this user has no home folder and {folder} is not yours: set OVSEG_CACHE to a folder")
     return folder

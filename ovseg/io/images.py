@@ -1,4 +1,4 @@
-"""Images in any form -> RGB arrays; for damaged ones, one clear sentence."""
+"""Conversion of images in any form to RGB arrays, with clear errors for damaged files."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from ovseg.io.files import check_file
 LARGEST_IMAGE = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # pixels
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
 _STRIP = 1 << 22  # pixels that are converted at a time
-ALPHA_BACKGROUND = (255, 255, 255)  # what shows through where a picture is transparent
+ALPHA_BACKGROUND = (255, 255, 255)  # RGB behind transparent pixels
 _PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml", b"<svg", b"<head")
 ImageLike: TypeAlias = "str | os.PathLike | bytes | BinaryIO | np.ndarray | torch.Tensor | Image.Image"
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
-_LONGEST_NAME = 4096  # characters; what is longer is an image in a text, or a mistake
+_LONGEST_NAME = 4096  # characters; a longer text is not a file name
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read a picture of any mode that Pillow knows.
+    """Read an image file of any Pillow mode.
 
-    The camera's orientation (EXIF) is applied; transparency is put on white; of an animation or a file with several
-    pages the first is taken; 16-bit grey is scaled from its full range. See :func:`to_rgb` for the rest.
+    The EXIF orientation is applied, transparency is composited over white, only the first frame or page is read, and
+    16-bit grey is scaled from its full range. See :func:`to_rgb` for other modes.
 
     Args:
-        path: file of one of :data:`FORMATS`.
+        path: file in one of :data:`FORMATS`.
 
     Returns:
         (H,W,3) uint8 RGB, contiguous and writable.
 
     Raises:
-        OvsegError: the file is missing, empty, truncated, damaged, no image, or has more than ``LARGEST_IMAGE``
-            pixels (178,956,970; read from the header, so nothing large is allocated). The message names the file.
+        OvsegError: the file is missing, empty, truncated, damaged, not an image, or has more than ``LARGEST_IMAGE``
+            pixels (178,956,970; checked in the header, before memory is allocated). The message names the file.
     """
     path = Path(path)
     try:
@@ -56,15 +56,19 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def decode_image(file: Path | io.BytesIO, name: str) -> np.ndarray:
-    """As :func:`read_image`, of a file that is there, or of a file's content; ``name`` is for messages."""
+    """Decode an existing file, or the content of a file, like :func:`read_image`; ``name`` is for messages."""
     with _explained(name, file), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half of our limit: still fine
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # raised at half of our limit
         with open_image(file) as image:
             return to_rgb(image)
 
 
 def opened_to_rgb(image: Image.Image) -> np.ndarray:
-    """As :func:`to_rgb`; an image that is still lazy may turn out to be damaged or closed, which is said as there."""
+    """Convert like :func:`to_rgb` a Pillow image that may be lazily loaded from a damaged or closed file.
+
+    Raises:
+        OvsegError: see :func:`read_image`.
+    """
     if 0 in image.size:
         raise OvsegError(f"a Pillow image of {image.width}x{image.height} pixels has no pixel")
     with _explained(getattr(image, "filename", "") or "the Pillow image"):
@@ -73,7 +77,7 @@ def opened_to_rgb(image: Image.Image) -> np.ndarray:
 
 @contextlib.contextmanager
 def _explained(path: str, file: Path | io.BytesIO | None = None) -> Iterator[None]:
-    """Turn what Pillow raises into an OvsegError that names ``path``."""
+    """Convert exceptions of Pillow to an OvsegError that names ``path``."""
     try:
         yield
     except OvsegError as error:
@@ -93,7 +97,7 @@ def _explained(path: str, file: Path | io.BytesIO | None = None) -> Iterator[Non
 
 
 def open_image(file: str | Path | BinaryIO) -> Image.Image:
-    """``Image.open`` for :data:`FORMATS` only: for some others Pillow starts programs, whatever a file's name says."""
+    """Open an image in one of :data:`FORMATS`; for some other formats Pillow would start external programs."""
     return Image.open(file, formats=_known_formats())
 
 
@@ -104,12 +108,12 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Turn an opened Pillow image into RGB.
+    """Convert an opened Pillow image to RGB.
 
     16-bit grey is divided by 257 (0..65535 -> 0..255). 32-bit integers and floats are kept if they lie within 0..255,
     multiplied by 255 if floats within 0..1, divided by 257 if integers within 0..65535, else stretched from their
-    smallest to their largest value; NaN and infinities are black. The image is converted in strips: beside Pillow's 4
-    bytes a pixel and the result's 3, little memory is used.
+    smallest to their largest value; NaN and infinities become black. The image is converted in strips, so that little
+    memory is used in addition to Pillow's 4 bytes and the result's 3 bytes per pixel.
 
     Args:
         image: any mode; loaded here when it is still lazy.
@@ -144,16 +148,16 @@ _AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return how a camera was held, 1 to 8 as EXIF counts; 1, upright, where the image does not say it."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if the image has none."""
     try:
         orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data: the pixels are as good as any
+    except Exception:  # damaged EXIF data: the pixels may be intact
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
-    """Rows of an image, all of them at once where it is small."""
+    """Yield an image in strips of rows; a small image as one strip."""
     width, height = image.size
     count = max(1, _STRIP // width)
     for top in range(0, height, count):
@@ -162,7 +166,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
 
 
 def _colours(strip: Image.Image) -> np.ndarray:
-    """(h,w,3) uint8 of a strip of any mode but those of large numbers."""
+    """Convert a strip of a mode with 8 bits per channel or less to (h,w,3) uint8."""
     try:
         if strip.has_transparency_data:
             strip = strip.convert("RGBA")
@@ -175,7 +179,7 @@ def _colours(strip: Image.Image) -> np.ndarray:
 
 
 def _grey_to_8_bit(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
-    """Return what turns a strip of uint16, int32 or float32 into (h,w,1) uint8; the rule is in :func:`to_rgb`."""
+    """Return a function that converts strips of uint16, int32 or float32 to (h,w,1) uint8; see :func:`to_rgb`."""
     kind = np.asarray(image.crop((0, 0, 1, 1))).dtype
     if kind.kind == "u" and kind.itemsize == 2:
         return lambda strip: ((np.asarray(strip).astype(np.uint32) + 128) // 257).astype(np.uint8)[:, :, None]
@@ -201,15 +205,15 @@ def _grey_to_8_bit(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
 
 
 def save_image(image: Image.Image, path: Path, **options: Any) -> None:
-    """Write an image in the format of the suffix, whole or with an error.
+    """Write an image in the format of its suffix, completely or with an error.
 
-    Pillow itself takes half a JPEG on a full disk for success; only its PNG goes through Python's files.
+    On a full disk Pillow itself writes truncated files without an error, except for PNG.
     """
     if path.suffix.lower() == ".png":
         image.save(path, **options)
         return
     stream = io.BytesIO()
-    stream.name = str(path)  # tells the format
+    stream.name = str(path)  # Pillow reads the format from it
     image.save(stream, **options)
     path.write_bytes(stream.getbuffer())
 
@@ -232,16 +236,19 @@ def _what_instead(file: Path | io.BytesIO | None) -> str:
 
 
 def as_rgb(image: ImageLike) -> tuple[np.ndarray, str | None]:
-    """(H,W,3) uint8 RGB, and the file's name if there is one.
+    """Convert an image to RGB.
 
     Args:
-        image: the name of a file; a file's content, as bytes or as a binary file object, which is read from its start;
-            a Pillow image; or uint8 values 0..255: a NumPy array (H,W,3) RGB, (H,W) or (H,W,1) grey, (H,W,4) RGBA, or a
-            tensor (H,W) or with the same channels last; both with channels first, too, where that is clear.
-            Transparency is put on white.
+        image: name of a file; content of a file as bytes or as a binary file object, which is read from its start; a
+            Pillow image; or uint8 values 0..255: a NumPy array (H,W,3) RGB, (H,W) or (H,W,1) grey, (H,W,4) RGBA, or a
+            tensor (H,W) or with the same channels last. Channels may come first if that is unambiguous. Transparent
+            images are composited over white.
+
+    Returns:
+        (H,W,3) uint8 RGB, and the name of the file or None.
 
     Raises:
-        OvsegError: anything else, a tensor whose channels may be first or last, or an image that cannot be read.
+        OvsegError: any other type, a tensor whose channels may be first or last, or an image that cannot be read.
     """
     if isinstance(image, (str, os.PathLike)):
         name = os.fsdecode(image)
@@ -270,7 +277,7 @@ def as_rgb(image: ImageLike) -> tuple[np.ndarray, str | None]:
 
 def _content(file: BinaryIO) -> bytes:
     if getattr(file, "seekable", lambda: False)():
-        file.seek(0)  # after writing into it, it stands at its end
+        file.seek(0)  # after writing, the position is at the end
     content = file.read()
     if not isinstance(content, bytes):
         raise OvsegError("an image is given as a file object of text: open the file in binary mode, open(name, 'rb')")
@@ -291,7 +298,7 @@ def _values_to_rgb(values: np.ndarray | torch.Tensor, kind: str) -> np.ndarray:
         raise _bad_shape(values, kind)
     first, last = array.shape[0] in _CHANNELS, array.shape[2] in _CHANNELS
     if kind == "array" and values.ndim == 3 and array.shape[2] != 4:
-        first &= not last  # (height, width, channels) is how arrays are laid out
+        first &= not last  # arrays are (height, width, channels)
     if first and last and values.ndim == 3:
         raise _bad_shape(values, kind)
     if not last:
@@ -305,7 +312,7 @@ def _bad_shape(values: np.ndarray | torch.Tensor, kind: str) -> OvsegError:
     return OvsegError(
         f"an image {kind} must be (height, width, 3) RGB or (height, width) grey, not {tuple(values.shape)}"
         + (": give one image at a time" if values.ndim == 4 else "")
-        + (": where its channels are first or last is not clear" if values.ndim == 3 and 0 not in values.shape else "")
+        + (": its channels may be the first or the last axis" if values.ndim == 3 and 0 not in values.shape else "")
     )
 
 
@@ -327,3 +334,15 @@ def keep_a_pixel(transform: T.Transform) -> T.Transform:
     if isinstance(transform, T.ResizeTransform):
         transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
     return transform
+
+
+def label_areas(label_map: np.ndarray, count: int) -> np.ndarray:
+    """Count the pixels of each label 0..count-1 in an (H,W) map of integers; negative labels are ignored.
+
+    Returns:
+        (count,) int64.
+    """
+    areas = np.zeros(count, np.int64)
+    for rows in np.array_split(label_map, max(1, label_map.size >> 22)):  # bincount copies to 8 bytes per pixel
+        areas += np.bincount(rows[rows >= 0], minlength=count)
+    return areas

@@ -1,4 +1,4 @@
-"""Which pictures and films a command line means, and where their results go."""
+"""Input and output files of command lines that process images and videos."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 
 from ovseg.errors import OvsegError, explain_system_error, reason_of, shown
 from ovseg.io.leftovers import shorten
-from ovseg.result.segmentation import PICTURE_SUFFIXES, output_files
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .tga".split()  # noqa: SIM905
 )
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"})
-_LONGEST_ENDING = len("-1000000_labels.png")  # what an output's name has after the input's
+OUTPUT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_LONGEST_ENDING = len("-1000000_labels.png")  # appended to the input's name
 
 
 def is_video(path: Path) -> bool:
-    """A film, judged by its suffix."""
+    """Return whether the suffix of a path is that of a video."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def find_inputs(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
-    """Files, folders (their pictures and films, not their subfolders) and glob patterns (``**`` too) -> files.
+    """Expand files, folders (their images and videos, without subfolders) and glob patterns (also ``**``) to files.
 
     Returns:
-        The files in order, each once, and what could not be found as (argument, reason).
+        the files in order, each once, and a pair (argument, reason) for each argument without files.
 
     Raises:
         OvsegError: an argument is a URL.
@@ -54,21 +54,21 @@ def find_inputs(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[str, s
 
 
 def _find(argument: str) -> tuple[list[Path], str]:
-    """Files of one argument, and what to say if there are none."""
+    """Return the files of one argument, and the reason to report if there are none."""
     path = Path(argument)
     if path.is_dir():
         found = [file for file in sorted(path.iterdir()) if _is_wanted(file)]
-        return found, "the folder holds no pictures (subfolders are not searched: use 'folder/**/*.jpg')"
+        return found, "the folder holds no images (subfolders are not searched: use 'folder/**/*.jpg')"
     if path.exists() or not glob.has_magic(argument):
         found = [path] if path.exists() else []
-        broken = "it is a link to a file that is not there" if path.is_symlink() else "there is no such file or folder"
+        broken = "it is a link to a missing file" if path.is_symlink() else "there is no such file or folder"
         return found, broken
     found = [file for file in map(Path, sorted(glob.glob(_pattern(path), recursive=True))) if _is_wanted(file)]
-    return found, "no picture matches this pattern"
+    return found, "no image matches this pattern"
 
 
 def _pattern(path: Path) -> str:
-    """The glob pattern, whose leading folders are meant literally where there are such."""
+    """Return the glob pattern of a path; leading folders that exist are taken literally."""
     literal = Path()
     for part in path.parts:
         if not (literal / part).exists():
@@ -83,23 +83,23 @@ def _is_wanted(file: Path) -> bool:
 
 
 def choose_outputs(files: Sequence[Path], output: str, arguments: Sequence[str]) -> list[Path]:
-    """The picture (or film) to write for each input; no two write the same file, and none writes over an input.
+    """Return the image or video to write for each input: distinct files, none of which is an input.
 
     Args:
         files: inputs.
-        output: a folder; or, for a single input, a file ``.png``, ``.jpg``, ``.webp`` (``.mp4`` for a film).
-        arguments: what the user gave as inputs.
+        output: a folder; or, for a single input, a file ``.png``, ``.jpg``, ``.webp`` (``.mp4`` for a video).
+        arguments: the inputs as given by the user.
 
     Raises:
-        OvsegError: a file given for several inputs, a file of the wrong kind, an input folder as output folder, a
-            name that no file can have.
+        OvsegError: ``output`` is a file but there are several inputs, a file of the wrong kind, an input folder, or
+            an invalid name.
     """
     if not output:
         raise OvsegError("--output is empty text: give a folder")
     try:
         os.stat(output)
     except (FileNotFoundError, NotADirectoryError):
-        pass  # it is to be made; where it cannot be, writing says so
+        pass  # it will be created; writing reports errors
     except (OSError, ValueError) as error:  # no permission, a name too long, links in a circle, a byte 0 in it
         raise OvsegError(f"--output {shown(output)}: {explain_system_error(error) or reason_of(error)}") from error
     target = Path(output)
@@ -117,7 +117,7 @@ def choose_outputs(files: Sequence[Path], output: str, arguments: Sequence[str])
     taken = {_key(file) for file in files} | {str(file.absolute()).casefold() for file in files}
     folder = target.absolute()
     resolved = Path(os.path.realpath(target))
-    numbers: dict[tuple[str, str], int] = {}  # of a stem and a suffix: how many there are
+    numbers: dict[tuple[str, str], int] = {}  # outputs so far of a stem and a suffix
     outputs = []
     for file in files:
         suffix = ".mp4" if is_video(file) else ".png"
@@ -134,13 +134,18 @@ def choose_outputs(files: Sequence[Path], output: str, arguments: Sequence[str])
     return outputs
 
 
+def output_files(drawing: Path) -> tuple[Path, Path, Path]:
+    """Return the files of a result, given the first: drawing, label map, JSON."""
+    return drawing, drawing.with_name(f"{drawing.stem}_labels.png"), drawing.with_name(f"{drawing.stem}.json")
+
+
 def _single_output(files: Sequence[Path], target: Path, suffix: str) -> Path:
     if len(files) > 1:
         raise OvsegError(f"--output {target} is one file, but there are {len(files)} inputs: give a folder")
-    allowed = (".mp4",) if is_video(files[0]) else PICTURE_SUFFIXES
+    allowed = (".mp4",) if is_video(files[0]) else OUTPUT_SUFFIXES
     if suffix not in allowed:
-        kind = "film" if is_video(files[0]) else "picture"
-        raise OvsegError(f"--output {target}: the result of a {kind} can be written as {', '.join(allowed)}")
+        kind = "a video" if is_video(files[0]) else "an image"
+        raise OvsegError(f"--output {target}: the result of {kind} can be written as {', '.join(allowed)}")
     if {_key(path) for path in output_files(target)} & {_key(file) for file in files}:
         raise OvsegError(f"--output {target} would overwrite the input {files[0]}: choose another name")
     return target

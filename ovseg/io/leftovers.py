@@ -1,4 +1,4 @@
-"""Half-written files of processes that were killed."""
+"""Temporary files, and removal of those that killed processes left."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# .STEM.PROCESS.TOKEN.tmp.SUFFIX; without a token where it was written by an older version, and what follows the suffix
-# is a folder in which a library writes under names of its own
+# .STEM.PROCESS.TOKEN.tmp.SUFFIX; older versions wrote no token, and a second suffix is added by libraries that write
+# into a folder
 _NAME = re.compile(r"\..*\.(\d+)(?:\.([0-9a-f]{12}))?\.tmp(\.\w+){0,2}", re.DOTALL)
 _OF_SAFETENSORS = re.compile(r"\.tmp\w{6}")
 _LONGEST_NAME, _LONGEST_SUFFIX = 255, 20  # bytes, of most file systems and of any known format
@@ -23,7 +23,7 @@ _writing: set[str] = set()  # temporary names of this process
 
 
 def _machine() -> str:
-    """Tells machines, and containers of one machine, apart: a process number means nothing elsewhere."""
+    """Return an identifier of this machine or container, outside of which process numbers have no meaning."""
     space = ""
     with contextlib.suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
@@ -34,20 +34,20 @@ _MACHINE = _machine()
 
 
 def shorten(stem: str, room: int) -> str:
-    """Return a stem that fits beside ``room`` further bytes of a file name; unchanged if it does."""
+    """Return a stem truncated so that it fits into a file name with ``room`` further bytes."""
     data = os.fsencode(stem)
     return stem if len(data) + room <= _LONGEST_NAME else data[: _LONGEST_NAME - room].decode(errors="ignore")
 
 
 @contextlib.contextmanager
 def temporary_name(path: Path) -> Iterator[Path]:
-    """Give a path beside ``path`` that no other writer uses; what is there at the end is removed.
+    """Yield a unique temporary path in the folder of ``path``; a file left at the end of the block is removed.
 
-    The name keeps the suffix, so libraries that choose a format by suffix still work.
+    The name keeps the suffix, for libraries that choose a format by it.
     """
     suffix = path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
     end = f".{os.getpid()}.{_MACHINE}{secrets.token_hex(3)}.tmp{suffix}"
-    stem = os.fsencode(path.stem).decode(errors="ignore")  # some libraries write only where names are text
+    stem = os.fsencode(path.stem).decode(errors="ignore")  # some libraries need names that are valid text
     stem = shorten(stem, len(os.fsencode(end)) + 10)  # ten for the dot and a library's ending
     temporary = path.with_name(f".{stem}{end}")
     _writing.add(temporary.name)
@@ -60,11 +60,12 @@ def temporary_name(path: Path) -> Iterator[Path]:
 
 
 def find_leftovers(folder: str | Path, owned: bool = True, below: bool = True) -> list[Path]:
-    """Return temporary files in a folder of processes that are gone.
+    """Return the temporary files of ended processes in a folder.
 
     Args:
-        owned: only this program writes there; finds also what tells nothing of its writer.
-        below: finds also those in the folders below.
+        folder: folder to search.
+        owned: only this program writes into the folder; includes files whose writer is unknown.
+        below: search subfolders, too.
     """
     found = []
     for place, _, _ in os.walk(folder) if below else [(folder, [], [])]:
@@ -89,18 +90,18 @@ def _is_leftover(entry: os.DirEntry, owned: bool) -> bool:
         return owned and not _alive(process)
     if not token.startswith(_MACHINE):
         return owned or time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY
-    if process == os.getpid():  # in a container, processes of all runs have the same few numbers
+    if process == os.getpid():  # in containers, process numbers repeat from run to run
         return not any(entry.name.startswith(name) for name in tuple(_writing))
     return not _alive(process)
 
 
 def _alive(process: int) -> bool:
-    if os.name == "nt":  # there, this question ends the process
+    if os.name == "nt":  # os.kill would end the process
         return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # somebody else's
+    except OSError:  # a process of another user
         pass
     return True

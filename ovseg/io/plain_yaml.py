@@ -1,4 +1,4 @@
-"""YAML files that people write by hand: plain values only, of a size that people write; mistakes in one sentence."""
+"""Safe reading of hand-written YAML files: plain values, limited size, errors in one sentence."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ DEEPEST = 40  # levels
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Safe loading that refuses what would be lost or would never end.
+    """Safe loader with limits on size and depth.
 
-    A key that comes twice is an error, not the loss of the first. Any fault of a value is a ``yaml.YAMLError`` with its
-    line, where PyYAML raises a dozen types of exceptions.
+    A duplicate key is an error instead of replacing the first value. Invalid values raise a ``yaml.YAMLError`` with
+    the line, where PyYAML raises exceptions of many types.
     """
 
     levels = 0  # that are being composed
@@ -68,24 +68,24 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def load_plain(text: str) -> Any:
-    """The one document in ``text``.
+    """Load the single YAML document in ``text``.
 
     Raises:
-        yaml.YAMLError: no YAML, tags that run code, a key twice, impossible values such as dates, aliases or levels
-            without end.
+        yaml.YAMLError: invalid YAML, a tag that runs code, a duplicate key, an invalid value such as an impossible
+            date, or excessive aliases or nesting.
     """
-    return yaml.load(text, Loader=_PlainLoader)  # safe: a SafeLoader; yaml.safe_load cannot be given another one
+    return yaml.load(text, Loader=_PlainLoader)  # safe: a subclass of SafeLoader
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """UTF-8 text of a small file, with or without a byte order mark.
+    """Read a small UTF-8 text file, with or without a byte order mark.
 
     Args:
         path: file.
-        what: what the file is, for messages, such as ``"recipe"``.
+        what: kind of file, for messages, such as ``"recipe"``.
 
     Raises:
-        OvsegError: missing, a folder, unreadable, not UTF-8, or larger than :data:`LARGEST_FILE`.
+        OvsegError: the file is missing, a folder, unreadable, not UTF-8, or larger than :data:`LARGEST_FILE`.
     """
     try:
         with open(path, "rb") as file:
@@ -102,14 +102,14 @@ def read_text(path: str | Path, what: str) -> str:
 
 
 def read_plain_yaml(path: str | Path, what: str) -> dict[Any, Any]:
-    """The KEY: VALUE lines of a YAML file; an empty file gives none.
+    """Read the KEY: VALUE lines of a YAML file; an empty file gives an empty dict.
 
     Args:
-        path: UTF-8 text.
-        what: what the file is, for messages, such as ``"recipe"``.
+        path: UTF-8 text file.
+        what: kind of file, for messages, such as ``"recipe"``.
 
     Raises:
-        OvsegError: see :func:`read_text` and :func:`load_plain`, or not KEY: VALUE lines.
+        OvsegError: see :func:`read_text` and :func:`load_plain`; or the content is not a mapping.
     """
     try:
         content = load_plain(read_text(path, what))
@@ -121,12 +121,12 @@ def read_plain_yaml(path: str | Path, what: str) -> dict[Any, Any]:
 
 
 def one_line(error: yaml.YAMLError) -> str:
-    """What PyYAML says over several lines, in one."""
+    """Return the message of a PyYAML error on one line."""
     return " ".join(str(error).replace(' in "<unicode string>"', "").split())
 
 
 def unknown_key(key: object, known: Iterable[str], source: str) -> OvsegError:
-    """The error for a key that nobody reads, with the nearest one that is read."""
+    """Return the error for an unknown key; its message suggests the most similar known key."""
     known = list(known)
     nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]}?" if nearest else f"the keys are {', '.join(known)}"
@@ -134,7 +134,10 @@ def unknown_key(key: object, known: Iterable[str], source: str) -> OvsegError:
 
 
 def _measure(node: yaml.Node, known: dict[yaml.Node, tuple[int, int] | None]) -> tuple[int, int]:
-    """Number of values and of levels below a node, every alias followed; ``known``: results, None while under way."""
+    """Return the number of values and levels of a node with aliases expanded.
+
+    ``known`` holds the results of visited nodes, None for nodes whose computation is in progress.
+    """
     if node in known:
         if known[node] is None:
             raise yaml.composer.ComposerError(problem="an alias stands for itself", problem_mark=node.start_mark)

@@ -1,4 +1,4 @@
-"""The progress bar of all long work."""
+"""The progress bar of long operations."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def progress_bar(*fields: str, console: Console | None = None, show: bool = True, transient: bool = False) -> Progress:
-    """A bar with what is done, how many of how many, and the time left.
+    """Return a progress bar with a description, the count, and the remaining time.
 
     Args:
         fields: formats of further columns, such as ``"{task.fields[speed]:.1f} pairs/s"``; the task needs these fields.
-        console: where to draw; by default, standard error.
-        show: draw it at all.
-        transient: remove it when the work is done.
+        console: console to draw on; by default, standard error.
+        show: whether to draw the bar.
+        transient: remove the bar at the end.
     """
     return Progress(
         TextColumn("{task.description}"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from ovseg.clip.adapter import ClipAdapter
 from ovseg.config import refuse_keys_without_effect
 from ovseg.config.limits import check_config, check_kind
 from ovseg.data.requested_words import requested_words
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, shown
 from ovseg.meta_arch.pixel_scores import RENDERINGS
 from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, Scores
 from ovseg.naming.crops import has_pixel
@@ -98,18 +98,26 @@ class ProposeAndName(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the combination of ``MODEL.PROPOSER``, ``MODEL.NAMER``, ``MODEL.FUSION`` and ``MODEL.RENDERING``."""
         check_model(cfg)
-        names = list(cfg.MODEL.NAMER.NAME)
-        original_depths = () if "ContextCrops" in names else None
-        clip_adapter = ClipAdapter(cfg, original_depths=original_depths)
-        proposer = PROPOSERS.get(cfg.MODEL.PROPOSER.NAME)(cfg)
-        namers = [NAMERS.get(name).from_config(cfg, clip_adapter) for name in names]
+        names, proposer = list(cfg.MODEL.NAMER.NAME), _entry(PROPOSERS, cfg.MODEL.PROPOSER.NAME, "MODEL.PROPOSER.NAME")
+        kinds = [_entry(NAMERS, name, "MODEL.NAMER.NAME") for name in names]
+        if not 1 <= len(set(names)) == len(names) <= 2 or (len(names) == 2 and names[0] != "QueryEmbedding"):
+            raise OvsegError(
+                f"MODEL.NAMER.NAME is {names}: give one namer, or QueryEmbedding and another, such as "
+                "['QueryEmbedding', 'MaskedCrops']"
+            )
+        if "QueryEmbedding" in names and not getattr(proposer, "gives_embeddings", True):
+            raise OvsegError(
+                f"the masks of {cfg.MODEL.PROPOSER.NAME} have no class embeddings for the namer QueryEmbedding: set "
+                "MODEL.NAMER.NAME to MaskedCrops or ContextCrops"
+            )
+        fusion = cfg.MODEL.FUSION.NAME or ("SingleNamer" if len(names) == 1 else "GeometricMean")
+        rendering = cfg.MODEL.RENDERING or cfg.MODEL.MASK_FORMER.TEST.PAINTING
+        clip_adapter = ClipAdapter(cfg, original_depths=() if "ContextCrops" in names else None)
         return common(cfg) | {
-            "proposer": proposer,
-            "namers": namers,
-            "fuse": FUSIONS.get(cfg.MODEL.FUSION.NAME or ("SingleNamer", "GeometricMean")[len(names) - 1]).from_config(
-                cfg
-            ),
-            "render": RENDERINGS[cfg.MODEL.RENDERING or cfg.MODEL.MASK_FORMER.TEST.PAINTING].from_config(cfg),
+            "proposer": proposer(cfg),
+            "namers": [kind.from_config(cfg, clip_adapter) for kind in kinds],
+            "fuse": _entry(FUSIONS, fusion, "MODEL.FUSION.NAME").from_config(cfg),
+            "render": _entry(RENDERINGS, rendering, "MODEL.RENDERING").from_config(cfg),
         }
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
@@ -190,6 +198,11 @@ class ProposeAndName(nn.Module):
         return super().load_state_dict(kept, strict, assign)
 
     def _class_logits(self, views: Views) -> Callable[[Tensor], Tensor]:
+        if not hasattr(self.namers[0], "class_logits"):
+            raise OvsegError(
+                f"the namer {type(self.namers[0]).__name__} does not train: to train a proposer, MODEL.NAMER.NAME must "
+                "begin with QueryEmbedding"
+            )
         if self.closed_vocabulary is not None:
             words = {self._closed_words(request) for request in views.requests}
         else:
@@ -302,6 +315,14 @@ def output_size(request: Mapping[str, Any]) -> tuple[int, int]:
 def outputs_of(request: Mapping[str, Any]) -> Collection[str]:
     """Return the names of the outputs that a request asks for."""
     return set(request.get("outputs", OUTPUTS[:1]))
+
+
+def _entry(registry: Iterable[tuple[str, Any]] | Mapping[str, Any], name: str, key: str) -> Any:
+    """Return an entry of a registry; OvsegError names the configuration key and the names that are there."""
+    entries = dict(registry.items() if isinstance(registry, Mapping) else registry)
+    if name not in entries:
+        raise OvsegError(f"{key} is {shown(name)}: choose one of {', '.join(entries)}")
+    return entries[name]
 
 
 def _register(model: nn.Module, part: Part) -> None:

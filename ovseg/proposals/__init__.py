@@ -4,14 +4,21 @@ Two networks propose masks, MaskFormer and Mask2Former; they share the backbones
 package registers the backbones and heads with Detectron2.
 """
 
+from ovseg.proposals.given_masks import GroundTruth, MaskFiles
 from ovseg.proposals.mask2former import MSDeformAttnPixelDecoder, OpenVocaMask2FormerHead
 from ovseg.proposals.maskformer import BasePixelDecoder, OpenVocabMaskFormerHead, TransformerEncoderPixelDecoder
+from ovseg.proposals.network import Mask2Former, MaskFormer, MaskNetwork
 from ovseg.proposals.swin import D2SwinTransformer
 
 __all__ = [
     "BasePixelDecoder",
     "D2SwinTransformer",
+    "GroundTruth",
     "MSDeformAttnPixelDecoder",
+    "Mask2Former",
+    "MaskFiles",
+    "MaskFormer",
+    "MaskNetwork",
     "OpenVocaMask2FormerHead",
     "OpenVocabMaskFormerHead",
     "TransformerEncoderPixelDecoder",

@@ -137,24 +137,26 @@ class MaskNetwork(Part):
 
 
 @PROPOSERS.register()
-def MaskFormer(cfg: CfgNode) -> MaskNetwork:
-    """Return the proposer with MaskFormer's head."""
-    return _with_head(cfg, "MaskFormer", "OpenVocabMaskFormerHead")
+class MaskFormer(MaskNetwork):
+    """:class:`MaskNetwork` with MaskFormer's head."""
+
+    head = "OpenVocabMaskFormerHead"
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, refine: Part | None = None) -> dict[str, Any]:
+        if cls.head != cfg.MODEL.SEM_SEG_HEAD.NAME:
+            raise OvsegError(
+                f"MODEL.PROPOSER.NAME is {cls.__name__}, but MODEL.SEM_SEG_HEAD.NAME is "
+                f"{cfg.MODEL.SEM_SEG_HEAD.NAME}: set that to {cls.head}"
+            )
+        return super().from_config(cfg, refine)
 
 
 @PROPOSERS.register()
-def Mask2Former(cfg: CfgNode) -> MaskNetwork:
-    """Return the proposer with Mask2Former's head."""
-    return _with_head(cfg, "Mask2Former", "OpenVocaMask2FormerHead")
+class Mask2Former(MaskFormer):
+    """:class:`MaskNetwork` with Mask2Former's head."""
 
-
-def _with_head(cfg: CfgNode, name: str, head: str) -> MaskNetwork:
-    if head != cfg.MODEL.SEM_SEG_HEAD.NAME:
-        raise OvsegError(
-            f"MODEL.PROPOSER.NAME is {name}, but MODEL.SEM_SEG_HEAD.NAME is {cfg.MODEL.SEM_SEG_HEAD.NAME}: set that to "
-            f"{head}"
-        )
-    return MaskNetwork(cfg)
+    head = "OpenVocaMask2FormerHead"
 
 
 def _build_backbone(cfg: CfgNode) -> Backbone:

@@ -1,1 +1,1 @@
-"""What a segmentation is, as masks, pictures, scores and videos."""
+"""Results of segmentation: masks, scores, drawings, explanations and videos."""

@@ -1,4 +1,4 @@
-"""Colours of words: as different from each other as colours can be."""
+"""A palette of well distinguishable colours for words."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ import cv2
 import numpy as np
 import supervision as sv
 
-# Okabe & Ito's colours, chosen by them to be told apart with any kind of colour vision
+# colours of Okabe and Ito, distinguishable with any kind of colour vision
 _FIRST_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#F0E442", "#D55E00")
 _COUNT = 128
-_LIGHTNESS = (25, 92)  # CIE L*: neither black nor white, which are outlines and paper
+_LIGHTNESS = (25, 92)  # CIE L*; excludes black and white
 
 
 def colors_of(labels: Iterable[int], before: Mapping[int, sv.Color] = MappingProxyType({})) -> dict[int, sv.Color]:
-    """The colours ``before``, and for each other label, in their order, the next one: whatever their numbers are."""
+    """Return ``before`` with the next free colour of the palette for each new label, in ascending order."""
     new = sorted(set(labels) - before.keys())
     return {**before, **{label: word_color(place) for place, label in enumerate(new, start=len(before))}}
 
 
 def word_color(place: int) -> sv.Color:
-    """The colour of the word at this place among those that are shown."""
+    """Return the colour at a position of the palette, modulo its size."""
     red, green, blue = _palette()[place % _COUNT].tolist()
     return sv.Color(red, green, blue)
 
 
 @functools.cache
 def _palette() -> np.ndarray:
-    """(128,3) uint8 RGB: after the first ones, each is the colour that is farthest from those before (CIE L*a*b*)."""
+    """Return the palette, (128,3) uint8 RGB.
+
+    After the given first colours, each one is the colour farthest from all previous ones in CIE L*a*b*.
+    """
     levels = np.linspace(0, 255, 12).round().astype(np.uint8)
     grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
     lightness = _lab(grid)[:, 0]

@@ -1,4 +1,4 @@
-"""Label maps -> images for people: regions coloured by supervision, names on them, the original, a legend."""
+"""Drawings of label maps: coloured and named regions next to the original image, above a legend."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 import supervision as sv
 from PIL import Image, ImageDraw
 
+from ovseg.io.images import label_areas
 from ovseg.result.colors import colors_of
 from ovseg.result.fonts import shorten_text, text_font
-from ovseg.result.segmentation import label_areas
 
-PICTURE_SIZES = (1280, 2560)  # longest side of image and regions together, in pixels; others are enlarged or reduced
+DRAWING_SIZES = (1280, 2560)  # limits of the longest side of image and regions together, in pixels
 _OPACITY = 0.5
-_SMALLEST_NAMED = 0.004  # share of the picture that a region needs to carry its name
+_SMALLEST_NAMED = 0.004  # share of the image from which a region is named
 _GAP = 8  # pixels between the image and its regions
-_MOST_ENTRIES = 200  # of a legend: no image format holds thousands of lines
+_MOST_ENTRIES = 200  # of a legend, whose height image formats limit
 
 
 def draw_regions(
@@ -29,7 +29,7 @@ def draw_regions(
         image: (H,W,3) uint8 RGB.
         label_map: (H,W) integers, index into ``names``; negative = unlabelled, left as it is.
         names: K words.
-        colors: of each label, where several images must agree; by default those of the labels in the map.
+        colors: colour of each label, for series of images; by default those of the labels in the map.
 
     Returns:
         (H,W,3) uint8 RGB, new.
@@ -39,7 +39,7 @@ def draw_regions(
     scene = np.ascontiguousarray(image[:, :, ::-1])  # supervision draws in OpenCV's BGR
     thickness = max(1, round(max(image.shape[:2]) / 500))
     tags = []
-    # one word at a time: masks do not overlap, and K full-size masks at once could fill the memory
+    # one word at a time: masks do not overlap, and K full-size masks could exceed the memory
     for k in found:
         mask = label_map == k
         color = colors[k]
@@ -47,29 +47,34 @@ def draw_regions(
         scene = sv.MaskAnnotator(color=color, opacity=_OPACITY).annotate(scene, region)
         scene = sv.PolygonAnnotator(color=color, thickness=thickness).annotate(scene, region)
         tags += [(point, names[k], color) for point in _name_places(mask)]
-    picture = Image.fromarray(np.ascontiguousarray(scene[:, :, ::-1]))
-    _write_names(picture, tags)
-    return np.array(picture)
+    drawn = Image.fromarray(np.ascontiguousarray(scene[:, :, ::-1]))
+    _write_names(drawn, tags)
+    return np.array(drawn)
 
 
-def draw_picture(image: np.ndarray, label_map: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """The image, :func:`draw_regions` on its right (below it if it is wide), and a legend, at a size for people.
+def draw_result(image: np.ndarray, label_map: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Draw the image, its regions on the right (below a wide image), and a legend, at a size suited to a screen.
 
-    Args: as :func:`draw_regions`.
+    Args:
+        image: (H,W,3) uint8 RGB.
+        label_map: (H,W) integers, index into ``names``; negative = unlabelled.
+        names: K words.
 
     Returns:
-        (h,w,3) uint8 RGB; the longest side of image and regions together is within ``PICTURE_SIZES``.
+        (h,w,3) uint8 RGB; the longest side of image and regions together is within ``DRAWING_SIZES``.
     """
     height, width = label_map.shape
     across, down = (2, 1) if width <= 2 * height else (1, 2)
     smallest, largest = (
         min((side - _GAP * (across - 1)) / (width * across), (side - _GAP * (down - 1)) / (height * down))
-        for side in PICTURE_SIZES
+        for side in DRAWING_SIZES
     )
     scale = min(max(smallest, 1), largest)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     shares = _shares(label_areas(label_map, len(names)) / label_map.size)
-    colors = colors_of(k for k, _ in shares if k >= 0)  # of the whole map: small regions may vanish when it is reduced
+    colors = colors_of(
+        k for k, _ in shares if k >= 0
+    )  # of the full-size map: small regions may vanish in a reduced one
     image, label_map = resize_labelled(image, label_map, size)
     pair_size = (size[0] * across + _GAP * (across - 1), size[1] * down + _GAP * (down - 1))
     legend_width = max(pair_size[0], 320)
@@ -91,14 +96,14 @@ def draw_legend(
     text_size: int | None = None,
     colors: Mapping[int, sv.Color] | None = None,
 ) -> np.ndarray:
-    """A swatch, a name and a share for each word found, in as many columns as fit.
+    """Draw a swatch, a name and a share for each word found, in as many columns as fit.
 
     Args:
         width: pixels.
-        shares: (index into ``names``, share of the area) in the order of their telling; index -1 is "unlabelled".
+        shares: (index into ``names``, share of the area) in the order of the entries; index -1 is "unlabelled".
         names: K words.
-        text_size: height of letters in pixels; by default it fits an image of this width.
-        colors: of each label; by default those of the labels in ``shares``.
+        text_size: height of letters in pixels; by default chosen for an image of this width.
+        colors: colour of each label; by default those of the labels in ``shares``.
 
     Returns:
         (h,width,3) uint8 RGB.
@@ -135,7 +140,7 @@ def draw_legend(
 
 
 def resize_labelled(image: np.ndarray, label_map: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """An (H,W,3) uint8 image and its (H,W) integer labels at (width,height); the same arrays if that is their size."""
+    """Resize an (H,W,3) uint8 image and its (H,W) integer labels to (width,height), if their size differs."""
     if size == (label_map.shape[1], label_map.shape[0]):
         return image, label_map
     resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
@@ -143,21 +148,21 @@ def resize_labelled(image: np.ndarray, label_map: np.ndarray, size: tuple[int, i
 
 
 def _shares(fractions: np.ndarray) -> list[tuple[int, float]]:
-    """(index, share of the picture) of the words found, the largest first; unlabelled is -1 and comes last."""
+    """Return (index, share of the image) of the words found, largest first; unlabelled is -1 and comes last."""
     found = [(int(k), float(fractions[k])) for k in np.argsort(-fractions, kind="stable") if fractions[k] > 0]
     rest = 1 - sum(share for _, share in found)
     return found + [(-1, rest)] * (rest > 1e-9)
 
 
 def _name_places(mask: np.ndarray) -> list[tuple[int, int]]:
-    """(x,y) of the most inner point of every connected part of a mask that is large enough to carry a name."""
+    """Return (x,y) of the innermost point of each connected part of a mask that is large enough to be named."""
     count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     places = []
     for part in range(1, count):
         x, y, w, h, area = stats[part].tolist()
         if area < _SMALLEST_NAMED * mask.size:
             continue
-        # a frame of zeros, so that the picture's border counts as an edge
+        # a frame of zeros, so that the border of the image counts as an edge
         inside = np.pad((parts[y : y + h, x : x + w] == part).astype(np.uint8), 1)
         inner = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
         row, column = np.unravel_index(int(inner.argmax()), inner.shape)
@@ -165,19 +170,19 @@ def _name_places(mask: np.ndarray) -> list[tuple[int, int]]:
     return places
 
 
-def _write_names(picture: Image.Image, tags: Sequence[tuple[tuple[int, int], str, sv.Color]]) -> None:
-    """Write each name on a plate of its word's colour; where plates would overlap, the later one is left out."""
-    size = _text_size(picture.size)
-    draw = ImageDraw.Draw(picture)
+def _write_names(image: Image.Image, tags: Sequence[tuple[tuple[int, int], str, sv.Color]]) -> None:
+    """Write each name on a plate of its word's colour; plates that would overlap an earlier one are left out."""
+    size = _text_size(image.size)
+    draw = ImageDraw.Draw(image)
     taken: list[tuple[float, float, float, float]] = []
     for (x, y), name, color in tags:
         font = text_font(name, size)
         half_width = draw.textlength(name, font=font) / 2 + size * 0.4
         half_height = size * 0.75
-        if 2 * half_width > picture.width or 2 * half_height > picture.height:
+        if 2 * half_width > image.width or 2 * half_height > image.height:
             continue
-        x = min(max(x, half_width), picture.width - half_width)
-        y = min(max(y, half_height), picture.height - half_height)
+        x = min(max(x, half_width), image.width - half_width)
+        y = min(max(y, half_height), image.height - half_height)
         box = (x - half_width, y - half_height, x + half_width, y + half_height)
         if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
             continue
@@ -187,11 +192,11 @@ def _write_names(picture: Image.Image, tags: Sequence[tuple[tuple[int, int], str
 
 
 def _text_size(size: tuple[int, int]) -> int:
-    """Height of letters in pixels for a picture of (width,height)."""
+    """Return the height of letters in pixels for an image of (width,height)."""
     return round(min(max(max(size) / 48, 11), 40))
 
 
 def _ink(color: sv.Color) -> str:
-    """Black or white, whichever is read better on a colour (luma of ITU-R BT.601)."""
+    """Return "black" or "white", whichever is more readable on a colour (luma of ITU-R BT.601)."""
     red, green, blue = color.as_rgb()
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "white"

@@ -1,4 +1,4 @@
-"""Why a picture was segmented as it was: what each classifier thought of each mask."""
+"""Explanation of a segmentation: the class scores of each mask by each classifier."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ WIDTH = 100  # of a printed table, characters
 
 @dataclass(frozen=True, eq=False)
 class MaskScores:
-    """The scores of n masks for K words, from the model.
+    """Class scores of n masks for K words, as returned by a model.
 
     Attributes:
-        names: K words; the model's own "others" may be the last.
-        own: (n,K) float32, the proposal network's; what a row lacks to 1 is "no object".
-        clip: (n,K) float32; NaN where CLIP was not asked.
-        fused: (n,K) float32, what is painted; not normalised.
-        fractions: (n,) float32, of the picture's area.
-        boxes: (n,4) float32, x0, y0, x1, y1 in parts of the picture's width and height.
+        names: K words; the last one may be "others", added by the model.
+        own: (n,K) float32, probabilities of the proposal network; 1 minus the sum of a row is that of "no object".
+        clip: (n,K) float32, probabilities of CLIP; NaN for masks that CLIP did not classify.
+        fused: (n,K) float32, the fused scores that are rendered; not normalised.
+        fractions: (n,) float32, area as a share of the image.
+        boxes: (n,4) float32, x0, y0, x1, y1 as shares of the image's width and height.
     """
 
     names: tuple[str, ...]
@@ -37,7 +37,7 @@ class MaskScores:
 
     @classmethod
     def from_model(cls, tensors: Mapping[str, Any], names: Sequence[str]) -> MaskScores:
-        """From a model's ``explanations`` (:func:`ovseg.meta_arch.naming.explain`) for the words ``names``."""
+        """Create an instance from the ``explanations`` in a model's output, for the words ``names``."""
         arrays = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
         extra = arrays["fused"].shape[1] - len(names)
         return cls((*names, *["others"] * extra), **arrays)
@@ -45,7 +45,7 @@ class MaskScores:
 
 @dataclass(frozen=True)
 class WordScores:
-    """One word for one mask, by the proposal network, by CLIP (None: not asked) and by both together."""
+    """Scores of one word for one mask: of the proposal network, of CLIP (None: not classified), and fused."""
 
     word: str
     own: float
@@ -55,13 +55,13 @@ class WordScores:
 
 @dataclass(frozen=True)
 class MaskExplanation:
-    """One mask.
+    """The best words of one mask.
 
     Attributes:
-        area: pixels; masks are found at the size that the model sees, so this is exact to its pixels only.
+        area: pixels of the image, rounded to the resolution of the model's input.
         box: x0, y0, x1, y1 in pixels, ends exclusive.
-        no_object: the proposal network's probability that the mask is nothing.
-        words: the best ones, by their fused scores.
+        no_object: probability of "no object" by the proposal network.
+        words: the words with the highest fused scores, best first.
     """
 
     area: int
@@ -72,13 +72,13 @@ class MaskExplanation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The masks of one picture, the largest first; prints as a table."""
+    """Explanation of one image: its masks, largest first; prints as a table."""
 
     masks: tuple[MaskExplanation, ...]
 
     @classmethod
     def of(cls, scores: MaskScores, height: int, width: int, top_k: int) -> Explanation:
-        """The ``top_k`` best words of every mask, for a picture of ``height`` x ``width`` pixels."""
+        """Return the ``top_k`` best words of every mask, for an image of ``height`` x ``width`` pixels."""
         masks = []
         for n in np.argsort(-scores.fractions, kind="stable"):
             best = np.argsort(-scores.fused[n], kind="stable")[:top_k]
@@ -124,7 +124,7 @@ class Explanation:
         return capture.get()
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Ready for ``json.dump``, a dict for each mask: ``area``, ``box`` [x0,y0,x1,y1], ``no_object``, ``words``."""
+        """Return a dict per mask for ``json.dump``: ``area``, ``box`` [x0,y0,x1,y1], ``no_object``, ``words``."""
         return [
             {
                 "area": mask.area,

@@ -1,4 +1,4 @@
-"""Fonts that have the letters of a text."""
+"""Choice of a font that contains the letters of a text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def shorten_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, or its beginning and an ellipsis, at most ``width`` pixels wide."""
+    """Truncate a text with an ellipsis so that it is at most ``width`` pixels wide."""
     if font.getlength(text) <= width:
         return text
     while len(text) > 1 and font.getlength(text + "…") > width:
@@ -24,7 +24,7 @@ def shorten_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 
 def text_font(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """A font that has every letter of ``text`` if this machine has one; DejaVu Sans, which Matplotlib ships, if not."""
+    """Return an installed font with all letters of ``text``; if there is none, DejaVu Sans, which Matplotlib ships."""
     return _load_font(_font_file(frozenset(text)), size)
 
 
@@ -38,8 +38,8 @@ def _font_file(letters: frozenset[str]) -> str:
     shipped = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
     if _has_letters(shipped, letters):
         return shipped
-    for path in sorted(font_manager.findSystemFonts()):  # not Matplotlib's list, which does not notice new fonts
-        if "LastResort" in path:  # "has" every letter, and draws a box for each
+    for path in sorted(font_manager.findSystemFonts()):  # Matplotlib's cached list lacks new fonts
+        if "LastResort" in path:  # contains every letter, but draws boxes
             continue
         if _has_letters(path, letters):
             return path
@@ -49,7 +49,7 @@ def _font_file(letters: frozenset[str]) -> str:
 
 
 def _script(letter: str) -> str:
-    """What a letter belongs to, for people: "Arabic", "CJK", "emoji and symbols"."""
+    """Return the script of a letter for messages: "Arabic", "CJK", "emoji and symbols"."""
     if unicodedata.category(letter) in ("So", "Sk", "Cn", "Co"):
         return "emoji and symbols"
     name = unicodedata.name(letter, "other").split()[0]
@@ -59,8 +59,8 @@ def _script(letter: str) -> str:
 @functools.cache
 def _warn_once(script: str) -> None:
     logger.warning(
-        "this machine has no font for all letters of a word (%s): they are drawn as boxes; INSTALL.md (Fonts) says "
-        "which package has one",
+        "this machine has no font for all letters of a word (%s): they are drawn as boxes; INSTALL.md (Fonts) lists "
+        "packages of fonts",
         script,
     )
 
@@ -71,7 +71,7 @@ def _has_letters(path: str, letters: frozenset[str]) -> bool:
         if not all(ord(letter) in known for letter in letters if _is_drawn(letter)):
             return False
         ImageFont.truetype(path, 12)  # colour emoji come as bitmaps of one size
-    except (OSError, RuntimeError):  # removed meanwhile, damaged, or of a kind that FreeType cannot scale
+    except (OSError, RuntimeError):  # removed meanwhile, damaged, or not scalable
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""The one result type: which pixel is which word, and how to get it out as masks, files or other libraries' types."""
+"""The result type of segmentation: a label map with names and scores, and its conversion to masks and files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from pycocotools import mask as coco_mask
 
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path, is_dir
-from ovseg.io.images import save_image
+from ovseg.io.images import label_areas, save_image
+from ovseg.io.inputs import OUTPUT_SUFFIXES, output_files
 from ovseg.io.leftovers import shorten
 from ovseg.result.explanation import Explanation, MaskScores
 from ovseg.vocabulary.reading import fold_text
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 UNLABELLED = -1
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,14 +34,14 @@ class Segmentation:
     """One image segmented into K words.
 
     Attributes:
-        label_map: (H,W) int32; index of the word, or ``UNLABELLED`` (-1) where no word was found.
+        label_map: (H,W) int32; index of the word, or ``UNLABELLED`` (-1).
         names: K words.
-        scores: (K,) float32; mean of the winning score over the word's pixels, 0 for a word that was not found. What
-            a score measures depends on the model (class score times mask probability): compare, do not calibrate.
-        image: (H,W,3) uint8 RGB, the picture as segmented.
-        source: the file it came from, or None.
-        mask_scores: what :meth:`explain` needs, where it was asked for.
-        background: words that competed for pixels, and whose pixels are unlabelled.
+        scores: (K,) float32; mean of the winning score over the word's pixels, 0 for a word that was not found. The
+            meaning of a score depends on the model (class score times mask probability); it is not calibrated.
+        image: (H,W,3) uint8 RGB, the segmented image.
+        source: file of the image, or None.
+        mask_scores: input of :meth:`explain`; None unless the segmenter was called with ``explain=True``.
+        background: words that competed for pixels and whose pixels are unlabelled.
     """
 
     label_map: np.ndarray
@@ -74,15 +74,16 @@ class Segmentation:
         mask_scores: MaskScores | None = None,
         background: Sequence[str] = (),
     ) -> Segmentation:
-        """From a model's output: unpainted pixels, and labels beyond ``names``, become unlabelled.
+        """Create a segmentation from a model's output; pixels without a score or a name become unlabelled.
 
         Args:
             label_map: (H,W) integers >= 0.
-            score_map: (H,W) float, the winning score; exactly 0 where nothing was painted.
-            names: K words. Labels >= K are unlabelled: the model's own "others" when one word was asked.
+            score_map: (H,W) float, the winning score; exactly 0 for pixels that no mask covers.
+            names: K words. Labels >= K become unlabelled: background words, and the "others" that a model adds to a
+                single word.
             image: (H,W,3) uint8 RGB.
             source: file name.
-            mask_scores, background: see the class.
+            mask_scores, background: see the attributes of the class.
 
         Raises:
             OvsegError: a score is NaN or infinite.
@@ -104,46 +105,50 @@ class Segmentation:
 
     @cached_property
     def areas(self) -> np.ndarray:
-        """(K,) int64: pixels of each word."""
+        """Number of pixels of each word, (K,) int64."""
         return label_areas(self.label_map, len(self.names))
 
     @property
     def fractions(self) -> np.ndarray:
-        """(K,) float64: share of the picture, 0..1."""
+        """Area of each word as a share of the image, (K,) float64 in [0,1]."""
         return self.areas / self.label_map.size
 
     @property
     def found(self) -> tuple[int, ...]:
-        """Indices of the words that have a pixel, the largest first."""
+        """Indices of the words that have pixels, largest area first."""
         order = np.argsort(-self.areas, kind="stable")
         return tuple(int(k) for k in order if self.areas[k] > 0)
 
     def index(self, word: str) -> int:
-        """Index of a word; letter case does not count.
+        """Return the index of a word, ignoring letter case.
 
         Raises:
-            OvsegError: the word was not asked for; the message names the nearest one.
+            OvsegError: the word is not in ``names``; the message suggests the most similar one.
         """
         if (folded := fold_text(word)) in (known := [fold_text(name) for name in self.names]):
             return known.index(folded)
         near = difflib.get_close_matches(word, self.names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(map(repr, self.names[:20]))}"
-        raise OvsegError(f"this segmentation was not asked for {word!r}: {hint}")
+        hint = f"did you mean {near[0]!r}?" if near else f"its words are {', '.join(map(repr, self.names[:20]))}"
+        raise OvsegError(f"{word!r} is not a word of this segmentation: {hint}")
 
     def mask(self, word: str) -> np.ndarray:
-        """(H,W) bool: pixels of one word, by name; all False if it was not found. Raises as :meth:`index`."""
+        """Return the mask of one word, (H,W) bool; all False if it was not found.
+
+        Raises:
+            OvsegError: see :meth:`index`.
+        """
         return self.label_map == self.index(word)
 
     @property
     def masks(self) -> Mapping[str, np.ndarray]:
-        """Word -> (H,W) bool, for the words found, the largest first."""
+        """Masks by word, each (H,W) bool, of the words found, largest first."""
         return {self.names[k]: self.label_map == k for k in self.found}
 
     def explain(self, top_k: int = 3) -> Explanation:
-        """What each classifier thought of each mask: its ``top_k`` best words with their scores; prints as a table.
+        """Return the ``top_k`` best words of each mask with the scores of each classifier; prints as a table.
 
         Raises:
-            OvsegError: the segmenter was not asked for it.
+            OvsegError: the segmenter was called without ``explain=True``.
         """
         if self.mask_scores is None:
             raise OvsegError(
@@ -155,11 +160,12 @@ class Segmentation:
         return Explanation.of(self.mask_scores, *self.label_map.shape, top_k)
 
     def overlay(self, image: np.ndarray | None = None, colors: Mapping[int, sv.Color] | None = None) -> np.ndarray:
-        """The picture with its regions coloured and named, at full size.
+        """Draw the coloured and named regions on the image, at full size.
 
         Args:
-            image: (H,W,3) uint8 RGB to draw on; None for the one that was segmented.
-            colors: of each word found, by its index, for series of images (:func:`ovseg.result.colors.colors_of`).
+            image: (H,W,3) uint8 RGB to draw on; None for the segmented image.
+            colors: colour of each word found, by its index, for series of images
+                (:func:`ovseg.result.colors.colors_of`).
 
         Returns:
             (H,W,3) uint8 RGB, new.
@@ -169,7 +175,7 @@ class Segmentation:
         return draw_regions(self.image if image is None else image, self.label_map, self.names, colors)
 
     def to_detections(self) -> sv.Detections:
-        """One detection per word found, the largest first: mask, box, ``class_id``, score, ``class_name``."""
+        """Return one detection per word found, largest first: mask, box, ``class_id``, score, ``class_name``."""
         found = list(self.found)
         masks = np.zeros((len(found), *self.label_map.shape), bool)
         for mask, k in zip(masks, found, strict=True):
@@ -183,7 +189,7 @@ class Segmentation:
         )
 
     def to_coco_rle(self) -> list[dict]:
-        """COCO results, one per word found, the largest first.
+        """Return COCO results, one per word found, largest first.
 
         Each has ``category_id`` (index of the word), ``category_name``, ``segmentation`` (``size`` [H,W] and
         ``counts``, COCO's compressed run lengths as str), ``bbox`` [x,y,width,height] and ``area`` in pixels,
@@ -205,9 +211,10 @@ class Segmentation:
         return results
 
     def to_json(self) -> dict:
-        """Everything but the pixels' colours, ready for ``json.dump``; ``segments`` is :meth:`to_coco_rle`.
+        """Return everything except the image as a dict for ``json.dump``; ``segments`` is :meth:`to_coco_rle`.
 
-        ``explanation`` is there where it was asked for: see :meth:`ovseg.result.explanation.Explanation.to_json`.
+        With ``mask_scores`` it has an entry ``explanation``, see
+        :meth:`ovseg.result.explanation.Explanation.to_json`.
         """
         height, width = self.label_map.shape
         return {
@@ -222,63 +229,50 @@ class Segmentation:
         }
 
     def picture(self) -> np.ndarray:
-        """(h,w,3) uint8 RGB: the image, its overlay, and a legend below, scaled to a size for people to look at."""
-        from ovseg.result.drawing import draw_picture
+        """Draw the image, its overlay, and a legend, scaled to a size suited to a screen: (h,w,3) uint8 RGB."""
+        from ovseg.result.drawing import draw_result
 
-        return draw_picture(self.image, self.label_map, self.names)
+        return draw_result(self.image, self.label_map, self.names)
 
     def save(self, where: str | Path) -> tuple[Path, Path, Path]:
-        """Write three files, each whole or not at all; existing ones are replaced.
+        """Write three files atomically; existing files are replaced.
 
         * ``PREFIX.png`` (or ``.jpg``, ``.webp``): :meth:`picture`
         * ``PREFIX_labels.png``: indices of the words as grey values; 8 bit, unlabelled 255; 16 bit, unlabelled 65535
           when there are more than 255 words
-        * ``PREFIX.json``: :meth:`to_json`; written last, so where it is, the others are
+        * ``PREFIX.json``: :meth:`to_json`; written last
 
         Args:
-            where: the picture's file; or PREFIX alone; or a folder (existing, or with a slash at its end), in which the
+            where: the first of these files; or PREFIX; or a folder (existing, or with a trailing slash), in which the
                 files are named after the image.
 
         Returns:
-            The three paths.
+            the three paths.
 
         Raises:
-            OvsegError: the folder cannot be written, the disk is full, more than 65535 words.
+            OvsegError: the folder cannot be written, the disk is full, or there are more than 65535 words.
         """
-        picture_file, labels_file, json_file = output_files(self._picture_file(where))
+        drawing_file, labels_file, json_file = output_files(self._drawing_file(where))
         if len(self.names) > 65535:
             raise OvsegError(f"a label map PNG holds at most 65535 words, and there are {len(self.names)}")
         bits, blank = (np.uint8, 255) if len(self.names) <= 255 else (np.uint16, 65535)
         labels = np.where(self.label_map < 0, blank, self.label_map).astype(bits)
-        _save_image(self.picture(), picture_file)
+        _save_image(self.picture(), drawing_file)
         _save_image(labels, labels_file)
         with atomic_path(json_file) as temporary:
             text = json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n"
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are not text
-        return picture_file, labels_file, json_file
+        return drawing_file, labels_file, json_file
 
-    def _picture_file(self, where: str | Path) -> Path:
+    def _drawing_file(self, where: str | Path) -> Path:
         path = Path(where)
         if is_dir(path) or str(where).endswith(("/", "\\")):
             stem = shorten(Path(self.source).stem, len("_labels.png")) if self.source else "segmentation"
             return path / f"{stem}.png"
-        return path if path.suffix.lower() in PICTURE_SUFFIXES else path.with_name(path.name + ".png")
-
-
-def output_files(picture: Path) -> tuple[Path, Path, Path]:
-    """The files that :meth:`Segmentation.save` writes when the picture has this name: picture, label map, JSON."""
-    return picture, picture.with_name(f"{picture.stem}_labels.png"), picture.with_name(f"{picture.stem}.json")
+        return path if path.suffix.lower() in OUTPUT_SUFFIXES else path.with_name(path.name + ".png")
 
 
 def _save_image(array: np.ndarray, path: Path) -> None:
     options = {"compress_level": 4} if path.suffix.lower() == ".png" else {"quality": 92}
     with atomic_path(path) as temporary:
         save_image(Image.fromarray(array), temporary, **options)
-
-
-def label_areas(label_map: np.ndarray, count: int) -> np.ndarray:
-    """(count,) int64: pixels of each label 0..count-1 in an (H,W) map of integers; negative ones are left out."""
-    areas = np.zeros(count, np.int64)
-    for rows in np.array_split(label_map, max(1, label_map.size >> 22)):  # NumPy counts in copies of 8 bytes a pixel
-        areas += np.bincount(rows[rows >= 0], minlength=count)
-    return areas

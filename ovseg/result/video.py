@@ -1,4 +1,4 @@
-"""Segmenting a film, frame by frame."""
+"""Segmentation of a video, frame by frame."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from ovseg.io.files import atomic_path
 from ovseg.result.colors import colors_of
 
 if TYPE_CHECKING:
-    from ovseg.segmenter import Segmenter
+    from ovseg.result.segmentation import Segmentation
     from ovseg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 
 def segment_video(
-    segmenter: Segmenter,
+    segmenter: Callable[[np.ndarray, Vocabulary], Segmentation],
     source: Path,
     vocabulary: Vocabulary,
     target: Path,
     on_frame: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> tuple[Path, Path]:
-    """Write a film with its regions coloured and named (no sound), and a JSON summary beside it, last.
+    """Write a video with coloured and named regions (without sound), then a JSON summary next to it.
 
     Args:
-        segmenter: see :class:`~ovseg.segmenter.Segmenter`.
-        source: film that OpenCV reads.
+        segmenter: segments an RGB frame, (H,W,3) uint8, such as :class:`~ovseg.segmenter.Segmenter`.
+        source: video that OpenCV can read.
         vocabulary: words.
         target: ``.mp4`` file.
-        on_frame: called after each frame with how many are done and how many there will be, if known.
+        on_frame: called after each frame with the number of finished frames and the total, if known.
 
     Returns:
-        Paths of the film and of the JSON, which holds names and, per word, its mean share of the frames.
+        paths of the video and of the JSON file, which holds the names and the mean share of the frames of each word.
 
     Raises:
-        OvsegError: the film cannot be read or holds no frame, or OpenCV cannot write one here.
+        OvsegError: the video cannot be read or has no frames, or OpenCV cannot write videos on this machine.
     """
     if not source.is_file():
-        raise OvsegError(f"there is no film {source}")
+        raise OvsegError(f"there is no video {source}")
     try:
         info = sv.VideoInfo.from_video_path(str(source))
     except Exception as error:  # supervision raises a bare Exception
-        raise OvsegError(f"{source} is not a film that OpenCV can read, or it is damaged") from error
+        raise OvsegError(f"{source} is not a video that OpenCV can read, or it is damaged") from error
     if info.width <= 0 or info.height <= 0:
         raise OvsegError(f"{source} is damaged: it has no size")
     info.fps = info.fps if 0 < info.fps < 1000 else 25
@@ -70,14 +70,14 @@ def segment_video(
                     on_frame(frames, total)
         except (RuntimeError, cv2.error) as error:
             if not temporary.exists():
-                raise OvsegError(f"OpenCV cannot write the film {target} on this machine") from error
+                raise OvsegError(f"OpenCV cannot write the video {target} on this machine") from error
             raise
         if frames == 0:
             raise OvsegError(f"{source} holds no frame that can be read")
-        if cv2.VideoCapture(str(temporary)).get(cv2.CAP_PROP_FRAME_COUNT) < 1:  # OpenCV writes on and says nothing
-            raise CannotWrite(f"{target} could not be written to its end, the disk may be full: free some space")
-    if total is not None and frames < 0.9 * total:  # what a file says of itself is often a few frames off
-        logger.warning("%s says that it holds %d frames, but only %d can be read: is it whole?", source, total, frames)
+        if cv2.VideoCapture(str(temporary)).get(cv2.CAP_PROP_FRAME_COUNT) < 1:  # OpenCV reports no errors
+            raise CannotWrite(f"{target} could not be written completely, the disk may be full: free some space")
+    if total is not None and frames < 0.9 * total:  # headers are often wrong by a few frames
+        logger.warning("%s should have %d frames, but only %d can be read: is it complete?", source, total, frames)
     summary = {
         "video": str(source),
         "frames": frames,

@@ -1,23 +1,25 @@
 """A procedural world to train, evaluate and show the whole project without any download.
 
-``make_scene(seed)`` draws one scene; ``toy_sem_seg_train`` and ``toy_sem_seg_val`` are the data sets.
+``make_scene(seed)`` draws one scene; ``toy_sem_seg_train``, ``_tune`` and ``_val`` are its data sets. No other folder
+imports it: :mod:`ovseg.data.worlds` finds it when something asks for the name ``toy``.
 """
 
-from ovseg.toy.classes import BASE_CLASSES, CLASS_NAMES, COLOURS, NOVEL_CLASSES, SHAPES, STUFF
-from ovseg.toy.registration import generator_version, register_toy, render_split
-from ovseg.toy.scene import Scene, Thing, make_scene
+from __future__ import annotations
 
-__all__ = [
-    "BASE_CLASSES",
-    "CLASS_NAMES",
-    "COLOURS",
-    "NOVEL_CLASSES",
-    "SHAPES",
-    "STUFF",
-    "Scene",
-    "Thing",
-    "generator_version",
-    "make_scene",
-    "register_toy",
-    "render_split",
-]
+import importlib
+from typing import Any
+
+_MODULES = {
+    "classes": ("BASE_CLASSES", "CLASS_NAMES", "COLOURS", "NOVEL_CLASSES", "SHAPES", "STUFF"),
+    "registration": ("register_toy", "render_split"),
+    "scene": ("Scene", "Thing", "make_scene"),
+}
+__all__ = sorted(name for names in _MODULES.values() for name in names)
+
+
+def __getattr__(name: str) -> Any:
+    # on first use: drawing libraries take time to import, which `python -m ovseg.toy --help` does not need
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

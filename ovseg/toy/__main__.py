@@ -1,8 +1,8 @@
-"""Write toy scenes as pictures, with the words of what is in them: something to try ``demo.py`` on.
+"""Write toy scenes as images, with the words of what is in them: something to try ``demo.py`` on.
 
 python -m ovseg.toy --output output/scenes --scenes 3
 python demo.py --input output/scenes/*.png --vocabulary output/scenes/words.txt
-python -m ovseg.toy --sheet sheet.png --scenes 12    # one picture of scenes, labels and captions
+python -m ovseg.toy --sheet sheet.png --scenes 12    # one image of scenes, labels and captions
 """
 
 from __future__ import annotations
@@ -11,15 +11,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-from rich.console import Console
-from rich.progress import track
-
 from ovseg.errors import OvsegError, user_errors
 from ovseg.io.files import atomic_path, locked_folder
-from ovseg.toy.overview import draw_sheet
-from ovseg.toy.registration import SPLITS
-from ovseg.toy.scene import make_scene
+from ovseg.toy.classes import SPLITS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise OvsegError(f"--first {args.first} --scenes {args.scenes}: {args.split} has scenes 0 to {total - 1}")
     numbers = range(args.first, args.first + args.scenes)
     if args.sheet:
+        from ovseg.toy.overview import draw_sheet  # drawing libraries take seconds: once the arguments are right
+
         draw_sheet([first_seed + number for number in numbers], min(6, args.scenes), args.sheet)
         print(args.sheet)
     else:
@@ -53,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def export(folder: Path, first_seed: int, numbers: range) -> None:
     """Write ``<number>.png`` for each scene of seed ``first_seed + number``, and their words to ``words.txt``."""
+    from PIL import Image
+    from rich.console import Console
+    from rich.progress import track
+
+    from ovseg.toy.scene import make_scene
+
     console = Console(soft_wrap=True, highlight=False)
     words: dict[str, None] = {}  # in the order of their appearance
     for number in track(numbers, "drawing", console=Console(stderr=True), transient=True, disable=len(numbers) < 5):

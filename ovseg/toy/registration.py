@@ -1,39 +1,31 @@
-"""The toy data sets: scenes drawn at first access, kept in the user's cache, registered with Detectron2."""
+"""The toy data sets: scenes drawn at first access, kept in the user's cache; and the world that they make up."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+import cv2
+import numpy as np
 from iopath.common.file_io import file_lock
 
+from ovseg.data.worlds import World
 from ovseg.errors import OvsegError
 from ovseg.io.cpus import usable_cpus
 from ovseg.io.files import cache_dir
 from ovseg.io.progress import progress_bar
-from ovseg.toy.classes import BASE_CLASSES, CLASS_NAMES, IGNORE_LABEL
+from ovseg.toy.classes import BASE_CLASSES, CLASS_NAMES, IGNORE_LABEL, SPLITS
 from ovseg.toy.records import read_record, record_path, write_scene
 
 logger = logging.getLogger(__name__)
 
-# (first seed, number of scenes); the seeds of splits never meet. Settings are chosen on tune, results told of val.
-SPLITS: dict[str, tuple[int, int]] = {"train": (0, 2000), "tune": (500_000, 100), "val": (1_000_000, 200)}
-_GENERATOR = ("captions", "ground", "scene", "shapes", "textures", "things", "words", "records")
-
-
-@cache
-def generator_version() -> str:
-    """Fingerprint of the code that draws scenes, so that changed code never reads scenes of the old one."""
-    digest = hashlib.sha256()
-    for name in _GENERATOR:
-        digest.update((Path(__file__).parent / f"{name}.py").read_bytes().replace(b"\r\n", b"\n"))
-    return digest.hexdigest()[:12]
+# Part of the cache's path: raise it when a scene of the same seed gets other pixels, labels or captions, so that nobody
+# reads scenes of the old kind (tests/data/test_cache_formats.py notices).
+FORMAT = 1
 
 
 def render_split(split: str, root: str | Path | None = None, num_scenes: int | None = None) -> list[dict[str, Any]]:
@@ -44,7 +36,7 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
 
     Args:
         split: "train" (novel classes carry the ignore label), or "tune" or "val" (every class is labelled).
-        root: folder to keep the scenes in; by default ``<user cache>/toy/<version of the generator>``.
+        root: folder to keep the scenes in; by default ``<user cache>/toy/<FORMAT>``.
         num_scenes: only the first so many; by default all of them.
 
     Returns:
@@ -57,7 +49,7 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
     """
     if split not in SPLITS:
         raise OvsegError(f'there is no toy split "{split}": choose one of {", ".join(SPLITS)}')
-    folder = (Path(root) if root is not None else cache_dir() / "toy" / generator_version()) / split
+    folder = (Path(root) if root is not None else scenes_folder()) / split
     first, total = SPLITS[split]
     seeds = range(first, first + min(total, num_scenes or total))
     labelled = _labelled(split)
@@ -71,6 +63,11 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
             f"cannot keep the toy scenes in {folder} ({error.strerror}): set OVSEG_CACHE to a folder that you can write"
         ) from error
     return [read_record(folder, seed) for seed in seeds]
+
+
+def scenes_folder() -> Path:
+    """Return the folder of the user's cache that holds what is made of scenes."""
+    return cache_dir() / "toy" / str(FORMAT)
 
 
 def _labelled(split: str) -> tuple[str, ...]:
@@ -93,6 +90,8 @@ def _render_many(write: Callable[[int], None], seeds: list[int]) -> None:
 
 def register_toy() -> None:
     """Register ``toy_sem_seg_train`` (base words), ``_tune`` and ``_val`` (base and novel); draws nothing."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog  # takes seconds, which drawing scenes does not need
+
     for split in SPLITS:
         name = f"toy_sem_seg_{split}"
         if name in DatasetCatalog.list():
@@ -106,3 +105,30 @@ def register_toy() -> None:
         if split != "train":
             base = len(BASE_CLASSES)
             metadata.set(evaluation_set={"base": list(range(base)), "novel": list(range(base, len(CLASS_NAMES)))})
+
+
+def regions(record: dict[str, Any]) -> list[tuple[np.ndarray, int]]:
+    """Return the masks of a scene's things, then those of what is left of its grounds, by class number.
+
+    Args:
+        record: dataset dict of :func:`render_split`.
+
+    Returns:
+        bool (H, W) masks, which may be empty for a thing that others cover, each with its class number.
+    """
+    labels, instances = (
+        cv2.imread(record[key], cv2.IMREAD_UNCHANGED) for key in ("sem_seg_file_name", "instance_file_name")
+    )
+    grounds = np.where(instances == 0, labels, IGNORE_LABEL)
+    found = [(instances == thing["id"], thing["category_id"]) for thing in record["things"]]
+    return found + [(grounds == value, int(value)) for value in np.unique(grounds) if value != IGNORE_LABEL]
+
+
+WORLD = World(
+    name="toy",
+    class_names=CLASS_NAMES,
+    base_classes=BASE_CLASSES,
+    records=lambda split, limit: render_split(split, num_scenes=limit),
+    regions=regions,
+    register=register_toy,
+)

@@ -1,4 +1,4 @@
-"""Words: what a user asks for, the label sets of known data sets, the prompts around a word. Knows no tensors."""
+"""Words to segment: vocabularies, label sets of known data sets, prompt templates, nouns of captions; no tensors."""
 
 from ovseg.vocabulary.label_set import LabelSet, label_set, label_set_names
 from ovseg.vocabulary.templates import get_templates

@@ -1,6 +1,6 @@
-"""Label sets that are other label sets in another order, a part of them, or with background as a class.
+"""Label sets derived from others: reordered, a subset, or with background as a class.
 
-Each is made from files, in the files' format: a dict with ``classes``, one dict per train id.
+Each is a dict in the format of the label set files, with ``classes``, one dict per train id.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _split(read: Read, split: str, tag: str, title: str) -> Data:
 
 
 def _coco_object(read: Read) -> Data:
-    """GroupViT's: the things of COCO behind background, which is whatever is no thing; nothing is ignored."""
+    """Return GroupViT's label set: background (everything that is not a thing), then COCO's things; nothing ignored."""
     data = read("coco_panoptic_133")
     things = data["classes"][:80]
     return {
@@ -38,14 +38,17 @@ def _coco_object(read: Read) -> Data:
 
 
 def _pascal_context_alphabetical(read: Read) -> Data:
-    """The order of SAN, CAT-Seg, FC-CLIP, ODISE and mmsegmentation (some of which write "diningtable" for "table")."""
+    """Return PC-59 in the order of SAN, CAT-Seg, FC-CLIP, ODISE and mmsegmentation.
+
+    Some of these write "diningtable" for "table".
+    """
     data = read("pascal_context_59")
     classes = sorted(data["classes"], key=lambda entry: entry["alphabetical_id"])
     return {**data, "title": "PASCAL Context, 59 most frequent classes in alphabetical order", "classes": classes}
 
 
 def _pascal_context_60(read: Read) -> Data:
-    """mmsegmentation's: all that is none of the 59 classes is background."""
+    """Return mmsegmentation's label set, in which all pixels outside the 59 classes are background."""
     data = _pascal_context_alphabetical(read)
     return {
         **data,
@@ -55,18 +58,18 @@ def _pascal_context_60(read: Read) -> Data:
 
 
 def _pascal_voc_20b(read: Read) -> Data:
-    """CAT-Seg's: background comes last, and is asked by the left-over words (OpenSeg's rule)."""
+    """Return CAT-Seg's label set, with background last, queried by the leftover words (OpenSeg's rule)."""
     data = _with_voc_background(read)
     background, *things = data["classes"]
     return {
         **data,
-        **{"tag": "PAS-20b", "title": "PASCAL VOC 2012, 20 objects + background by left-over words (PAS-20b)"},
+        **{"tag": "PAS-20b", "title": "PASCAL VOC 2012, 20 objects + background by leftover words (PAS-20b)"},
         **{"background": "leftover words", "background_id": len(things), "classes": [*things, background]},
     }
 
 
 def _pascal_voc_21(read: Read) -> Data:
-    """FC-CLIP's and ODISE's: background comes first, and has the left-over words for synonyms."""
+    """Return the label set of FC-CLIP and ODISE, with background first and the leftover words as its synonyms."""
     return {
         **_with_voc_background(read),
         **{"tag": "PAS-21", "title": "PASCAL VOC 2012, background + 20 objects (PAS-21)"},

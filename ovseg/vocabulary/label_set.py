@@ -1,6 +1,6 @@
-"""The label sets of the known data sets: names as registered, and synonyms; package data, read when first asked for.
+"""Label sets of the known data sets: registered names and synonyms, read lazily from package data.
 
-The files hold facts, names and numbers, with their sources; synonyms are from an Apache-2.0 copy of OpenSeg's lists.
+The files contain names and numbers with their sources; synonyms are from an Apache-2.0 copy of OpenSeg's lists.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ _FOLDER = resources.files(__package__).joinpath("label_sets")
 
 @dataclass(frozen=True)
 class LabelSet:
-    """One data set's classes, in the order of their train ids 0..K-1.
+    """The classes of a data set, in the order of their train ids 0..K-1.
 
     Attributes:
         name: e.g. ``"ade20k_150"``.
-        tag: what tables of results call it, e.g. ``"A-150"``.
-        title: one line for people.
-        source: where the names come from.
-        ignore_label: the pixel value that is no class.
-        names: K names without blanks at their ends, unique.
+        tag: name in tables of results, e.g. ``"A-150"``.
+        title: description in one line.
+        source: origin of the names.
+        ignore_label: pixel value of ignored pixels.
+        names: K unique names without leading and trailing blanks.
         registry_names: K names verbatim as the published systems register them (blanks and commas kept).
-        synonyms: K tuples of text queries, the leading one first; the score of a class is the maximum over them.
-        dataset_ids: K numbers as in the raw annotation, None where there is none.
+        synonyms: K tuples of text queries, the main one first; the score of a class is the maximum over them.
+        dataset_ids: K numbers of the raw annotation, None where there is none.
         splits: train ids by name of a subset: ``base`` and ``novel``, or classes by frequency; mostly empty.
-        background: what becomes of pixels outside all things, when classes are asked by their names:
-            ``"none"``, nothing special; ``"ignored"``, they do not count; or they are a class of their own, which is
-            asked as the ``"word"`` that it is named, by ``"leftover words"`` (a pixel that gets one of them is
-            background), or by ``"synonyms"`` (the name and the left-over words, the best of which counts).
-        background_id: the class of those pixels, None where they have none.
-        background_words: the left-over words (OpenSeg, spec 7.4).
+        background: treatment of pixels outside all things, with class names as queries: ``"none"``, no special
+            treatment; ``"ignored"``; or a class of its own, queried by its name (``"word"``), by ``"leftover words"``
+            (a pixel with one of them is background), or by ``"synonyms"`` (the maximum over the name and the leftover
+            words).
+        background_id: class of these pixels, None if they have none.
+        background_words: the leftover words (OpenSeg, specification 7.4).
     """
 
     name: str
@@ -62,7 +62,7 @@ class LabelSet:
 
 @functools.cache
 def label_set_names() -> tuple[str, ...]:
-    """Names of all label sets, sorted; those of :mod:`ovseg.vocabulary.derived` among them."""
+    """Return the sorted names of all label sets, including those of :mod:`ovseg.vocabulary.derived`."""
     files = (entry.name for entry in _FOLDER.iterdir())
     return tuple(sorted([*DERIVED, *(name.removesuffix(".json") for name in files if name.endswith(".json"))]))
 
@@ -72,11 +72,11 @@ def label_set(name: str) -> LabelSet:
     """Read one label set.
 
     Raises:
-        OvsegError: no such label set; the message names the nearest ones.
+        OvsegError: there is no such label set; the message suggests similar names.
     """
     if name not in label_set_names():
         near = difflib.get_close_matches(name.casefold().replace("-", "_"), label_set_names(), n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(label_set_names())}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(label_set_names())}"
         raise OvsegError(f"there is no label set {name!r}: {hint}")
     data = DERIVED[name](_read) if name in DERIVED else _read(name)
     classes = data["classes"]

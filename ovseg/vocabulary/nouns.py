@@ -1,4 +1,4 @@
-"""Captions -> nouns and noun phrases, by a part-of-speech tagger that needs no network (OVSeg, spec section 12.1)."""
+"""Extraction of nouns and noun phrases from captions by an offline tagger (OVSeg, specification, section 12.1)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Nouns that name the picture, a place in it or an amount: no region shows them.
+# Nouns that denote the image, a place in it or an amount: no region shows them.
 STOP_NOUNS = _words(
     """
     photo photograph image picture pic scene view shot close-up closeup snapshot side left right top bottom front back
@@ -30,7 +30,7 @@ STOP_NOUNS = _words(
     none distance display
     """
 )
-# Adjectives that a crop, which is stretched to a square, cannot show, or that only count or compare.
+# Adjectives that a crop resized to a square cannot show, or that only count or compare.
 STOP_ADJECTIVES = _words(
     """
     large larger largest small smaller smallest big bigger biggest little tiny huge giant enormous medium several many
@@ -44,29 +44,29 @@ _UNCHANGED = frozenset(
 )
 _IRREGULAR = {"shelves": "shelf", "bookshelves": "bookshelf", "people": "person", "dice": "die", "skies": "sky"}
 _WORD = re.compile(r"[^\W\d_]{2,}(?:-[^\W\d_]+)*")
-_MARKUP = re.compile(r"<[^<>]*>")  # CC12M writes <PERSON> for names
+_MARKUP = re.compile(r"<[^<>]*>")  # such as CC12M's <PERSON> for names
 
-Token = tuple[str, str, str | None]  # word, Penn tag, lemma if the tagger knows it
+Token = tuple[str, str, str | None]  # word, Penn tag, lemma if known
 Tagger = Callable[[str], Iterable[Token]]
 
 
 class NounExtractor(Protocol):
-    """What finds the nouns of captions."""
+    """Extractor of the nouns of captions."""
 
     name: str
 
     def nouns(self, caption: str) -> tuple[str, ...]:
-        """Nouns in the order of the caption, lower case, singular, each once."""
+        """Return the nouns of a caption in their order, lower case, singular, each once."""
 
 
 def get_extractor(backend: str = "textblob", form: str = "noun", known: Iterable[str] = ()) -> NounExtractor:
-    """Choose how nouns are found.
+    """Return an extractor of nouns.
 
     Args:
         backend: ``"textblob"`` (offline, nothing to install) or ``"spacy:MODEL"`` (an installed model).
-        form: ``"noun"``: nouns without their adjectives, compounds whole ("fire hydrant"); ``"phrase"``: with them
-            ("striped red star"); ``"both"``: the phrase, then its noun.
-        known: if given, only phrases that hold one of these words count, and the word is what is found.
+        form: ``"noun"``: nouns without adjectives, compounds kept ("fire hydrant"); ``"phrase"``: nouns with their
+            adjectives ("striped red star"); ``"both"``: the phrase, then its noun.
+        known: if given, return these words where a phrase contains one of them, and nothing else.
 
     Raises:
         OvsegError: unknown backend or form, or spaCy or its model is not installed.
@@ -87,14 +87,14 @@ def get_extractor(backend: str = "textblob", form: str = "noun", known: Iterable
 
 @dataclass(frozen=True)
 class PhraseExtractor:
-    """Finds adjective* noun+ in a tagged caption; see :func:`get_extractor`."""
+    """Extractor of phrases adjective* noun+ of a tagged caption; see :func:`get_extractor`."""
 
     name: str
     tagger: Tagger
     form: str = "noun"
 
     def nouns(self, caption: str) -> tuple[str, ...]:
-        """Nouns or phrases of one caption."""
+        """Return the nouns or phrases of a caption."""
         found = []
         for adjectives, nouns in _phrases(self.tagger, caption):
             if self.form != "noun":
@@ -105,7 +105,7 @@ class PhraseExtractor:
 
 
 class KnownWordExtractor:
-    """Finds given words where they stand within a noun phrase, the longest first; see :func:`get_extractor`."""
+    """Extractor of given words within noun phrases, longest match first; see :func:`get_extractor`."""
 
     def __init__(self, name: str, tagger: Tagger, known: Sequence[str]):
         self.name = name
@@ -114,7 +114,7 @@ class KnownWordExtractor:
         self._longest = max(map(len, self._known))
 
     def nouns(self, caption: str) -> tuple[str, ...]:
-        """Known words of one caption, as they were given."""
+        """Return the known words of a caption, in the given spelling."""
         found = (self._find((*adjectives, *nouns)) for adjectives, nouns in _phrases(self._tagger, caption))
         return tuple(dict.fromkeys(word for word in found if word is not None))
 
@@ -127,16 +127,16 @@ class KnownWordExtractor:
 
 
 def names_one_of(noun: str, words: Iterable[str] | frozenset[str]) -> bool:
-    """Whether a noun or phrase is, or ends in, one of some lower-case words: "striped red star" in {"red star"}."""
+    """Return whether a phrase equals or ends in one of some lower-case words: "striped red star" in {"red star"}."""
     parts = noun.lower().split()
     return any(" ".join(parts[start:]) in words for start in range(len(parts)))
 
 
 def _phrases(tagger: Tagger, caption: str) -> Iterator[tuple[list[str], list[str]]]:
-    """Adjectives and nouns of each phrase that is left when stop words are taken away."""
+    """Yield the adjectives and nouns of each phrase, without stop words."""
     tokens = list(tagger(_MARKUP.sub(" ", caption).lower()))
     # "medium" is tagged as a noun
-    tags = _mend(["JJ" if word in STOP_ADJECTIVES else tag for word, tag, _ in tokens])
+    tags = _correct(["JJ" if word in STOP_ADJECTIVES else tag for word, tag, _ in tokens])
     adjectives: list[str] = []
     nouns: list[str] = []
     for (word, _, lemma), tag in zip([*tokens, ("", "", None)], [*tags, ""], strict=True):
@@ -156,11 +156,11 @@ def _phrases(tagger: Tagger, caption: str) -> Iterator[tuple[list[str], list[str
             adjectives.append(word)
 
 
-def _mend(tags: Sequence[str]) -> list[str]:
-    """Undo what taggers often get wrong in captions: "a green cross" (verb), "a dotted blue heart" (participle)."""
-    mended: list[str] = []
+def _correct(tags: Sequence[str]) -> list[str]:
+    """Correct frequent errors of taggers in captions: "a green cross" (verb), "a dotted blue heart" (participle)."""
+    corrected: list[str] = []
     for index, tag in enumerate(tags):
-        before = mended[-1] if mended else ""
+        before = corrected[-1] if corrected else ""
         after = tags[index + 1] if index + 1 < len(tags) else ""
         inside = before.startswith("JJ") or before in ("DT", "PRP$")
         nominal = after.startswith(("NN", "JJ"))
@@ -170,8 +170,8 @@ def _mend(tags: Sequence[str]) -> list[str]:
             (inside and tag in ("VBN", "VBG", "VBD")) or (tag == "VBN" and before in ("", "IN", "CC", ","))
         ):
             tag = "JJ"
-        mended.append(tag)
-    return mended
+        corrected.append(tag)
+    return corrected
 
 
 def _singular(word: str, tag: str) -> str:
@@ -192,7 +192,7 @@ def _pattern_tagger() -> PatternTagger:
 
 def _spacy_tagger(model: str) -> Tagger:
     if not model:
-        raise OvsegError("name spaCy's model, too: for example spacy:en_core_web_sm")
+        raise OvsegError("spacy is not a tagger without a model: add one, for example spacy:en_core_web_sm")
     try:
         import spacy
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Prompt templates: the sentences that a word is put into before CLIP reads it (spec section 4)."""
+"""Prompt templates: sentences with a placeholder for the word (specification, section 4)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ def _published() -> dict[str, tuple[str, ...]]:
 
 
 def get_templates(name: str, predefined: Sequence[str] = DEFAULT_PREDEFINED) -> tuple[str, ...]:
-    """The templates of one set, in the published order; each holds one ``{}`` where the word goes.
+    """Return the templates of a set in the published order; each contains ``{}`` once, the placeholder of the word.
 
     Args:
         name: ``"vild"`` (14 templates), ``"imagenet"`` (80) or ``"predefined"``.
-        predefined: what ``"predefined"`` means; the key ``MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES``.
+        predefined: templates of ``"predefined"``; the key ``MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES``.
 
     Raises:
-        OvsegError: unknown set; or ``predefined`` is chosen and is empty or has a template without exactly one ``{}``.
+        OvsegError: the set is unknown; or ``predefined`` is selected and is empty or has a template without exactly
+            one ``{}``.
     """
     if name in _published():
         return _published()[name]
@@ -41,13 +42,13 @@ def get_templates(name: str, predefined: Sequence[str] = DEFAULT_PREDEFINED) -> 
 
 
 def check_templates(templates: Sequence[str], where: str) -> None:
-    """Raise OvsegError unless ``templates``, found ``where``, is a list of at least one text with one ``{}`` each."""
+    """Raise OvsegError unless ``templates`` is a non-empty list of texts with one ``{}`` each; ``where`` names it."""
     if isinstance(templates, str) or not isinstance(templates, Sequence) or not templates:
         raise OvsegError(f'{where} must be a list with at least one template, for example ["a photo of a {{}}."]')
     for template in templates:
         check_text(template, f"a template in {where}")
         if template.count("{}") != 1 or set(template.replace("{}", "")) & {"{", "}"}:
             raise OvsegError(
-                f"the template {shown(template)} in {where} must hold {{}} exactly once, and no other braces: that is "
-                "where the word goes"
+                f"the template {shown(template)} in {where} must contain {{}}, the placeholder of the word, exactly "
+                "once, and no other braces"
             )

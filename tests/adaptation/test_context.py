@@ -12,16 +12,16 @@ from ovseg.clip.contextual_shift import drawn_patches
 from PIL import Image
 
 from ovseg.adaptation.context import CropsInContext
+from ovseg.adaptation.contrastive import contrastive_loss, encode_in_parts
 from ovseg.adaptation.crops import TrainingCrops, filled, normalised, squash, unlike_fill
 from ovseg.adaptation.finetune import finetune, read_pairs
 from ovseg.adaptation.fusion import fuse_files
 from ovseg.adaptation.recipe import SHIFT, Recipe, read_recipe
-from ovseg.adaptation.run_folder import RunFolder
-from ovseg.adaptation.step import contrastive_backward
 from ovseg.adaptation.tuned_clip import ORIGINAL, load_for_tuning
 from ovseg.checkpoint import save_safetensors
 from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
 from ovseg.clip.vit import foreground_patches
+from ovseg.engine.checkpoints import CheckpointFolder
 from ovseg.errors import OvsegError
 from tests.adaptation import tiny
 from tests.parity.fixture import load_scan
@@ -84,14 +84,14 @@ def test_stopped_and_resumed(inputs, finished_shift, tmp_path, monkeypatch):
     """The original tower comes from the checkpoint, whatever --clip says by then."""
     job = tiny.make_job(inputs, tmp_path / "run", SHIFT, val=str(inputs / "val"))
     with monkeypatch.context() as patch:
-        save = RunFolder.save
+        save = CheckpointFolder.save
 
         def stop_at_the_second(folder, name, content):
             save(folder, name, content)
             if content.get("step") == 4:
                 raise KeyboardInterrupt
 
-        patch.setattr(RunFolder, "save", stop_at_the_second)
+        patch.setattr(CheckpointFolder, "save", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             finetune(job)
     with pytest.raises(OvsegError, match=r"has replace_ratio 0.5, not 0.2: --resume needs the same"):
@@ -175,13 +175,13 @@ def test_encoding_by_hand(inputs, tuned, items):
 def test_masks_of_validation_are_drawn_for_each_picture(tuned):
     masks = torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
     masks[:, :, :8, :8] = 1
-    pictures = [(torch.zeros(3, 3, 32, 32), masks, torch.arange(3))] * 2
-    items = CropsInContext(pictures, tuned.shift, [Path("a"), Path("b")], lambda paths: torch.randn(2, 2, 32))
+    crops = [(torch.zeros(3, 3, 32, 32), masks, torch.arange(3))] * 2
+    items = CropsInContext(crops, tuned.shift, [Path("a"), Path("b")], lambda paths: torch.randn(2, 2, 32))
     _, drawn, tokens, labels = items[1]
     assert drawn.shape == (3, 2, 16) and drawn.sum(2).unique().tolist() == [7]  # half of 15
     assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn, items[0][1])
     assert all(torch.equal(tokens[k], items.tokens[1]) for k in range(3)) and labels.tolist() == [0, 1, 2]
-    broken = OvsegError("no such picture")
+    broken = OvsegError("no such image")
     assert CropsInContext([broken], tuned.shift, [Path("a")], lambda _: torch.zeros(1, 2, 32))[0] is broken
 
 
@@ -311,8 +311,10 @@ def test_the_originals_step(tmp_path):
     texts = torch.from_numpy(recorded.outputs["cs/text_features"])
     captions = recorded.inputs["cs/captions"].tolist()
     ids = torch.tensor([captions.index(caption) for caption in captions])
-    loss = contrastive_backward(tuned.encode, inputs, texts, ids, tuned.model.logit_scale, micro_batch=3)
-    recorded.check("cs/loss", loss)
+    features = encode_in_parts(tuned.encode, inputs, 3)
+    loss = contrastive_loss(features, texts, tuned.model.logit_scale, ids)
+    loss.backward()
+    recorded.check("cs/loss", loss.detach())
     visual = tuned.model.visual
     recorded.check("cs/grad_norm_conv1", visual.conv1.weight.grad.norm(), 1e-3)
     recorded.check("cs/grad_norm_proj", visual.proj.grad.norm(), 1e-3)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ovseg.adaptation.contrastive import average_gradients, contrastive_loss
-from ovseg.adaptation.step import contrastive_backward
+from ovseg.adaptation.contrastive import contrastive_loss, encode_in_parts
 from ovseg.engine.launch import World, launch
+from ovseg.engine.trainer import average_gradients
 
 ROWS, DIM = 6, 5
 
@@ -28,7 +28,7 @@ def _problem() -> tuple[nn.Linear, nn.Parameter, torch.Tensor, torch.Tensor, tor
     return tower, scale, crops, texts, torch.tensor([0, 1, 2, 0, 3, 1])
 
 
-def _gradients(rows: slice, **options) -> tuple[float, list[torch.Tensor]]:
+def _gradients(rows: slice, micro_batch: int = 0, **options) -> tuple[float, list[torch.Tensor]]:
     tower, scale, crops, texts, ids = _problem()
 
     def encode(crops: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -36,7 +36,9 @@ def _gradients(rows: slice, **options) -> tuple[float, list[torch.Tensor]]:
 
     masks = torch.arange(ROWS)[:, None] / 10
     crops, masks, texts, ids = (part[rows] for part in (crops, masks, texts, ids))
-    loss = contrastive_backward(encode, (crops, masks), texts, ids, scale, **options)
+    features = encode_in_parts(encode, (crops, masks), micro_batch)
+    loss = contrastive_loss(features, texts, scale, ids, **options)
+    loss.backward()
     parameters = [*tower.parameters(), scale]
     average_gradients(parameters)
     return loss.item(), [parameter.grad for parameter in parameters]
@@ -69,6 +71,21 @@ def test_parts_give_the_gradients_of_the_whole_batch(micro_batch):
     parts_loss, gradients = _gradients(slice(None), micro_batch=micro_batch)
     assert parts_loss == pytest.approx(loss, abs=1e-6)
     torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-6)
+
+
+def test_a_part_is_encoded_again_in_the_backward_pass():
+    """In the order of parts, in which their gradients are added up."""
+    weight, calls = nn.Parameter(torch.ones(())), []
+
+    def encode(rows: torch.Tensor) -> torch.Tensor:
+        calls.append(rows[0].item())
+        return (rows[:, None] * weight).square()
+
+    features = encode_in_parts(encode, (torch.arange(6.0),), 2)
+    assert features[:, 0].tolist() == [0, 1, 4, 9, 16, 25] and sorted(calls) == [0, 2, 4]
+    calls.clear()
+    features.sum().backward()
+    assert calls == [0, 2, 4] and weight.grad == 2 * 55
 
 
 def test_loss_by_hand():

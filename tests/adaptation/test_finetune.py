@@ -15,23 +15,24 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from ovseg.clip.mask_prompt import encode_masked_image
-from ovseg.clip.regions import crop_regions, mask_boxes
 from safetensors import SafetensorError
 
 from ovseg.adaptation import context as context_module
 from ovseg.adaptation import crops as crops_module
-from ovseg.adaptation import run_folder
-from ovseg.adaptation.crops import EpochBatches, TrainingCrops, filled, random_window, squash
-from ovseg.adaptation.finetune import finetune, read_pairs
+from ovseg.adaptation.crops import TrainingCrops, filled, random_window, squash
+from ovseg.adaptation.finetune import checkpoint_folder, finetune, read_pairs
 from ovseg.adaptation.recipe import SHIFT, Recipe, read_recipe
-from ovseg.adaptation.run_folder import RunFolder
-from ovseg.adaptation.tuned_clip import build_optimizer, learning_rate, load_for_tuning
-from ovseg.checkpoint.state_dicts import read_state_dict
+from ovseg.adaptation.tuned_clip import build_optimizer, clip_flags, load_for_tuning
+from ovseg.checkpoint.state_dicts import read_checkpoint, read_state_dict
 from ovseg.clip.model import CONFIG, find_clip
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
+from ovseg.clip.vit import encode_masked_image
+from ovseg.data.sampler import StreamBatchSampler
+from ovseg.engine import metrics
 from ovseg.engine.launch import World, launch
-from ovseg.errors import OvsegError
+from ovseg.engine.solver import WarmupCosineLR
+from ovseg.errors import OvsegError, argument
+from ovseg.naming.crops import crop_regions, mask_boxes
 from tests.adaptation import tiny
 from tools import finetune_clip
 
@@ -66,7 +67,7 @@ def test_loss_falls_and_names_are_learnt(inputs, tmp_path):
     tops = [m["val/top1"] for m in tiny.metrics(tmp_path / "run") if "val/top1" in m]
     assert losses[-1] < 0.6 * losses[0]
     assert max(tops[1:]) >= 75 and tops[0] < 75
-    best = run_folder.read_checkpoint(tmp_path / "run" / "last.pt")["best_epoch"]
+    best = read_checkpoint(tmp_path / "run" / "last.pt")["best_epoch"]
     assert tops[best] == max(tops[1:])
     assert not tiny.changed(tmp_path / "run" / f"epoch_{best}.pt", tmp_path / "run" / "best.safetensors")
 
@@ -129,22 +130,22 @@ def test_two_processes_train_as_one(inputs, finished, finished_shift, tmp_path):
 
 
 def test_one_folder_for_one_run(inputs, finished, tmp_path):
-    with pytest.raises(OvsegError, match="holds a run already: --resume"):
+    with pytest.raises(OvsegError, match="holds a run already: resume it with --resume"):
         finetune(tiny.make_job(inputs, finished))
     with pytest.raises(OvsegError, match=r"has batch_size 4, not 2: --resume needs the same"):
         finetune(tiny.make_job(inputs, finished, val=str(inputs / "val"), resume=True, batch_size=2))
     code = (
-        "import sys; from ovseg.adaptation.run_folder import RunFolder\n"
-        "with RunFolder(sys.argv[1]).owned(True): print('in', flush=True); sys.stdin.read()"
+        "import sys; from ovseg.adaptation.finetune import checkpoint_folder\n"
+        "with checkpoint_folder(sys.argv[1]).owned(): print('in', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "in\n"
-        with pytest.raises(OvsegError, match="another run is writing to"), RunFolder(tmp_path).owned(True):
+        with pytest.raises(OvsegError, match="another run is writing to"), checkpoint_folder(tmp_path).owned():
             pass
         os.kill(other.pid, signal.SIGKILL)
-    with RunFolder(tmp_path).owned(True):
+    with checkpoint_folder(tmp_path).owned():
         pass
 
 
@@ -173,7 +174,7 @@ def test_disk_full_is_explained_and_resumable(inputs, finished, tmp_path, monkey
         elif part == "safetensors":
             patch.setattr("ovseg.checkpoint.loading.save_file", fail)
         else:
-            patch.setattr(run_folder.json, "dumps", lambda _: (_ for _ in ()).throw(full))
+            patch.setattr(metrics.json, "dumps", lambda _: (_ for _ in ()).throw(full))
         with pytest.raises(OvsegError, match=r"disk full while writing .*: free some space and run again"):
             finetune(tiny.make_job(inputs, output, val=str(inputs / "val")))
     finetune(tiny.make_job(inputs, output, val=str(inputs / "val"), resume=True))
@@ -226,7 +227,7 @@ def test_a_run_prepares_pixels_as_its_clip_wants_them(inputs, tmp_path, monkeypa
     assert json.loads((job.output / CONFIG).read_text())["model_cfg"] == clip
     assert yaml.safe_load((job.output / "recipe.yaml").read_text())["fill"] == [127.5] * 3
     best = str(job.output / "best.safetensors")
-    assert find_clip(str(inputs / "clip.json"), best).preprocessing == GREY  # beside the weights
+    assert find_clip(str(inputs / "clip.json"), best).preprocessing == GREY  # next to the weights
     with pytest.raises(OvsegError, match=r"check --clip; did you mean best.safetensors\?"):
         finetune(replace(job, output=tmp_path / "other", clip=f"{best}s"))
 
@@ -261,12 +262,11 @@ def test_ratio_of_the_crop_keeps_slim_ones_whole():
 
 
 def test_order_does_not_depend_on_processes_or_on_where_it_starts():
-    recipe = Recipe(batch_size=4, epochs=3)
-    whole = list(EpochBatches(10, recipe))
+    whole = list(StreamBatchSampler(10, 4, 0, epochs=3))
     assert len(whole) == 6 and whole[0][0][0] == 0 and whole[-1][0][0] == 2
     assert len({index for batch in whole[:2] for _, index in batch}) == 8
-    assert list(EpochBatches(10, recipe, start=3)) == whole[3:]
-    halves = [list(EpochBatches(10, recipe, 0, rank, 2)) for rank in (0, 1)]
+    assert list(StreamBatchSampler(10, 4, 0, start=12, epochs=3)) == whole[3:]
+    halves = [list(StreamBatchSampler(10, 4, 0, 0, rank, 2, epochs=3)) for rank in (0, 1)]
     assert [a + b for a, b in zip(*halves, strict=True)] == whole
 
 
@@ -292,8 +292,12 @@ def test_optimiser_and_schedule(inputs):
     )
     assert {"logit_scale", "visual.class_embedding", "visual.ln_post.weight"} <= without
     assert {"visual.proj", "visual.positional_embedding", "visual.conv1.weight"} <= decayed
-    recipe = Recipe(lr=1.0, warmup=4)
-    rates = [learning_rate(step, 12, recipe) for step in range(12)]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, rates = WarmupCosineLR(optimizer, 4, 12), []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[8] == pytest.approx(0.5) and rates[11] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
 
@@ -332,3 +336,10 @@ def test_flags_override_the_recipe(inputs, tmp_path, monkeypatch):
     assert world.size == 2 and not world.cuda and job.pairs == ("c", "d") and job.depth_asked
     assert (job.recipe.lr, job.recipe.scale, job.recipe.fill) == (0.5, (0.5, 1.0), (124.0, 116.0, 103.0))
     assert job.recipe.checkpoint_activations and job.recipe.weight_decay == 0
+
+
+def test_errors_of_clip_name_the_flags():
+    """Arguments are marked; keys in messages that have no marks yet are replaced, too."""
+    with pytest.raises(OvsegError, match=r"^--depth 0 does not fit --init$"), clip_flags("--init"):
+        raise OvsegError(f"{argument('depth')} 0 does not fit MODEL.CLIP_ADAPTER.CLIP_WEIGHTS")
+    assert str(OvsegError(f"{argument('depth')} is 0")) == "depth is 0"

@@ -64,7 +64,7 @@ def test_a_lists_column_wins_and_may_be_empty(root, tmp_path):
 
 
 def test_mining_remembers_where_the_image_lies(tmp_path):
-    """From the picture in a subfolder to its shard, to the original's list, and back to the picture."""
+    """From the image in a subfolder to its shard, to the original's list, and back to the image."""
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)).save(folder / "sub" / "x.png")
@@ -90,5 +90,5 @@ def test_mining_remembers_where_the_image_lies(tmp_path):
 def test_a_shard_without_images_is_refused(root, tmp_path):
     with ShardWriter(tmp_path / "pairs-00000.tar") as shard:
         shard.write("0", np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), bool), {"text": "cup"})
-    with pytest.raises(OvsegError, match=r"pair 0 of .* does not tell the image that it was cut from: mine"):
+    with pytest.raises(OvsegError, match=r"pair 0 of .* does not name the image that it was cut from: mine"):
         PairDataset(tmp_path / "pairs-00000.tar").find_images(root)

@@ -15,12 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ovseg.adaptation import mining, mining_run
-from ovseg.adaptation import pair_shards as pairs
+from ovseg.adaptation import mining, mining_run, pair_shards
 from ovseg.adaptation.miner import Miner
 from ovseg.adaptation.mining import claim
-from ovseg.adaptation.mining_options import MiningOptions
-from ovseg.adaptation.mining_run import run
+from ovseg.adaptation.mining_run import MiningOptions, run
 from ovseg.adaptation.pair_list import read_pair_list
 from ovseg.adaptation.pair_shards import PairDataset
 from ovseg.engine.launch import World, launch
@@ -44,7 +42,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """A user's folder: pictures of several sizes and a table of captions, two for each."""
+    """A user's folder: images of several sizes and a table of captions, two for each."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     lines = ["filepath,caption"]
@@ -236,7 +234,7 @@ def test_folders_of_masks_with_a_clip_given_directly(options, photos, tmp_path):
             output=tmp_path / "out",
             architecture=str(clip),
             clip=str(tmp_path / "clip.pt"),
-            max_size=45,  # photos are made smaller, boxes are told in their own pixels
+            max_size=45,  # photos are shrunk, boxes are in their own pixels
         )
     )
     dataset = PairDataset(tmp_path / "out")
@@ -304,7 +302,7 @@ def test_bad_captions_and_images(options, photos, tmp_path):
 
 def test_full_disk_is_told_and_the_run_goes_on(finished, options, tmp_path, monkeypatch):
     output, written = tmp_path / "pairs", []
-    write = pairs.TarWriter.write
+    write = pair_shards.TarWriter.write
 
     def little_room(self, sample):
         written.append(sample["__key__"])
@@ -313,7 +311,7 @@ def test_full_disk_is_told_and_the_run_goes_on(finished, options, tmp_path, monk
         return write(self, sample)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pairs.TarWriter, "write", little_room)
+        patch.setattr(pair_shards.TarWriter, "write", little_room)
         with pytest.raises(OvsegError, match=r"disk full while writing .*free some space and run again"):
             run(replace(options, output=output))
     assert len(shards_of(output)) == 2

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from ovseg.adaptation import pair_list
-from ovseg.adaptation import pair_shards as pairs
+from ovseg.adaptation import pair_list, pair_shards
 from ovseg.adaptation.pair_list import FILL, read_pair_list, write_crops, write_list
 from ovseg.adaptation.pair_shards import PairDataset, ShardWriter
 from ovseg.errors import OvsegError
@@ -117,7 +116,7 @@ def test_full_disk_is_told(tmp_path, monkeypatch):
     def no_room(self, sample):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pairs.TarWriter, "write", no_room)
+    monkeypatch.setattr(pair_shards.TarWriter, "write", no_room)
     with pytest.raises(OvsegError, match=r"disk full while writing .*pairs-00000\.tar"):
         write_shard(tmp_path / "pairs-00000.tar", 1)
     assert not list(tmp_path.iterdir())

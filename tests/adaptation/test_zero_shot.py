@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from ovseg.adaptation.validation import ValidationSet, _ToyRegions, zero_shot
-from ovseg.toy import CLASS_NAMES, render_split
+from ovseg.adaptation.validation import Crops, ValidationSet, _WorldRegions, zero_shot
+from ovseg.data.worlds import find_world
+from ovseg.toy import CLASS_NAMES
 
 
-class _Pictures(torch.utils.data.Dataset):
+class _Crops(torch.utils.data.Dataset):
     """Crops that hold their own features; class 2 is never asked for."""
 
     ranks = [[0, 1, 2], [1, 0, 2], [2, 1, 0], [1, 2, 0]]  # names in the order that each crop prefers
@@ -29,16 +30,16 @@ class _Pictures(torch.utils.data.Dataset):
 
 
 def test_accuracies_of_all_and_of_groups():
-    data = ValidationSet(("a", "b", "c"), _Pictures(), {"base": range(1), "novel": range(1, 3)})
+    data = ValidationSet(("a", "b", "c"), _Crops(), {"base": range(1), "novel": range(1, 3)})
     result = zero_shot(lambda crops, masks: crops.flatten(1), torch.eye(3), data, workers=0)
     assert result["crops"] == 4 and result["top1"] == 50 and result["top5"] == 100
     assert result["base_top1"] == 50 and result["novel_top1"] == 50
     assert result["mean_class_top1"] == pytest.approx(50), "over the two classes that are there"
 
 
-def test_toy_regions_are_all_things_and_grounds(tmp_path):
-    records = render_split("val", root=tmp_path, num_scenes=2)
-    for record, (crops, masks, labels) in zip(records, _ToyRegions(records, 16), strict=False):
+def test_toy_regions_are_all_things_and_grounds():
+    regions = _WorldRegions(find_world("toy"), "val", 2)
+    for record, (crops, masks, labels) in zip(regions.records, Crops(regions, 16), strict=False):
         things = [thing["category_id"] for thing in record["things"]]
         assert labels.tolist()[: len(things)] == things
         pixels = cv2.imread(record["sem_seg_file_name"], cv2.IMREAD_UNCHANGED)

@@ -41,7 +41,7 @@ def write_clip(folder: Path, **vision: int) -> tuple[str, str]:
 def disc(
     generator: np.random.Generator, colour: tuple[int, int, int], radius: float = 0.447
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A noisy picture with a disc, uint8 (h, w, 3), and the disc's mask; the radius is relative to the sides."""
+    """A noisy image with a disc, uint8 (h, w, 3), and the disc's mask; the radius is relative to the sides."""
     height, width = generator.integers(20, 40, 2)
     y, x = np.mgrid[:height, :width]
     mask = ((y - height / 2) / height) ** 2 + ((x - width / 2) / width) ** 2 < radius**2

@@ -245,10 +245,10 @@ def test_which_of_several_models_is_taken(tmp_path, caplog):
     other = {name: tensor + 1 for name, tensor in state.items()}
     torch.save({"model": state, "model_ema": other}, tmp_path / "both.pth")
     assert equal(read_state_dict(tmp_path / "both.pth"), state)
-    assert "the model under 'model' is taken, not that under model_ema" in caplog.text
+    assert "using the model under 'model', not that under model_ema" in caplog.text
     torch.save({"teacher": other, "epoch": 3}, tmp_path / "teacher.pth")
     assert equal(read_state_dict(tmp_path / "teacher.pth"), other)
-    assert "the model under 'teacher' is taken, there is no other" in caplog.text
+    assert "using the model under 'teacher', there is no other" in caplog.text
     twice = {f"{who}.{name}": tensor for who in ("teacher", "student") for name, tensor in state.items()}
     torch.save(twice, tmp_path / "twice.pth")
     with pytest.raises(OvsegError, match=r"several models, under student\. and teacher\.: save one"):
@@ -269,7 +269,7 @@ def test_format_is_told_by_the_content(tmp_path):
         read_state_dict(tmp_path / "c.pth")
     with zipfile.ZipFile(tmp_path / "d.pth", "w") as archive:
         archive.writestr("weights/model.pth", b"x")
-    with pytest.raises(OvsegError, match=r"damaged, or no weight file .*without PyTorch's data\.pkl"):
+    with pytest.raises(OvsegError, match=r"damaged, or not a weight file .*without PyTorch's data\.pkl"):
         read_state_dict(tmp_path / "d.pth")
 
 
@@ -331,7 +331,7 @@ def test_what_safetensors_cannot_hold(tmp_path, tensor):
 
 def test_a_name_that_is_no_text(tmp_path):
     torch.save({"\ud800": torch.ones(1)}, tmp_path / "a.pth")
-    with pytest.raises(OvsegError, match="which is no text"):
+    with pytest.raises(OvsegError, match="with the invalid name"):
         read_state_dict(tmp_path / "a.pth")
 
 

@@ -9,7 +9,8 @@ import yaml
 
 import ovseg  # noqa: F401 - registers the data sets
 from ovseg.config import get_cfg, load_cfg
-from ovseg.config.per_dataset import check_per_dataset, config_of, settings_of
+from ovseg.config.per_dataset import config_of, settings_of
+from ovseg.data.catalog import check_per_dataset
 from ovseg.errors import OvsegError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -96,7 +96,7 @@ def test_nested_options():
         (["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS"], "MODEL.WEIGHTS lacks a value"),
         (["MODEL.SWIN", "3"], "it must hold keys, such as MODEL.SWIN."),
         ({"MODEL": {"WEIGHTS": {"a": 1}}}, "unknown configuration key MODEL.WEIGHTS.a"),
-        ([1, 2], "1 is no key"),
+        ([1, 2], "1 is not a key"),
         ("MODEL.DEVICE cpu", "give a list"),
         (["", "x"], "unknown configuration key ''"),
     ],
@@ -290,7 +290,7 @@ def test_command_lines_of_the_demo(capsys):
 @pytest.mark.parametrize("name", ["gpu", "0", "mps", "xpu", "cuda:99", "meta", "GPU", ""])
 def test_devices_that_are_not_here(name, monkeypatch):
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-    with pytest.raises(OvsegError, match=r"--device: .*(is not there|there is no device).*this machine has cpu"):
+    with pytest.raises(OvsegError, match=r"--device: .*(is not available|there is no device).*this machine has cpu"):
         find_device(name, "--device")
     if not name.startswith("cuda"):
         with pytest.raises(OvsegError):

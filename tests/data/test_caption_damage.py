@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovseg.adaptation.finetune import LAST, METRICS, checkpoint_folder
 from ovseg.adaptation.image_root import ImageRoot
 from ovseg.adaptation.mining import SETTINGS, claim
 from ovseg.adaptation.pair_list import read_pair_list
 from ovseg.adaptation.pair_shards import PairDataset, ShardWriter, iterate_infos
-from ovseg.adaptation.run_folder import LAST, METRICS, RunFolder
 from ovseg.data.caption_checks import check_captions
 from ovseg.data.caption_files import read_captions
+from ovseg.engine.metrics import cut_lines
 from ovseg.errors import OvsegError
 
 COCO = json.dumps(
@@ -169,7 +170,7 @@ def test_damaged_settings_of_mining(folder):
 def test_damaged_metrics_are_cut_and_the_rest_stays(folder):
     good = json.dumps({"step": 3, "loss": 1.0})
     (folder / METRICS).write_bytes(b"\n".join([good.encode(), b"[]", b"{}", b'{"step": "x"}', b"\xff", b"[" * 9999]))
-    RunFolder(folder).start_metrics(3)
+    cut_lines(folder / METRICS, "step", 3)
     assert (folder / METRICS).read_text() == good + "\n"
 
 
@@ -179,7 +180,7 @@ def test_a_last_checkpoint_that_is_something_else(folder):
     for content in ({}, {"settings": 3}, {"settings": "{}", "step": "x"}):
         torch.save(content, folder / LAST)
         with pytest.raises(OvsegError, match=r"last\.pt"):
-            RunFolder(folder).read_last()
+            checkpoint_folder(folder).load_newest()
 
 
 def test_names_of_whole_images_that_no_file_can_have(folder):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as masks
 
-from ovseg.data.run_lengths import decode_mask
+from ovseg.io.run_lengths import decode_mask
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5), (40, 30), (1, 3000), (700, 900)])

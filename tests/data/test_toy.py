@@ -25,12 +25,12 @@ from ovseg.toy import (
     STUFF,
     Scene,
     make_scene,
-    records,
     register_toy,
-    registration,
     render_split,
 )
+from ovseg.toy import records as records_module
 from ovseg.toy.classes import IGNORE_LABEL, NOVEL_STUFF
+from ovseg.toy.registration import FORMAT, SPLITS
 from ovseg.toy.sentences import tells_sides
 
 _NOUN = re.compile(
@@ -47,7 +47,7 @@ def scenes() -> list[Scene]:
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict]]]:
     root = tmp_path_factory.mktemp("toy")
-    return root, {split: render_split(split, root, num_scenes=40) for split in registration.SPLITS}
+    return root, {split: render_split(split, root, num_scenes=40) for split in SPLITS}
 
 
 def _read(path: str) -> np.ndarray:
@@ -74,7 +74,7 @@ def test_more_captions_change_nothing_else():
 
 
 def test_seeds_of_splits_are_disjoint():
-    ranges = [range(first, first + count) for first, count in registration.SPLITS.values()]
+    ranges = [range(first, first + count) for first, count in SPLITS.values()]
     assert len(set().union(*ranges)) == sum(map(len, ranges))
 
 
@@ -175,7 +175,7 @@ def test_train_labels_hold_base_words_only(rendered):
 
 
 def test_novel_words_occur_in_train_captions():
-    first, count = registration.SPLITS["train"]
+    first, count = SPLITS["train"]
     text = " ".join(make_scene(seed).captions[0] for seed in range(first, first + min(count, 160)))
     missing = [name for name in NOVEL_CLASSES if not re.search(rf"\b{name}\b", text)]
     assert not missing
@@ -205,11 +205,11 @@ def test_files_hold_the_scene(rendered):
 def test_cache_is_reused_and_mended(rendered, monkeypatch):
     root, splits = rendered
     drawn: list[int] = []
-    make = records.make_scene
-    monkeypatch.setattr(records, "make_scene", lambda seed: drawn.append(seed) or make(seed))
+    make = records_module.make_scene
+    monkeypatch.setattr(records_module, "make_scene", lambda seed: drawn.append(seed) or make(seed))
     assert render_split("train", root, num_scenes=40) == splits["train"]
     assert drawn == []
-    records.record_path(root / "train", 5).unlink()
+    records_module.record_path(root / "train", 5).unlink()
     assert render_split("train", root, num_scenes=40) == splits["train"]
     assert drawn == [5]
 
@@ -235,7 +235,7 @@ def test_two_processes_draw_the_same_cache(tmp_path):
     for process in running:
         out, err = process.communicate(timeout=120)
         assert out.split()[-1:] == ["16"], err
-    folder = tmp_path / "toy" / registration.generator_version() / "val"
+    folder = tmp_path / "toy" / str(FORMAT) / "val"
     written = [json.loads(path.read_text()) for path in sorted((folder / "records").iterdir())]
     assert len(written) == 16
     for record in written[:4]:

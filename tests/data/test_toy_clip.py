@@ -24,7 +24,7 @@ RECIPE = Recipe(steps=4, text_steps=2, batch_size=4, lr=1e-3, weight_decay=0.1, 
 
 
 @pytest.fixture(scope="module")
-def pictures() -> tuple[Tensor, list[list[str]]]:
+def images_and_captions() -> tuple[Tensor, list[list[str]]]:
     return load_views(0, 4, VIEWS)
 
 
@@ -35,18 +35,18 @@ def new_run(folder: Path) -> TrainingRun:
     return TrainingRun(CLIP(8, vision, text), RECIPE, folder, {"about": "a test"})
 
 
-def new_sampler(pictures: tuple[Tensor, list[list[str]]]) -> PairSampler:
-    return PairSampler(*pictures, SimpleTokenizer(context_length=48), 32)
+def new_sampler(images_and_captions: tuple[Tensor, list[list[str]]]) -> PairSampler:
+    return PairSampler(*images_and_captions, SimpleTokenizer(context_length=48), 32)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, pictures) -> TrainingRun:
+def whole(tmp_path_factory, images_and_captions) -> TrainingRun:
     run = new_run(tmp_path_factory.mktemp("whole"))
-    run.train(new_sampler(pictures))
+    run.train(new_sampler(images_and_captions))
     return run
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, pictures, whole, monkeypatch):
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, images_and_captions, whole, monkeypatch):
     assert [entry["step"] for entry in whole.log["steps"]] == [1, 2, 3, 4]
     killed = new_run(tmp_path / "killed")
     loss, calls = training.contrastive_loss, []
@@ -59,12 +59,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, pictures, whole, 
 
     monkeypatch.setattr(training, "contrastive_loss", die_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        killed.train(new_sampler(pictures))
+        killed.train(new_sampler(images_and_captions))
     monkeypatch.undo()
     resumed = new_run(tmp_path / "killed")
     resumed.resume()
     assert resumed.step == 3
-    resumed.train(new_sampler(pictures))
+    resumed.train(new_sampler(images_and_captions))
     assert resumed.log["steps"] == whole.log["steps"]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
@@ -84,20 +84,20 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path):
         new_run(tmp_path).resume()
 
 
-def test_views_say_what_they_show(pictures):
-    images, captions = pictures
-    again = [picture for seed in range(4) for picture in views(seed, VIEWS)]
+def test_views_say_what_they_show(images_and_captions):
+    images, captions = images_and_captions
+    again = [view for seed in range(4) for view in views(seed, VIEWS)]
     assert len(images) == len(captions) == len(again) > 4
     for image, texts, (drawn, written) in zip(images, captions, again, strict=True):
         assert torch.equal(image, torch.from_numpy(drawn).permute(2, 0, 1)) and texts == list(written)
-    named = new_sampler(pictures).named
+    named = new_sampler(images_and_captions).named
     assert torch.allclose(named.sum(dim=1), torch.ones(len(named)))
     scene = make_scene(0)
     there = {*scene.stuff, *(thing.name for thing in scene.things)}
     assert {CLASS_NAMES[k] for k in named[0].nonzero().flatten()} == there
 
 
-def test_patches_show_grounds_only(pictures):
+def test_patches_show_grounds_only(images_and_captions):
     patches = [texts for _, texts in views(1, ViewRecipe(patches=3, captions=1))][1:]
     assert patches and all(any(ground in texts[0] for ground in STUFF) for texts in patches)
     assert not any(name in texts[0] for texts in patches for name in CLASS_NAMES if " " in name)

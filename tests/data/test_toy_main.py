@@ -7,7 +7,7 @@ from ovseg.errors import OvsegError
 from ovseg.io.images import read_image
 from ovseg.toy import make_scene
 from ovseg.toy.__main__ import main
-from ovseg.toy.registration import SPLITS
+from ovseg.toy.classes import SPLITS
 from ovseg.vocabulary import Vocabulary
 
 

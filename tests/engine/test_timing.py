@@ -10,7 +10,7 @@ from ovseg.engine.timing import REST, STAGES, Stages, clock_of, time_stages
 
 
 class Clock:
-    """Goes forward only when told to."""
+    """Goes forward only when set."""
 
     now = 100.0
 

@@ -192,6 +192,6 @@ def test_several_processes_use_nothing_deprecated(tmp_path, monkeypatch):
         monkeypatch.setattr(trainer.comm, "get_world_size", lambda: 2)
         with warnings.catch_warnings():
             warnings.simplefilter("error", FutureWarning)
-            assert not trainer._parallel(torch.nn.Linear(2, 2)).broadcast_buffers
+            assert not trainer.parallel(torch.nn.Linear(2, 2)).broadcast_buffers
     finally:
         dist.destroy_process_group()

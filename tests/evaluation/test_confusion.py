@@ -105,7 +105,7 @@ def test_unusable_labels_name_file_and_value(pred, gt, message):
 
 def test_unknown_convention_and_bad_subsets():
     conf = np.eye(3, dtype=np.int64)
-    with pytest.raises(OvsegError, match=r"MIOU_CONVENTION.*'mean'"):
+    with pytest.raises(OvsegError, match=r"^convention is 'mean': use one of union"):
         scores_from_confusion(conf, ["a", "b"], convention="mean")
     with pytest.raises(OvsegError, match="'base' names class 2"):
         scores_from_confusion(conf, ["a", "b"], {"base": [0, 2]})

@@ -15,8 +15,8 @@ import pytest
 
 from ovseg.errors import OvsegError
 from ovseg.evaluation import partial, runner
-from ovseg.evaluation.arrays import read_arrays
 from ovseg.evaluation.record import read_record
+from ovseg.evaluation.tally import read_arrays
 from tests.scripts import load_script
 
 
@@ -157,12 +157,12 @@ def test_damaged_entries_of_a_record_are_named(finished):
             read_record(path, complete=True)
     for key in whole:
         path.write_text(json.dumps({name: value for name, value in whole.items() if name != key}))
-        with pytest.raises(OvsegError, match=r"results\.json (lacks|is no results\.json|does not tell)"):
+        with pytest.raises(OvsegError, match=r"results\.json (lacks|is not a results\.json|lacks protocol)"):
             read_record(path, complete=True)
     text = json.dumps(whole)
     for content in (b"", bytes(100), text[:200].encode(), b"\xff\xfe", b"[" * 100_000, b"null", b'{"a": NaN}'):
         path.write_bytes(content)
-        with pytest.raises(OvsegError, match=r"results\.json (cannot be read|is no results)") as error:
+        with pytest.raises(OvsegError, match=r"results\.json (cannot be read|is not a results)") as error:
             read_record(path)
         assert "\n" not in str(error.value)
     path.write_text(text.replace(json.dumps(whole["results"]["sem_seg"]["mIoU"]), "1e999"))

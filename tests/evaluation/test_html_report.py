@@ -15,9 +15,9 @@ from PIL import Image
 from ovseg.errors import OvsegError
 from ovseg.evaluation import runner
 from ovseg.evaluation.confusion import label_runs
-from ovseg.evaluation.html_report import confusion_pairs
+from ovseg.evaluation.predictions import WorstImage, WorstImages, read_worst
+from ovseg.evaluation.report import confusion_pairs
 from ovseg.evaluation.sem_seg import SeenImage
-from ovseg.evaluation.worst import WorstImage, WorstImages, read_worst
 from tests.scripts import load_script
 
 EVIL = '<script>alert("x")</script> & "cat"'
@@ -83,7 +83,7 @@ def test_report_is_one_file_with_everything_in_it(folder):
     assert "default-src 'none'" in policy
 
 
-def test_pictures_show_image_truth_and_prediction(folder):
+def test_images_show_image_truth_and_prediction(folder):
     page = Page((folder / "report.html").read_text())
     worst = read_worst(folder / "worst_images.npz")[0]
     sources = [attrs["src"] for tag, attrs in page.tags if tag == "img"]

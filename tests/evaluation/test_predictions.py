@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ovseg.config import get_cfg
+from ovseg.config.limits import check_config
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import LabelRuns
-from ovseg.evaluation.predictions import PngPredictions, RlePredictions, prediction_format
+from ovseg.evaluation.predictions import PngPredictions, RlePredictions
 from ovseg.evaluation.sem_seg import SeenImage
 
 NO_RUNS = LabelRuns(*(np.zeros(0, np.int64),) * 3)
@@ -77,7 +79,7 @@ def test_no_image_is_an_empty_list(tmp_path):
 
 
 @pytest.mark.parametrize(("num_classes", "dtype"), [(150, np.uint8), (256, np.uint8), (257, np.uint16)])
-def test_pictures_of_label_maps(tmp_path, num_classes, dtype):
+def test_label_maps_as_png(tmp_path, num_classes, dtype):
     names = ["/data/a/x.jpg", "/data/b/x.jpg", "/data/b/y.z.png"]
     saver = PngPredictions(tmp_path, names, num_classes)
     images = [seen(index, num_classes, name) for index, name in enumerate(names)]
@@ -97,14 +99,9 @@ def test_images_that_differ_in_their_suffix_alone_keep_it(tmp_path):
     assert [path.name for path in Path(tmp_path).iterdir()] == ["x.png.png"]
 
 
-def test_formats():
-    assert [prediction_format(value) for value in (None, False, True, "rle", "png")] == [
-        None,
-        None,
-        "rle",
-        "rle",
-        "png",
-    ]
+def test_other_formats_are_refused():
+    cfg = get_cfg()
     for wrong in ("PNG", 1, "true"):
-        with pytest.raises(OvsegError, match=r"TEST\.SAVE_PREDICTIONS is .*: use False, True \(rle\), rle or png"):
-            prediction_format(wrong)
+        cfg.TEST.SAVE_PREDICTIONS = wrong
+        with pytest.raises(OvsegError, match=r"SAVE_PREDICTIONS is .*; choose one of None, False, True, rle, png"):
+            check_config(cfg)

@@ -12,17 +12,14 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-import ovseg
 from ovseg.config import get_cfg
 from ovseg.data.file_list import file_list_checksum
 from ovseg.data.protocol import protocol_of
 from ovseg.engine.run import evaluate
 from ovseg.errors import OvsegError
 from ovseg.evaluation import runner
-from ovseg.evaluation.differences import differences, different_keys, short
-from ovseg.evaluation.identity import model_digest
+from ovseg.evaluation.identity import differences, different_keys, git_commit, model_digest, short
 from ovseg.evaluation.record import read_record
-from ovseg.evaluation.versions import git_commit
 
 
 @META_ARCH_REGISTRY.register()
@@ -95,10 +92,10 @@ def test_a_model_in_training_has_an_iteration_and_no_files(data_folder):
     [
         (None, r"there is no .*results\.json: evaluate first"),
         ("{", "cannot be read"),
-        ("[1]", r"is no results\.json"),
+        ("[1]", r"is not a results\.json"),
         ('{"dataset": "x", "results": {}, "schema": "two"}', "has schema 'two'"),
         ('{"dataset": "x", "results": {}, "schema": 2}', "lacks num_images, file_list_sha256, protocol"),
-        ('{"dataset": "x", "results": {}}', "of an older ovseg; evaluate again"),
+        ('{"dataset": "x", "results": {}}', "by an older ovseg; evaluate again"),
     ],
 )
 def test_unusable_records(tmp_path, text, message):
@@ -120,22 +117,21 @@ def test_a_models_digest_tells_values_names_and_types():
     assert digests[0] == model_digest(model())
 
 
-def test_commit_of_a_checkout_alone(tmp_path, monkeypatch):
+def test_commit_of_a_checkout_alone(tmp_path):
     find = git_commit.__wrapped__
     package = tmp_path / "ovseg"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    monkeypatch.setattr(ovseg, "__file__", str(package / "__init__.py"))
-    assert find() is None
+    assert find(package) is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
-    assert find() is None  # in another project's checkout
+    assert find(package) is None  # in another project's checkout
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "a"], check=True)
-    commit = find()
+    commit = find(package)
     assert len(commit) == 40
     (package / "new.py").write_text("")
-    assert find() == f"{commit}+changes"
+    assert find(package) == f"{commit}+changes"
 
 
 def test_predictions_may_be_asked_for_in_every_way(data_folder):
@@ -149,13 +145,13 @@ def test_predictions_may_be_asked_for_in_every_way(data_folder):
     assert not (data_folder / "out").exists()
 
 
-def test_differences_are_told_by_name():
+def test_differences_are_listed_by_name():
     first = {"a": {"b": [1, 2], "c": "x"}, "d": 1, "gone": ""}
     second = {"a": {"b": (1, 2), "c": "y" * 90}, "d": 1.5, "new": None}
     assert different_keys(first, second) == ["a.c", "d", "gone", "new"]
-    told = differences(first, second)
-    assert told[0] == f"a.c was x and is {'y' * 57}..."
-    assert told[1:] == ["d was 1 and is 1.5", "gone was '' and is None", "new was None and is None"]
+    changes = differences(first, second)
+    assert changes[0] == f"a.c was x and is {'y' * 57}..."
+    assert changes[1:] == ["d was 1 and is 1.5", "gone was '' and is None", "new was None and is None"]
     assert short("a\n b") == "a b"
 
 

@@ -14,9 +14,8 @@ from detectron2.evaluation import SemSegEvaluator as Detectron2Evaluator
 from PIL import Image
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation.predictions import RlePredictions
+from ovseg.evaluation.predictions import RlePredictions, WorstImages
 from ovseg.evaluation.sem_seg import SemSegEvaluator
-from ovseg.evaluation.worst import WorstImages
 
 
 def random_outputs(seed: int = 0) -> tuple[list[dict], list[dict]]:
@@ -75,8 +74,8 @@ def test_memory_does_not_grow_with_the_number_of_images(data_folder):
     inputs, outputs = random_outputs()
     size = len(standin.CLASSES)
     rle = RlePredictions(data_folder / "out.json", data_folder / "out.jsonl", {})
-    observers = [rle, WorstImages(data_folder / "worst.npz", size, count=3)]
-    evaluator = SemSegEvaluator(standin.NAME, observers=observers)
+    keepers = [rle, WorstImages(data_folder / "worst.npz", size, count=3)]
+    evaluator = SemSegEvaluator(standin.NAME, keepers=keepers)
     held = []
     tracemalloc.start()
     for round_ in range(25):

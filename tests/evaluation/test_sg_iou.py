@@ -15,7 +15,7 @@ from ovseg.config import get_cfg
 from ovseg.data.protocol import Protocol, protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import confusion_matrix, scores_from_confusion
-from ovseg.evaluation.sg_iou import check_metric, credited_pixels, sg_scores
+from ovseg.evaluation.sg_iou import credited_pixels, sg_scores
 from ovseg.evaluation.sg_table import build_table, read_table, table_from_text
 from ovseg.vocabulary import Vocabulary
 
@@ -117,8 +117,8 @@ def test_only_the_child_gains():
     [
         ({0: [3]}, r"names class 3, but the data set has classes 0\.\.2"),
         ({-1: [0]}, "names class -1"),
-        ({1: [1]}, "class 1 its own father"),
-        ({1: [0, 0]}, "class 1 a father twice"),
+        ({1: [1]}, "class 1 its own parent"),
+        ({1: [0, 0]}, "class 1 a parent twice"),
     ],
 )
 def test_tables_that_cannot_work(fathers, message):
@@ -126,28 +126,21 @@ def test_tables_that_cannot_work(fathers, message):
         sg_scores(np.zeros((4, 4), dtype=np.int64), ["a", "b", "c"], fathers)
 
 
-def test_metric_is_one_of_two():
-    check_metric("Vanilla")
-    check_metric("SG-IoU")
-    with pytest.raises(OvsegError, match="METRIC is 'sg-iou': use one of Vanilla, SG-IoU"):
-        check_metric("sg-iou")
-
-
 def test_a_file_names_classes_by_name_or_index(tmp_path):
     path = write(tmp_path / "t.json", '{"cat": ["animal"], "2": 3, "wall": ["stone wall", 1], "1": []}')
     table = read_table(path, protocol())
     assert table.fathers == {0: (1,), 2: (3,), 3: (1, 2)}
-    told = table.describe()
-    assert (told["origin"], told["threshold"]) == (str(path), None)
-    assert (told["classes_with_fathers"], told["pairs"], told["mutual_pairs"]) == (3, 4, 2)
+    entry = table.describe()
+    assert (entry["origin"], entry["threshold"]) == (str(path), None)
+    assert (entry["classes_with_fathers"], entry["pairs"], entry["mutual_pairs"]) == (3, 4, 2)
     again = read_table(write(tmp_path / "again.json", json.dumps(table.named())), protocol())
     assert again.fathers == table.fathers
-    assert again.describe()["sha256"] == told["sha256"]
+    assert again.describe()["sha256"] == entry["sha256"]
     other = read_table(write(tmp_path / "other.json", '{"cat": "animal"}'), protocol())
-    assert other.describe()["sha256"] != told["sha256"]
+    assert other.describe()["sha256"] != entry["sha256"]
 
 
-def test_classes_of_the_same_name_are_told_by_index(tmp_path):
+def test_classes_of_the_same_name_are_distinguished_by_index(tmp_path):
     twice = protocol(("door", "wall", "door"), words=("door", "wall", "the other door"))
     with pytest.raises(OvsegError, match="'door', which 2 classes are called: give their indices"):
         read_table(write(tmp_path / "t.json", '{"door": "wall"}'), twice)

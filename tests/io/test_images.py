@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ovseg.data.label_files import read_labels
 from ovseg.errors import OvsegError
 from ovseg.io.images import LARGEST_IMAGE, read_image, to_rgb
+from ovseg.io.label_maps import read_labels
 
 RED = (200, 30, 20)
 

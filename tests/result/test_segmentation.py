@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from ovseg.errors import OvsegError
 from ovseg.result import fonts
 from ovseg.result.colors import colors_of, word_color
-from ovseg.result.drawing import PICTURE_SIZES, draw_legend, draw_picture, draw_regions
+from ovseg.result.drawing import DRAWING_SIZES, draw_legend, draw_regions, draw_result
 from ovseg.result.segmentation import UNLABELLED, Segmentation, output_files
 
 NAMES = ("cat", "sofa", "dog")
@@ -52,7 +52,7 @@ def test_masks_by_word():
     assert np.array_equal(result.mask("Sofa "), result.label_map == 1)
     assert not result.mask("dog").any()
     assert list(result.masks) == ["cat", "sofa"]
-    with pytest.raises(OvsegError, match=r"not asked for 'soffa': did you mean 'sofa'\?"):
+    with pytest.raises(OvsegError, match=r"'soffa' is not a word of this segmentation: did you mean 'sofa'\?"):
         result.mask("soffa")
 
 
@@ -102,7 +102,7 @@ def test_json_holds_the_masks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("where", "picture"),
+    ("where", "drawing"),
     [
         ("", "a.b.png"),  # an existing folder: named after the image
         ("new/", "new/a.b.png"),
@@ -112,11 +112,11 @@ def test_json_holds_the_masks(tmp_path):
         ("x.JPG", "x.JPG"),
     ],
 )
-def test_where_files_go(tmp_path, where, picture):
+def test_where_files_go(tmp_path, where, drawing):
     files = example(source="photos/a.b.jpg").save(f"{tmp_path}/{where}")
-    assert files == output_files(tmp_path / picture)
+    assert files == output_files(tmp_path / drawing)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
-    assert np.asarray(Image.open(files[0]).convert("RGB")).shape[1] == PICTURE_SIZES[0]
+    assert np.asarray(Image.open(files[0]).convert("RGB")).shape[1] == DRAWING_SIZES[0]
 
 
 def test_an_interrupted_save_leaves_nothing_half_written(tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ def test_overlay_colours_only_what_is_labelled():
     drawn = result.overlay()
     assert drawn.shape == (40, 60, 3) and drawn.dtype == np.uint8
     assert (drawn[:8] == 120).all()
-    assert (result.image == 120).all()  # the picture itself is not drawn on
+    assert (result.image == 120).all()  # the image itself is not drawn on
     expected = (np.array(word_color(0).as_rgb()) + 120) / 2
     assert np.abs(drawn[13, 3] - expected).max() <= 1.5
 
@@ -167,21 +167,21 @@ def test_colours_are_stable_and_distinct():
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3000), (3000, 1), (13, 7), (640, 640), (30, 6000)])
-def test_pictures_of_any_size_get_a_readable_legend(height, width):
+def test_drawings_of_any_size_get_a_readable_legend(height, width):
     labels = np.zeros((height, width), int)
     labels[:, width // 2 :] = 1
-    names = ["cat", "a name so long that it cannot stand on any picture of a normal size " * 3]
-    picture = draw_picture(np.zeros((height, width, 3), np.uint8), labels, names)
+    names = ["cat", "a name so long that it cannot stand on any image of a normal size " * 3]
+    drawing = draw_result(np.zeros((height, width, 3), np.uint8), labels, names)
     longest = max(height, width)
-    expected = min(max(longest, PICTURE_SIZES[0]), PICTURE_SIZES[1])
-    assert picture.dtype == np.uint8 and max(picture.shape[:2]) >= expected
-    legend = picture[-60:]
-    assert (legend.min(-1) < 120).any()  # there are letters below the picture
-    assert picture.shape[1] >= 320
+    expected = min(max(longest, DRAWING_SIZES[0]), DRAWING_SIZES[1])
+    assert drawing.dtype == np.uint8 and max(drawing.shape[:2]) >= expected
+    legend = drawing[-60:]
+    assert (legend.min(-1) < 120).any()  # there are letters below the image
+    assert drawing.shape[1] >= 320
 
 
-def test_letters_that_no_font_has_do_not_stop_the_picture():
-    draw_picture(np.zeros((50, 50, 3), np.uint8), np.zeros((50, 50), int), ["猫 😀 \u0e19\u0e01"])
+def test_letters_that_no_font_has_do_not_stop_the_drawing():
+    draw_result(np.zeros((50, 50, 3), np.uint8), np.zeros((50, 50), int), ["猫 😀 \u0e19\u0e01"])
 
 
 def test_sizes_must_agree():
@@ -242,8 +242,8 @@ def test_a_series_of_images_keeps_its_colours():
 def test_the_original_stands_with_the_overlay(height, width, where):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     labels = np.zeros((height, width), int)
-    drawn = draw_picture(image, labels, ["cat"])
-    assert drawn.shape[1] == PICTURE_SIZES[0]
+    drawn = draw_result(image, labels, ["cat"])
+    assert drawn.shape[1] == DRAWING_SIZES[0]
     size = (636, 424) if where == "right" else (1280, 256)
     original = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     assert np.array_equal(drawn[: size[1], : size[0]], original)

@@ -91,7 +91,7 @@ def test_what_cannot_work(config, tmp_path):
     wrong = tmp_path / "wrong.json"
     for content in ("{", "[1]", "3", '{"config": 1}'):
         wrong.write_text(content)
-        with pytest.raises(OvsegError, match=r"wrong\.json is no file that --json wrote"):
+        with pytest.raises(OvsegError, match=r"wrong\.json is not a file of --json"):
             tool.main(["--config", config, "--compare", str(wrong)], run=None)
     with pytest.raises(OvsegError, match=r"cannot read .*gone\.json"):
         tool.main(["--config", config, "--compare", str(tmp_path / "gone.json")], run=None)

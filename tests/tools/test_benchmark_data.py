@@ -72,6 +72,6 @@ def test_evaluate(tool, tmp_path, monkeypatch):
     assert labels.shape == (512, 683) and labels.dtype == np.uint16 and labels.max() > 255
 
 
-def test_paint(tool, tmp_path, capsys):
-    tool.main(["paint", "--chunks", "200"])
+def test_render(tool, tmp_path, capsys):
+    tool.main(["render", "--chunks", "200"])
     assert "847" in capsys.readouterr().out

@@ -82,21 +82,21 @@ def test_the_settings_in_which_runs_differ(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         ({"variant": "synonyms"}, "protocol.variant is names / synonyms"),
         ({"miou_convention": "ground_truth"}, "miou_convention is union / ground_truth"),
         ({"num_images": 8, "file_list_sha256": "cd"}, "num_images is 9 / 8; file_list_sha256 is ab / cd"),
     ],
 )
-def test_what_must_not_be_compared_is_refused_and_marked_when_forced(tmp_path, capsys, change, told):
+def test_what_must_not_be_compared_is_refused_and_marked_when_forced(tmp_path, capsys, change, reason):
     runs = [evaluated(tmp_path / "a", record(2.0)), evaluated(tmp_path / "b", record(3.0, **change))]
     with pytest.raises(OvsegError) as error:
         compare_results.main(list(map(str, runs)))
-    assert f"a and b must not be compared: {told}." in str(error.value)
+    assert f"a and b must not be compared: {reason}." in str(error.value)
     rows = printed(capsys, "--force", *runs)
     assert rows[1] == ["toy", "a", "b *"]
-    assert [f"* b must not be compared with a: {told}"] in rows
+    assert [f"* b must not be compared with a: {reason}"] in rows
 
 
 def test_scores_of_two_tables_of_fathers_must_not_be_compared(tmp_path, capsys):
@@ -142,9 +142,9 @@ def test_what_cannot_be_compared_at_all_is_named(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     for path, message in (
         (tmp_path / "empty", r"no inference/<data set>/results.json in .*empty"),
-        (evaluated(tmp_path / "old", old), r"results.json does not tell protocol and data: it is of an older ovseg"),
+        (evaluated(tmp_path / "old", old), r"results.json lacks protocol and data: it was written by an older ovseg"),
         (evaluated(tmp_path / "new", record(2.0, schema=3)), r"has schema 3; evaluate again"),
-        (tmp_path / "other.json", r"other\.json is no results\.json"),
+        (tmp_path / "other.json", r"other\.json is not a results\.json"),
         (tmp_path / "broken.json", r"broken\.json cannot be read"),
     ):
         with pytest.raises(OvsegError, match=message):

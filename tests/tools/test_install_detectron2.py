@@ -22,13 +22,13 @@ def tool(monkeypatch):
     return install_detectron2
 
 
-def write_tree(folder: Path, mends, moved, replaced) -> None:
-    """A source tree of just the texts that the mends look for, each as often as declared."""
-    for mend in mends:
-        path = folder / mend.file
+def write_tree(folder: Path, patches, moved, replaced) -> None:
+    """A source tree of just the texts that the patches look for, each as often as declared."""
+    for patch in patches:
+        path = folder / patch.file
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
-            file.write(f"# a line\n{mend.old}\n" * mend.count)
+            file.write(f"# a line\n{patch.old}\n" * patch.count)
     for source in moved:
         (folder / source).mkdir(parents=True)
         (folder / source / "__init__.py").write_text("")
@@ -51,15 +51,15 @@ def tar_gz(path: Path, members: dict[str, bytes], link: tuple[str, str] | None =
     return path
 
 
-def test_every_mend_applies_to_the_text_it_declares(tool, tmp_path):
-    write_tree(tmp_path, tool.MENDS, tool.MOVED_FOLDERS, tool.REPLACED_FILES)
+def test_every_patch_applies_to_the_text_it_declares(tool, tmp_path):
+    write_tree(tmp_path, tool.PATCHES, tool.MOVED_FOLDERS, tool.REPLACED_FILES)
     tool.prepare_tree(tmp_path)
 
-    for mend in tool.MENDS:
-        text = (tmp_path / mend.file).read_text()
-        assert mend.new in text
-        if mend.old not in mend.new:
-            assert mend.old not in text
+    for patch in tool.PATCHES:
+        text = (tmp_path / patch.file).read_text()
+        assert patch.new in text
+        if patch.old not in patch.new:
+            assert patch.old not in text
     assert not any((tmp_path / name).exists() for name in tool.REPLACED_FILES)
     assert all((tmp_path / name / "__init__.py").is_file() for name in tool.MOVED_FOLDERS.values())
     assert 'name = "detectron2"' in (tmp_path / "pyproject.toml").read_text()
@@ -68,15 +68,15 @@ def test_every_mend_applies_to_the_text_it_declares(tool, tmp_path):
 @pytest.mark.parametrize("occurrences", [0, 1, 3])
 def test_mend_that_occurs_another_number_of_times_is_an_error(tool, tmp_path, occurrences):
     (tmp_path / "a.py").write_text("x = np.bool\n" * occurrences)
-    mend = tool.Mend("a.py", "np.bool", "bool", 2, "NumPy")
+    patch = tool.Patch("a.py", "np.bool", "bool", 2, "NumPy")
     with pytest.raises(tool.InstallError, match=rf"a\.py: 'np\.bool' occurs {occurrences} times, expected 2"):
-        tool.apply_mends(tmp_path, [mend])
+        tool.apply_patches(tmp_path, [patch])
     assert (tmp_path / "a.py").read_text() == "x = np.bool\n" * occurrences
 
 
 def test_mend_of_a_missing_file_is_an_error(tool, tmp_path):
     with pytest.raises(tool.InstallError, match=r"gone\.py"):
-        tool.apply_mends(tmp_path, [tool.Mend("gone.py", "a", "b", 1, "")])
+        tool.apply_patches(tmp_path, [tool.Patch("gone.py", "a", "b", 1, "")])
 
 
 def test_checksum(tool, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = ("Makefile", "requirements.txt", "pyproject.toml", "tools/install_detectron2.py", "tools/detectron2_mends.py")
+FILES = ("Makefile", "requirements.txt", "pyproject.toml", "tools/install_detectron2.py", "tools/detectron2_patches.py")
 PYTHON = """#!/bin/sh
 echo "$@" >> calls
 case "$*" in

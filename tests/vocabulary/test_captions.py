@@ -72,7 +72,7 @@ def test_bad_choices(monkeypatch):
     monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(OvsegError, match="pip install spacy"):
         get_extractor("spacy:en_core_web_sm")
-    with pytest.raises(OvsegError, match="name spaCy's model"):
+    with pytest.raises(OvsegError, match="spacy is not a tagger without a model"):
         get_extractor("spacy:")
 
 

@@ -122,7 +122,7 @@ def test_every_label_set_is_consistent(name):
 def test_a_mistyped_label_set_gets_the_nearest_names():
     with pytest.raises(OvsegError, match="ade20k_150"):
         label_set("ADE20K-150")
-    with pytest.raises(OvsegError, match="there are ade20k_150, "):
+    with pytest.raises(OvsegError, match="choose one of ade20k_150, "):
         label_set("???")
     with pytest.raises(OvsegError, match=r"did you mean .*pascal_voc_20b"):
         label_set("pascal_voc_20c")

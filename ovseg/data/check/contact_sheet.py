@@ -9,18 +9,16 @@ import numpy as np
 import supervision as sv
 from PIL import Image, ImageDraw
 
-from ovseg.data.check.dataset import Report, evenly
-from ovseg.data.check.subject import Subject
-from ovseg.data.custom.image_label_pairs import Pair
+from ovseg.data.check.dataset import Report, Subject, evenly
 from ovseg.data.custom.names import folder_name
+from ovseg.data.custom.pairing import Pair
 from ovseg.data.custom.values import UNLISTED
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path
-from ovseg.io.images import read_image, save_image
+from ovseg.io.images import label_areas, read_image, save_image
 from ovseg.result.colors import colors_of
 from ovseg.result.drawing import draw_legend, draw_regions, resize_labelled
 from ovseg.result.fonts import shorten_text, text_font
-from ovseg.result.segmentation import label_areas
 
 _WIDTH = 1840  # of the sheet in pixels; cells, an image beside its labels, fill its rows
 _HEIGHT = 230  # of every picture, unless it is so wide that a cell would not fit

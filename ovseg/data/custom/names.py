@@ -8,14 +8,8 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from ovseg.config.per_dataset import is_path
 from ovseg.vocabulary.reading import clean_text
-
-_SUFFIXES = (".yaml", ".yml")
-
-
-def is_own(name: str) -> bool:
-    """Whether a data set's name is the path of a YAML file (which need not be there)."""
-    return name.lower().endswith(_SUFFIXES)
 
 
 def folder_name(name: str, others: Sequence[str] = ()) -> str:
@@ -25,10 +19,10 @@ def folder_name(name: str, others: Sequence[str] = ()) -> str:
         name: registered.
         others: data sets of the same run; where one has the same stem, a digest of the path is added.
     """
-    if not is_own(name):
+    if not is_path(name):
         return name
     path = Path(name)
-    if any(other != name and (Path(other).stem if is_own(other) else other) == path.stem for other in others):
+    if any(other != name and (Path(other).stem if is_path(other) else other) == path.stem for other in others):
         return f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     return path.stem
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ovseg.config.per_dataset import is_path
 from ovseg.data.custom.cache import Prepared, prepare
 from ovseg.data.custom.description import read_description
-from ovseg.data.custom.names import is_own
 from ovseg.errors import OvsegError
 from ovseg.io.files import is_dir, is_file
 
@@ -82,4 +82,4 @@ def _common_folder(paths: Iterable[Path]) -> str:
 
 
 def _yaml_files(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if is_own(path.name)] if is_dir(folder) else []
+    return [path.name for path in folder.iterdir() if is_path(path.name)] if is_dir(folder) else []

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ovseg.checkpoint.pickles import BoundedFile, Call, StandIn, read_pickle
-from ovseg.checkpoint.stand_ins import stand_in
 from ovseg.data.prepare.sources import NothingFound
 from ovseg.errors import OvsegError, reason_of
 
@@ -20,9 +18,19 @@ def read_index(path: Path) -> list[PurePosixPath]:
         NothingFound: there is no such file.
         OvsegError: it is damaged, holds other things than an index does, or a path that leads out of the root.
     """
+    from ovseg.checkpoint.pickles import BoundedFile, Call, StandIn, read_pickle  # needs torch, which takes seconds
+    from ovseg.checkpoint.stand_ins import stand_in
+
+    def any_object(name: str) -> Any:
+        return Call(array) if name.startswith("numpy.") else stand_in(name)
+
+    def array(*_: Any) -> StandIn:
+        """Stand for any NumPy object: nothing of it is kept but the list inside an array of objects."""
+        return StandIn(lambda state: state[-1] if isinstance(state, tuple) and isinstance(state[-1], list) else None)
+
     try:
         with path.open("rb") as file:
-            content = read_pickle(BoundedFile(file, path.stat().st_size), _stand_in)
+            content = read_pickle(BoundedFile(file, path.stat().st_size), any_object)
         names, folders = (_texts(content[key]) for key in ("filename", "folder"))
         files = [PurePosixPath(folder) / name for folder, name in zip(folders, names, strict=True)]
     except FileNotFoundError as error:
@@ -30,21 +38,12 @@ def read_index(path: Path) -> list[PurePosixPath]:
     except Exception as error:  # damaged pickles raise almost anything
         raise OvsegError(
             f"{path} is not ADE20K's index, or is damaged ({reason_of(error)}): unpack it again, or leave it out, "
-            "since the folders tell the same"
+            "since the folders hold the same"
         ) from error
     for file in files:
         if file.is_absolute() or ".." in file.parts:
             raise OvsegError(f"{path} lists {str(file)!r}, which leads out of the data set: do not use this file")
     return files
-
-
-def _stand_in(name: str) -> Any:
-    return Call(_numpy) if name.startswith("numpy.") else stand_in(name)
-
-
-def _numpy(*_: Any) -> StandIn:
-    """Any NumPy object: nothing of it is kept but the list inside an array of objects."""
-    return StandIn(lambda state: state[-1] if isinstance(state, tuple) and isinstance(state[-1], list) else None)
 
 
 def _texts(values: Any) -> list[str]:

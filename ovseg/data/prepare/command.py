@@ -8,9 +8,9 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 
-from ovseg.data.catalog import README, dataset_root
+from ovseg.data.benchmarks import README, dataset_root
 from ovseg.data.prepare.archives import unpack
-from ovseg.data.prepare.engine import Conversion, convert
+from ovseg.data.prepare.conversion import Conversion, convert
 from ovseg.data.prepare.facts import FOLDERS
 from ovseg.data.prepare.sources import NothingFound
 from ovseg.data.prepare.verify import verify
@@ -70,7 +70,7 @@ def run(
         Exit status: 1 if ``--verify`` found something, else 0.
 
     Raises:
-        OvsegError: whatever the user can mend; where files are missing, with the expected tree.
+        OvsegError: whatever the user can correct; where files are missing, with the expected tree.
     """
     try:
         unpack(args.archives, args.root, check=not args.any_checksum)

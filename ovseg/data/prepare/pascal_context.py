@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
 from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels, scan
-from ovseg.data.run_lengths import decode_mask
 from ovseg.errors import OvsegError, reason_of
+from ovseg.io.run_lengths import decode_mask
 from ovseg.vocabulary import label_set
 
 FOLDER = "VOCdevkit/VOC2010"
@@ -27,6 +26,8 @@ def label_map(path: Path) -> np.ndarray:
     Raises:
         BadFile: it is missing, damaged or something else.
     """
+    from scipy.io import loadmat  # takes a second to import
+
     try:
         return loadmat(path, variable_names=["LabelMap"])["LabelMap"]
     except Exception as error:  # scipy raises many kinds on damaged files

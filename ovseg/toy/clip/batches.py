@@ -1,4 +1,4 @@
-"""Batches of pictures, captions and words for the toy world's CLIP."""
+"""Batches of images, captions and words for the toy world's CLIP."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _WORD = re.compile(rf"\b(?:(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})|{'|'.j
 
 
 def normalise(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in 0..255 to float32 with CLIP's mean and standard deviation."""
+    """Normalise (B, 3, H, W) in 0..255 to float32 with CLIP's mean and standard deviation."""
     mean = torch.tensor(OPENAI_DATASET_MEAN).view(3, 1, 1)
     std = torch.tensor(OPENAI_DATASET_STD).view(3, 1, 1)
     return (images.float() / 255 - mean) / std
 
 
 def augment(images: Tensor, side: int, mirror: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """Light crops, and mirroring where the caption allows: (B, 3, S, S) to (B, 3, side, side)."""
+    """Crop lightly, and mirror where the caption allows: (B, 3, S, S) to (B, 3, side, side)."""
     count = len(images)
     scale = rng.uniform(0.84, 1.0, (count, 1))
     flip = np.where(mirror & (rng.random(count) < 0.5), -1.0, 1.0)[:, None]
@@ -41,7 +41,7 @@ def augment(images: Tensor, side: int, mirror: np.ndarray, rng: np.random.Genera
 
 
 class PairSampler:
-    """Batches of pictures with captions and words; a batch depends on nothing but the seed and the step."""
+    """Batches of images with captions and words; a batch depends on nothing but the seed and the step."""
 
     def __init__(self, images: Tensor, captions: list[list[str]], tokenizer: SimpleTokenizer, side: int) -> None:
         self.images, self.captions, self.side = images, captions, side
@@ -61,7 +61,7 @@ class PairSampler:
 
     @torch.no_grad()
     def encode_texts(self, model: CLIP) -> None:
-        """Hand out features in place of tokens from now on, of a text tower that does not change any more."""
+        """Return features in place of tokens from now on, of a text tower that does not change any more."""
         self.texts, self.prompts = (
             torch.cat([model.encode_text(part, normalize=True) for part in tokens.flatten(0, 1).split(512)]).unflatten(
                 0, tokens.shape[:2]
@@ -70,12 +70,12 @@ class PairSampler:
         )
 
     def batch(self, seed: int, step: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One batch.
+        """Return a batch.
 
         Returns:
-            Pictures (B, 3, side, side) float32, one caption of each (B, L) int64, two prompts for every word (2, K, L)
-            int64 (features float32 of D instead of tokens after :meth:`encode_texts`), and what share of a picture's
-            words each word is (B, K) float32.
+            images (B, 3, side, side) float32, one caption of each (B, L) int64, two prompts for every word (2, K, L)
+            int64 (features float32 of D instead of tokens after :meth:`encode_texts`), and the share of each word
+            among an image's words (B, K) float32.
         """
         per_epoch = len(self.images) // size
         order = np.random.default_rng([seed, step // per_epoch]).permutation(len(self.images))

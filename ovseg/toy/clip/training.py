@@ -1,35 +1,39 @@
-"""Training the toy world's CLIP: what is minimised, and a run that goes on where it was killed.
+"""Training of the toy world's CLIP: the loss, and a run that can be resumed.
 
-The loss is CLIP's symmetric cross entropy over the pairs of a batch (Radford et al. 2021, section 2.3), and beside it
-the same for the words of the captions: each picture against all words, of which its caption's are right, and each word
-against all words in other prompts. Colours and grounds alone tell most captions apart, so that pairs of pictures and
-captions alone would leave the names of shapes all alike.
+The loss is CLIP's symmetric cross entropy over the pairs of a batch (Radford et al. 2021, section 2.3), and the same
+for the words of the captions: each image against all words, of which its caption's are right, and each word against all
+words in other prompts. Colours and grounds alone distinguish most captions, so that pairs of images and captions alone
+would leave the names of shapes all alike.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.engine import hooks
 from open_clip.model import CLIP
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovseg.adaptation.contrastive import bound_logit_scale
+from ovseg.engine.checkpoints import CheckpointFolder
+from ovseg.engine.hooks import Every, Meter, ProgressBar
+from ovseg.engine.solver import WarmupCosineLR, build_adamw
+from ovseg.engine.trainer import Trainer
 from ovseg.errors import OvsegError
-from ovseg.io.files import atomic_path
-from ovseg.io.progress import progress_bar
 from ovseg.toy.clip.batches import PairSampler
 
 logger = logging.getLogger(__name__)
 
-_WORD_SCALE = 10.0  # inverse temperature between words: fixed, lest they be told apart by the temperature alone
+LAST = "last.pth"
+_WORD_SCALE = 10.0  # inverse temperature between words: fixed, lest the temperature alone separate them
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Recipe:
     Attributes:
         steps: of training.
         text_steps: the first so many train the text tower as well; then it is locked, as LiT does (Zhai et al. 2022).
-        batch_size: pictures of a step.
+        batch_size: images of a step.
         lr: the highest learning rate.
         weight_decay: of matrices.
         warmup: steps of linear warm-up before the cosine.
@@ -56,15 +60,9 @@ class Recipe:
     checkpoint_every: int
     seed: int
 
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine down to nothing."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / (self.steps - self.warmup)))
-
 
 def contrastive_loss(model: CLIP, images: Tensor, captions: Tensor, prompts: Tensor, named: Tensor) -> Tensor:
-    """CLIP's loss between pictures and captions, plus two for words: among pictures, and among themselves.
+    """Return CLIP's loss between images and captions, plus two for words: among images, and among themselves.
 
     The latter asks a word to be nearest to itself in another prompt (as SimCSE does for sentences, Gao et al. 2021,
     section 3), so that words differ as texts even where the image tower does not yet see the difference.
@@ -84,9 +82,9 @@ def contrastive_loss(model: CLIP, images: Tensor, captions: Tensor, prompts: Ten
     of_captions = scale * image_features @ caption_features.T
     target = torch.arange(len(images))
     pairs = (F.cross_entropy(of_captions, target) + F.cross_entropy(of_captions.T, target)) / 2
-    in_pictures = F.cross_entropy(scale * image_features @ words.T, named)
+    in_images = F.cross_entropy(scale * image_features @ words.T, named)
     among_words = F.cross_entropy(_WORD_SCALE * words @ same_words.T, torch.arange(len(words)))
-    return pairs + in_pictures + among_words
+    return pairs + in_images + among_words
 
 
 class TrainingRun:
@@ -100,80 +98,98 @@ class TrainingRun:
 
     Attributes:
         log: ``about`` and, as the run goes on, ``steps`` (step and mean loss since the last entry) and ``seconds``.
+        step: number of steps done.
     """
 
     def __init__(self, model: CLIP, recipe: Recipe, folder: Path, about: Mapping[str, Any]) -> None:
         self.model, self.recipe = model, recipe
         self.optimizer = _build_optimizer(model, recipe.lr, recipe.weight_decay)
-        self.checkpoint = folder / "last.pth"
+        entries = {"model": Mapping, "optimizer": Mapping, "step": int, "log": str}
+        self.checkpoints = CheckpointFolder(folder, entries, LAST, "--work-dir")
         self.log: dict[str, Any] = {**about, "steps": [], "seconds": 0.0}
         self.step = 0
+        self._resumed: Mapping[str, Any] | None = None
 
     def resume(self) -> None:
-        """Go on from the checkpoint.
+        """Load the checkpoint.
 
         Raises:
-            OvsegError: there is none.
+            OvsegError: there is none, or it is damaged.
         """
-        if not self.checkpoint.is_file():
-            raise OvsegError(f"there is no {self.checkpoint} to resume from: start without --resume")
-        state = torch.load(self.checkpoint, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.log, self.step = json.loads(state["log"]), state["step"]
+        if (found := self.checkpoints.load_newest()) is None:
+            raise OvsegError(f"there is no {self.checkpoints.folder / LAST} to resume from: start without --resume")
+        path, self._resumed = found
+        with self.checkpoints.reading(path):
+            self.model.load_state_dict(self._resumed["model"])
+            self.log, self.step = dict(json.loads(self._resumed["log"])), self._resumed["step"]
         logger.info("resumed at step %d", self.step)
 
     def train(self, sampler: PairSampler) -> None:
-        """Take the steps that are left."""
-        recipe = self.recipe
-        started, losses = time.monotonic() - self.log["seconds"], []
-        with progress_bar() as progress:
-            task = progress.add_task("training", total=recipe.steps, completed=self.step)
-            while self.step < recipe.steps:
-                if self.step >= recipe.text_steps and not sampler.encoded:
-                    _lock_text(self.model)
-                    sampler.encode_texts(self.model)
-                    logger.info("step %d: the text tower is locked", self.step)
-                losses.append(self._take_step(sampler))
-                progress.update(task, advance=1, description=f"loss {losses[-1]:.3f}")
-                if self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps:
-                    self.log["seconds"] = round(time.monotonic() - started, 1)
-                    self.log["steps"].append({"step": self.step, "loss": round(sum(losses) / len(losses), 4)})
-                    losses.clear()
-                    self._save()
-                    logger.info("step %d: %s", self.step, self.log["steps"][-1])
+        """Train for the steps that are left.
 
-    def _take_step(self, sampler: PairSampler) -> float:
+        Raises:
+            OvsegError: another run uses the folder, or it cannot be written.
+        """
         recipe = self.recipe
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(self.step)
-        loss = contrastive_loss(self.model, *sampler.batch(recipe.seed, self.step, recipe.batch_size))
-        self.optimizer.zero_grad()  # to None, so that what is locked is left alone by the optimizer, decay included
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(0, math.log(100))
-        self.step += 1
-        return loss.item()
+        scheduler = WarmupCosineLR(self.optimizer, recipe.warmup, recipe.steps)
+        trainer = Trainer(self._losses, self._batches(sampler), self.optimizer, scheduler, seed=recipe.seed)
+        if self._resumed is not None:
+            state = {"iteration": self.step - 1, "optimizer": self._resumed["optimizer"], "grad_scaler": {}}
+            with self.checkpoints.reading(self.checkpoints.folder / LAST):
+                trainer.load_state_dict(state)
+        started = time.monotonic() - self.log["seconds"]
 
-    def _save(self) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
-        with atomic_path(self.checkpoint) as path:
-            torch.save(state | {"log": json.dumps(self.log)}, path)
+        def write(step: int, values: Mapping[str, float]) -> None:
+            self.log["seconds"] = round(time.monotonic() - started, 1)
+            self.log["steps"].append({"step": step, "loss": round(values["loss"], 4)})
+
+        meter = Meter((recipe.checkpoint_every,), recipe.batch_size, "images", write)
+        trainer.register_hooks(
+            [
+                hooks.LRScheduler(self.optimizer, scheduler),
+                meter,
+                Every(recipe.checkpoint_every, self._save),
+                ProgressBar("training", lambda: meter.state),
+            ]
+        )
+        with self.checkpoints.owned():
+            trainer.train(self.step, recipe.steps)
+
+    def _batches(self, sampler: PairSampler) -> Iterator[tuple[Tensor, ...]]:
+        for step in range(self.step, self.recipe.steps):
+            if step >= self.recipe.text_steps and not sampler.encoded:
+                _lock_text(self.model)
+                sampler.encode_texts(self.model)
+                logger.info("step %d: the text tower is locked", step)
+            yield sampler.batch(self.recipe.seed, step, self.recipe.batch_size)
+
+    def _losses(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return {"loss": contrastive_loss(self.model, *batch)}
+
+    def _save(self, step: int) -> None:
+        self.step = step
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": step}
+        self.checkpoints.save(LAST, {**state, "log": json.dumps(self.log)})
 
 
 def _build_optimizer(model: CLIP, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW that decays matrices only, as CLIP's paper does."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in trained if p.ndim >= 2 and "embedding" not in name]
-    others = [p for name, p in trained if p.ndim < 2 or "embedding" in name]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-6)
+    """Return AdamW that decays matrices only, as CLIP's paper does, and bounds the gradients' norm by 1."""
+
+    def group_of(name: str, parameter: nn.Parameter) -> int:
+        return int(parameter.ndim < 2 or "embedding" in name)
+
+    def clip(*_: object) -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    optimizer = build_adamw(trained, group_of, (weight_decay, 0.0), lr=lr)
+    optimizer.register_step_pre_hook(clip)
+    bound_logit_scale(optimizer, model)
+    return optimizer
 
 
 def _lock_text(model: CLIP) -> None:
-    """Let only the image tower and the logit scale train from now on."""
+    """Freeze everything but the image tower and the logit scale."""
     model.requires_grad_(False)
     model.visual.requires_grad_(True)
     model.logit_scale.requires_grad_(True)

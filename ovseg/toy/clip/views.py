@@ -1,7 +1,7 @@
-"""Pictures and captions that the toy world's CLIP learns from: whole scenes, close-ups and patches of ground.
+"""Images and captions that the toy world's CLIP learns from: whole scenes, close-ups and patches of ground.
 
-As on the web, a picture shows a whole scene, or what is around a thing, nothing masked; its captions tell what it
-shows, or its things alone.
+As on the web, an image shows a whole scene, or what is around a thing, nothing masked; its captions name what it shows,
+or its things alone.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from rich.progress import track
 from torch import Tensor
 
 from ovseg.io.cpus import usable_cpus
-from ovseg.io.files import atomic_path, cache_dir
+from ovseg.io.files import atomic_path
 from ovseg.toy.classes import CLASS_NAMES
-from ovseg.toy.registration import generator_version
+from ovseg.toy.registration import scenes_folder
 from ovseg.toy.scene import Scene, Thing, make_scene, size_word
 from ovseg.toy.sentences import describe
 from ovseg.vocabulary.templates import get_templates
 
 _SHOWN, _SHOWN_GROUND = 0.8, 0.06  # share of a thing that shows, share of a close-up that a ground takes, to be named
-_STORED_SIDE = 112  # pictures are kept a little larger than the model's input, so that crops stay sharp
+_STORED_SIDE = 112  # images are kept a little larger than the model's input, so that crops stay sharp
 
 
 @dataclass(frozen=True)
 class ViewRecipe:
-    """Which pictures are made of a scene.
+    """Which images are made of a scene.
 
     Attributes:
         margin: half the side of a close-up, in radii of the thing, from and to.
         close_ups: windows around single things.
         alone: share of the close-ups whose captions leave out the grounds.
         patches: windows that show no thing.
-        captions: written for each picture.
+        captions: written for each image.
     """
 
     margin: tuple[float, float] = (1.0, 1.0)
@@ -51,7 +51,7 @@ class ViewRecipe:
 def close_up(
     scene: Scene, index: int, margin: tuple[float, float], rng: np.random.Generator
 ) -> tuple[np.ndarray, list[Thing], list[str]]:
-    """A window around one thing, with nothing masked: its pixels, and the things and grounds that it shows."""
+    """Return a window around one thing, with nothing masked: its pixels, and the things and grounds that it shows."""
     thing, (height, width) = scene.things[index], scene.labels.shape
     half = rng.uniform(*margin) * thing.radius
     x, y = np.array(thing.centre) + rng.uniform(-0.25, 0.25, 2) * thing.radius
@@ -69,7 +69,7 @@ def close_up(
 
 
 def patch(scene: Scene, rng: np.random.Generator, tries: int = 10) -> tuple[np.ndarray, list[str]] | None:
-    """A window with hardly a thing in it: its pixels and its grounds; None if none is found in a few tries."""
+    """Return a window with hardly a thing in it: its pixels and its grounds; None if none is found in a few tries."""
     height, width = scene.labels.shape
     for _ in range(tries):
         side = int(rng.uniform(0.2, 0.5) * min(height, width))
@@ -81,43 +81,43 @@ def patch(scene: Scene, rng: np.random.Generator, tries: int = 10) -> tuple[np.n
 
 
 def shown_grounds(scene: Scene, window: tuple[slice, slice]) -> list[str]:
-    """The grounds that take a good part of a window, largest first."""
+    """Return the grounds that take a good part of a window, largest first."""
     labels = scene.labels[window]
     ground = np.bincount(labels[scene.instances[window] == 0], minlength=len(CLASS_NAMES))
     return [CLASS_NAMES[k] for k in np.argsort(-ground, kind="stable") if ground[k] > _SHOWN_GROUND * labels.size]
 
 
 def name_alone(rng: np.random.Generator, names: Sequence[str], count: int) -> tuple[str, ...]:
-    """Captions that tell some names and nothing else."""
+    """Return captions of some names and nothing else."""
     templates = get_templates("vild")
     return tuple(templates[int(rng.integers(len(templates)))].format(" and ".join(names)) for _ in range(count))
 
 
 def views(seed: int, recipe: ViewRecipe) -> list[tuple[np.ndarray, tuple[str, ...]]]:
-    """A whole scene, close-ups and patches of it, each with its captions."""
+    """Return a whole scene, close-ups and patches of it, each with its captions."""
     scene, rng = make_scene(seed, recipe.captions), np.random.default_rng([seed, 2])
-    pictures = [(scene.image, scene.captions)]
+    found = [(scene.image, scene.captions)]
     for index in rng.permutation(len(scene.things))[: recipe.close_ups]:
         image, things, stuff = close_up(scene, int(index), recipe.margin, rng)
         if recipe.alone and rng.random() < recipe.alone:
-            pictures.append((image, name_alone(rng, [thing.name for thing in things], recipe.captions)))
+            found.append((image, name_alone(rng, [thing.name for thing in things], recipe.captions)))
         elif stuff:
-            pictures.append((image, describe(rng, things, stuff, recipe.captions)))
-    for found in (patch(scene, rng) for _ in range(recipe.patches)):
-        if found is not None:
-            pictures.append((found[0], name_alone(rng, found[1], recipe.captions)))
+            found.append((image, describe(rng, things, stuff, recipe.captions)))
+    for window in (patch(scene, rng) for _ in range(recipe.patches)):
+        if window is not None:
+            found.append((window[0], name_alone(rng, window[1], recipe.captions)))
     side = (_STORED_SIDE, _STORED_SIDE)
-    return [(cv2.resize(image, side, interpolation=cv2.INTER_AREA), texts) for image, texts in pictures]
+    return [(cv2.resize(image, side, interpolation=cv2.INTER_AREA), texts) for image, texts in found]
 
 
 def load_views(first: int, num_scenes: int, recipe: ViewRecipe) -> tuple[Tensor, list[list[str]]]:
-    """Views of the scenes of seeds ``first`` and up, kept in the user's cache.
+    """Return views of the scenes of seeds ``first`` and up, kept in the user's cache.
 
     Returns:
-        Pictures (N, 3, S, S) uint8 and the captions of each.
+        images (N, 3, S, S) uint8 and the captions of each.
     """
     name = "_".join(map(str, ("clip", first, num_scenes, *recipe.margin, *astuple(recipe)[1:])))
-    path = cache_dir() / "toy" / generator_version() / f"{name}.npz"
+    path = scenes_folder() / f"{name}.npz"
     if not path.is_file():
         seeds = range(first, first + num_scenes)
         with ThreadPoolExecutor(min(8, usable_cpus())) as pool:

@@ -1,4 +1,4 @@
-"""What the toy world's CLIP can do without any training on masks: retrieval, words of scenes, names of crops."""
+"""Zero-shot evaluation of the toy world's CLIP: retrieval, words of scenes, names of crops."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovseg.toy.classes import CLASS_NAMES
+from ovseg.toy.classes import CLASS_NAMES, SPLITS
 from ovseg.toy.clip.batches import normalise
 from ovseg.toy.clip.views import ViewRecipe, load_views
-from ovseg.toy.registration import SPLITS
 from ovseg.toy.scene import Scene, make_scene
 from ovseg.vocabulary.templates import get_templates
 
@@ -30,7 +29,7 @@ def encode_words(model: CLIP, tokenizer: SimpleTokenizer, words: tuple[str, ...]
 
 
 def thing_crops(scenes: Sequence[Scene], side: int, masked: bool) -> tuple[Tensor, Tensor]:
-    """The box of every thing of some scenes, on CLIP's mean colour if masked: (M, 3, side, side) and class (M,)."""
+    """Return crops of the things of scenes, on CLIP's mean colour if masked: (M, 3, side, side) and class (M,)."""
     mean = np.array(OPENAI_DATASET_MEAN) * 255
     crops, classes = [], []
     for scene in scenes:
@@ -47,7 +46,7 @@ def thing_crops(scenes: Sequence[Scene], side: int, masked: bool) -> tuple[Tenso
 
 @torch.no_grad()
 def evaluate(model: CLIP, tokenizer: SimpleTokenizer, side: int) -> dict[str, float]:
-    """Shares in 0 .. 1 on the val split, by name; the model is left in training mode."""
+    """Return shares in 0 .. 1 on the val split, by name; the model is left in training mode."""
     model.eval()
     first, count = SPLITS["val"]
     scenes = [make_scene(seed) for seed in range(first, first + count)]
@@ -66,7 +65,7 @@ def evaluate(model: CLIP, tokenizer: SimpleTokenizer, side: int) -> dict[str, fl
 
 
 def _retrieval(similarity: Tensor) -> dict[str, Tensor]:
-    """Of pictures and their captions, (N, N)."""
+    """Return recalls of images and their captions, (N, N)."""
     target = torch.arange(len(similarity))
     return {
         "image_to_text_recall_at_1": (similarity.argmax(1) == target).float().mean(),
@@ -75,7 +74,7 @@ def _retrieval(similarity: Tensor) -> dict[str, Tensor]:
 
 
 def _words_of_scenes(similarity: Tensor, scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """How far up the words of what is there rank among all words, (N, K)."""
+    """Return how high the words of a scene's contents rank among all words, (N, K)."""
     present = torch.zeros(similarity.shape, dtype=torch.bool)
     for row, scene in enumerate(scenes):
         present[row, torch.from_numpy(np.unique(scene.labels)).long()] = True
@@ -85,7 +84,7 @@ def _words_of_scenes(similarity: Tensor, scenes: Sequence[Scene]) -> dict[str, T
 
 
 def _names_of_crops(scores: Tensor, classes: Tensor) -> dict[str, float | Tensor]:
-    """Of crops with their classes, (M, K) and (M,); colour and shape count for themselves among the pairs."""
+    """Return accuracies of crops with their classes, (M, K) and (M,), and of colour and shape among the pairs."""
     colours, shapes = (np.array([name.split()[end] for name in CLASS_NAMES]) for end in (0, -1))
     is_pair = torch.tensor([" " in name for name in CLASS_NAMES])
     pair = scores.masked_fill(~is_pair, -torch.inf).argmax(dim=1)

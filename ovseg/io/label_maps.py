@@ -1,4 +1,4 @@
-"""Reading label files."""
+"""Label maps: reading their files, counting their pixels."""
 
 from __future__ import annotations
 

@@ -1,0 +1,201 @@
+"""Proposers that are no network: ground truth, and masks from files."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovseg.errors import OvsegError, reason_of
+from ovseg.io.files import expand_user
+from ovseg.io.label_maps import read_labels
+from ovseg.io.run_lengths import decode_mask
+from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
+
+MAP_SUFFIXES = (".png", ".tif", ".tiff")
+KEY = "MODEL.PROPOSER.MASKS"
+
+
+class GivenMasks(Part):
+    """A proposer that takes the masks of each image from elsewhere; a subclass says from where."""
+
+    gives_embeddings: ClassVar[bool] = False
+
+    def forward(self, views: Views) -> list[Masks]:
+        """Return the masks, 0 and 1, in the size of the images, without class embeddings."""
+        found = []
+        for request, image in zip(views.requests, views.images, strict=True):
+            masks = torch.as_tensor(self.masks_of(request)).to(image.device).bool()
+            _check_ratio(masks.shape[-2:], image.shape[-2:], request.get("file_name", "an image"))
+            found.append(Masks(resize_masks(masks, tuple(image.shape[-2:])).float()))
+        return found
+
+    def masks_of(self, request: Mapping[str, Any]) -> Tensor | np.ndarray:
+        """Return the masks of one image, bool (n, H, W), of any size with its aspect ratio."""
+        raise NotImplementedError
+
+    def losses(self, views: Views, class_logits: Any) -> dict[str, Tensor]:
+        raise OvsegError(f"the proposer {type(self).__name__} has nothing to train: use train_net.py --eval-only")
+
+
+@PROPOSERS.register()
+class GroundTruth(GivenMasks):
+    """The true masks of a request: ``gt_masks`` of its ``instances``, or one mask per class of its label map.
+
+    The label map is ``sem_seg`` (H, W), or the file ``sem_seg_file_name``.
+
+    Args:
+        ignore_label: value of pixels without a class.
+    """
+
+    @configurable
+    def __init__(self, ignore_label: int = 255):
+        super().__init__()
+        self.ignore_label = ignore_label
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {"ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}
+
+    def masks_of(self, request: Mapping[str, Any]) -> Tensor | np.ndarray:
+        if "instances" in request:
+            masks = request["instances"].gt_masks
+            return getattr(masks, "tensor", masks)
+        if "sem_seg" not in request and "sem_seg_file_name" not in request:
+            raise OvsegError(
+                "the proposer GroundTruth needs labels: give sem_seg, sem_seg_file_name or instances in each request"
+            )
+        labels = request["sem_seg"] if "sem_seg" in request else read_labels(request["sem_seg_file_name"])
+        return masks_of_map(np.asarray(labels), self.ignore_label)
+
+
+@PROPOSERS.register()
+class MaskFiles(GivenMasks):
+    """Masks that another program has written.
+
+    Args:
+        path: a JSON file with COCO's run-length encoded masks: a list of records with ``segmentation`` and
+            ``file_name`` or ``image_id``, or a mapping with ``annotations`` and ``images``. Or a folder with a file for
+            each image, of the same stem: a label map (PNG or TIFF; each value but ``ignore_label`` is a mask), or a
+            JSON file as above.
+        ignore_label: value of label maps that is no mask.
+
+    Raises:
+        OvsegError: the path is missing or of another kind; when called, an image without ``file_name`` or without
+            masks, or damaged masks.
+    """
+
+    @configurable
+    def __init__(self, path: str | Path, ignore_label: int = 255):
+        super().__init__()
+        self.path, self.ignore_label = expand_user(path), ignore_label
+        if not str(path) or not self.path.exists():
+            raise OvsegError(
+                f"{KEY} is {str(path)!r}: give a JSON file of COCO run-length codes, or a folder of label maps"
+            )
+        self.by_image = None if self.path.is_dir() else _read_records(self.path)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {"path": cfg.MODEL.PROPOSER.MASKS, "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}
+
+    def masks_of(self, request: Mapping[str, Any]) -> Tensor | np.ndarray:
+        name = request.get("file_name")
+        if not name:
+            raise OvsegError("the proposer MaskFiles needs file_name in each request, to find the masks of the image")
+        if self.by_image is not None:
+            return self._decoded(self.by_image, Path(name), request, self.path)
+        for suffix in MAP_SUFFIXES:
+            if (path := self.path / f"{Path(name).stem}{suffix}").is_file():
+                return masks_of_map(read_labels(str(path)), self.ignore_label)
+        if (path := self.path / f"{Path(name).stem}.json").is_file():
+            records = _read_records(path, Path(name).name)
+            return self._decoded(records, Path(name), request, path)
+        raise OvsegError(f"{self.path} has no {Path(name).stem}.png, .tif or .json: there are no masks of {name}")
+
+    def _decoded(
+        self, records: Mapping[Any, list], name: Path, request: Mapping[str, Any], path: Path
+    ) -> Tensor | np.ndarray:
+        for key in (name.as_posix(), name.name, name.stem, request.get("image_id")):
+            if key in records:
+                masks = [_decode(record, path) for record in records[key]]
+                height, width = request["image"].shape[-2:]
+                return np.stack(masks) if masks else np.zeros((0, height, width), bool)
+        raise OvsegError(f"{path} holds no masks of {name}: its records name other images")
+
+
+def masks_of_map(labels: np.ndarray, ignore_label: int) -> np.ndarray:
+    """Return one mask for each value of a label map (H, W) but ``ignore_label``, ascending; bool (n, H, W)."""
+    values = np.unique(labels)
+    return labels[None] == values[values != ignore_label][:, None, None]
+
+
+def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour resizing that loses no mask: one that falls between the samples keeps every cell it touches.
+
+    Args:
+        masks: bool (n, H, W), each with a pixel.
+        size: of the result.
+    """
+    if masks.shape[-2:] == size or not len(masks):
+        return masks if len(masks) else masks.new_zeros(0, *size)
+    resized = F.interpolate(masks[None].float(), size, mode="nearest-exact")[0] > 0
+    lost = ~resized.flatten(1).any(1)
+    if lost.any():
+        resized[lost] = F.adaptive_max_pool2d(masks[lost].float(), size) > 0
+    return resized
+
+
+def _check_ratio(of_masks: Sequence[int], of_image: Sequence[int], name: str) -> None:
+    ratio = of_masks[0] * of_image[1] / (of_masks[1] * of_image[0])
+    if abs(ratio - 1) > 0.02 + 1 / min(*of_masks, *of_image):
+        raise OvsegError(
+            f"the masks of {name} have {of_masks[1]}x{of_masks[0]} pixels, which do not fit its image: they must have "
+            "the image's aspect ratio"
+        )
+
+
+def _read_records(path: Path, of_one: str | None = None) -> dict[Any, list]:
+    """Return the records of each image by its name, its file's name, its stem and its number.
+
+    Args:
+        of_one: name of the image that all records belong to, where they do not say so.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OvsegError(f"{path} cannot be read as JSON ({reason_of(error)}): give COCO's run-length codes") from error
+    images = content.get("images", []) if isinstance(content, dict) else []
+    records = content.get("annotations") if isinstance(content, dict) else content
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in (*records, *images)):
+        raise OvsegError(f"{path} is no list of masks: give COCO's annotations or results, records with a segmentation")
+    names = {image.get("id"): image.get("file_name") for image in images}
+    by_image: dict[Any, list] = defaultdict(list)
+    for image in images:
+        by_image[image.get("file_name")] = []  # known, and may be without masks
+    for record in records:
+        name = record.get("file_name") or names.get(record.get("image_id")) or of_one
+        by_image[name or record.get("image_id")].append(record)
+    for name in [name for name in by_image if isinstance(name, str)]:
+        for short in (Path(name).name, Path(name).stem):
+            by_image.setdefault(short, by_image[name])
+    return dict(by_image)
+
+
+def _decode(record: Mapping[str, Any], path: Path) -> np.ndarray:
+    code = record.get("segmentation")
+    if not isinstance(code, dict) or not {"size", "counts"} <= code.keys():
+        raise OvsegError(f"{path} has a mask that is no run-length code: give segmentation as {{size, counts}}")
+    try:
+        height, width = (int(side) for side in code["size"])
+        return decode_mask(code["counts"], height, width)
+    except (ValueError, TypeError, UnicodeEncodeError) as error:
+        raise OvsegError(f"{path} has a damaged mask ({reason_of(error)}): write it again") from error

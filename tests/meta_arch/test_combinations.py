@@ -1,0 +1,164 @@
+"""Every registered proposer with every registered namer, on a scene of the toy world with the shipped weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ovseg.checkpoint import load_model, save_safetensors
+from ovseg.config import load_cfg
+from ovseg.errors import OvsegError
+from ovseg.naming import NAMERS
+from ovseg.proposals.views import PROPOSERS
+from ovseg.toy import CLASS_NAMES, make_scene
+
+ROOT = Path(__file__).parents[2]
+NETWORKS = {"MaskFormer": "ovseg", "Mask2Former": "scan"}  # by the toy configuration that has such a network
+NAMINGS = {  # namers and their keys
+    "QueryEmbedding": (["QueryEmbedding"], False),
+    "MaskedCrops": (["MaskedCrops"], False),
+    "MaskedCrops with prompts": (["MaskedCrops"], True),
+    "ContextCrops": (["ContextCrops"], False),
+    "own and crops": (["QueryEmbedding", "MaskedCrops"], True),
+    "own and context": (["QueryEmbedding", "ContextCrops"], False),
+}
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A request, and files of its true masks: COCO's run-length codes and a label map."""
+    folder, scene = tmp_path_factory.mktemp("masks"), make_scene(8)
+    records = []
+    for value in np.unique(scene.labels):
+        code = coco_mask.encode(np.asfortranarray(scene.labels == value, dtype=np.uint8))
+        code["counts"] = code["counts"].decode("ascii")
+        records.append({"file_name": "scene.jpg", "segmentation": code})
+    (folder / "masks.json").write_text(json.dumps(records))
+    (folder / "maps").mkdir()
+    Image.fromarray(scene.labels).save(folder / "maps" / "scene.png")
+    words = [CLASS_NAMES[index] for index in np.unique(scene.labels)]
+    request = {
+        "image": torch.from_numpy(scene.image).permute(2, 0, 1),
+        "file_name": "elsewhere/scene.jpg",
+        "sem_seg": torch.from_numpy(scene.labels.astype(np.int64)),
+        "class_names": words,
+        "outputs": ("sem_seg", "label_map", "proposals", "explanations"),
+    }
+    truth = np.searchsorted(np.unique(scene.labels), scene.labels)
+    return folder, request, truth
+
+
+def configuration(proposer, naming, masks="", *opts):
+    """The free combination, on the toy configuration with that network."""
+    namers, prompts = NAMINGS[naming]
+    config = ROOT / "configs" / "toy" / f"{NETWORKS.get(proposer, 'ovseg')}_toy.yaml"
+    settings = {
+        "MODEL.META_ARCHITECTURE": "ProposeAndName",
+        "MODEL.PROPOSER.NAME": proposer,
+        "MODEL.PROPOSER.MASKS": str(masks),
+        "MODEL.NAMER.NAME": namers,
+        "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD": prompts,
+        "MODEL.CLIP_ADAPTER.REPLACE_LAYER": [1, 3],
+        "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR": "none",
+        "MODEL.DEVICE": "cpu",
+    }
+    return load_cfg(config, [*(item for pair in settings.items() for item in pair), *opts])
+
+
+def test_all_are_here():
+    """A new proposer or namer gets its tests by its registration."""
+    assert {name for name, _ in PROPOSERS} == {*NETWORKS, "GroundTruth", "MaskFiles"}
+    assert {name for name, _ in NAMERS} == {name for names, _ in NAMINGS.values() for name in names}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("proposer", [name for name, _ in PROPOSERS])
+def test_combination(proposer, naming, scene, tmp_path):
+    folder, request, truth = scene
+    masks = folder / "masks.json" if proposer == "MaskFiles" else ""
+    given = proposer not in NETWORKS
+    cfg = configuration(proposer, naming, masks)
+    if given and "QueryEmbedding" in NAMINGS[naming][0]:
+        with pytest.raises(OvsegError, match=r"no class embeddings .* set MODEL.NAMER.NAME to MaskedCrops"):
+            load_model(cfg, complete=True)
+        return
+    model = load_model(cfg, complete=True).eval()
+    with torch.no_grad():
+        result = model([request])[0]
+    words, size = len(request["class_names"]), request["image"].shape[1:]
+    assert result["sem_seg"].shape == (words, *size)
+    assert torch.equal(result["label_map"], result["sem_seg"].argmax(0))
+    assert result["proposals"].shape[1:] == size
+    assert torch.isfinite(result["explanations"]["fused"]).all()
+    right = (result["label_map"].numpy() == truth).mean()
+    assert right > 0.5, f"{right:.2f} of the pixels are right"  # chance is below 0.2; masks that were given: more
+    if given:
+        assert len(result["proposals"]) == words
+
+    # saving and loading: the same bits
+    save_safetensors(model.state_dict(), tmp_path / "model.safetensors")
+    again = load_model(configuration(proposer, naming, masks, "MODEL.WEIGHTS", str(tmp_path / "model.safetensors")))
+    with torch.no_grad():
+        assert torch.equal(again.eval()([request])[0]["sem_seg"], result["sem_seg"])
+
+    if given or NAMINGS[naming][0][0] != "QueryEmbedding":
+        with pytest.raises(OvsegError, match="train"):
+            model.train()([request])
+        return
+    cfg = configuration(proposer, naming, "", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(CLASS_NAMES))
+    model = load_model(cfg, complete=True).train()
+    losses = model([{**request, "class_names": CLASS_NAMES}])
+    sum(losses.values()).backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without, f"no gradient for {without[:3]}"
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_masks_from_a_folder_of_label_maps(scene):
+    folder, request, _ = scene
+    of_records, of_maps = (
+        load_model(configuration("MaskFiles", "MaskedCrops", path), complete=True).eval()
+        for path in (folder / "masks.json", folder / "maps")
+    )
+    with torch.no_grad():
+        assert torch.equal(of_records([request])[0]["sem_seg"], of_maps([request])[0]["sem_seg"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ('{"masks": []}', "is no list of masks"),
+        ('[{"file_name": "other.jpg", "segmentation": {"size": [2, 2], "counts": [4]}}]', "holds no masks of"),
+        ('[{"file_name": "scene.jpg", "segmentation": [[1, 2, 3, 4]]}]', "no run-length code"),
+        ('[{"file_name": "scene.jpg", "segmentation": {"size": [2, 2], "counts": [3]}}]', "damaged mask"),
+        ('[{"file_name": "scene.jpg", "segmentation": {"size": [2, 90], "counts": [180]}}]', "do not fit its image"),
+    ],
+)
+def test_bad_files(content, message, scene, tmp_path):
+    (tmp_path / "masks.json").write_text(content)
+    with pytest.raises(OvsegError, match=message):
+        load_model(configuration("MaskFiles", "MaskedCrops", tmp_path / "masks.json"), complete=True).eval()([scene[1]])
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (("MODEL.PROPOSER.NAME", "Sam"), "MODEL.PROPOSER.NAME is 'Sam': choose one of"),
+        (("MODEL.NAMER.NAME", "['Crops']"), "MODEL.NAMER.NAME is 'Crops': choose one of"),
+        (("MODEL.NAMER.NAME", "['MaskedCrops', 'QueryEmbedding']"), "QueryEmbedding and another"),
+        (("MODEL.FUSION.NAME", "Sum"), "MODEL.FUSION.NAME is 'Sum': choose one of"),
+        (("MODEL.RENDERING", "best"), "MODEL.RENDERING is 'best': choose one of"),
+        (("MODEL.PROPOSER.NAME", "Mask2Former"), "set that to OpenVocaMask2FormerHead"),
+        (("MODEL.PROPOSER.NAME", "MaskFiles", "MODEL.NAMER.NAME", "['MaskedCrops']"), "MODEL.PROPOSER.MASKS is ''"),
+    ],
+)
+def test_bad_combinations(opts, message):
+    with pytest.raises(OvsegError, match=message):
+        load_model(configuration("MaskFormer", "own and crops", "", *opts))
