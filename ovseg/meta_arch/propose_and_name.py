@@ -84,6 +84,7 @@ class ProposeAndName(nn.Module):
         train_sets: Sequence[str] = (),
     ):
         super().__init__()
+        self.register_buffer("anchor", torch.empty(0), persistent=False)  # is where the model is
         self.parts = (proposer, *namers)  # a tuple, which nn.Module does not register: see Part
         for part in self.parts:
             _register(self, part)
@@ -136,7 +137,7 @@ class ProposeAndName(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return self.anchor.device
 
     @property
     def proposer(self) -> Part:
