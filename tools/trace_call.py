@@ -17,14 +17,32 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
-
-import ovseg
-from ovseg import Segmenter
 from ovseg.errors import user_errors
-from ovseg.io.images import read_image
 
 REPO = Path(__file__).resolve().parents[1]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", default=REPO / "configs/toy/ovseg_toy.yaml", type=Path)
+    parser.add_argument("--input", default=REPO / "docs/images/scene.png", type=Path, help="an image file")
+    parser.add_argument("--words", nargs="+", default=["red star", "brick"])
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+
+import ovseg
+
+ovseg.register()
+
+from rich.console import Console
+
+from ovseg import Segmenter
+from ovseg.io.images import read_image
+
 PACKAGE = Path(ovseg.__file__).resolve().parent
 
 
@@ -68,12 +86,7 @@ def trace_call(function: Callable[[], Any]) -> tuple[list[str], list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", default=REPO / "configs/toy/ovseg_toy.yaml", type=Path)
-    parser.add_argument("--input", default=REPO / "docs/images/scene.png", type=Path, help="an image file")
-    parser.add_argument("--words", nargs="+", default=["red star", "brick"])
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     segmenter = Segmenter.from_config(str(args.config_file), device=args.device)
     console, image = Console(highlight=False, soft_wrap=True), read_image(args.input)
     for title, given in (("a file", args.input), ("the same words again", args.input), ("an array", image)):

@@ -334,3 +334,15 @@ def keep_a_pixel(transform: T.Transform) -> T.Transform:
     if isinstance(transform, T.ResizeTransform):
         transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
     return transform
+
+
+def label_areas(label_map: np.ndarray, count: int) -> np.ndarray:
+    """Count the pixels of each label 0..count-1 in an (H,W) map of integers; negative labels are ignored.
+
+    Returns:
+        (count,) int64.
+    """
+    areas = np.zeros(count, np.int64)
+    for rows in np.array_split(label_map, max(1, label_map.size >> 22)):  # bincount copies to 8 bytes per pixel
+        areas += np.bincount(rows[rows >= 0], minlength=count)
+    return areas

@@ -1,4 +1,4 @@
-"""Label maps: reading their files, counting their pixels."""
+"""Reading label files."""
 
 from __future__ import annotations
 
@@ -32,15 +32,3 @@ def read_labels(file_name: str) -> np.ndarray:
             "single-channel image of integers"
         )
     return labels
-
-
-def label_areas(label_map: np.ndarray, count: int) -> np.ndarray:
-    """Count the pixels of each label 0..count-1 in an (H,W) map of integers; negative labels are ignored.
-
-    Returns:
-        (count,) int64.
-    """
-    areas = np.zeros(count, np.int64)
-    for rows in np.array_split(label_map, max(1, label_map.size >> 22)):  # bincount copies to 8 bytes per pixel
-        areas += np.bincount(rows[rows >= 0], minlength=count)
-    return areas

@@ -9,7 +9,7 @@ import numpy as np
 import supervision as sv
 from PIL import Image, ImageDraw
 
-from ovseg.io.label_maps import label_areas
+from ovseg.io.images import label_areas
 from ovseg.result.colors import colors_of
 from ovseg.result.fonts import shorten_text, text_font
 

@@ -17,9 +17,8 @@ from pycocotools import mask as coco_mask
 
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path, is_dir
-from ovseg.io.images import save_image
+from ovseg.io.images import label_areas, save_image
 from ovseg.io.inputs import OUTPUT_SUFFIXES, output_files
-from ovseg.io.label_maps import label_areas
 from ovseg.io.leftovers import shorten
 from ovseg.result.explanation import Explanation, MaskScores
 from ovseg.vocabulary.reading import fold_text

@@ -16,8 +16,7 @@ from ovseg.data.custom.names import folder_name
 from ovseg.data.custom.values import UNLISTED
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path
-from ovseg.io.images import read_image, save_image
-from ovseg.io.label_maps import label_areas
+from ovseg.io.images import label_areas, read_image, save_image
 from ovseg.result.colors import colors_of
 from ovseg.result.drawing import draw_legend, draw_regions, resize_labelled
 from ovseg.result.fonts import shorten_text, text_font
