@@ -60,17 +60,17 @@ def halves(monkeypatch):
     return segmenter
 
 
-def save_picture(path, size=(40, 30)):
+def save_image(path, size=(40, 30)):
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     return path
 
 
-def save_film(path, frames=3, size=(48, 32)):
+def save_video(path, frames=3, size=(48, 32)):
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 5, size)
     if not writer.isOpened():
-        pytest.skip("this OpenCV cannot write films")
+        pytest.skip("this OpenCV cannot write videos")
     for k in range(frames):
         writer.write(np.full((size[1], size[0], 3), 60 * k % 256, np.uint8))
     writer.release()
@@ -82,8 +82,8 @@ def names(folder):
 
 def test_the_originals_command_runs_as_written(here, tiny):
     config, weights = tiny
-    save_picture(here / "a.jpg")
-    save_picture(here / "b.jpg")
+    save_image(here / "a.jpg")
+    save_image(here / "b.jpg")
     command = f"--config-file {config} --class-names Oculus Ukulele --input a.jpg b.jpg --output ./pred"
     assert demo.main([*command.split(), "--opts", "MODEL.WEIGHTS", str(weights)]) == 0
     assert names(here / "pred") == ["a.json", "a.png", "a_labels.png", "b.json", "b.png", "b_labels.png"]
@@ -91,10 +91,10 @@ def test_the_originals_command_runs_as_written(here, tiny):
     assert json.loads(Path("pred/b.json").read_text())["names"] == ["Oculus", "Ukulele"]
 
 
-def test_one_word_shared_by_several_pictures_stays_one_word(here, tiny):
+def test_one_word_shared_by_several_images_stays_one_word(here, tiny):
     config, weights = tiny
-    save_picture(here / "in" / "a.jpg")
-    save_picture(here / "in" / "b.jpg")
+    save_image(here / "in" / "a.jpg")
+    save_image(here / "in" / "b.jpg")
     opts = ["MODEL.WEIGHTS", str(weights), "MODEL.META_ARCHITECTURE", "OVSegDEMO"]
     opts += ["MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT", "0.0"]
     assert demo.main(["--config-file", str(config), "--class-names", "cat", "--input", "in", "--opts", *opts]) == 0
@@ -103,10 +103,10 @@ def test_one_word_shared_by_several_pictures_stays_one_word(here, tiny):
 
 
 def test_one_bad_file_does_not_stop_the_rest(here, halves, capfd):
-    save_picture(here / "in" / "a.png")
+    save_image(here / "in" / "a.png")
     (here / "in" / "b.jpg").write_bytes(b"")
     (here / "in" / "c.jpg").write_bytes(b"<html></html>")
-    save_picture(here / "in" / "d.png")
+    save_image(here / "in" / "d.png")
     assert demo.main(["--class-names", "cat", "dog", "--input", "in", "absent.png", "--output", "out"]) == 1
     assert names(here / "out") == ["a.json", "a.png", "a_labels.png", "d.json", "d.png", "d_labels.png"]
     out, err = capfd.readouterr()
@@ -125,8 +125,8 @@ def test_an_unexpected_error_is_shown_and_does_not_stop_the_rest(here, monkeypat
             return super().__call__(image, vocabulary)
 
     monkeypatch.setattr(Segmenter, "from_config", classmethod(lambda cls, *args, **kwargs: Fragile()))
-    save_picture(here / "in" / "a.png")
-    save_picture(here / "in" / "b.png")
+    save_image(here / "in" / "a.png")
+    save_image(here / "in" / "b.png")
     assert demo.main(["--class-names", "cat", "--input", "in", "--output", "out"]) == 1
     assert "b.png" in names(here / "out")
     assert "a.png: unexpected ZeroDivisionError (see above): please report it" in capfd.readouterr().err
@@ -134,7 +134,7 @@ def test_an_unexpected_error_is_shown_and_does_not_stop_the_rest(here, monkeypat
 
 def test_results_of_equal_names_do_not_overwrite_each_other(here, halves):
     for file in ("x/a.png", "y/a.png", "y/a.jpg", "y/a_labels.png", "y/a-2.png"):
-        save_picture(here / file)
+        save_image(here / file)
     assert demo.main(["--class-names", "cat", "--input", "x", "y", "x/a.png", "--output", "out"]) == 0
     sources = {json.loads(file.read_text())["image"] for file in (here / "out").glob("*.json")}
     assert {Path(source) for source in sources} == {Path(f) for f in ("x/a.png", "y/a.png", "y/a.jpg")} | {
@@ -145,10 +145,10 @@ def test_results_of_equal_names_do_not_overwrite_each_other(here, halves):
 
 
 def test_skip_existing_goes_on_where_it_stopped(here, halves, capfd):
-    save_picture(here / "in" / "a.png")
+    save_image(here / "in" / "a.png")
     command = ["--class-names", "cat", "--input", "in", "--output", "out", "--skip-existing"]
     assert demo.main(command) == 0
-    save_picture(here / "in" / "b.png")
+    save_image(here / "in" / "b.png")
     assert demo.main(command) == 0 and halves.calls == 2
     assert "1 of 2 inputs have results already" in capfd.readouterr().out
     command[1] = "dog"  # other words are another question
@@ -158,14 +158,14 @@ def test_skip_existing_goes_on_where_it_stopped(here, halves, capfd):
 
 
 def test_existing_results_are_replaced(here, halves):
-    save_picture(here / "a.png")
+    save_image(here / "a.png")
     for word in ("cat", "dog"):
         assert demo.main(["--class-names", word, "--input", "a.png", "--output", "out"]) == 0
     assert json.loads((here / "out" / "a.json").read_text())["names"] == ["dog"]
 
 
 def test_single_output_file(here, halves, capfd):
-    save_picture(here / "a.png")
+    save_image(here / "a.png")
     assert demo.main(["--class-names", "cat", "[dog]", "--input", "a.png", "--output", "new/x.jpg"]) == 0
     assert names(here / "new") == ["x.jpg", "x.json", "x_labels.png"]
     assert Image.open("new/x.jpg").format == "JPEG"
@@ -173,7 +173,7 @@ def test_single_output_file(here, halves, capfd):
 
 
 def test_vocabulary_file_and_label_set(here, halves):
-    save_picture(here / "a.png")
+    save_image(here / "a.png")
     (here / "words.txt").write_text("cat: kitty\n# no\nпёс\n", encoding="utf-8")
     assert demo.main(["--vocabulary", "words.txt", "--input", "a.png", "--output", "one"]) == 0
     assert json.loads((here / "one" / "a.json").read_text(encoding="utf-8"))["names"] == ["cat", "пёс"]
@@ -182,7 +182,7 @@ def test_vocabulary_file_and_label_set(here, halves):
 
 
 def test_one_text_of_words_with_synonyms(here, halves, capfd):
-    save_picture(here / "a.png")
+    save_image(here / "a.png")
     assert demo.main(["--class-names", "person, child; dog", "--input", "a.png"]) == 0
     assert json.loads((here / "predictions" / "a.json").read_text())["names"] == ["person", "dog"]
     assert "one word" not in capfd.readouterr().err
@@ -191,15 +191,15 @@ def test_one_text_of_words_with_synonyms(here, halves, capfd):
     assert "a comma too many" in capfd.readouterr().err
 
 
-def test_films(here, halves):
-    save_film(here / "a.mp4")
-    (here / "b.mp4").write_bytes(b"no film")
+def test_videos(here, halves):
+    save_video(here / "a.mp4")
+    (here / "b.mp4").write_bytes(b"not a video")
     assert demo.main(["--class-names", "cat", "dog", "--input", "a.mp4", "b.mp4", "--output", "out"]) == 1
     assert names(here / "out") == ["a.json", "a.mp4"]
     summary = json.loads((here / "out" / "a.json").read_text())
     assert summary["frames"] == 3 and summary["mean_fractions"] == [0.5, 0.5]
-    film = cv2.VideoCapture("out/a.mp4")
-    shapes = [frame.shape for ok, frame in iter(film.read, (False, None)) if ok]
+    video = cv2.VideoCapture("out/a.mp4")
+    shapes = [frame.shape for ok, frame in iter(video.read, (False, None)) if ok]
     assert shapes == [(32, 48, 3)] * 3
 
 
@@ -214,7 +214,7 @@ WORDS = {
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 @pytest.mark.parametrize("background", [["other, background"], ["other", "background"], ["other,", "background"]])
 def test_what_background_words_get_is_unlabelled(here, halves, words, background):
-    save_picture(here / "a.png")
+    save_image(here / "a.png")
     (here / "words.txt").write_text("cat\ndog\n")
     assert demo.main([*words, "--background", *background, "--input", "a.png"]) == 0
     written = json.loads((here / "predictions" / "a.json").read_text())
@@ -224,7 +224,7 @@ def test_what_background_words_get_is_unlabelled(here, halves, words, background
 
 
 def test_other_background_words_are_another_question(here, halves):
-    save_picture(here / "a.png")
+    save_image(here / "a.png")
     command = ["--class-names", "cat", "--input", "a.png", "--skip-existing"]
     for background in ([], ["--background", "other"], ["--background", "other"], ["--background", "wall"]):
         assert demo.main([*command, *background]) == 0
@@ -232,16 +232,16 @@ def test_other_background_words_are_another_question(here, halves):
 
 
 def test_background_and_colours_of_videos(here, halves):
-    save_film(here / "a.mp4")
+    save_video(here / "a.mp4")
     assert demo.main(["--class-names", "cat", "--background", "other", "--input", "a.mp4", "--output", "out"]) == 0
     summary = json.loads((here / "out" / "a.json").read_text())
     assert (summary["names"], summary["background"], summary["mean_fractions"]) == (["cat"], ["other"], [0.5])
 
 
 def test_videos_that_hold_nothing(here, halves, capfd):
-    save_film(here / "whole.mp4", frames=20)
+    save_video(here / "whole.mp4", frames=20)
     content = (here / "whole.mp4").read_bytes()
-    save_film(here / "none.avi", frames=0)
+    save_video(here / "none.avi", frames=0)
     (here / "cut.mp4").write_bytes(content[: len(content) // 2])
     (here / "empty.mp4").write_bytes(b"")
     files = ["none.avi", "cut.mp4", "empty.mp4"]
@@ -262,10 +262,10 @@ def test_ctrl_c_leaves_no_half_written_file(here, monkeypatch, suffix):
     monkeypatch.setattr(Segmenter, "from_config", classmethod(lambda cls, *args, **kwargs: Interrupted()))
     (here / "in").mkdir()
     if suffix == "mp4":
-        save_film(here / "in" / "a.mp4")
+        save_video(here / "in" / "a.mp4")
     else:
         for k in range(3):
-            save_picture(here / "in" / f"{k}.png")
+            save_image(here / "in" / f"{k}.png")
     with pytest.raises(SystemExit) as stop:
         demo.main(["--class-names", "cat", "--input", "in", "--output", "out"])
     assert stop.value.code == 130
@@ -275,7 +275,7 @@ def test_ctrl_c_leaves_no_half_written_file(here, monkeypatch, suffix):
 
 def test_inputs_are_files_folders_and_patterns(here):
     for file in ("a.JPG", "b.png", "c.txt", ".hidden.png", "sub/d.webp", "[1].png"):
-        save_picture(here / "f" / file) if not file.endswith("txt") else (here / "f" / file).write_text("x")
+        save_image(here / "f" / file) if not file.endswith("txt") else (here / "f" / file).write_text("x")
     assert [str(f) for f in find_inputs(["f"])[0]] == ["f/[1].png", "f/a.JPG", "f/b.png"]
     assert [str(f) for f in find_inputs(["f/**/*.webp"])[0]] == ["f/sub/d.webp"]
     assert [str(f) for f in find_inputs(["f/[1].png", "f/*.png"])[0]] == ["f/[1].png", "f/b.png"]
@@ -296,8 +296,8 @@ def test_inputs_are_files_folders_and_patterns(here):
     ],
 )
 def test_outputs_that_cannot_be(here, output, message):
-    save_picture(here / "f" / "a.png")
-    save_picture(here / "f" / "b.png")
+    save_image(here / "f" / "a.png")
+    save_image(here / "f" / "b.png")
     (here / "f" / "c.txt").write_text("x")
     (here / "loop").symlink_to("loop")
     with pytest.raises(OvsegError, match=message):
@@ -305,7 +305,7 @@ def test_outputs_that_cannot_be(here, output, message):
 
 
 def test_an_input_is_never_overwritten(here):
-    save_picture(here / "a.png")
+    save_image(here / "a.png")
     assert choose_outputs([Path("a.png")], ".", ["a.png"]) == [Path("a-2.png")]
     with pytest.raises(OvsegError, match="would overwrite the input"):
         choose_outputs([Path("a.png")], "a.png", ["a.png"])
@@ -326,7 +326,7 @@ BAD = {
     "background twice": ("--class-names cat --input a.png --background Cat", 2, "'Cat' comes twice in --class-names"),
     "two sources of words": ("--class-names cat --label-set x --input a.png", 2, "not allowed with argument"),
     "no vocabulary file": ("--vocabulary no.txt --input a.png", 2, "there is no vocabulary file no.txt"),
-    "picture as vocabulary": ("--vocabulary a.png --input a.png", 2, "a.png is not UTF-8 text"),
+    "image as vocabulary": ("--vocabulary a.png --input a.png", 2, "a.png is not UTF-8 text"),
     "mistyped label set": ("--label-set ade20k_15 --input a.png", 2, "did you mean ade20k_150"),
     "no input": ("--class-names cat --input no.png", 1, "no.png: there is no such file or folder"),
     "web address": ("--class-names cat --input https://x.org/a.png", 2, "is a web address"),
@@ -355,7 +355,7 @@ BAD = {
     "web page as weights": (WITH.replace("no.pth", "page.pth"), 2, "page.pth .*HTML"),
     "truncated weights": (WITH.replace("no.pth", "cut.safetensors"), 2, "cut.safetensors is truncated or damaged"),
     "truncated pickle": (WITH.replace("no.pth", "cut.pth"), 2, "cut.pth is truncated or damaged"),
-    "picture as weights": (WITH.replace("no.pth", "a.png"), 2, "a.png is not a weight file"),
+    "image as weights": (WITH.replace("no.pth", "a.png"), 2, "a.png is not a weight file"),
     "other system": (WITH.replace("no.pth", "other.pth"), 2, "other.pth is not a checkpoint of this model"),
     "other CLIP size": (WITH.replace("no.pth", "wide.pth"), 2, "wide.pth does not fit this model"),
     "backbone alone": (WITH.replace("no.pth", "backbone.pth"), 2, "backbone.pth holds only a part of the model"),
@@ -387,7 +387,7 @@ class Code:
 @pytest.fixture(scope="module")
 def bad_folder(tmp_path_factory, tiny):
     folder = tmp_path_factory.mktemp("bad")
-    save_picture(folder / "a.png")
+    save_image(folder / "a.png")
     (folder / "empty").mkdir()
     (folder / "words.txt").write_text("cat\n")
     (folder / "bad.yaml").write_text("MODEL: [\n")
@@ -427,7 +427,7 @@ def test_started_and_interrupted_as_a_user_would(tmp_path, tiny):
     """Ctrl-C while a real process works: status 130, and every file that is there is whole."""
     config, weights = tiny
     for k in range(200):
-        save_picture(tmp_path / "in" / f"{k:03}.png")
+        save_image(tmp_path / "in" / f"{k:03}.png")
     command = [sys.executable, str(ROOT / "demo.py"), "--config-file", str(config), "--class-names", "cat", "dog"]
     command += [
         "--input",

@@ -275,14 +275,14 @@ def stub(monkeypatch):
     return made
 
 
-def save_picture(path: Path) -> None:
+def save_image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 6)).save(path)
 
 
 def test_demo_stops_at_a_full_disk(here, stub, monkeypatch, capfd):
     for k in range(5):
-        save_picture(here / "in" / f"{k}.png")
+        save_image(here / "in" / f"{k}.png")
 
     def full(self, where):
         if stub.calls == 2:
@@ -308,7 +308,7 @@ def test_a_file_system_that_takes_no_files(tmp_path):
 
 
 def test_demo_tries_to_write_before_it_loads(here, monkeypatch, capfd):
-    save_picture(here / "a.png")
+    save_image(here / "a.png")
     (here / "file").touch()
     monkeypatch.setattr(Segmenter, "from_config", None)
     (here / "loop").symlink_to("loop")
@@ -333,7 +333,7 @@ def test_3000_inputs_of_one_name(tmp_path):
 
 def test_names_are_meant_literally_first(here):
     for name in ("a[1].jpg", "a1.jpg", "photos [1]/b.jpg", "photos 1/c.jpg", "photos [1]/deep/d.jpg"):
-        save_picture(here / name)
+        save_image(here / name)
     for argument, found in {
         "a[1].jpg": ["a[1].jpg"],
         "photos [1]": ["photos [1]/b.jpg"],
@@ -380,7 +380,7 @@ def test_a_folder_that_cannot_be_read(here, stub, capfd):
 
 @pytest.mark.parametrize("stem", [b"\xff\xfe caf\xe9", "é".encode() * 125, b"n" * 251])
 def test_names_that_are_no_text_or_very_long(here, stub, capsys, stem):
-    save_picture(here / "x.png")
+    save_image(here / "x.png")
     name = os.fsdecode(stem + b".png")
     (here / "in").mkdir()
     os.rename("x.png", here / "in" / name)

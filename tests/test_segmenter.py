@@ -37,7 +37,7 @@ def stand_in(others=False, min_size=64, max_size=256):
     return Segmenter(LeftAndRight(others), min_size=min_size, max_size=max_size)
 
 
-def picture(height=30, width=40):
+def make_image(height=30, width=40):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -47,27 +47,27 @@ def tiny(tmp_path_factory):
 
 
 def test_result_has_the_images_size_and_the_words_order():
-    result = stand_in()(picture(), ["cat", "sofa"])
+    result = stand_in()(make_image(), ["cat", "sofa"])
     assert result.names == ("cat", "sofa") and result.label_map.shape == (30, 40)
     assert result.areas.tolist() == [29 * 20, 29 * 20]
     assert result.scores.tolist() == [0.5, 0.5]
-    assert np.array_equal(result.image, picture())
+    assert np.array_equal(result.image, make_image())
 
 
 def test_model_sees_what_the_test_mapper_would_give_it():
-    wanted = T.ResizeShortestEdge(64, 256).get_transform(picture(30, 500)).apply_image(picture(30, 500))
+    wanted = T.ResizeShortestEdge(64, 256).get_transform(make_image(30, 500)).apply_image(make_image(30, 500))
     segment = stand_in()
-    segment(picture(30, 500), ["cat"])
+    segment(make_image(30, 500), ["cat"])
     (request,) = segment.model.requests
     assert np.array_equal(request["image"].permute(1, 2, 0).numpy(), wanted)
     assert (request["height"], request["width"]) == (30, 500)
 
 
-def test_files_arrays_and_pillow_images_are_the_same_picture(tmp_path):
+def test_files_arrays_and_pillow_images_are_the_same_image(tmp_path):
     file = tmp_path / "a.png"
-    Image.fromarray(picture()).save(file)
+    Image.fromarray(make_image()).save(file)
     segment = stand_in()
-    for image in (file, str(file), picture(), Image.fromarray(picture()), Image.open(file)):
+    for image in (file, str(file), make_image(), Image.fromarray(make_image()), Image.open(file)):
         segment(image, ["cat"])
     first = segment.model.requests[0]["image"]
     assert all(torch.equal(request["image"], first) for request in segment.model.requests)
@@ -75,13 +75,13 @@ def test_files_arrays_and_pillow_images_are_the_same_picture(tmp_path):
 
 
 def test_grey_array():
-    result = stand_in()(picture()[:, :, 0], ["cat"])
-    assert np.array_equal(result.image[..., 2], picture()[:, :, 0])
+    result = stand_in()(make_image()[:, :, 0], ["cat"])
+    assert np.array_equal(result.image[..., 2], make_image()[:, :, 0])
 
 
 def test_one_word_others_is_unlabelled_and_the_list_stays():
     words = ["cat"]
-    result = stand_in(others=True)(picture(), words)
+    result = stand_in(others=True)(make_image(), words)
     assert words == ["cat"] and result.names == ("cat",)
     assert result.areas.tolist() == [29 * 20]
     assert (result.label_map[:, 20:] == -1).all()
@@ -89,21 +89,21 @@ def test_one_word_others_is_unlabelled_and_the_list_stays():
 
 def test_synonyms_reach_the_model_as_tuples():
     segment = stand_in()
-    segment(picture(), Vocabulary.from_words([("cat", "kitty"), "dog"]))
+    segment(make_image(), Vocabulary.from_words([("cat", "kitty"), "dog"]))
     assert segment.model.requests[0]["class_names"] == [("cat", "kitty"), "dog"]
 
 
 def test_a_text_of_words_and_no_text_that_is_unclear():
     segment = stand_in()
-    assert segment(picture(), "cat, kitty; dog").names == ("cat", "dog")
+    assert segment(make_image(), "cat, kitty; dog").names == ("cat", "dog")
     assert segment.model.requests[0]["class_names"] == [("cat", "kitty"), "dog"]
     with pytest.raises(OvsegError, match="single text 'cat, dog': give a list"):
-        segment(picture(), "cat, dog")
+        segment(make_image(), "cat, dog")
 
 
 def test_what_background_words_get_is_unlabelled():
     segment = stand_in()
-    result = segment(picture(), Vocabulary.from_words(["cat", "sofa"], background=[("wall", "walls")]))
+    result = segment(make_image(), Vocabulary.from_words(["cat", "sofa"], background=[("wall", "walls")]))
     assert segment.model.requests[0]["class_names"] == ["cat", "sofa", ("wall", "walls")]
     assert result.names == ("cat", "sofa") and result.areas.tolist() == [29 * 20, 0]
     assert (result.label_map[:, 20:] == -1).all()
@@ -112,17 +112,17 @@ def test_what_background_words_get_is_unlabelled():
 def test_prompts_of_a_vocabulary_are_used(tiny):
     segment = Segmenter.from_config(*tiny)
     words = Vocabulary.from_words(["cat", "dog"])
-    plain, own = segment(picture(), words), segment(picture(), words.with_templates(["{}, drawn by a child"]))
+    plain, own = segment(make_image(), words), segment(make_image(), words.with_templates(["{}, drawn by a child"]))
     adapter = segment.model.clip_adapter
     assert not np.array_equal(plain.scores, own.scores)
     adapter.text.templates = ("{}, drawn by a child",)
-    np.testing.assert_array_equal(segment(picture(), words).scores, own.scores)
+    np.testing.assert_array_equal(segment(make_image(), words).scores, own.scores)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 20_000), (20_000, 1), (3, 5)])
 def test_extreme_shapes(height, width):
     segment = stand_in()
-    assert segment(picture(height, width), ["cat"]).label_map.shape == (height, width)
+    assert segment(make_image(height, width), ["cat"]).label_map.shape == (height, width)
     seen = segment.model.requests[0]["image"].shape
     assert min(seen) >= 1 and max(seen[1:]) <= 256
 
@@ -130,10 +130,10 @@ def test_extreme_shapes(height, width):
 def test_maps_that_would_fill_the_memory_are_asked_smaller(monkeypatch):
     monkeypatch.setattr(segmenter, "LARGEST_MAPS", (2 + segmenter.RUNNING_BEST) * 30 * 40)
     segment = stand_in()
-    assert segment(picture(60, 80), ["cat", "dog"]).label_map.shape == (60, 80)
+    assert segment(make_image(60, 80), ["cat", "dog"]).label_map.shape == (60, 80)
     request = segment.model.requests[0]
     assert (request["height"], request["width"]) == (30, 40)
-    assert segment(picture(60, 80), ["cat", "dog"]).areas.tolist() == [58 * 40, 58 * 40]
+    assert segment(make_image(60, 80), ["cat", "dog"]).areas.tolist() == [58 * 40, 58 * 40]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_bad_images(image, message):
 @pytest.mark.parametrize(("words", "message"), [([], "is empty"), ("cat", "give a list"), ([""], "is blank")])
 def test_bad_words(words, message):
     with pytest.raises(OvsegError, match=message):
-        stand_in()(picture(), words)
+        stand_in()(make_image(), words)
 
 
 def test_out_of_memory_is_explained():
@@ -163,7 +163,7 @@ def test_out_of_memory_is_explained():
             return torch.empty(1 << 60)
 
     with pytest.raises(OvsegError, match=r"not enough memory to segment the image: lower INPUT\.MAX_SIZE_TEST"):
-        Segmenter(Greedy(), min_size=64, max_size=64)(picture(), ["cat"])
+        Segmenter(Greedy(), min_size=64, max_size=64)(make_image(), ["cat"])
 
 
 def test_defects_keep_their_traceback():
@@ -172,16 +172,16 @@ def test_defects_keep_their_traceback():
             raise RuntimeError("shape mismatch")
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        Segmenter(Broken(), min_size=64, max_size=64)(picture(), ["cat"])
+        Segmenter(Broken(), min_size=64, max_size=64)(make_image(), ["cat"])
 
 
 def test_a_real_model_from_its_files(tiny):
     config, weights = tiny
     segment = Segmenter.from_config(config, weights, device="cpu")
-    result = segment(picture(), ["cat", ("sofa", "couch"), "кошка"])
+    result = segment(make_image(), ["cat", ("sofa", "couch"), "кошка"])
     assert result.label_map.shape == (30, 40) and result.label_map.max() <= 2
     assert np.isclose(result.fractions.sum(), 1)  # painting by sums leaves nothing unlabelled
-    again = Segmenter.from_config(config, weights)(picture(), ["cat", ("sofa", "couch"), "кошка"])
+    again = Segmenter.from_config(config, weights)(make_image(), ["cat", ("sofa", "couch"), "кошка"])
     assert np.array_equal(again.label_map, result.label_map)
 
 
@@ -195,7 +195,7 @@ def test_words_that_clip_cannot_read_fail_before_any_image(tiny):
 def test_published_demo_with_one_word(tiny):
     config, weights = tiny
     opts = ["MODEL.META_ARCHITECTURE", "OVSegDEMO", "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT", "0.0"]
-    result = Segmenter.from_config(config, weights, opts)(picture(), ["cat"])
+    result = Segmenter.from_config(config, weights, opts)(make_image(), ["cat"])
     assert result.names == ("cat",) and set(np.unique(result.label_map)) <= {-1, 0}
 
 

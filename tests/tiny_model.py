@@ -1,4 +1,4 @@
-"""A complete OVSeg, or SCAN, of a few thousand weights, all random: fast, and wrong about every picture."""
+"""A complete OVSeg, or SCAN, of a few thousand weights, all random: fast, and wrong about every image."""
 
 from __future__ import annotations
 

@@ -26,36 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import ovseg
-
-ovseg.register()  # before Detectron2, whose import warns of what PyTorch deprecates
-
-import numpy as np
-import torch
-from detectron2.modeling import build_model
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-
-from ovseg.checkpoint import load_weights
 from ovseg.cli.options import parse_with_options
-from ovseg.config import load_cfg
-from ovseg.data.augmentation import ResizeShortestEdge
-from ovseg.engine.timing import REST, STAGES, Stages, clock_of, time_stages
 from ovseg.errors import OvsegError, user_errors
-from ovseg.io.devices import find_device
-from ovseg.io.files import atomic_path
-from ovseg.io.images import read_image
-from ovseg.vocabulary import Vocabulary
-
-ELLIPSE_AREAS = (0.005, 0.3)  # parts of the image
-ELLIPSE_ASPECTS = (1.0, 4.0)
-COMPILED = (
-    ("backbone", "forward"),
-    ("sem_seg_head.pixel_decoder", "forward"),
-    ("sem_seg_head.predictor", "forward"),
-    ("clip_adapter", "encode"),
-)
-Figures = dict[str, Any]
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -79,8 +51,38 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parse_with_options(parser, argv)
     if min(*args.batch, args.repeat) < 1 or args.warm_up < 0:
         parser.error("--batch and --repeat must be at least 1, --warm-up at least 0")
-    args.device = args.device or ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
     return args
+
+
+if __name__ == "__main__":
+    parse()  # --help and mistakes are answered before what takes seconds is imported
+ovseg.register()
+
+import numpy as np
+import torch
+from detectron2.modeling import build_model
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from ovseg.checkpoint import load_weights
+from ovseg.config import load_cfg
+from ovseg.data.augmentation import ResizeShortestEdge
+from ovseg.engine.timing import REST, STAGES, Stages, clock_of, time_stages
+from ovseg.io.devices import find_device
+from ovseg.io.files import atomic_path
+from ovseg.io.images import read_image
+from ovseg.vocabulary import Vocabulary
+
+ELLIPSE_AREAS = (0.005, 0.3)  # parts of the image
+ELLIPSE_ASPECTS = (1.0, 4.0)
+COMPILED = (
+    ("backbone", "forward"),
+    ("sem_seg_head.pixel_decoder", "forward"),
+    ("sem_seg_head.predictor", "forward"),
+    ("clip_adapter", "encode"),
+)
+Figures = dict[str, Any]
 
 
 def build(args: argparse.Namespace, config: str, device: str, precision: str, batch: int) -> tuple[nn.Module, list]:
@@ -213,6 +215,7 @@ def read_figures(path: str) -> list[Figures]:
 def main(argv: Sequence[str] | None = None, run: Callable[..., Figures] = in_child) -> None:
     """Run the benchmark; ``run`` has the signature of :func:`measure`."""
     args = parse(argv)
+    args.device = args.device or ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
     for device in args.device:
         find_device(device, "--device")
     earlier = [figures for path in args.compare if path.endswith(".json") for figures in read_figures(path)]

@@ -14,13 +14,27 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 
+from ovseg.errors import OvsegError, user_errors
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input-size", nargs=2, type=int, default=(640, 960), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeat", type=int, default=5, help="number of runs; the fastest is reported")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovseg.errors import OvsegError, user_errors
 from ovseg.io.devices import find_device
 from ovseg.proposals.deformable_attention import Pyramid
 from ovseg.proposals.deformable_sampling import compiled_op, sample_compiled, sample_levels
@@ -90,12 +104,7 @@ def measure(function: Callable[..., Tensor], given: Operands, repeat: int, devic
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input-size", nargs=2, type=int, default=(640, 960), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeat", type=int, default=5, help="number of runs; the fastest is reported")
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     if min(*args.input_size, args.batch, args.repeat) < 1:
         raise OvsegError("--input-size, --batch and --repeat must be positive")
     find_device(args.device, "--device")

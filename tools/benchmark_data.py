@@ -74,7 +74,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from rich.console import Console
 from rich.table import Table
 
-from ovseg.data.prepare.engine import write_file
+from ovseg.data.prepare.conversion import write_file
 from ovseg.evaluation.confusion import label_runs
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.io.files import atomic_path

@@ -19,6 +19,43 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ovseg.errors import OvsegError, reason_of, user_errors
+
+COMMANDS = {
+    "safetensors": "rewrite a checkpoint as safetensors (the default)",
+    "swin": "a Swin of Microsoft's repository",
+    "torchvision": "a torchvision ResNet",
+    "visual-model": "the Swin-like tower under visual_model. of an image-text checkpoint",
+    "compare": "mean absolute difference of each CLIP tensor between a full checkpoint and a CLIP",
+}
+HELP = ("-h", "--help")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, what in COMMANDS.items():
+        sub = commands.add_parser(command, help=what, description=what)
+        sub.add_argument("input", type=Path, help="checkpoint: .pth, .pt, .pkl or .safetensors")
+        if command == "compare":
+            sub.add_argument("clip", type=Path, help="the other CLIP, wrapped or not")
+        else:
+            others = "" if command == "safetensors" else ", .pkl, .pth"
+            sub.add_argument("output", type=Path, help=f"file to write, ending in .safetensors{others}")
+            sub.add_argument("--half", action="store_true", help="store floating-point parameters as float16")
+            sub.add_argument("--overwrite", action="store_true", help="replace an existing output")
+        if command == "safetensors":
+            sub.add_argument(
+                "--drop", metavar="PREFIX", action="append", default=[], help="leave out keys with this prefix"
+            )
+        sub.add_argument("--trust", action="store_true", help="allow the input to run code while it is read")
+    return parser.parse_args(argv if argv and argv[0] in (*COMMANDS, *HELP) else ["safetensors", *argv])
+
+
+if __name__ == "__main__":
+    parse()  # --help and mistakes are answered before what takes seconds is imported
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -35,41 +72,10 @@ from ovseg.checkpoint.state_dicts import (
     read_state_dict,
     tensors_of,
 )
-from ovseg.errors import OvsegError, reason_of, user_errors
-
-COMMANDS = {
-    "safetensors": "rewrite a checkpoint as safetensors (the default)",
-    "swin": "a Swin of Microsoft's repository",
-    "torchvision": "a torchvision ResNet",
-    "visual-model": "the Swin-like tower under visual_model. of an image-text checkpoint",
-    "compare": "mean absolute difference of each CLIP tensor between a full checkpoint and a CLIP",
-}
-HELP = ("-h", "--help")
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for command, what in COMMANDS.items():
-        sub = commands.add_parser(command, help=what, description=what)
-        sub.add_argument("input", type=Path, help="checkpoint: .pth, .pt, .pkl or .safetensors")
-        if command == "compare":
-            sub.add_argument("clip", type=Path, help="the other CLIP, wrapped or not")
-        else:
-            suffixes = (".safetensors",) if command == "safetensors" else BACKBONE_SUFFIXES
-            sub.add_argument("output", type=Path, help=f"file to write, ending in {', '.join(suffixes)}")
-            sub.add_argument("--half", action="store_true", help="store floating-point parameters as float16")
-            sub.add_argument("--overwrite", action="store_true", help="replace an existing output")
-        if command == "safetensors":
-            sub.add_argument(
-                "--drop", metavar="PREFIX", action="append", default=[], help="leave out keys with this prefix"
-            )
-        sub.add_argument("--trust", action="store_true", help="allow the input to run code while it is read")
-    return parser.parse_args(argv if argv and argv[0] in (*COMMANDS, *HELP) else ["safetensors", *argv])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(sys.argv[1:] if argv is None else argv)
+    args = parse(argv)
     if args.command == "compare":
         show_comparison(compare(read(args.input, args.trust)[0], read(args.clip, args.trust)[0]))
         return

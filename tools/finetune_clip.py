@@ -28,14 +28,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovseg.adaptation.finetune import Job, finetune
 from ovseg.adaptation.recipe import MODES, add_flags, read_recipe, recipe_from_flags
-from ovseg.adaptation.tuned_clip import clip_flags
-from ovseg.engine.launch import World, choose_device, launch
 from ovseg.errors import user_errors
 
 
-def build_parser() -> argparse.ArgumentParser:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", required=True, help="an open_clip name, OpenAI's name, or a JSON file")
     parser.add_argument("--clip", required=True, help="its weights: a file (an earlier run's too) or an open_clip tag")
@@ -59,11 +56,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--num-gpus", type=int, default=1, help="processes, one for each GPU; with --device cpu on the CPU"
     )
     add_flags(parser)
-    return parser
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+
+from ovseg.adaptation.finetune import Job, finetune
+from ovseg.adaptation.tuned_clip import clip_flags
+from ovseg.engine.launch import World, choose_device, launch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    args = parse_args(argv)
     given = read_recipe(args.recipe, args.tune) if args.recipe else {}
     with clip_flags():
         device = choose_device(args.device, args.num_gpus)

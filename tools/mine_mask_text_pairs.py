@@ -23,20 +23,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ovseg
-
-ovseg.register()
-import torch
-
-from ovseg.adaptation.mask_sources import MASK_KINDS
-from ovseg.adaptation.mining_run import MiningOptions, run
 from ovseg.cli.options import parse_with_options
-from ovseg.engine.launch import World, launch
 from ovseg.errors import user_errors
-from ovseg.io.devices import find_device
-from ovseg.vocabulary.nouns import FORMS
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("images and captions").add_argument
     add(
@@ -58,7 +49,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--masks", metavar="FOLDER", help="folder of masks, or ground-truth with --data toy:...")
     add(
         "--masks-are",
-        choices=MASK_KINDS,
+        choices=("labels", "instances", "files"),
         help="one label map for each image, or one instance map (0 is no mask), or a folder of mask files; "
         "default: what the folder looks like",
     )
@@ -72,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--captions", choices=("one", "all"), default="one", help="the first caption of each image, or all")
     add(
         "--nouns",
-        choices=FORMS,
+        choices=("noun", "phrase", "both"),
         default="noun",
         help="noun: star; phrase: striped red star; both of them (default %(default)s, as in the paper)",
     )
@@ -95,6 +86,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", help="cpu, cuda; default: cuda if there is one, one GPU for each process")
     add("--opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
     return parse_with_options(parser, argv)
+
+
+if __name__ == "__main__":
+    parse()  # --help and mistakes are answered before what takes seconds is imported
+ovseg.register()
+
+import torch
+
+from ovseg.adaptation.mining_run import MiningOptions, run
+from ovseg.engine.launch import World, launch
+from ovseg.io.devices import find_device
 
 
 def main(argv: Sequence[str] | None = None) -> None:

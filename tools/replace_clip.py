@@ -12,11 +12,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovseg.adaptation.fusion import fuse_files
 from ovseg.errors import user_errors
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", type=Path, required=True, help="the adapted CLIP, in open_clip's names or wrapped")
     parser.add_argument(
@@ -37,6 +36,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--half", action="store_true", help="store floating-point tensors as float16")
     return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse()  # --help and mistakes are answered before what takes seconds is imported
+
+from ovseg.adaptation.fusion import fuse_files
 
 
 def main(argv: Sequence[str] | None = None) -> None:

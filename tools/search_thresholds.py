@@ -18,30 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ovseg
-
-ovseg.register()  # before Detectron2, whose import warns of what PyTorch deprecates
-
-from rich.console import Console
-from rich.table import Table
-
-from ovseg.checkpoint import load_model
 from ovseg.cli.options import parse_with_options
-from ovseg.config import CfgNode, load_cfg
-from ovseg.data.catalog import check_prepared
-from ovseg.data.custom.names import folder_name
-from ovseg.engine.launch import choose_device
-from ovseg.engine.setup import seed_everything
 from ovseg.errors import OvsegError, user_errors
-from ovseg.evaluation.report import write_csv, write_json
-from ovseg.evaluation.threshold_search import Grid, draw_heat_map, search
-from ovseg.io.files import atomic_path, explained_writing, locked_folder
-from ovseg.io.progress import progress_bar
 
 THRESHOLDS = (0.35, 0.4, 0.45)  # the original's
 WEIGHTS = (0.6, 0.65, 0.7, 0.75, 0.8)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True)
     for name, default in (("thresholds", THRESHOLDS), ("weights", WEIGHTS)):
@@ -53,6 +37,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, metavar="N", help="use N images, evenly spread over the split")
     parser.add_argument("--num-gpus", type=int, default=1, help="0 for the CPU (default: a GPU where there is one)")
     return parse_with_options(parser, argv, bare=True)
+
+
+if __name__ == "__main__":
+    parse()  # --help and mistakes are answered before what takes seconds is imported
+ovseg.register()
+
+from rich.console import Console
+from rich.table import Table
+
+from ovseg.checkpoint import load_model
+from ovseg.config import CfgNode, load_cfg
+from ovseg.data.catalog import check_prepared
+from ovseg.data.custom.names import folder_name
+from ovseg.engine.launch import choose_device
+from ovseg.engine.setup import seed_everything
+from ovseg.evaluation.report import write_csv, write_json
+from ovseg.evaluation.threshold_search import Grid, draw_heat_map, search
+from ovseg.io.files import atomic_path, explained_writing, locked_folder
+from ovseg.io.progress import progress_bar
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import ovseg
 from ovseg.errors import user_errors
 
 REPO = Path(__file__).resolve().parents[1]
@@ -33,9 +34,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     parse_args()  # --help and mistakes are answered before what takes seconds is imported
-
-import ovseg
-
 ovseg.register()
 
 from rich.console import Console

@@ -21,27 +21,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-import torch
-from open_clip.model import CLIP
-from open_clip.tokenizer import SimpleTokenizer
-from rich.logging import RichHandler
-
-from ovseg.adaptation.tuned_clip import clip_flags
-from ovseg.checkpoint import save_safetensors
-from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
-from ovseg.clip.preprocessing import OPENAI
 from ovseg.errors import OvsegError, user_errors
-from ovseg.io.files import atomic_path
-from ovseg.toy.clip.batches import PairSampler
-from ovseg.toy.clip.training import Recipe, TrainingRun
-from ovseg.toy.clip.views import ViewRecipe, load_views
-from ovseg.toy.clip.zero_shot import evaluate
-from ovseg.toy.registration import FORMAT
-
-logger = logging.getLogger("train_toy_clip")
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", type=Path, default=Path("configs/toy/clip.json"), help="open_clip JSON")
     parser.add_argument("--output", type=Path, default=Path("weights/toy/clip.safetensors"))
@@ -65,6 +48,28 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="resume from the checkpoint in --work-dir")
     return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+
+import torch
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from rich.logging import RichHandler
+
+from ovseg.adaptation.tuned_clip import clip_flags
+from ovseg.checkpoint import save_safetensors
+from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
+from ovseg.clip.preprocessing import OPENAI
+from ovseg.io.files import atomic_path
+from ovseg.toy.clip.batches import PairSampler
+from ovseg.toy.clip.training import Recipe, TrainingRun
+from ovseg.toy.clip.views import ViewRecipe, load_views
+from ovseg.toy.clip.zero_shot import evaluate
+from ovseg.toy.registration import FORMAT
+
+logger = logging.getLogger("train_toy_clip")
 
 
 def find_architecture(args: argparse.Namespace) -> tuple[ClipSource, SimpleTokenizer]:

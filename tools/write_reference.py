@@ -16,8 +16,19 @@ import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ovseg.config import keys
 from ovseg.errors import user_errors
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="do not write; exit with status 1 if the page differs")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+
+from ovseg.config import keys
 from ovseg.io.files import atomic_path
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -82,9 +93,7 @@ def _shown(default: object) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="do not write; exit with status 1 if the page differs")
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     text = reference()
     if args.check:
         if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:

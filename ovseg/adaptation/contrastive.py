@@ -50,7 +50,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 def contrastive_loss(
     images: Tensor, texts: Tensor, logit_scale: Tensor, text_ids: Tensor, *, ignore_equal_texts: bool = False
 ) -> Tensor:
-    """Return the symmetric InfoNCE of this process' rows against the rows of all processes, in full precision.
+    """Return the symmetric InfoNCE of this process' rows against the rows of all processes.
 
     The mean of the processes' losses is the loss of the whole batch; so are their gradients.
 
@@ -65,17 +65,16 @@ def contrastive_loss(
     Returns:
         scalar float32.
     """
-    with torch.autocast(images.device.type, enabled=False):
-        images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
-        scale = logit_scale.exp()
-        target = torch.arange(len(images), device=images.device) + comm.get_rank() * len(images)
-        of_images = scale * images @ gather_rows(texts).T  # (n, processes x n)
-        of_texts = scale * texts @ gather_rows(images).T
-        if ignore_equal_texts:
-            equal = text_ids[:, None] == gather_rows(text_ids)
-            equal[torch.arange(len(images), device=images.device), target] = False
-            of_images, of_texts = (logits.masked_fill(equal, float("-inf")) for logits in (of_images, of_texts))
-        return (F.cross_entropy(of_images, target) + F.cross_entropy(of_texts, target)) / 2
+    images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
+    scale = logit_scale.exp()
+    target = torch.arange(len(images), device=images.device) + comm.get_rank() * len(images)
+    of_images = scale * images @ gather_rows(texts).T  # (n, processes x n)
+    of_texts = scale * texts @ gather_rows(images).T
+    if ignore_equal_texts:
+        equal = text_ids[:, None] == gather_rows(text_ids)
+        equal[torch.arange(len(images), device=images.device), target] = False
+        of_images, of_texts = (logits.masked_fill(equal, float("-inf")) for logits in (of_images, of_texts))
+    return (F.cross_entropy(of_images, target) + F.cross_entropy(of_texts, target)) / 2
 
 
 def encode_in_parts(encode: Callable[..., Tensor], inputs: Sequence[Tensor], micro_batch: int) -> Tensor:

@@ -172,9 +172,8 @@ class _Run:
         loader = batch_loader(self.crops, batches, recipe.workers, pin_memory=self.device.type == "cuda")
         optimizer = build_optimizer(self.tuned, recipe)
         scheduler = WarmupCosineLR(optimizer, recipe.warmup, self.steps)
-        self.trainer = Trainer(
-            self._losses, loader, optimizer, scheduler, seed=recipe.seed, autocast_dtype=self.dtype, remedy=REMEDY
-        )
+        options = {"seed": recipe.seed, "scale_losses": recipe.precision == "fp16", "remedy": REMEDY}
+        self.trainer = Trainer(self._losses, loader, optimizer, scheduler, **options)
         if self.last is not None:
             state = {name: self.last[key] for name, key in (("optimizer", "optimizer"), ("grad_scaler", "scaler"))}
             with self.folder.reading(self.folder.folder / LAST):
@@ -229,6 +228,7 @@ class _Run:
         return {"loss": contrastive_loss(features, self.text_features[ids], scale, ids, ignore_equal_texts=ignore)}
 
     def _encode(self, *inputs: Tensor) -> Tensor:
+        # the context ends with each part of a batch, and with it autocast's cache of weights
         with autocast(self.device, self.dtype):
             return self.tuned.encode(*inputs).float()
 

@@ -88,9 +88,8 @@ def claim(output: Path, settings: Mapping[str, Any]) -> Iterator[None]:
 
 def _check_settings(output: Path, settings: Mapping[str, Any]) -> None:
     path = output / SETTINGS
-    if (
-        any(output.glob(SHARDS)) or (output / SUMMARY).exists()
-    ):  # a run that failed before its first shard has left nothing
+    # a run that failed before its first shard has left nothing
+    if any(output.glob(SHARDS)) or (output / SUMMARY).exists():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:

@@ -247,7 +247,7 @@ def _without_other_pixels(
     """
     kept = dict(state)
     for name in ("clip_adapter.pixel_mean", "clip_adapter.pixel_std"):
-        if name in state and not torch.allclose(state[name], own[name], rtol=0, atol=0.5):
+        if name in state and not torch.allclose(state[name].cpu(), own[name].cpu(), rtol=0, atol=0.5):
             logger.warning(
                 "%s has %s %s of CLIP's input, but %s has %s, which holds: if the checkpoint's CLIP is another one, "
                 "name it as MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME (ViT-L-14:TAG, say).",

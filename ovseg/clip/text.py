@@ -70,6 +70,14 @@ class TextEmbedder:
         self._memory: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
         self._state: list[tuple[int, int | None]] | None = None
         self._fingerprint = b""
+        self._keys: dict[tuple[str, ...], str] = {}
+        # where the parameters of the text tower are: collecting them costs more than reading their version counters
+        self._places = [
+            (module, name)
+            for path, module in clip_model.named_modules()
+            if not f"{path}.".startswith("visual.")
+            for name, _ in module.named_parameters(recurse=False)
+        ]
 
     def __call__(self, words: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
         """Embed words.
@@ -146,15 +154,19 @@ class TextEmbedder:
 
     def _key(self, templates: tuple[str, ...]) -> str:
         """Return the digest of everything but the word that an embedding depends on."""
-        parameters = [p for name, p in self.clip_model.named_parameters() if not name.startswith("visual.")]
+        parameters = [owner._parameters[name] for owner, name in self._places]
         state = [(p.data_ptr(), None if p.is_inference() else p._version) for p in parameters]
+        if state == self._state and templates in self._keys:
+            return self._keys[templates]
         if state != self._state:
+            self._keys.clear()
             digest = hashlib.sha256(repr((_FORMAT, self._architecture())).encode())
             for parameter in parameters:
                 digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
             self._state, self._fingerprint = state, digest.digest()
         settings = json.dumps([templates, self.precision, self.truncate])
-        return hashlib.sha256(self._fingerprint + settings.encode("ascii")).hexdigest()
+        self._keys[templates] = hashlib.sha256(self._fingerprint + settings.encode("ascii")).hexdigest()
+        return self._keys[templates]
 
     def _architecture(self) -> list:
         """Return what weights do not show: kinds of layers, their plain options (heads, pooling), a text's tokens."""

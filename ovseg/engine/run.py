@@ -70,13 +70,15 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
     model = load_model(cfg) if found is None else _restored_model(cfg, *found)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
+    dtype = autocast_dtype(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE)
     trainer = Trainer(
         parallel(model.train()),
         loader,
         optimizer,
         scheduler,
         seed=seed,
-        autocast_dtype=autocast_dtype(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE),
+        autocast_dtype=dtype,
+        scale_losses=dtype is torch.float16,
         remedy=REMEDY,
     )
     start = 0

@@ -38,7 +38,8 @@ class Trainer(TrainerBase):
         optimizer: of the parameters that ``step`` uses.
         scheduler: a function of the iteration; a hook steps it.
         seed: of the run.
-        autocast_dtype: of mixed precision, None for full precision. float16 scales the losses.
+        autocast_dtype: of mixed precision around the whole step, None for full precision or a step that sees to it.
+        scale_losses: as float16 needs it.
         remedy: what the user can do against an infinite loss.
     """
 
@@ -51,6 +52,7 @@ class Trainer(TrainerBase):
         *,
         seed: int,
         autocast_dtype: torch.dtype | None = None,
+        scale_losses: bool = False,
         remedy: str = "lower the learning rate",
     ):
         super().__init__()
@@ -59,7 +61,7 @@ class Trainer(TrainerBase):
         self.seed, self.remedy = seed, remedy
         self.device = optimizer.param_groups[0]["params"][0].device
         self.autocast_dtype = autocast_dtype
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=autocast_dtype is torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scale_losses)
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Iterate from ``start_iter`` to ``max_iter``; hooks' ``after_train`` runs even if an iteration fails."""

@@ -13,8 +13,8 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovseg.clip.adapter import ClipAdapter, unit
-from ovseg.errors import OvsegError
+from ovseg.clip.adapter import KEYS, ClipAdapter, unit
+from ovseg.errors import OvsegError, argument, argument_names
 from ovseg.proposals.views import Part, Views
 
 HEADS = 8
@@ -40,8 +40,8 @@ class LookAtClip(Part):
         depths, dim = clip_adapter.original_depths, clip_adapter.embed_dim
         if not depths or len(frequency_sigmas) != len(depths) or min(frequency_sigmas) <= 0:
             raise OvsegError(
-                f"MODEL.FREQUENCY_SIGMA is {list(frequency_sigmas)}: give one positive number for each of "
-                f"MODEL.SELECT_ORI_CLIP_ID {list(depths)}"
+                f"{argument('frequency_sigmas')} is {list(frequency_sigmas)}: give one positive number for each of "
+                f"{argument('original_depths')} {list(depths)}"
             )
         if dim % HEADS:
             raise OvsegError(
@@ -59,7 +59,8 @@ class LookAtClip(Part):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, clip_adapter: ClipAdapter) -> LookAtClip:
-        return cls(clip_adapter, cfg.MODEL.FREQUENCY_SIGMA, cfg.MODEL.SCAN_FEEDFORWARD)
+        with argument_names(KEYS | {"frequency_sigmas": "MODEL.FREQUENCY_SIGMA"}):
+            return cls(clip_adapter, cfg.MODEL.FREQUENCY_SIGMA, cfg.MODEL.SCAN_FEEDFORWARD)
 
     def forward(self, embeddings: Tensor, views: Views) -> Tensor:
         """(B, N, D) -> the same, each embedding by itself."""

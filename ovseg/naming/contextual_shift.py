@@ -38,7 +38,7 @@ class ContextCrops(MaskedCrops):
         crops: the remaining arguments of :class:`MaskedCrops`.
 
     Raises:
-        OvsegError: mask prompts, which this namer has not; or a block below 1.
+        OvsegError: a block below 1.
     """
 
     def __init__(
@@ -52,10 +52,6 @@ class ContextCrops(MaskedCrops):
         **crops: Any,
     ):
         super().__init__(clip_adapter, **crops)
-        if self.mask_prompts:
-            raise OvsegError(
-                "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD is True, but crops in context have no mask prompts: set it to False"
-            )
         self.replace_ratio = replace_ratio
         self.replace_blocks = shifted_blocks(replace_layers, clip_adapter.original_clip)
         self.replace_seed = replace_seed
@@ -64,6 +60,10 @@ class ContextCrops(MaskedCrops):
     @staticmethod
     def arguments(cfg: CfgNode) -> dict[str, Any]:
         adapter = cfg.MODEL.CLIP_ADAPTER
+        if adapter.MASK_PROMPT_FWD:
+            raise OvsegError(
+                "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD is True, but crops in context have no mask prompts: set it to False"
+            )
         return MaskedCrops.arguments(cfg) | {
             "replace_ratio": adapter.REPLACE_RATIO,
             "replace_layers": adapter.REPLACE_LAYER,

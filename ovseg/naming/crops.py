@@ -13,9 +13,9 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovseg.clip.adapter import ClipAdapter
+from ovseg.clip.adapter import KEYS, ClipAdapter
 from ovseg.clip.vit import embed_patches, encode_masked_image, encode_patches, is_plain_vit
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, argument_names
 from ovseg.naming.scores import NAMERS, Scores, best_synonym
 from ovseg.proposals.views import Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
@@ -67,7 +67,8 @@ class MaskedCrops(Part):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, clip_adapter: ClipAdapter) -> MaskedCrops:
-        return cls(clip_adapter, **cls.arguments(cfg))
+        with argument_names(KEYS):
+            return cls(clip_adapter, **cls.arguments(cfg))
 
     @staticmethod
     def arguments(cfg: CfgNode) -> dict[str, Any]:

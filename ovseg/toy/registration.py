@@ -24,7 +24,7 @@ from ovseg.toy.records import read_record, record_path, write_scene
 logger = logging.getLogger(__name__)
 
 # Part of the cache's path: raise it when a scene of the same seed gets other pixels, labels or captions, so that nobody
-# reads scenes of the old kind (tests/data/test_toy.py notices).
+# reads scenes of the old kind (tests/data/test_cache_formats.py notices).
 FORMAT = 1
 
 

@@ -22,7 +22,7 @@ from ovseg.adaptation import crops as crops_module
 from ovseg.adaptation.crops import TrainingCrops, filled, random_window, squash
 from ovseg.adaptation.finetune import checkpoint_folder, finetune, read_pairs
 from ovseg.adaptation.recipe import SHIFT, Recipe, read_recipe
-from ovseg.adaptation.tuned_clip import build_optimizer, load_for_tuning
+from ovseg.adaptation.tuned_clip import build_optimizer, clip_flags, load_for_tuning
 from ovseg.checkpoint.state_dicts import read_checkpoint, read_state_dict
 from ovseg.clip.model import CONFIG, find_clip
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
@@ -31,7 +31,7 @@ from ovseg.data.sampler import StreamBatchSampler
 from ovseg.engine import metrics
 from ovseg.engine.launch import World, launch
 from ovseg.engine.solver import WarmupCosineLR
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, argument
 from ovseg.naming.crops import crop_regions, mask_boxes
 from tests.adaptation import tiny
 from tools import finetune_clip
@@ -336,3 +336,10 @@ def test_flags_override_the_recipe(inputs, tmp_path, monkeypatch):
     assert world.size == 2 and not world.cuda and job.pairs == ("c", "d") and job.depth_asked
     assert (job.recipe.lr, job.recipe.scale, job.recipe.fill) == (0.5, (0.5, 1.0), (124.0, 116.0, 103.0))
     assert job.recipe.checkpoint_activations and job.recipe.weight_decay == 0
+
+
+def test_errors_of_clip_name_the_flags():
+    """Arguments are marked; keys in messages that have no marks yet are replaced, too."""
+    with pytest.raises(OvsegError, match=r"^--depth 0 does not fit --init$"), clip_flags("--init"):
+        raise OvsegError(f"{argument('depth')} 0 does not fit MODEL.CLIP_ADAPTER.CLIP_WEIGHTS")
+    assert str(OvsegError(f"{argument('depth')} is 0")) == "depth is 0"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from own_folder import save_image, source_of, write_masks
 
-from ovseg.data.custom.matching import match_files
+from ovseg.data.custom.pairing import match_files
 
 SUFFIXES = {".jpg", ".png"}
 COMPOSED = "Gr\u00fc\u00dfe"

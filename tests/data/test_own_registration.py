@@ -18,8 +18,8 @@ from ovseg.data import catalog
 from ovseg.data.custom import cache
 from ovseg.data.custom.cache import prepare
 from ovseg.data.custom.description import read_description
-from ovseg.data.custom.image_label_pairs import find, pair
 from ovseg.data.custom.names import folder_name
+from ovseg.data.custom.pairing import find, pair
 from ovseg.data.loader import build_train_loader
 from ovseg.engine.run import evaluate
 from ovseg.errors import OvsegError

@@ -14,7 +14,6 @@ from pycocotools import mask as masks
 from scipy.io import savemat
 
 from ovseg.data import benchmarks
-from ovseg.data.prepare import pascal_context
 from ovseg.errors import OvsegError
 from tests.data.prepared import MINIATURES, RUNS, copy_miniature, load, prepare, save, script, snapshot
 from tests.scripts import REPO, load_script
@@ -91,7 +90,7 @@ def test_output_and_second_run(name, expected, tmp_path, monkeypatch, capsys):
     before = snapshot(root)
     with monkeypatch.context() as patch:
         patch.setattr(Image, "open", refuse)
-        patch.setattr(pascal_context, "loadmat", refuse)
+        patch.setattr("scipy.io.loadmat", refuse)
         patch.setattr(masks, "decode", refuse)
         assert prepare(name, root) == 0
     assert snapshot(root) == before

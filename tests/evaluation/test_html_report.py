@@ -83,7 +83,7 @@ def test_report_is_one_file_with_everything_in_it(folder):
     assert "default-src 'none'" in policy
 
 
-def test_pictures_show_image_truth_and_prediction(folder):
+def test_images_show_image_truth_and_prediction(folder):
     page = Page((folder / "report.html").read_text())
     worst = read_worst(folder / "worst_images.npz")[0]
     sources = [attrs["src"] for tag, attrs in page.tags if tag == "img"]

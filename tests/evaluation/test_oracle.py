@@ -114,7 +114,7 @@ def test_resizing_loses_no_segment():
 
 
 class Named(standin.StandIn):
-    """Names a mask by its mean grey level; proposes quarters of the picture, softly."""
+    """Names a mask by its mean grey level; proposes quarters of the image, softly."""
 
     def name_masks(self, request, masks):
         image = request["image"].float().mean(0)

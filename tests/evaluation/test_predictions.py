@@ -79,7 +79,7 @@ def test_no_image_is_an_empty_list(tmp_path):
 
 
 @pytest.mark.parametrize(("num_classes", "dtype"), [(150, np.uint8), (256, np.uint8), (257, np.uint16)])
-def test_pictures_of_label_maps(tmp_path, num_classes, dtype):
+def test_label_maps_as_png(tmp_path, num_classes, dtype):
     names = ["/data/a/x.jpg", "/data/b/x.jpg", "/data/b/y.z.png"]
     saver = PngPredictions(tmp_path, names, num_classes)
     images = [seen(index, num_classes, name) for index, name in enumerate(names)]

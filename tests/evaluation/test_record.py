@@ -145,13 +145,13 @@ def test_predictions_may_be_asked_for_in_every_way(data_folder):
     assert not (data_folder / "out").exists()
 
 
-def test_differences_are_told_by_name():
+def test_differences_are_listed_by_name():
     first = {"a": {"b": [1, 2], "c": "x"}, "d": 1, "gone": ""}
     second = {"a": {"b": (1, 2), "c": "y" * 90}, "d": 1.5, "new": None}
     assert different_keys(first, second) == ["a.c", "d", "gone", "new"]
-    told = differences(first, second)
-    assert told[0] == f"a.c was x and is {'y' * 57}..."
-    assert told[1:] == ["d was 1 and is 1.5", "gone was '' and is None", "new was None and is None"]
+    changes = differences(first, second)
+    assert changes[0] == f"a.c was x and is {'y' * 57}..."
+    assert changes[1:] == ["d was 1 and is 1.5", "gone was '' and is None", "new was None and is None"]
     assert short("a\n b") == "a b"
 
 

@@ -81,7 +81,7 @@ def test_an_interrupted_evaluation_goes_on(data_folder, undisturbed, error):
     assert left(data_folder / "out") == undisturbed
 
 
-def test_pictures_of_predictions_are_those_of_an_undisturbed_run(data_folder):
+def test_predictions_as_png_are_those_of_an_undisturbed_run(data_folder):
     opts = ("TEST.SAVE_PREDICTIONS", None, "TEST.SAVE_PREDICTIONS", "png")
     evaluate(data_folder / "whole", None, False, *opts)
     with pytest.raises(KeyboardInterrupt):
@@ -146,19 +146,19 @@ def test_parts_of_something_else_are_dropped_with_a_warning(data_folder, how, ca
         evaluate(data_folder / "out", Stops(4, KeyboardInterrupt()))
     model, opts, resume = standin.StandIn(), (), how != "no --resume"
     if how == "settings":
-        opts, told = ("TEST.SLIDING_TILE_SIZE", 99), "config.TEST.SLIDING_TILE_SIZE was 224 and is 99"
+        opts, reason = ("TEST.SLIDING_TILE_SIZE", 99), "config.TEST.SLIDING_TILE_SIZE was 224 and is 99"
     elif how == "weights":
         model.register_buffer("scale", standin.torch.ones(3))
-        told = "(model was "
+        reason = "(model was "
     elif how == "images":
         for kind in ("images", "labels"):
             (data_folder / kind / "6.png").rename(data_folder / kind / "8.png")
-        told = "data.file_list_sha256 was "
+        reason = "data.file_list_sha256 was "
     else:
-        told = "--resume continues one"
+        reason = "--resume continues one"
     evaluate(data_folder / "out", model, resume, *opts)
     assert len(model.requests) == standin.NUM_IMAGES
-    assert told in caplog.text
+    assert reason in caplog.text
     assert left(data_folder / "out")["images"] == standin.NUM_IMAGES
 
 

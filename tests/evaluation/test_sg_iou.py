@@ -130,17 +130,17 @@ def test_a_file_names_classes_by_name_or_index(tmp_path):
     path = write(tmp_path / "t.json", '{"cat": ["animal"], "2": 3, "wall": ["stone wall", 1], "1": []}')
     table = read_table(path, protocol())
     assert table.fathers == {0: (1,), 2: (3,), 3: (1, 2)}
-    told = table.describe()
-    assert (told["origin"], told["threshold"]) == (str(path), None)
-    assert (told["classes_with_fathers"], told["pairs"], told["mutual_pairs"]) == (3, 4, 2)
+    entry = table.describe()
+    assert (entry["origin"], entry["threshold"]) == (str(path), None)
+    assert (entry["classes_with_fathers"], entry["pairs"], entry["mutual_pairs"]) == (3, 4, 2)
     again = read_table(write(tmp_path / "again.json", json.dumps(table.named())), protocol())
     assert again.fathers == table.fathers
-    assert again.describe()["sha256"] == told["sha256"]
+    assert again.describe()["sha256"] == entry["sha256"]
     other = read_table(write(tmp_path / "other.json", '{"cat": "animal"}'), protocol())
-    assert other.describe()["sha256"] != told["sha256"]
+    assert other.describe()["sha256"] != entry["sha256"]
 
 
-def test_classes_of_the_same_name_are_told_by_index(tmp_path):
+def test_classes_of_the_same_name_are_distinguished_by_index(tmp_path):
     twice = protocol(("door", "wall", "door"), words=("door", "wall", "the other door"))
     with pytest.raises(OvsegError, match="'door', which 2 classes are called: give their indices"):
         read_table(write(tmp_path / "t.json", '{"door": "wall"}'), twice)

@@ -41,7 +41,7 @@ def record_of(output: Path) -> dict:
     return json.loads((folder_of(output) / "results.json").read_text())
 
 
-def test_beside_the_plain_scores(data_folder, table, capsys):
+def test_next_to_the_plain_scores(data_folder, table, capsys):
     results = runner.evaluate_all(
         configuration(data_folder / "sg", "TEST.SG_IOU_TABLE", str(table)), standin.StandIn()
     )[standin.NAME]
@@ -51,9 +51,9 @@ def test_beside_the_plain_scores(data_folder, table, capsys):
     assert results["sg_iou"]["SG-mIoU"] > results["sem_seg"]["mIoU"]
 
     record = record_of(data_folder / "sg")
-    told = record["sg_iou"]
-    assert (told["origin"], told["threshold"], told["pairs"], told["mutual_pairs"]) == (str(table), None, 3, 2)
-    assert len(told["sha256"]) == 64
+    entry = record["sg_iou"]
+    assert (entry["origin"], entry["threshold"], entry["pairs"], entry["mutual_pairs"]) == (str(table), None, 3, 2)
+    assert len(entry["sha256"]) == 64
     assert record["results"]["sg_iou"]["SG-mIoU-novel"] == expected["SG-mIoU-novel"]
     with open(folder_of(data_folder / "sg") / "per_class.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -113,9 +113,9 @@ def test_without_a_file_the_words_of_the_data_set_are_compared(data_folder, caps
     cfg = configuration(data_folder / "text", "TEST.SG_IOU_THRESHOLD", 0.75)
     results = runner.evaluate_all(cfg, model)[standin.NAME]
     assert model.clip_adapter.words == NAMES
-    told = record_of(data_folder / "text")["sg_iou"]
-    assert told["fathers"] == {"sky": ["bus"], "bus": ["sky"]}
-    assert (told["origin"], told["threshold"], told["mutual_pairs"]) == ("CLIP text embeddings", 0.75, 2)
+    entry = record_of(data_folder / "text")["sg_iou"]
+    assert entry["fathers"] == {"sky": ["bus"], "bus": ["sky"]}
+    assert (entry["origin"], entry["threshold"], entry["mutual_pairs"]) == ("CLIP text embeddings", 0.75, 2)
     assert results["sg_iou"]["SG-mIoU"] > results["sem_seg"]["mIoU"]
     assert "from CLIP text embeddings, cosine >= 0.75" in capsys.readouterr().out
 

@@ -36,13 +36,13 @@ class PixelModel(nn.Module):
         return [{"sem_seg": F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]}]
 
 
-def picture(height: int, width: int) -> torch.Tensor:
+def make_image(height: int, width: int) -> torch.Tensor:
     return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(height)).to(torch.uint8)
 
 
 def test_mean_over_sizes_and_mirror_images():
     model = PixelModel()
-    image = picture(20, 30)
+    image = make_image(20, 30)
     wrapped = TestTimeAugmentation(model, DatasetMapperTTA([20, 40], 400, True))
     result = wrapped([{"image": image, "height": 25, "width": 37, "class_names": ["a", "b", "c"]}])[0]
     assert model.sizes == [(20, 30), (20, 30), (40, 60), (40, 60)]
@@ -57,13 +57,13 @@ def test_mean_over_sizes_and_mirror_images():
 
 
 def test_mirror_image_is_turned_back():
-    image = picture(16, 24)
+    image = make_image(16, 24)
     wrapped = TestTimeAugmentation(PixelModel(), DatasetMapperTTA([16], 400, True))
     torch.testing.assert_close(wrapped([{"image": image}])[0]["sem_seg"], image.float())
 
 
 def test_outputs_that_were_asked_for():
-    image = picture(16, 24)
+    image = make_image(16, 24)
     wrapped = TestTimeAugmentation(SlidingWindow(PixelModel(), 8, 0.5), DatasetMapperTTA([16], 400, False))
     answer = wrapped([{"image": image, "outputs": ("label_map", "proposals")}])[0]
     assert set(answer) == {"label_map", "score_map", "proposals"}
@@ -74,7 +74,7 @@ def test_outputs_that_were_asked_for():
 
 @pytest.mark.parametrize(("height", "width", "tile", "overlap"), [(20, 31, 8, 0.667), (20, 31, 8, 0), (5, 31, 8, 0.5)])
 def test_sliding_window_covers_every_pixel_and_averages(height, width, tile, overlap):
-    image = picture(height, width).float()
+    image = make_image(height, width).float()
     model = PixelModel(gain=True)  # the n-th tile answers n times the image
     result = SlidingWindow(model, tile, overlap)([{"image": image}])[0]["sem_seg"]
     stride = math.ceil(tile * (1 - overlap))
@@ -94,7 +94,7 @@ def test_sliding_window_covers_every_pixel_and_averages(height, width, tile, ove
 
 
 def test_sliding_window_resizes_to_the_output():
-    image = picture(20, 31)
+    image = make_image(20, 31)
     result = SlidingWindow(PixelModel(), 8, 0.5)([{"image": image, "height": 41, "width": 50}])[0]["sem_seg"]
     expected = F.interpolate(image[None].float(), size=(41, 50), mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(result, expected)

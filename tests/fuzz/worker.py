@@ -171,7 +171,7 @@ def _innermost(frames: list[tuple[str, Any, str]]) -> str:
 
 @contextlib.contextmanager
 def _peak() -> Iterator[Callable[[], int]]:
-    """Gives a function that tells the largest resident size since, in bytes."""
+    """Return a function that returns the largest resident size since, in bytes."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         yield lambda: 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])

@@ -28,7 +28,7 @@ def build(config):
         return cfg, build_model(cfg)
 
 
-# What the published files hold besides weights: it follows from the configuration, and files of ours lack it.
+# What the published files hold in addition to weights: it follows from the configuration, and files of ours lack it.
 CONSTANTS = re.compile(r"criterion\.empty_weight|.+\.relative_position_index")
 
 

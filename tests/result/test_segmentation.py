@@ -102,7 +102,7 @@ def test_json_holds_the_masks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("where", "picture"),
+    ("where", "drawing"),
     [
         ("", "a.b.png"),  # an existing folder: named after the image
         ("new/", "new/a.b.png"),
@@ -112,9 +112,9 @@ def test_json_holds_the_masks(tmp_path):
         ("x.JPG", "x.JPG"),
     ],
 )
-def test_where_files_go(tmp_path, where, picture):
+def test_where_files_go(tmp_path, where, drawing):
     files = example(source="photos/a.b.jpg").save(f"{tmp_path}/{where}")
-    assert files == output_files(tmp_path / picture)
+    assert files == output_files(tmp_path / drawing)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
     assert np.asarray(Image.open(files[0]).convert("RGB")).shape[1] == DRAWING_SIZES[0]
 
@@ -142,7 +142,7 @@ def test_overlay_colours_only_what_is_labelled():
     drawn = result.overlay()
     assert drawn.shape == (40, 60, 3) and drawn.dtype == np.uint8
     assert (drawn[:8] == 120).all()
-    assert (result.image == 120).all()  # the picture itself is not drawn on
+    assert (result.image == 120).all()  # the image itself is not drawn on
     expected = (np.array(word_color(0).as_rgb()) + 120) / 2
     assert np.abs(drawn[13, 3] - expected).max() <= 1.5
 
@@ -167,20 +167,20 @@ def test_colours_are_stable_and_distinct():
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3000), (3000, 1), (13, 7), (640, 640), (30, 6000)])
-def test_pictures_of_any_size_get_a_readable_legend(height, width):
+def test_drawings_of_any_size_get_a_readable_legend(height, width):
     labels = np.zeros((height, width), int)
     labels[:, width // 2 :] = 1
-    names = ["cat", "a name so long that it cannot stand on any picture of a normal size " * 3]
-    picture = draw_result(np.zeros((height, width, 3), np.uint8), labels, names)
+    names = ["cat", "a name so long that it cannot stand on any image of a normal size " * 3]
+    drawing = draw_result(np.zeros((height, width, 3), np.uint8), labels, names)
     longest = max(height, width)
     expected = min(max(longest, DRAWING_SIZES[0]), DRAWING_SIZES[1])
-    assert picture.dtype == np.uint8 and max(picture.shape[:2]) >= expected
-    legend = picture[-60:]
-    assert (legend.min(-1) < 120).any()  # there are letters below the picture
-    assert picture.shape[1] >= 320
+    assert drawing.dtype == np.uint8 and max(drawing.shape[:2]) >= expected
+    legend = drawing[-60:]
+    assert (legend.min(-1) < 120).any()  # there are letters below the image
+    assert drawing.shape[1] >= 320
 
 
-def test_letters_that_no_font_has_do_not_stop_the_picture():
+def test_letters_that_no_font_has_do_not_stop_the_drawing():
     draw_result(np.zeros((50, 50, 3), np.uint8), np.zeros((50, 50), int), ["猫 😀 \u0e19\u0e01"])
 
 

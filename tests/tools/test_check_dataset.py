@@ -35,7 +35,7 @@ def save(path: Path, array: np.ndarray) -> None:
 
 @pytest.fixture
 def clean(tmp_path) -> Path:
-    """Six pictures of sky, sea and sand with nothing wrong; the YAML file."""
+    """Six images of sky, sea and sand with nothing wrong; the YAML file."""
     rng = np.random.default_rng(2)
     for index in range(6):
         mask = np.repeat(np.array([[0, 1, 1, 2, 255]], np.uint8).T, 30, axis=1).repeat(8, axis=0)
@@ -90,8 +90,8 @@ def test_every_planted_fault_is_found_with_its_file(clean, tmp_path, capsys):
     found = json.loads((tmp_path / "found.json").read_text())
     assert not found["ok"]
     due = sorted((kind, file) for kind, files in faults.items() for file in files.split())
-    told = sorted((finding["kind"], finding["file"].removeprefix(f"{tmp_path}/")) for finding in found["findings"])
-    assert told == due
+    listed = sorted((finding["kind"], finding["file"].removeprefix(f"{tmp_path}/")) for finding in found["findings"])
+    assert listed == due
     printed = capsys.readouterr().out
     for finding in found["findings"]:
         assert finding["file"] in finding["message"]

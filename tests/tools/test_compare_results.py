@@ -82,21 +82,21 @@ def test_the_settings_in_which_runs_differ(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         ({"variant": "synonyms"}, "protocol.variant is names / synonyms"),
         ({"miou_convention": "ground_truth"}, "miou_convention is union / ground_truth"),
         ({"num_images": 8, "file_list_sha256": "cd"}, "num_images is 9 / 8; file_list_sha256 is ab / cd"),
     ],
 )
-def test_what_must_not_be_compared_is_refused_and_marked_when_forced(tmp_path, capsys, change, told):
+def test_what_must_not_be_compared_is_refused_and_marked_when_forced(tmp_path, capsys, change, reason):
     runs = [evaluated(tmp_path / "a", record(2.0)), evaluated(tmp_path / "b", record(3.0, **change))]
     with pytest.raises(OvsegError) as error:
         compare_results.main(list(map(str, runs)))
-    assert f"a and b must not be compared: {told}." in str(error.value)
+    assert f"a and b must not be compared: {reason}." in str(error.value)
     rows = printed(capsys, "--force", *runs)
     assert rows[1] == ["toy", "a", "b *"]
-    assert [f"* b must not be compared with a: {told}"] in rows
+    assert [f"* b must not be compared with a: {reason}"] in rows
 
 
 def test_scores_of_two_tables_of_fathers_must_not_be_compared(tmp_path, capsys):

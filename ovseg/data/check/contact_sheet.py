@@ -9,10 +9,9 @@ import numpy as np
 import supervision as sv
 from PIL import Image, ImageDraw
 
-from ovseg.data.check.dataset import Report, evenly
-from ovseg.data.check.subject import Subject
-from ovseg.data.custom.image_label_pairs import Pair
+from ovseg.data.check.dataset import Report, Subject, evenly
 from ovseg.data.custom.names import folder_name
+from ovseg.data.custom.pairing import Pair
 from ovseg.data.custom.values import UNLISTED
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path

@@ -18,19 +18,20 @@ from iopath.common.file_io import file_lock
 
 from ovseg.data.custom.classes import Classes
 from ovseg.data.custom.description import Description
-from ovseg.data.custom.doubts import first_doubt
-from ovseg.data.custom.image_label_pairs import Pair, Pairing
-from ovseg.data.custom.image_size import different_sizes, image_size
-from ovseg.data.custom.source import Source, advice_unlisted, input_files, open_source
+from ovseg.data.custom.geometry import different_sizes, image_size
+from ovseg.data.custom.pairing import Pair, Pairing
+from ovseg.data.custom.source import Source, advice_unlisted, first_doubt, input_files, open_source
 from ovseg.data.custom.values import Labels, show_unlisted
-from ovseg.data.prepare.engine import Conversion, Item, Output, convert
+from ovseg.data.prepare.conversion import Conversion, Item, Output, convert
 from ovseg.data.prepare.sources import BadFile
 from ovseg.errors import OvsegError
 from ovseg.io.cpus import usable_cpus
 from ovseg.io.files import atomic_path, cache_dir
 from ovseg.vocabulary import Vocabulary
 
-_FORMAT = 2  # raise it when the same files and description give other labels, so that they are converted again
+# Part of the digest in the cache's paths: raise it when the same files and description give other labels, so that they
+# are converted again (tests/data/test_cache_formats.py notices).
+FORMAT = 2
 _WITHOUT_EFFECT = ("file", "vocabulary", "templates", "seen", "unseen")  # on label files
 
 
@@ -81,7 +82,7 @@ def prepare(own: Description, workers: int = min(8, usable_cpus())) -> Prepared:
 def _convert(source: Source, folder: Path, workers: int) -> Prepared:
     classes, pairing = source.classes, source.pairing
     suffix = ".png" if max(classes.ignore_label, len(classes) - 1) < 256 else ".tif"
-    output = Output(folder / "labels", lambda _, labels: _file_content(labels, classes), suffix, f"own data {_FORMAT}")
+    output = Output(folder / "labels", lambda _, labels: _file_content(labels, classes), suffix, f"own data {FORMAT}")
     items = {p.name: Item(p.name, (p.labels,), p) for p in pairing.pairs if not source.usable_as_is(p)}
     left_out: dict[str, str] = {}
 
@@ -127,7 +128,7 @@ def _digest(own: Description) -> str:
     settings: dict[str, Any] = {f.name: getattr(own, f.name) for f in fields(own) if f.name not in _WITHOUT_EFFECT}
     if own.classes is not None:
         settings["classes"] = (own.classes.names, own.classes.synonyms)
-    digest = hashlib.sha256(f"{_FORMAT}\n{settings!r}\n".encode("utf-8", "surrogateescape"))
+    digest = hashlib.sha256(f"{FORMAT}\n{settings!r}\n".encode("utf-8", "surrogateescape"))
     for path in input_files(own):
         found = path.stat()
         digest.update(

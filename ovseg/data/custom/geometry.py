@@ -10,10 +10,42 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from ovseg.data.custom.image_size import image_size
+from ovseg.data.custom.pairing import Pair
 from ovseg.errors import OvsegError
-from ovseg.io.images import LARGEST_IMAGE
+from ovseg.io.images import LARGEST_IMAGE, open_image, orientation_of, read_image
 from ovseg.io.run_lengths import decode_mask
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height,width) of an image once turned as its EXIF data say.
+
+    Raises:
+        OvsegError: it cannot be read.
+    """
+    try:
+        with open_image(path) as image:
+            width, height = image.size
+    except Exception:  # Pillow raises almost anything on damaged data; the sentence is there already
+        return read_image(path).shape[:2]
+    return (width, height) if orientation(path) >= 5 else (height, width)
+
+
+def orientation(path: Path) -> int:
+    """:func:`ovseg.io.images.orientation_of` of a file; 1 where it cannot be read."""
+    try:
+        with open_image(path) as image:
+            return orientation_of(image)
+    except Exception:  # as above
+        return 1
+
+
+def different_sizes(pair: Pair, labels: Sequence[int], image: Sequence[int]) -> str:
+    """A sentence on labels and an image of different (height,width)."""
+    text = f"{pair.where} has {labels[1]}x{labels[0]} pixels, but its image {pair.image} {image[1]}x{image[0]}"
+    if tuple(labels) == tuple(image[::-1]) and orientation(pair.image) >= 5:
+        text += " once turned as its EXIF data say: turn the labels, too, or take the orientation out of the image"
+    return text
+
 
 _FURTHEST = 10  # times the longer side of an image, but 10,000 pixels at least; nobody draws further outside
 _LARGEST_RATIO = 16  # of the pixels of labels and their image: sizes that differ less are compared by others

@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw
 
 from ovseg.data.custom.classes import Classes
 from ovseg.data.custom.geometry import NoArea, checked_points, labelled_size, refuse_fractions
-from ovseg.data.custom.image_label_pairs import Pair
 from ovseg.data.custom.names import text_key
+from ovseg.data.custom.pairing import Pair
 from ovseg.data.custom.values import UNLISTED, Labels, settle
 from ovseg.errors import OvsegError, reason_of, shown
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 from ovseg.data.benchmarks import README, dataset_root
 from ovseg.data.prepare.archives import unpack
-from ovseg.data.prepare.engine import Conversion, convert
+from ovseg.data.prepare.conversion import Conversion, convert
 from ovseg.data.prepare.facts import FOLDERS
 from ovseg.data.prepare.sources import NothingFound
 from ovseg.data.prepare.verify import verify

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ovseg.data.prepare.engine import Item, Output
+from ovseg.data.prepare.conversion import Item, Output
 from ovseg.data.prepare.sources import BadFile, raw_labels
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import label_set

@@ -16,10 +16,9 @@ import pytest
 from PIL import Image
 
 from ovseg.data.prepare import Conversion, Item, class_table, convert, label_output, read_labels_of, stamps
-from ovseg.data.prepare import engine as engine_module
-from ovseg.data.prepare.engine import MOST_BAD
+from ovseg.data.prepare import conversion as conversion_module
+from ovseg.data.prepare.conversion import MOST_BAD, spread
 from ovseg.data.prepare.stamps import NAME
-from ovseg.data.prepare.threads import spread
 from ovseg.errors import OvsegError
 from ovseg.io.leftovers import find_leftovers
 from tests.data.prepared import copy_miniature, load, prepare, save, snapshot
@@ -122,7 +121,7 @@ def test_a_killed_run_is_taken_up(tmp_path):
 
     def run_and_be_killed() -> None:
         calls = []
-        original = engine_module.Image.Image.save
+        original = conversion_module.Image.Image.save
 
         def save_some(image, path, **options):
             original(image, path, **options)
@@ -132,7 +131,7 @@ def test_a_killed_run_is_taken_up(tmp_path):
                     file.truncate(20)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        engine_module.Image.Image.save = save_some
+        conversion_module.Image.Image.save = save_some
         convert(conversion(tmp_path / "a", items), 1)
 
     process = multiprocessing.get_context("fork").Process(target=run_and_be_killed)
@@ -209,7 +208,7 @@ def test_a_full_disk_is_told_once(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module.Image.Image, "save", full)
+        patch.setattr(conversion_module.Image.Image, "save", full)
         with pytest.raises(OvsegError, match=r"disk full while writing .*out/0.\.png: free some space and run again"):
             convert(conversion(tmp_path, items), 2)
     assert list((tmp_path / "out").glob("*.png")) == []

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,7 +21,6 @@ from rich.console import Console
 
 from ovseg.data.prepare.sources import BadFile, raw_labels, scan
 from ovseg.data.prepare.stamps import Look, Sign, Stamp, look_at, signs_of
-from ovseg.data.prepare.threads import spread
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.files import atomic_path
 from ovseg.io.images import save_image
@@ -319,3 +319,36 @@ def _summary(conversion: Conversion, written: int, empty: int, bad: int) -> str:
     if total != conversion.expected:
         text += f"; ATTENTION: the complete data set has {conversion.expected:,}"
     return text
+
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def spread(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
+    """Results of ``work`` on every job, in any order.
+
+    Only a few jobs wait at a time, so memory does not grow with them. When the consumer stops early (after an error,
+    Ctrl-C, or ``close()``), what has begun is finished and nothing else is begun.
+
+    Args:
+        work: done in a thread; what it raises is raised here.
+        jobs: what to do.
+        workers: number of threads; 0 or 1: the work is done right here.
+    """
+    if workers <= 1:
+        yield from map(work, jobs)
+        return
+    pending: set[Future[Result]] = set()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for job in jobs:
+                pending.add(pool.submit(work, job))
+                if len(pending) >= 8 * workers:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        finally:
+            pool.shutdown(cancel_futures=True)
