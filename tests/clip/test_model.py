@@ -10,7 +10,6 @@ import open_clip
 import pytest
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN
-from ovseg.clip.context_adapter import ContextClipAdapter
 from safetensors.torch import save_file
 
 from ovseg.clip.adapter import ClipAdapter
@@ -18,6 +17,9 @@ from ovseg.clip.model import CONFIG, build_clip, find_clip, load_clip_weights
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
+from ovseg.naming import ContextCrops, MaskedCrops
+from tests.tiny_clip import TINY as CLIP
+from tests.tiny_clip import model_of, tiny_cfg, views_of
 
 TINY = {
     "embed_dim": 16,
@@ -44,13 +46,12 @@ def write(path: str, **content: object) -> str:
     return path
 
 
-def adapter_of(kind: type[ClipAdapter] = ClipAdapter, **keys: object) -> ClipAdapter:
+def adapter_of(**keys: object) -> ClipAdapter:
     cfg = get_cfg()
-    cfg.MODEL.SELECT_ORI_CLIP_ID = [2]
     keys = {"CLIP_MODEL_NAME": "clip.json", "CLIP_WEIGHTS": "none", "TEXT_CACHE_DIR": "none"} | keys
     for key, value in keys.items():
         cfg.MODEL.CLIP_ADAPTER[key] = value
-    return kind(cfg).eval()
+    return ClipAdapter(cfg, original_depths=(2,)).eval()
 
 
 @pytest.mark.parametrize(
@@ -162,27 +163,27 @@ def test_bad_preprocessing(files, config, message):
         find_clip(write("clip.json", preprocess_cfg=config), "none")
 
 
-@pytest.mark.parametrize("kind", [ClipAdapter, ContextClipAdapter])
+@pytest.mark.parametrize("kind", [MaskedCrops, ContextCrops])
 def test_pixels_are_prepared_as_the_model_wants(files, kind):
     write("grey.json", preprocess_cfg=GREY)
-    adapter, plain = adapter_of(kind, CLIP_MODEL_NAME="grey.json"), adapter_of(kind)
+    namer, plain = kind(adapter_of(CLIP_MODEL_NAME="grey.json")), kind(adapter_of())
     image, masks = torch.rand(3, 40, 50) * 255, (torch.rand(2, 40, 50) > 0.5).float()
-    (crops, _), *_ = adapter.regions(image, masks)
+    crops = next(namer.inputs(views_of(image), 0, masks))[0]
     box = image[:, :, :] * masks[0] + 127.5 * (1 - masks[0])
     expected = torch.nn.functional.interpolate(
         ((box / 255 - 0.5) / torch.tensor(GREY["std"]).view(3, 1, 1))[None], (32, 32), mode="bilinear"
     )
     torch.testing.assert_close(crops[:1], expected, rtol=0, atol=1e-4)
-    assert not torch.allclose(next(plain.regions(image, masks))[0], crops, atol=0.1)
+    assert not torch.allclose(next(plain.inputs(views_of(image), 0, masks))[0], crops, atol=0.1)
 
 
 def test_whole_images_are_prepared_as_the_model_wants(files, monkeypatch):
     write("grey.json", preprocess_cfg=GREY)
     seen = []
-    monkeypatch.setattr("ovseg.clip.context_adapter.look_at_whole", lambda visual, images, depths: seen.append(images))
+    monkeypatch.setattr("ovseg.clip.adapter.look_at_whole", lambda visual, images, depths: seen.append(images))
     image = torch.rand(3, 64, 64) * 255
     for name in ("grey.json", "clip.json"):
-        adapter_of(ContextClipAdapter, CLIP_MODEL_NAME=name).look([image], 32)
+        adapter_of(CLIP_MODEL_NAME=name).whole_images(views_of(image))
     normalised = (image / 255 - 0.5) / torch.tensor(GREY["std"]).view(3, 1, 1)
     expected = torch.nn.functional.interpolate(normalised[None], (32, 32), mode="bilinear")
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-4)
@@ -192,14 +193,14 @@ def test_whole_images_are_prepared_as_the_model_wants(files, monkeypatch):
 
 
 def test_a_checkpoint_does_not_change_the_preprocessing(files, caplog):
-    write("grey.json", preprocess_cfg=GREY)
-    old = adapter_of().state_dict()
-    adapter_of().load_state_dict({name: t.half() if "pixel" in name else t for name, t in old.items()})
+    cfg = tiny_cfg(files)
+    Path("grey.json").write_text(json.dumps(CLIP | {"preprocess_cfg": GREY}))
+    old = model_of(cfg).state_dict()
+    model_of(cfg, {name: t.half() if "pixel" in name else t for name, t in old.items()})
     assert "which holds" not in caplog.text
-    adapter = adapter_of(CLIP_MODEL_NAME="grey.json")
-    adapter.load_state_dict(old)
-    assert adapter.pixel_mean.flatten().tolist() == [127.5] * 3
-    assert "pixel_mean [122.8, 116.7, 104.1] of CLIP's input, but grey.json has [127.5" in caplog.text
+    model = model_of(cfg, old, CLIP_MODEL_NAME=str(files / "grey.json"))
+    assert model.clip_adapter.pixel_mean.flatten().tolist() == [127.5] * 3
+    assert f"pixel_mean [122.8, 116.7, 104.1] of CLIP's input, but {files}/grey.json has [127.5" in caplog.text
 
 
 @pytest.mark.parametrize(

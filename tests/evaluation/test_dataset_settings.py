@@ -59,20 +59,20 @@ def evaluate(tiny, folder: Path, datasets: Sequence[str], *opts: object) -> dict
 
 def test_each_data_set_is_evaluated_with_its_own(tiny, tmp_path, capsys):
     _, model = tiny
-    former = (model.clip_adapter.mask_threshold, model.clip_ensemble_weight)
+    former = (model.mask_namer.mask_threshold, model.fuse.weight)
     together = evaluate(tiny, tmp_path / "together", (FIRST, SECOND), "TEST.PER_DATASET", ENTRIES)
-    assert (model.clip_adapter.mask_threshold, model.clip_ensemble_weight) == former
+    assert (model.mask_namer.mask_threshold, model.fuse.weight) == former
     adapters = {name: record["config"]["MODEL"]["CLIP_ADAPTER"] for name, record in together.items()}
     assert [(a["MASK_THR"], a["CLIP_ENSEMBLE_WEIGHT"]) for a in adapters.values()] == [(0.1, 0.3), (0.4, 0.1)]
     assert together[FIRST]["dataset_settings"] == {"MASK_THR": 0.1, "CLIP_ENSEMBLE_WEIGHT": 0.3}
     assert "settings of this data set: MASK_THR 0.1, CLIP_ENSEMBLE_WEIGHT 0.3" in capsys.readouterr().out
 
     for name, (threshold, weight) in {FIRST: (0.1, 0.3), SECOND: (0.4, 0.1)}.items():
-        model.clip_adapter.mask_threshold, model.clip_ensemble_weight = threshold, weight
+        model.mask_namer.mask_threshold, model.fuse.weight = threshold, weight
         alone = evaluate(tiny, tmp_path / name, [name], THR, threshold, WEIGHT, weight)
         assert alone[name]["results"] == together[name]["results"]
         assert alone[name]["dataset_settings"] == {}
-    model.clip_adapter.mask_threshold, model.clip_ensemble_weight = former
+    model.mask_namer.mask_threshold, model.fuse.weight = former
     plain = evaluate(tiny, tmp_path / "plain", [FIRST])
     # the same image under three settings
     assert len({json.dumps(record["results"]) for record in (plain[FIRST], *together.values())}) == 3
@@ -86,24 +86,24 @@ def test_settings_are_checked_before_anything_starts(tiny, tmp_path):
 
 def test_former_values_come_back_after_errors_too(tiny):
     _, model = tiny
-    former = (model.clip_adapter.mask_threshold, model.clip_ensemble_weight)
+    former = (model.mask_namer.mask_threshold, model.fuse.weight)
     with pytest.raises(KeyboardInterrupt), dataset_settings(model, {"MASK_THR": 0.9, "CLIP_ENSEMBLE_WEIGHT": 0.1}):
-        assert (model.clip_adapter.mask_threshold, model.clip_ensemble_weight) == (0.9, 0.1)
+        assert (model.mask_namer.mask_threshold, model.fuse.weight) == (0.9, 0.1)
         raise KeyboardInterrupt
-    assert (model.clip_adapter.mask_threshold, model.clip_ensemble_weight) == former
+    assert (model.mask_namer.mask_threshold, model.fuse.weight) == former
 
 
 def test_a_setting_that_the_model_does_not_have(tiny):
     _, model = tiny
-    former = model.clip_adapter.mask_threshold
+    former = model.mask_namer.mask_threshold
     with (
-        pytest.raises(OvsegError, match="sets CLIP_ENSEMBLE_WEIGHT, which StandIn does not have"),
+        pytest.raises(OvsegError, match="sets CLIP_ENSEMBLE_WEIGHT, which this model does not have"),
         dataset_settings(standin.StandIn(), {"CLIP_ENSEMBLE_WEIGHT": 0.1}),
     ):
         pass
     with (
-        pytest.raises(OvsegError, match="sets REPLACE_RATIO, which OVSeg does not have"),
+        pytest.raises(OvsegError, match="sets REPLACE_RATIO, which this model does not have"),
         dataset_settings(model, {"MASK_THR": 0.9, "REPLACE_RATIO": 0.1}),
     ):
         pass
-    assert model.clip_adapter.mask_threshold == former
+    assert model.mask_namer.mask_threshold == former

@@ -39,22 +39,22 @@ def tiny(data_folder, tmp_path):
 
 def test_every_point_equals_a_full_evaluation(tiny, monkeypatch):
     _, cfg, model = tiny
-    calls = {"propose": 0, "ask_clip": 0}
+    calls = {"proposer": 0, "mask_namer": 0}
     for name in calls:
-        original = getattr(model, name)
+        part = getattr(model, name)
 
-        def counted(*args, name=name, original=original):
+        def counted(*args, name=name, original=part.forward):
             calls[name] += 1
             return original(*args)
 
-        monkeypatch.setattr(model, name, counted)
+        monkeypatch.setattr(part, "forward", counted)
     grid = search(cfg, model, standin.NAME, THRESHOLDS, WEIGHTS)
-    assert calls == {"propose": 3, "ask_clip": 6}  # images, images x thresholds
-    assert model.clip_adapter.mask_threshold == cfg.MODEL.CLIP_ADAPTER.MASK_THR
+    assert calls == {"proposer": 3, "mask_namer": 6}  # images, images x thresholds
+    assert model.mask_namer.mask_threshold == cfg.MODEL.CLIP_ADAPTER.MASK_THR
     assert model.training
     for row, threshold in enumerate(THRESHOLDS):
         for column, weight in enumerate(WEIGHTS):
-            model.clip_adapter.mask_threshold, model.clip_ensemble_weight = threshold, weight
+            model.mask_namer.mask_threshold, model.fuse.weight = threshold, weight
             full = runner.evaluate_dataset(cfg, model, standin.NAME)["sem_seg"]
             assert json.dumps(grid.scores[row][column]) == json.dumps(full)
     assert len({json.dumps(cell) for line in grid.scores for cell in line}) > 1

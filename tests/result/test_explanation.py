@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from ovseg.meta_arch.naming import ClipOpinion, Proposals, explain, fuse
-from ovseg.meta_arch.words import requested_words
 
 import demo
 from ovseg import Segmenter
 from ovseg.errors import OvsegError
+from ovseg.meta_arch.mask2former import ClassLogits
+from ovseg.meta_arch.propose_and_name import explain
+from ovseg.naming import GeometricMean, MaskedCrops, Scores
 from ovseg.result.explanation import Explanation, MaskScores
 from tests.tiny_model import make_tiny_model
 
@@ -56,18 +57,18 @@ def test_scores_boxes_and_areas_of_the_valid_masks():
     masks[0, 2:5, 4:10] = 0.9
     masks[2, :, 19] = 0.6
     own, clip = torch.rand(3, 2), torch.rand(2, 2)
-    words = requested_words({"class_names": ["cat", "dog"]})
-    found = Proposals(words, torch.zeros(3, 4), torch.zeros(3, 10, 20), masks, own)
-    clip_scores = ClipOpinion(torch.tensor([True, False, True]), clip)
-    fused = fuse(own, clip_scores, 0.6)
-    explained = explain(found, clip_scores, fused, 0.5)
-    assert explained["boxes"].tolist() == [pytest.approx([0.2, 0.2, 0.5, 0.5]), pytest.approx([0.95, 0, 1, 1])]
-    assert explained["fractions"].tolist() == pytest.approx([18 / 200, 10 / 200])
-    assert torch.equal(explained["own"], own[[0, 2]]) and torch.equal(explained["clip"], clip)
-    torch.testing.assert_close(explained["fused"], explained["own"] ** 0.4 * clip**0.6)
-    unasked = explain(found, ClipOpinion(clip_scores.valid, None), own, 0.5)
-    assert unasked["clip"].isnan().all()
-    nothing = explain(found, ClipOpinion(torch.zeros(3, dtype=torch.bool), clip[:0]), fused, 0.5)
+    namers = (ClassLogits(2), MaskedCrops(None))
+    scores = [Scores(own), Scores(clip, torch.tensor([True, False, True]))]
+    fused = GeometricMean(0.6)(scores)
+    said = explain(namers, masks, scores, fused, 0.5)
+    assert said["boxes"].tolist() == [pytest.approx([0.2, 0.2, 0.5, 0.5]), pytest.approx([0.95, 0, 1, 1])]
+    assert said["fractions"].tolist() == pytest.approx([18 / 200, 10 / 200])
+    assert torch.equal(said["own"], own[[0, 2]]) and torch.equal(said["clip"], clip)
+    torch.testing.assert_close(said["fused"], said["own"] ** 0.4 * clip**0.6)
+    unasked = explain(namers[:1], masks, scores[:1], own, 0.5)
+    assert torch.equal(unasked["own"], own[[0, 2]]) and unasked["clip"].isnan().all()
+    unseen = Scores(clip[:0], torch.zeros(3, dtype=torch.bool))
+    nothing = explain(namers, masks * 0.5, [Scores(own), unseen], fused, 0.5)
     assert nothing["boxes"].shape == (0, 4) and nothing["fused"].shape == (0, 2)
 
 
