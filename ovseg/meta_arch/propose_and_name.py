@@ -210,8 +210,7 @@ class ProposeAndName(nn.Module):
             words = {requested_words(request, self.train_sets) for request in views.requests}
         if len(words) > 1:
             raise OvsegError("the images of one training batch must share their words: train on one data set at a time")
-        vocabulary = words.pop()
-        return lambda embeddings: self.namers[0].class_logits(embeddings, vocabulary)
+        return self.namers[0].class_logits(words.pop())
 
     def _closed_words(self, request: Mapping[str, Any]) -> Vocabulary:
         known = len(self.closed_vocabulary)
