@@ -95,7 +95,7 @@ def test_synonyms_reach_the_model():
 
 def test_a_text_of_words_and_no_text_that_is_unclear():
     segment = stand_in()
-    assert segment(picture(), "cat, kitty; dog").names == ("cat", "dog")
+    assert segment(make_image(), "cat, kitty; dog").names == ("cat", "dog")
     assert segment.model.requests[0]["class_names"].class_names == [("cat", "kitty"), "dog"]
     with pytest.raises(OvsegError, match="single text 'cat, dog': give a list"):
         segment(make_image(), "cat, dog")

@@ -123,6 +123,8 @@ class ClipAdapter(nn.Module):
             held = clip_names_in(cfg.MODEL.WEIGHTS)
             with_original = options.get("original_depths") is not None
             clip_model, tokenizer = load_clip(source, depth, held, with_original, cfg.MODEL.DEVICE)
+            if with_original:
+                _check_original(clip_model.visual, source.name, options["original_depths"])
         return {
             "clip_model": clip_model,
             "tokenizer": tokenizer,
