@@ -28,10 +28,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovseg.adaptation.finetune import Job, finetune
+import ovseg
 from ovseg.adaptation.recipe import MODES, add_flags, read_recipe, recipe_from_flags
-from ovseg.adaptation.tuned_clip import clip_flags
-from ovseg.engine.launch import World, choose_device, launch
 from ovseg.errors import user_errors
 
 
@@ -65,15 +63,19 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     given = read_recipe(args.recipe, args.tune) if args.recipe else {}
-    with clip_flags():
-        device = choose_device(args.device, args.num_gpus)
+    recipe = recipe_from_flags(args, args.tune, args.recipe)
+    ovseg.register()  # takes seconds: mistakes have been answered before
+    from ovseg.adaptation.finetune import Job, finetune
+    from ovseg.engine.launch import World, choose_device, launch
+
+    device = choose_device(args.device, args.num_gpus, "--device")
     job = Job(
         architecture=args.architecture,
         clip=args.clip,
         pairs=tuple(args.pairs),
         tune=args.tune,
         output=args.output,
-        recipe=recipe_from_flags(args, args.tune, args.recipe),
+        recipe=recipe,
         val=args.val,
         resume=args.resume,
         depth_asked="depth" in args or "depth" in given,

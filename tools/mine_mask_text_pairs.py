@@ -23,17 +23,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ovseg
-
-ovseg.register()
-import torch
-
-from ovseg.adaptation.mask_sources import MASK_KINDS
-from ovseg.adaptation.mining_run import MiningOptions, run
+from ovseg.adaptation.mining_options import MASK_KINDS, MiningOptions, check_options
 from ovseg.cli.options import parse_with_options
-from ovseg.engine.launch import World, launch
 from ovseg.errors import user_errors
-from ovseg.io.devices import find_device
-from ovseg.vocabulary.nouns import FORMS
+
+FORMS = ("noun", "phrase", "both")  # of ovseg.vocabulary.nouns, whose import takes a second
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -99,6 +93,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = MiningOptions(**vars(parse(argv)))
+    check_options(options)
+    ovseg.register()  # takes seconds: mistakes have been answered before
+    import torch
+
+    from ovseg.adaptation.mining_run import run
+    from ovseg.engine.launch import World, launch
+    from ovseg.io.devices import find_device
+
     if options.device:
         find_device(options.device, "--device")
     cuda = torch.cuda.is_available() and options.device != "cpu"

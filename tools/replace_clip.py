@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovseg.adaptation.fusion import fuse_files
+import ovseg
 from ovseg.errors import user_errors
 
 
@@ -41,6 +41,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    ovseg.register()  # takes seconds: mistakes have been answered before
+    from ovseg.adaptation.fusion import fuse_files
+
     report = fuse_files(
         args.clip,
         args.segmenter,

@@ -21,24 +21,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-import torch
-from open_clip.model import CLIP
-from open_clip.tokenizer import SimpleTokenizer
-from rich.logging import RichHandler
-
-from ovseg.adaptation.tuned_clip import clip_flags
-from ovseg.checkpoint import save_safetensors
-from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
-from ovseg.clip.preprocessing import OPENAI
+import ovseg
 from ovseg.errors import OvsegError, user_errors
-from ovseg.io.files import atomic_path
-from ovseg.toy.clip.batches import PairSampler
-from ovseg.toy.clip.training import Recipe, TrainingRun
-from ovseg.toy.clip.views import ViewRecipe, load_views
-from ovseg.toy.clip.zero_shot import evaluate
-from ovseg.toy.registration import FORMAT
-
-logger = logging.getLogger("train_toy_clip")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -67,8 +51,31 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+if __name__ == "__main__":
+    parse_args(None)  # --help and mistakes are answered before what takes seconds is imported
+ovseg.register()
+
+import torch
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from rich.logging import RichHandler
+
+from ovseg.adaptation.tuned_clip import clip_flags
+from ovseg.checkpoint import save_safetensors
+from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
+from ovseg.clip.preprocessing import OPENAI
+from ovseg.io.files import atomic_path
+from ovseg.toy.clip.batches import PairSampler
+from ovseg.toy.clip.training import Recipe, TrainingRun
+from ovseg.toy.clip.views import ViewRecipe, load_views
+from ovseg.toy.clip.zero_shot import evaluate
+from ovseg.toy.registration import FORMAT
+
+logger = logging.getLogger("train_toy_clip")
+
+
 def find_architecture(args: argparse.Namespace) -> tuple[ClipSource, SimpleTokenizer]:
-    """The CLIP to train, with the weights to start from, and its tokenizer.
+    """Return the CLIP to train, with the weights to start from, and its tokenizer.
 
     Raises:
         OvsegError: missing or bad file, or a CLIP that the toy world's pairs are not made for.

@@ -6,11 +6,13 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ovseg.clip.preprocessing import Preprocessing
 from ovseg.errors import OvsegError, shown
 from ovseg.io.plain_yaml import read_plain_yaml, unknown_key
+
+if TYPE_CHECKING:
+    from ovseg.clip.preprocessing import Preprocessing
 
 SHIFT = "contextual-shift"
 MODES = ("full", "mask-prompt", SHIFT)
