@@ -196,7 +196,7 @@ def test_crops_and_their_tokens(scan_parity, run):
         )
         for depth in namer.replace_blocks
     ]
-    class_tokens = model.clip_whole_images(views, adapter).class_tokens
+    class_tokens = whole_images(views, model.clip_adapter).class_tokens
     encode_shifted(visual, crops[:4], drawn[:, :4], class_tokens, namer.replace_blocks)
     for hook in hooks:
         hook.remove()
