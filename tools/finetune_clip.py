@@ -28,11 +28,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import ovseg
 from ovseg.adaptation.recipe import MODES, add_flags, read_recipe, recipe_from_flags
 from ovseg.errors import user_errors
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", required=True, help="an open_clip name, OpenAI's name, or a JSON file")
     parser.add_argument("--clip", required=True, help="its weights: a file (an earlier run's too) or an open_clip tag")
@@ -56,29 +57,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--num-gpus", type=int, default=1, help="processes, one for each GPU; with --device cpu on the CPU"
     )
     add_flags(parser)
-    return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    parse_args()  # --help and mistakes are answered before what takes seconds is imported
-
-from ovseg.adaptation.finetune import Job, finetune
-from ovseg.adaptation.tuned_clip import clip_flags
-from ovseg.engine.launch import World, choose_device, launch
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+    args = build_parser().parse_args(argv)
     given = read_recipe(args.recipe, args.tune) if args.recipe else {}
-    with clip_flags():
-        device = choose_device(args.device, args.num_gpus)
+    recipe = recipe_from_flags(args, args.tune, args.recipe)
+    ovseg.register()  # takes seconds: mistakes have been answered before
+    from ovseg.adaptation.finetune import Job, finetune
+    from ovseg.engine.launch import World, choose_device, launch
+
+    device = choose_device(args.device, args.num_gpus, "--device")
     job = Job(
         architecture=args.architecture,
         clip=args.clip,
         pairs=tuple(args.pairs),
         tune=args.tune,
         output=args.output,
-        recipe=recipe_from_flags(args, args.tune, args.recipe),
+        recipe=recipe,
         val=args.val,
         resume=args.resume,
         depth_asked="depth" in args or "depth" in given,

@@ -23,11 +23,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ovseg
+from ovseg.adaptation.mining_options import MASK_KINDS, MiningOptions, check_options
 from ovseg.cli.options import parse_with_options
 from ovseg.errors import user_errors
 
+FORMS = ("noun", "phrase", "both")  # of ovseg.vocabulary.nouns, whose import takes a second
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("images and captions").add_argument
     add(
@@ -49,7 +52,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--masks", metavar="FOLDER", help="folder of masks, or ground-truth with --data toy:...")
     add(
         "--masks-are",
-        choices=("labels", "instances", "files"),
+        choices=MASK_KINDS,
         help="one label map for each image, or one instance map (0 is no mask), or a folder of mask files; "
         "default: what the folder looks like",
     )
@@ -63,7 +66,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--captions", choices=("one", "all"), default="one", help="the first caption of each image, or all")
     add(
         "--nouns",
-        choices=("noun", "phrase", "both"),
+        choices=FORMS,
         default="noun",
         help="noun: star; phrase: striped red star; both of them (default %(default)s, as in the paper)",
     )
@@ -88,19 +91,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parse_with_options(parser, argv)
 
 
-if __name__ == "__main__":
-    parse()  # --help and mistakes are answered before what takes seconds is imported
-ovseg.register()
-
-import torch
-
-from ovseg.adaptation.mining_run import MiningOptions, run
-from ovseg.engine.launch import World, launch
-from ovseg.io.devices import find_device
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     options = MiningOptions(**vars(parse(argv)))
+    check_options(options)
+    ovseg.register()  # takes seconds: mistakes have been answered before
+    import torch
+
+    from ovseg.adaptation.mining_run import run
+    from ovseg.engine.launch import World, launch
+    from ovseg.io.devices import find_device
+
     if options.device:
         find_device(options.device, "--device")
     cuda = torch.cuda.is_available() and options.device != "cpu"

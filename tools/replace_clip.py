@@ -12,10 +12,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import ovseg
 from ovseg.errors import user_errors
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", type=Path, required=True, help="the adapted CLIP, in open_clip's names or wrapped")
     parser.add_argument(
@@ -38,14 +39,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-if __name__ == "__main__":
-    parse()  # --help and mistakes are answered before what takes seconds is imported
-
-from ovseg.adaptation.fusion import fuse_files
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    ovseg.register()  # takes seconds: mistakes have been answered before
+    from ovseg.adaptation.fusion import fuse_files
+
     report = fuse_files(
         args.clip,
         args.segmenter,

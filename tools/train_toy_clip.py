@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+import ovseg
 from ovseg.errors import OvsegError, user_errors
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", type=Path, default=Path("configs/toy/clip.json"), help="open_clip JSON")
     parser.add_argument("--output", type=Path, default=Path("weights/toy/clip.safetensors"))
@@ -51,7 +52,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+    parse_args(None)  # --help and mistakes are answered before what takes seconds is imported
+ovseg.register()
 
 import torch
 from open_clip.model import CLIP
@@ -73,7 +75,7 @@ logger = logging.getLogger("train_toy_clip")
 
 
 def find_architecture(args: argparse.Namespace) -> tuple[ClipSource, SimpleTokenizer]:
-    """The CLIP to train, with the weights to start from, and its tokenizer.
+    """Return the CLIP to train, with the weights to start from, and its tokenizer.
 
     Raises:
         OvsegError: missing or bad file, or a CLIP that the toy world's pairs are not made for.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ovseg.adaptation.tuned_clip import ORIGINAL, PROMPTS
+from ovseg.adaptation.tuned_clip import ORIGINAL
 from ovseg.checkpoint.loading import CLIP_PREFIX, CLIP_PREFIXES, LEFTOVERS, key_groups, save_safetensors, save_torch
 from ovseg.checkpoint.state_dicts import (
     CLIP_MARK,
@@ -24,6 +24,7 @@ from ovseg.checkpoint.state_dicts import (
     read_state_dict,
     tensors_of,
 )
+from ovseg.clip.adapter import PROMPTS
 from ovseg.errors import OvsegError
 
 _SCALES = ("logit_scale", "logit_bias")

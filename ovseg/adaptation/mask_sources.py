@@ -18,8 +18,6 @@ from ovseg.errors import OvsegError
 from ovseg.io.images import read_image
 from ovseg.io.label_maps import read_labels
 
-MASK_KINDS = ("labels", "instances", "files")
-
 
 @dataclass(frozen=True)
 class Masks:
@@ -125,8 +123,8 @@ def folder_masks(
     """Return the source that reads a folder of masks.
 
     Args:
-        kind: one of ``MASK_KINDS``; None: "files" if the folder has subfolders of masks only, else "instances", or
-            "labels" where there are names.
+        kind: one of ``MASK_KINDS`` of :mod:`ovseg.adaptation.mining_options`; None: "files" if the folder has
+            subfolders of masks only, else "instances", or "labels" where there are names.
 
     Raises:
         OvsegError: no such folder.

@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,14 @@ from ovseg.adaptation.mining import (
     mine_shards,
     wait_for_all,
 )
+from ovseg.adaptation.mining_options import GROUND_TRUTH, MiningOptions, check_options
 from ovseg.adaptation.mining_report import SHEET, print_summary, summarise, write_contact_sheet
 from ovseg.adaptation.pair_list import LIST, write_crops, write_list
 from ovseg.adaptation.pair_shards import SUMMARY
 from ovseg.adaptation.tuned_clip import clip_flags
-from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
-from ovseg.clip.adapter import ClipAdapter, load_clip
-from ovseg.clip.model import ClipSource, find_clip
+from ovseg.checkpoint.state_dicts import bare_clip_names, tensor_names
+from ovseg.clip.adapter import PROMPTS, ClipAdapter, load_clip
+from ovseg.clip.model import find_clip
 from ovseg.config import load_cfg
 from ovseg.data.caption_files import ALLOWED_BAD, CaptionedImage, CaptionedImages, check_bad, read_captions
 from ovseg.data.worlds import find_world, is_split, split_records, world_words
@@ -44,44 +44,7 @@ from ovseg.segmenter import Segmenter
 from ovseg.vocabulary import Vocabulary, get_templates, label_set_names
 from ovseg.vocabulary.nouns import get_extractor
 
-GROUND_TRUTH = "ground-truth"
 CROPS = "crops"  # folder of the crops of the original's list
-
-
-@dataclass(frozen=True)
-class MiningOptions:
-    """The options of ``tools/mine_mask_text_pairs.py``, which says what each means."""
-
-    data: str
-    output: Path
-    image_root: Path | None = None
-    image_column: str | None = None
-    caption_column: str | None = None
-    delimiter: str | None = None
-    max_images: int | None = None
-    config_file: str | None = None
-    weights: str | None = None
-    opts: Sequence[str] = ()
-    masks: str | None = None
-    masks_are: str | None = None
-    label_names: str | None = None
-    ignore_label: int = 255
-    architecture: str | None = None
-    clip: str | None = None
-    templates: str = "vild"
-    captions: str = "one"
-    names_from: str = "captions"
-    nouns: str = "noun"
-    tagger: str = "textblob"
-    vocabulary: str | None = None
-    min_score: float | None = None
-    min_area: float = 0.0005
-    max_size: int = 1024
-    shard_size: int | None = None
-    seen: str | None = None
-    write_list: bool = False
-    allow_bad: bool = False
-    device: str | None = None
 
 
 # options that pairs do not depend on
@@ -89,29 +52,6 @@ _FREE = {"output", "write_list", "allow_bad", "device"}
 # options that count by their results: images and captions, contents of files
 _BY_CONTENT = {"data", "image_root", "image_column", "caption_column", "delimiter", "max_images"}
 _BY_CONTENT |= {"config_file", "weights", "opts", "clip"}
-
-
-def check_options(options: MiningOptions) -> None:
-    """Refuse options that cannot work together."""
-    if options.masks is None and not options.config_file:
-        raise OvsegError("name where masks come from: --config-file CONFIG --weights FILE, or --masks")
-    if options.masks is not None and options.config_file:
-        raise OvsegError("give either --masks or a segmenter (--config-file), not both")
-    if options.masks == GROUND_TRUTH and not is_split(options.data):
-        raise OvsegError(f"--masks {GROUND_TRUTH} is for --data toy:...; for other data give the folder of the masks")
-    if bool(options.architecture) != bool(options.clip):
-        raise OvsegError("--architecture and --clip belong together: give both or none")
-    if options.clip == "none":
-        raise OvsegError("--clip none: a CLIP of random weights would pair nouns and masks at random; name its weights")
-    named = options.masks == GROUND_TRUTH or bool(options.label_names)
-    if options.names_from == "labels" and not named:
-        raise OvsegError("--names-from labels needs masks with names: --label-names, or ground truth of the toy world")
-    if options.names_from == "captions" and not options.clip and not options.config_file:
-        raise OvsegError("name the CLIP that assigns nouns to masks: --architecture and --clip")
-    if options.shard_size is not None and options.shard_size < 1:
-        raise OvsegError("--shard-size must be at least 1")
-    if options.max_size < 16:
-        raise OvsegError("--max-size must be at least 16 pixels")
 
 
 def words_of(name: str) -> tuple[str, ...]:
@@ -259,32 +199,20 @@ def _mine(
 def _build_clip(options: MiningOptions, threshold: float) -> MaskedCrops:
     """Build the namer, with mask prompts where CLIP's weights have them."""
     with clip_flags():
-        return _adapter(find_clip(options.architecture, options.clip), options, threshold)
-
-
-def _adapter(source: ClipSource, options: MiningOptions, threshold: float) -> MaskedCrops:
-    if source.fetch_weights is None:
-        raise OvsegError(f"--clip {options.clip} names no weights: give a file, or one of open_clip's tags")
-    depth = _prompt_depth(source)
-    clip_model, tokenizer = load_clip(source, depth)
-    adapter = ClipAdapter(
-        clip_model,
-        tokenizer,
-        source,
-        templates=get_templates(options.templates),
-        mask_prompt_depth=depth,
-        text_cache_dir=cache_dir() / "text",
-        truncate_prompts=True,
-    )
+        source = find_clip(options.architecture, options.clip)
+        if source.fetch_weights is None:
+            raise OvsegError(f"--clip {options.clip} names no weights: give a file, or one of open_clip's tags")
+        local = Path(source.weights_hint).is_file()
+        depth, *_ = bare_clip_names(tensor_names(source.weights_hint)).get(PROMPTS, (0,)) if local else (0,)
+        adapter = ClipAdapter(
+            *load_clip(source, depth),
+            source,
+            templates=get_templates(options.templates),
+            mask_prompt_depth=depth,
+            text_cache_dir=cache_dir() / "text",
+            truncate_prompts=True,
+        )
     return MaskedCrops(adapter, mask_threshold=threshold, mask_prompts=depth > 0).eval()
-
-
-def _prompt_depth(source: ClipSource) -> int:
-    if not Path(source.weights_hint).is_file():
-        return 0
-    state = bare_clip_names(read_state_dict(source.weights_hint))
-    prompts = state.get("visual.mask_embedding")
-    return 0 if prompts is None else len(prompts)
 
 
 def _finish(options: MiningOptions, work: Work, found: CaptionedImages, seen_known: bool) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ovseg.errors import OvsegError, shown
 from ovseg.io.plain_yaml import read_plain_yaml, unknown_key
 
-if TYPE_CHECKING:  # takes seconds to import, and `tools/finetune_clip.py --help` needs the options only
+if TYPE_CHECKING:
     from ovseg.clip.preprocessing import Preprocessing
 
 SHIFT = "contextual-shift"

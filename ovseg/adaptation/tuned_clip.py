@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from ovseg.adaptation.context import ContextualShift
 from ovseg.adaptation.contrastive import bound_logit_scale
 from ovseg.adaptation.recipe import SHIFT, Recipe
 from ovseg.checkpoint.state_dicts import CLIP_MARK, bare_clip_names, read_state_dict
+from ovseg.clip.adapter import PROMPTS
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.vit import add_mask_prompts, encode_masked_image, is_plain_vit
 from ovseg.engine.solver import build_adamw
@@ -23,7 +24,6 @@ from ovseg.errors import OvsegError, argument_names
 
 logger = logging.getLogger(__name__)
 
-PROMPTS = "visual.mask_embedding"
 ORIGINAL = "original_clip_visual."  # the frozen tower in the state that SCAN's scripts save
 _NO_DECAY = ("bn", "ln", "bias", "logit_scale")  # parts of names (specification 12.2)
 _PROMPT_STD = 0.02
@@ -77,22 +77,14 @@ class TunedClip:
         }
 
 
-@contextlib.contextmanager
-def clip_flags(weights: str = "--clip") -> Iterator[None]:
+def clip_flags(weights: str = "--clip") -> AbstractContextManager[None]:
     """Name the options of a command line in errors of :mod:`ovseg.clip`.
 
     Args:
         weights: the option that gives CLIP's weights.
     """
-    names = {
-        "name": "--architecture",
-        "weights": weights,
-        "depth": "--depth",
-        "replace_layers": "--replace-layers",
-        "device": "--device",
-    }
-    with argument_names(names):
-        yield
+    names = {"name": "--architecture", "weights": weights, "depth": "--depth", "replace_layers": "--replace-layers"}
+    return argument_names(names)
 
 
 def load_for_tuning(architecture: str, weights: str, mode: str, recipe: Recipe, *, depth_asked: bool) -> TunedClip:

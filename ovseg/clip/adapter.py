@@ -27,7 +27,6 @@ from ovseg.clip.vit import (
 )
 from ovseg.errors import OvsegError, argument, argument_names
 from ovseg.io.files import cache_dir, expand_user
-from ovseg.proposals.views import Views
 from ovseg.vocabulary.templates import get_templates
 
 logger = logging.getLogger(__name__)
@@ -177,14 +176,16 @@ class ClipAdapter(nn.Module):
         """Return logits, 100 x cosine; (..., D), (S + 1, D) -> (..., S + 1)."""
         return LOGIT_SCALE * unit(features) @ text.T
 
-    def whole_images(self, views: Views) -> WholeImages:
-        """Return the original tower's tokens of the whole images of a batch, computed once for all that ask."""
-        return views.once("whole images", lambda: self._encode_whole(views))
+    def encode_whole(self, images: Sequence[Tensor], divisibility: int) -> WholeImages:
+        """Return the original tower's tokens of whole images.
 
-    def _encode_whole(self, views: Views) -> WholeImages:
+        Args:
+            images: (3, H, W) each, 0 .. 255.
+            divisibility: the images are padded to one size whose sides are multiples of this.
+        """
         squashed = squash(
-            views.images,
-            views.divisibility,
+            images,
+            divisibility,
             self.image_size,
             self.pixel_mean[0],
             self.pixel_std[0],

@@ -54,13 +54,14 @@ def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
     return all(name in environment for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
 
 
-def choose_device(device: str, num_gpus: int) -> str:
-    """Return the device that a run with ``--num-gpus`` uses: "cpu", "cuda", or what else ``MODEL.DEVICE`` names.
+def choose_device(device: str, num_gpus: int, option: str = "MODEL.DEVICE") -> str:
+    """Return the device that a run with ``--num-gpus`` uses: "cpu", "cuda", or what else ``device`` names.
 
     Args:
-        device: ``MODEL.DEVICE``.
+        device: as the user has named it.
         num_gpus: 0 means the CPU; 1, the default, falls back to it; more means as many processes, which compute on
             the CPU only if ``device`` says so.
+        option: the key or the flag that gives ``device``.
 
     Raises:
         OvsegError: more GPUs asked for than this machine has, a negative number, or no device of this machine.
@@ -73,14 +74,14 @@ def choose_device(device: str, num_gpus: int) -> str:
     if num_gpus == 1 and not started_by_torchrun():
         return str(configured_device(device))
     if kind != "cuda":
-        raise OvsegError(f"MODEL.DEVICE is {device}: several processes compute on CUDA devices, or with cpu on the CPU")
+        raise OvsegError(f"{option} is {device}: several processes compute on CUDA devices, or with cpu on the CPU")
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if num_gpus == 1:
         return configured_device(kind).type
     if num_gpus > there:
         raise OvsegError(
             f"--num-gpus {num_gpus}, but this machine has {there} CUDA device{'' if there == 1 else 's'}: ask for "
-            f"fewer, or add MODEL.DEVICE cpu to run {num_gpus} processes on the CPU"
+            f"fewer, or add {option} cpu to run {num_gpus} processes on the CPU"
         )
     return "cuda"
 

@@ -21,7 +21,7 @@ STAGES: dict[str, tuple[tuple[str, str], ...]] = {
     "backbone": (("backbone", "forward"),),
     "pixel decoder": (("sem_seg_head.pixel_decoder", "forward"),),
     "decoder": (("sem_seg_head.predictor", "forward"),),
-    "whole image in CLIP": (("clip_adapter", "_encode_whole"),),
+    "whole image in CLIP": (("clip_adapter", "encode_whole"),),
     "calibration": (("proposer.refine", "forward"),),
     "masks": (("proposer", "forward"),),
     "crops": (("mask_namer", "inputs"), ("mask_namer", "draw")),

@@ -9,15 +9,17 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
-import torch
-from detectron2.data import transforms as T
 from PIL import ExifTags, Image
 
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.files import check_file
+
+if TYPE_CHECKING:  # they take seconds to import: the scripts of datasets/, which read images, need neither
+    import torch
+    from detectron2.data import transforms as T
 
 # Pillow refuses beyond twice this number to guard against decompression bombs; about 0.5 GB as RGB
 LARGEST_IMAGE = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # pixels
@@ -250,6 +252,8 @@ def as_rgb(image: ImageLike) -> tuple[np.ndarray, str | None]:
     Raises:
         OvsegError: any other type, a tensor whose channels may be first or last, or an image that cannot be read.
     """
+    import torch
+
     if isinstance(image, (str, os.PathLike)):
         name = os.fsdecode(image)
         if len(name) > _LONGEST_NAME:
@@ -285,7 +289,7 @@ def _content(file: BinaryIO) -> bytes:
 
 
 def _values_to_rgb(values: np.ndarray | torch.Tensor, kind: str) -> np.ndarray:
-    if values.dtype not in (np.uint8, torch.uint8):
+    if str(values.dtype) not in ("uint8", "torch.uint8"):
         cast = "to(torch.uint8)" if kind == "tensor" else "astype(np.uint8)"
         raise OvsegError(
             f"an image {kind} must be uint8 with values 0..255, not {str(values.dtype).removeprefix('torch.')}: "
@@ -324,6 +328,8 @@ def resize_transform(height: int, width: int, min_size: int, max_size: int) -> T
         min_size: its shortest side becomes this many pixels; 0 or less leaves the image as it is.
         max_size: unless its longest side would be more than this.
     """
+    from detectron2.data import transforms as T
+
     if min_size <= 0:
         return T.NoOpTransform()
     new_size = T.ResizeShortestEdge.get_output_shape(height, width, min_size, max_size)
@@ -331,6 +337,8 @@ def resize_transform(height: int, width: int, min_size: int, max_size: int) -> T
 
 
 def keep_a_pixel(transform: T.Transform) -> T.Transform:
+    from detectron2.data import transforms as T
+
     if isinstance(transform, T.ResizeTransform):
         transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
     return transform

@@ -1,4 +1,4 @@
-"""Label maps: reading their files, counting their pixels."""
+"""Reading label files."""
 
 from __future__ import annotations
 

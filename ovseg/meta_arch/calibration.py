@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ovseg.clip.adapter import KEYS, ClipAdapter, unit
 from ovseg.errors import OvsegError, argument, argument_names
+from ovseg.naming.contextual_shift import whole_images
 from ovseg.proposals.views import Part, Views
 
 HEADS = 8
@@ -64,7 +65,7 @@ class LookAtClip(Part):
 
     def forward(self, embeddings: Tensor, views: Views) -> Tensor:
         """(B, N, D) -> the same, each embedding by itself."""
-        whole = self.clip_adapter.whole_images(views)
+        whole = whole_images(views, self.clip_adapter)
         enhanced = self.LFM(whole.patches)  # (B, levels, width, g, g)
         memory = self.oriclip_mlp(enhanced.flatten(3).transpose(2, 3).flatten(1, 2))  # (B, levels * g * g, D)
         image = self.learnable_weight * unit(whole.features)[:, None]  # (B, 1, D)

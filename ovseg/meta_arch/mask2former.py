@@ -7,7 +7,7 @@ is ``NUM_CLASSES + 1``, and with ``EMBED_LAYERS: 1`` the classifier is a linear 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from detectron2.config import CfgNode
@@ -67,6 +67,6 @@ class ClassLogits(Part):
             for found, vocabulary in zip(masks, words, strict=True)
         ]
 
-    def class_logits(self, embeddings: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """Return the embeddings."""
-        return embeddings
+    def class_logits(self, vocabulary: Vocabulary) -> Callable[[Tensor], Tensor]:
+        """Return the function embeddings -> logits, which are the same."""
+        return lambda embeddings: embeddings

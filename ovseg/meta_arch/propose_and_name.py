@@ -84,6 +84,7 @@ class ProposeAndName(nn.Module):
         train_sets: Sequence[str] = (),
     ):
         super().__init__()
+        self.register_buffer("anchor", torch.empty(0), persistent=False)  # is where the model is
         self.parts = (proposer, *namers)  # a tuple, which nn.Module does not register: see Part
         for part in self.parts:
             _register(self, part)
@@ -136,7 +137,7 @@ class ProposeAndName(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return self.anchor.device
 
     @property
     def proposer(self) -> Part:
@@ -209,8 +210,7 @@ class ProposeAndName(nn.Module):
             words = {requested_words(request, self.train_sets) for request in views.requests}
         if len(words) > 1:
             raise OvsegError("the images of one training batch must share their words: train on one data set at a time")
-        vocabulary = words.pop()
-        return lambda embeddings: self.namers[0].class_logits(embeddings, vocabulary)
+        return self.namers[0].class_logits(words.pop())
 
     def _closed_words(self, request: Mapping[str, Any]) -> Vocabulary:
         known = len(self.closed_vocabulary)

@@ -17,7 +17,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from ovseg.clip.adapter import ClipAdapter
-from ovseg.clip.vit import Replacement, embed_patches, encode_patches, foreground_patches
+from ovseg.clip.vit import Replacement, WholeImages, embed_patches, encode_patches, foreground_patches
 from ovseg.errors import OvsegError, argument
 from ovseg.naming.crops import MaskedCrops, crop_masks
 from ovseg.naming.scores import NAMERS
@@ -73,7 +73,7 @@ class ContextCrops(MaskedCrops):
 
     def inputs(self, views: Views, index: int, probabilities: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Yield crops (v, 3, S, S), which of their patches are drawn (v, blocks, P), class tokens (v, L + 1, width)."""
-        whole = self.clip_adapter.whole_images(views)
+        whole = whole_images(views, self.clip_adapter)
         tokens = whole.class_tokens[:, 0 if self.context_of_first else index]  # (L + 1, width)
         drawn = self.draw(probabilities, self.generator(views.requests[index]["image"]))
         crops = super().inputs(views, index, probabilities)
@@ -99,6 +99,11 @@ class ContextCrops(MaskedCrops):
             return random
         pixels = image.to("cpu", torch.uint8).contiguous().numpy()
         return random.Random(f"{self.replace_seed} {hashlib.sha256(pixels.tobytes()).hexdigest()}")
+
+
+def whole_images(views: Views, clip_adapter: ClipAdapter) -> WholeImages:
+    """Return the tokens of the whole images in the original CLIP, computed once for all parts that ask."""
+    return views.once("whole images", lambda: clip_adapter.encode_whole(views.images, views.divisibility))
 
 
 class Generator(Protocol):

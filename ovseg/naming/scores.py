@@ -6,8 +6,9 @@ the vocabulary of each image, and returns the :class:`Scores` of each image; Non
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -103,15 +104,15 @@ class QueryEmbedding(Part):
                     "these masks have no class embeddings of their own: name them by MaskedCrops or ContextCrops "
                     "(MODEL.NAMER.NAME)"
                 )
-            logits = best_synonym(self.class_logits(found.embeddings, vocabulary), vocabulary)  # (Q, K + 1)
+            logits = best_synonym(self.class_logits(vocabulary)(found.embeddings), vocabulary)  # (Q, K + 1)
             own = logits[:, :-1].softmax(-1) if self.drop_no_object else logits.softmax(-1)[:, :-1]
             scores.append(Scores(own))
         return scores
 
-    def class_logits(self, embeddings: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """Return logits (..., K + 1), "no object" last, of embeddings (..., D)."""
+    def class_logits(self, vocabulary: Vocabulary) -> Callable[[Tensor], Tensor]:
+        """Return the function embeddings (..., D) -> logits (..., S + 1) of the texts, "no object" last."""
         text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
-        return self.clip_adapter.similarity(embeddings, text)
+        return partial(self.clip_adapter.similarity, text=text)
 
 
 @FUSIONS.register()

@@ -257,7 +257,7 @@ def test_recipes():
 
 def test_flags(tmp_path, monkeypatch):
     jobs = []
-    monkeypatch.setattr(finetune_clip, "launch", lambda main, world, args: jobs.append(args[0]))
+    monkeypatch.setattr("ovseg.engine.launch.launch", lambda main, world, args: jobs.append(args[0]))
     paths = ["--architecture", "a", "--clip", "b", "--pairs", "c", "--output", str(tmp_path)]
     flags = [
         "--image-root",

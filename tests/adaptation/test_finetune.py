@@ -327,7 +327,7 @@ def test_recipes(tmp_path):
 
 def test_flags_override_the_recipe(inputs, tmp_path, monkeypatch):
     jobs = []
-    monkeypatch.setattr(finetune_clip, "launch", lambda main, world, args: jobs.append((world, *args)))
+    monkeypatch.setattr("ovseg.engine.launch.launch", lambda main, world, args: jobs.append((world, *args)))
     flags = ["--lr", "0.5", "--scale", "0.5", "1", "--checkpoint-activations", "--device", "cpu", "--num-gpus", "2"]
     paths = ["--architecture", "a", "--clip", "b", "--pairs", "c", "d", "--output", str(tmp_path)]
     recipe = str(CONFIGS / "ovseg_scripts.yaml")
@@ -339,7 +339,6 @@ def test_flags_override_the_recipe(inputs, tmp_path, monkeypatch):
 
 
 def test_errors_of_clip_name_the_flags():
-    """Arguments are marked; keys in messages that have no marks yet are replaced, too."""
     with pytest.raises(OvsegError, match=r"^--depth 0 does not fit --init$"), clip_flags("--init"):
-        raise OvsegError(f"{argument('depth')} 0 does not fit MODEL.CLIP_ADAPTER.CLIP_WEIGHTS")
+        raise OvsegError(f"{argument('depth')} 0 does not fit {argument('weights')}")
     assert str(OvsegError(f"{argument('depth')} is 0")) == "depth is 0"

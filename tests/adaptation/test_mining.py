@@ -18,7 +18,8 @@ from PIL import Image
 from ovseg.adaptation import mining, mining_run, pair_shards
 from ovseg.adaptation.miner import Miner
 from ovseg.adaptation.mining import claim
-from ovseg.adaptation.mining_run import MiningOptions, run
+from ovseg.adaptation.mining_options import MiningOptions
+from ovseg.adaptation.mining_run import run
 from ovseg.adaptation.pair_list import read_pair_list
 from ovseg.adaptation.pair_shards import PairDataset
 from ovseg.engine.launch import World, launch

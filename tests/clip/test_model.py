@@ -18,6 +18,7 @@ from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
 from ovseg.naming import ContextCrops, MaskedCrops
+from ovseg.naming.contextual_shift import whole_images
 from tests.tiny_clip import TINY as CLIP
 from tests.tiny_clip import model_of, tiny_cfg, views_of
 
@@ -183,7 +184,7 @@ def test_whole_images_are_prepared_as_the_model_wants(files, monkeypatch):
     monkeypatch.setattr("ovseg.clip.adapter.look_at_whole", lambda visual, images, depths: seen.append(images))
     image = torch.rand(3, 64, 64) * 255
     for name in ("grey.json", "clip.json"):
-        adapter_of(CLIP_MODEL_NAME=name).whole_images(views_of(image))
+        whole_images(views_of(image), adapter_of(CLIP_MODEL_NAME=name))
     normalised = (image / 255 - 0.5) / torch.tensor(GREY["std"]).view(3, 1, 1)
     expected = torch.nn.functional.interpolate(normalised[None], (32, 32), mode="bilinear")
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-4)

@@ -7,7 +7,14 @@ import torch
 from open_clip.transformer import VisionTransformer
 
 from ovseg.errors import OvsegError, argument_names
-from ovseg.naming.contextual_shift import draw, draw_patches, drawn_patches, encode_shifted, shifted_blocks
+from ovseg.naming.contextual_shift import (
+    draw,
+    draw_patches,
+    drawn_patches,
+    encode_shifted,
+    shifted_blocks,
+    whole_images,
+)
 from ovseg.proposals.views import Masks
 from ovseg.vocabulary import Vocabulary
 from tests.tiny_clip import classify, context_namer_of, namer_of, tiny_cfg, views_of, with_keys
@@ -176,7 +183,7 @@ def test_whose_context_a_batch_has(cfg, scene, first):
     image, masks = scene
     namer = context_namer_of(cfg, CONTEXT_OF_FIRST_IMAGE=first)
     *_, (_, _, tokens) = namer.inputs(views_of(image, image.flip(2)), 1, masks)
-    alone = namer.clip_adapter.whole_images(views_of(image if first else image.flip(2)))
+    alone = whole_images(views_of(image if first else image.flip(2)), namer.clip_adapter)
     torch.testing.assert_close(tokens[0], alone.class_tokens[:, 0])
 
 

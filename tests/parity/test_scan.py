@@ -19,7 +19,7 @@ from ovseg.clip.vit import WholeImages, foreground_patches, look_at_whole, squas
 from ovseg.engine.solver import build_optimizer
 from ovseg.meta_arch.pixel_scores import render_scores
 from ovseg.naming import MaskedCrops
-from ovseg.naming.contextual_shift import draw, draw_patches, encode_shifted, shifted_blocks
+from ovseg.naming.contextual_shift import draw, draw_patches, encode_shifted, shifted_blocks, whole_images
 from ovseg.naming.crops import crop_masks, has_pixel
 
 RUNS = ("run0", "run1")
@@ -98,7 +98,7 @@ def test_whole_image(scan_parity, run):
     scan_parity.check(f"{run}/clip_input_sum", squashed.double().sum((2, 3)))
     if scan_parity.reduced:
         return
-    seen = adapter.whole_images(views)
+    seen = whole_images(views, adapter)
     for depth in range(5):
         scan_parity.check(f"{run}/oriclip/{depth}", seen.patches[:, depth].flatten(2).permute(2, 0, 1))
         scan_parity.check(f"{run}/oriclip/{depth}_cls_token", seen.class_tokens[depth][None])
@@ -196,7 +196,7 @@ def test_crops_and_their_tokens(scan_parity, run):
         )
         for depth in namer.replace_blocks
     ]
-    class_tokens = model.clip_adapter.whole_images(views).class_tokens
+    class_tokens = whole_images(views, model.clip_adapter).class_tokens
     encode_shifted(visual, crops[:4], drawn[:, :4], class_tokens, namer.replace_blocks)
     for hook in hooks:
         hook.remove()
