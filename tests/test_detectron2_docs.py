@@ -14,7 +14,7 @@ from torch import nn
 
 from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
-from ovseg.toy import render_split
+from ovseg.toy.registration import WORLD, render_split
 
 REPO = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (REPO / "docs" / "detectron2.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -27,6 +27,7 @@ def two_images(tmp_path, monkeypatch):
     for name in ("configs", "weights", "docs"):
         (tmp_path / name).symlink_to(REPO / name)
     monkeypatch.chdir(tmp_path)
+    WORLD.register()
     for split in ("train", "val"):
         name = f"toy_sem_seg_{split}"
         records = render_split(split, tmp_path / "toy", 2)

@@ -57,7 +57,7 @@ def model_for(scan_parity, run: str, architecture: str):
     model = scan_parity.model("MODEL.META_ARCHITECTURE", architecture, "MODEL.CLIP_ADAPTER.REPLACE_SEED", -1)
     scan_parity.play_back(model, run)
     if scan_parity.reduced:
-        model.clip_adapter.whole_images = lambda views: whole_image(scan_parity, run)
+        model.clip_adapter.encode_whole = lambda images, divisibility: whole_image(scan_parity, run)
         calibrated = Recorded(torch.from_numpy(scan_parity.outputs[f"{run}/cls/after_light"]))
         model.proposer.refine.lightweight_transformer = calibrated
     return model
