@@ -20,9 +20,9 @@ from ovseg.evaluation.oracle import (
     name_by_overlap,
     paint_segments,
     present_segments,
-    resize_segments,
 )
 from ovseg.evaluation.proposals import ious_of, segment_intersections
+from ovseg.proposals.given_masks import resize_masks
 from tests.tiny_model import make_tiny_model
 
 CLASSES = 7
@@ -107,10 +107,10 @@ def test_resizing_loses_no_segment():
     segments = torch.zeros(2, 40, 40, dtype=torch.bool)
     segments[0, 20:] = True
     segments[1, 3, 5] = True  # between the samples
-    small = resize_segments(segments, (8, 8))
+    small = resize_masks(segments, (8, 8))
     assert small[0, 4:].all() and not small[0, :4].any()
     assert small[1].nonzero().tolist() == [[0, 1]]
-    assert resize_segments(segments, (80, 60)).flatten(1).any(1).all()
+    assert resize_masks(segments, (80, 60)).flatten(1).any(1).all()
 
 
 class Named(standin.StandIn):
