@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ovseg.proposals.mask_comparison import EveryPixel, MaskComparison, pairwise_dice
@@ -41,6 +40,8 @@ def match(
     Raises:
         FloatingPointError: a cost is not finite, that is, training has diverged.
     """
+    from scipy.optimize import linear_sum_assignment  # takes most of a second to import, and inference needs none
+
     comparison = comparison or EveryPixel()
     matches = []
     # half precision, as autocast would have it, is too coarse for sums over so many pixels
