@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ovseg.clip.contextual_shift import drawn_patches
 from PIL import Image
 
 from ovseg.adaptation.context import CropsInContext
@@ -23,6 +22,7 @@ from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
 from ovseg.clip.vit import foreground_patches
 from ovseg.engine.checkpoints import CheckpointFolder
 from ovseg.errors import OvsegError
+from ovseg.naming.contextual_shift import drawn_patches
 from tests.adaptation import tiny
 from tests.parity.fixture import load_scan
 from tools import finetune_clip
