@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.fixture
 def folders(here) -> Path:
-    """A configuration in ``a``, its base in ``b``, files beside both and in the working folder."""
+    """A configuration in ``a``, its base in ``b``, files next to both and in the working folder."""
     for name in ("a/own.pth", "b/clip.json", "b/sub/clip.pt", "here.pth", "both.pth", "a/both.pth", "a/mine.yaml"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).touch()
@@ -35,7 +35,7 @@ def config(folder: Path, text: str) -> Path:
 
 def test_each_file_counts_from_its_own_folder(folders):
     cfg = load_cfg(config(folders, "DATASETS: {TEST: [mine.yaml, ade20k_sem_seg_val], TRAIN: '(\"mine.yaml\",)'}"))
-    assert cfg.MODEL.WEIGHTS == "own.pth"  # neither beside base.yaml nor here
+    assert cfg.MODEL.WEIGHTS == "own.pth"  # neither next to base.yaml nor here
     assert str(folders / "b" / "clip.json") == cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME
     assert str(folders / "b" / "sub" / "clip.pt") == cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS
     assert list(cfg.DATASETS.TEST) == [str(folders / "a" / "mine.yaml"), "ade20k_sem_seg_val"]
