@@ -41,6 +41,8 @@ def test_the_blocks_run(folder, capsys):
     assert float(printed["mean accuracy of images"]) == pytest.approx(names["results"]["sem_seg"]["pACC"], abs=0.1)
 
 
-def test_the_named_files_exist():
-    named = set(re.findall(r"`((?:ovseg|tests|tools|datasets)/[\w/.]*)`", PAGE))
+def test_the_files_that_documents_name_exist():
+    pages = [*REPO.glob("docs/*.md"), REPO / "README.md", REPO / "datasets" / "README.md"]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    named = set(re.findall(r"`((?:ovseg|tests|tools)/[\w/.]*)`", text))
     assert [name for name in sorted(named) if not (REPO / name).exists()] == []
