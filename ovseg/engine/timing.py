@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import operator
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -111,8 +110,9 @@ def time_stages(model: nn.Module, clock: Callable[[], float]) -> Iterator[Stages
     with contextlib.ExitStack() as wrapped:
         for name, parts in STAGES.items():
             for path, method in parts:
-                owner = operator.attrgetter(path)(model) if path else model
-                if hasattr(owner, method):
+                steps = path.split(".") if path else ()
+                owner = functools.reduce(lambda part, step: getattr(part, step, None), steps, model)
+                if owner is not None and hasattr(owner, method):
                     timed = stages.timed(getattr(owner, method), name)
                     wrapped.enter_context(mock.patch.object(owner, method, timed))
         wrapped.enter_context(stages.stage(REST))

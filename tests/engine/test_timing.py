@@ -31,19 +31,32 @@ class Part(nn.Module):
         return self.seconds
 
 
-class Adapter(Part):
-    def regions(self, count: int):
+class Namer(Part):
+    def inputs(self, count: int):
         for i in range(count):
             self.clock.wait(1.0)
             yield i
 
-    def classify(self, count: int) -> list[int]:
+    def forward(self, count: int) -> list[int]:
         self.clock.wait(0.5)
         seen = []
-        for region in self.regions(count):
+        for region in self.inputs(count):
             self.clock.wait(8.0)  # CLIP's work on it
             seen.append(region)
         return seen
+
+
+class Proposer(nn.Module):
+    def __init__(self, model: nn.Module, clock: Clock):
+        super().__init__()
+        self.model, self.clock = [model], clock  # in a list, as it is no part of this one
+
+    def forward(self) -> None:
+        (model,) = self.model
+        model.backbone()
+        self.clock.wait(0.25)
+        model.sem_seg_head.pixel_decoder()
+        model.sem_seg_head.predictor()
 
 
 class Model(nn.Module):
@@ -55,18 +68,12 @@ class Model(nn.Module):
         self.backbone = Part(clock, 3.0)
         self.sem_seg_head = nn.Module()
         self.sem_seg_head.pixel_decoder, self.sem_seg_head.predictor = Part(clock, 5.0), Part(clock, 7.0)
-        self.clip_adapter = Adapter(clock, 0.0)
-
-    def propose(self) -> None:
-        self.backbone()
-        self.clock.wait(0.25)
-        self.sem_seg_head.pixel_decoder()
-        self.sem_seg_head.predictor()
+        self.proposer, self.mask_namer = Proposer(self, clock), Namer(clock, 0.0)
 
     def forward(self) -> list[int]:
-        self.propose()
+        self.proposer()
         self.clock.wait(0.125)
-        return self.clip_adapter.classify(2)
+        return self.mask_namer(2)
 
 
 def test_each_stage_is_charged_without_what_is_inside_of_it():
@@ -89,7 +96,7 @@ def test_the_model_is_as_before_after_it():
         raise RuntimeError("broken")
     assert model.backbone.forward is own
     assert "forward" not in vars(model.sem_seg_head.predictor)
-    assert "regions" not in vars(model.clip_adapter)
+    assert "inputs" not in vars(model.mask_namer)
 
 
 def test_an_error_ends_its_stage():
