@@ -102,7 +102,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     _refuse_wrong_file(report, path, own, state)
     if complete:
         _refuse_partial(report, path, model)
-    found = {name: state[name].to(own[name].dtype) for name in report.loaded}
+    found = {name: state[name] for name in report.loaded}  # copying casts to the model's types
     model.load_state_dict(_without_other_pixels(found, own, model, path), strict=False)
     _warn_of_prompts(read_settings(file, content), model, path)
     if (clip_adapter := getattr(model, "clip_adapter", None)) is not None:
@@ -247,7 +247,7 @@ def _without_other_pixels(
     """
     kept = dict(state)
     for name in ("clip_adapter.pixel_mean", "clip_adapter.pixel_std"):
-        if name in state and not torch.allclose(state[name].cpu(), own[name].cpu(), rtol=0, atol=0.5):
+        if name in state and not torch.allclose(state[name].float().cpu(), own[name].cpu(), rtol=0, atol=0.5):
             logger.warning(
                 "%s has %s %s of CLIP's input, but %s has %s, which holds: if the checkpoint's CLIP is another one, "
                 "name it as MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME (ViT-L-14:TAG, say).",

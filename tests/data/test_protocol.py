@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from ovseg.meta_arch.words import requested_words
+from ovseg.data.requested_words import requested_words
 from PIL import Image
 
 from ovseg.config import get_cfg
