@@ -124,8 +124,7 @@ class SemSegTestMapper:
         image_format: str,
     ):
         self.dataset_name = dataset_name
-        self.words = tuple(vocabulary.class_names)
-        self.templates = vocabulary.templates
+        self.vocabulary = vocabulary
         self.outputs = tuple(outputs)
         self.resize = resize
         self.image_format = image_format
@@ -144,8 +143,8 @@ class SemSegTestMapper:
         """Map one dataset dict with ``file_name``; it is not changed.
 
         Returns:
-            the dict with ``image`` (3,h,w) uint8, the file's own ``height`` and ``width``, ``class_names``,
-            ``templates``, ``meta`` and ``outputs``.
+            the dict with ``image`` (3,h,w) uint8, the file's own ``height`` and ``width``, ``class_names``
+            (a :class:`Vocabulary`), ``meta`` and ``outputs``.
 
         Raises:
             OvsegError: the image cannot be read.
@@ -158,8 +157,7 @@ class SemSegTestMapper:
             "image": _to_tensor(augmented.image),
             "height": image.shape[0],
             "width": image.shape[1],
-            "class_names": self.words,
-            "templates": self.templates,
+            "class_names": self.vocabulary,
             "meta": {"dataset_name": self.dataset_name},
             "outputs": self.outputs,
         }

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from ovseg.data.requested_words import requested_words
 from PIL import Image
 
 from ovseg.config import get_cfg
@@ -17,6 +16,7 @@ from ovseg.data import catalog
 from ovseg.data.benchmarks import find_dataset
 from ovseg.data.mapper import SemSegTestMapper
 from ovseg.data.protocol import protocol_of
+from ovseg.data.requested_words import requested_words
 from ovseg.errors import OvsegError
 from ovseg.evaluation.oracle_model import oracle_model
 from ovseg.evaluation.sem_seg import SemSegEvaluator
@@ -69,7 +69,7 @@ def test_background_with_synonyms_is_one_class():
     protocol = protocol_of("pascalvoc21_sem_seg_val")
     assert (protocol.tag, protocol.background, protocol.to_class) == ("PAS-21", "synonyms", None)
     words = requested_words({"class_names": protocol.vocabulary.class_names})
-    assert len(words) == 21 and len(words.names) == 60 and words.names[:2] == ("background", "bag")
+    assert len(words) == 21 and len(words.texts) == 60 and words.texts[:2] == ("background", "bag")
     logits = torch.zeros(1, 61)
     logits[0, words.names.index("sky")] = 5  # the best synonym counts
     assert words.reduce(logits)[0].tolist() == [5, *[0] * 21]
@@ -161,11 +161,11 @@ def test_the_mapper_hands_on_the_words_of_the_variant(own, tmp_path):
     cfg = get_cfg()
     record = {"file_name": str(tmp_path / "a.png")}
     sample = SemSegTestMapper(cfg, OWN, ("label_map",))(record)
-    assert sample["class_names"] == ("cat", "wall") and sample["templates"] == ("a {}",)
+    assert sample["class_names"].names == ("cat", "wall") and sample["class_names"].templates == ("a {}",)
     cfg.TEST.VOCABULARY = "synonyms"
     sample = SemSegTestMapper(cfg, OWN, ("label_map",))(record)
     words = requested_words(sample)
-    assert words.names == ("cat", "kitty", "wall") and words.templates == ("a {}",)
+    assert words.texts == ("cat", "kitty", "wall") and words.templates == ("a {}",)
 
 
 @pytest.fixture
