@@ -20,6 +20,7 @@ from ovseg.data.requested_words import requested_words
 from ovseg.errors import OvsegError
 from ovseg.evaluation.oracle_model import oracle_model
 from ovseg.evaluation.sem_seg import SemSegEvaluator
+from ovseg.naming.scores import best_synonym
 from ovseg.vocabulary import Vocabulary, label_set
 
 OWN = "protocol_test_own"
@@ -71,8 +72,8 @@ def test_background_with_synonyms_is_one_class():
     words = requested_words({"class_names": protocol.vocabulary.class_names})
     assert len(words) == 21 and len(words.texts) == 60 and words.texts[:2] == ("background", "bag")
     logits = torch.zeros(1, 61)
-    logits[0, words.names.index("sky")] = 5  # the best synonym counts
-    assert words.reduce(logits)[0].tolist() == [5, *[0] * 21]
+    logits[0, words.texts.index("sky")] = 5  # the best synonym counts
+    assert best_synonym(logits, words)[0].tolist() == [5, *[0] * 21]
     synonyms = protocol_of("pascalvoc21_sem_seg_val", "synonyms")
     assert len(synonyms.vocabulary.synonyms[0]) == len(label_set("pascal_voc_21").synonyms[0]) > 60
     assert synonyms.background == "synonyms"
