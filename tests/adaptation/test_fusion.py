@@ -151,10 +151,8 @@ def test_prompts_of_another_depth_than_the_segmenters(segmenter, adapted):
 
 
 def answers(config, weights, *opts):
-    cfg = load_cfg(config, ["MODEL.CLIP_ADAPTER.MASK_THR", "0.1", *opts])
-    model = build_model(cfg).eval()
-    load_weights(model, weights, complete=True)
-    model.clip_adapter.ensure_weights()
+    cfg = load_cfg(config, ["MODEL.CLIP_ADAPTER.MASK_THR", "0.1", "MODEL.WEIGHTS", str(weights), *opts])
+    model = load_model(cfg, complete=True).eval()
     image = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(2)) * 255
     with torch.no_grad():
         return model([{"image": image, "class_names": ["cat", "dog", "sofa"]}])[0]["sem_seg"]
