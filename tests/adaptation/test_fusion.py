@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ovseg.adaptation.fusion import compare, fuse, fuse_files
-from ovseg.checkpoint.loading import CLIP_PREFIX, load_weights
+from ovseg.checkpoint.loading import CLIP_PREFIX, load_model, load_weights
 from ovseg.checkpoint.state_dicts import MASK_PROMPT_DEPTH, MASK_PROMPT_FWD, read_checkpoint, read_state_dict
 from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
