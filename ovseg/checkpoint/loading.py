@@ -105,7 +105,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     found = {name: state[name] for name in report.loaded}  # copying casts to the model's types
     model.load_state_dict(_without_other_pixels(found, own, model, path), strict=False)
     _warn_of_prompts(read_settings(file, content), model, path)
-    if (clip_adapter := getattr(model, "clip_adapter", None)) is not None:
+    if (clip_adapter := _clip_adapter(model)) is not None:
         clip_adapter.share_equal_tensors()
     # CLIP may come from a file of its own; it was read when the model was built
     surprising = [name for name in report.missing if not name.startswith(CLIP_PREFIXES)] or report.unexpected
@@ -126,7 +126,7 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
     """
     with skip_initialisation() if complete else contextlib.nullcontext():
         model = build_model(cfg)
-    clip_adapter = getattr(model, "clip_adapter", None)
+    clip_adapter = _clip_adapter(model)
     if not cfg.MODEL.WEIGHTS:
         if clip_adapter is not None:
             clip_adapter.require_weights()
@@ -138,6 +138,12 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
         model = build_model(cfg)  # what the file lacks is initialised
         load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
     return model
+
+
+def _clip_adapter(model: nn.Module) -> Any:
+    """Return the model's :class:`ovseg.clip.adapter.ClipAdapter`; None for models of others."""
+    clip_adapter = getattr(model, "clip_adapter", None)
+    return clip_adapter if hasattr(clip_adapter, "share_equal_tensors") else None
 
 
 def clip_names_in(path: str | Path) -> set[str] | None:
@@ -245,8 +251,8 @@ def _without_other_pixels(
 
     Values that are equal but for half precision are loaded: the figures of the model were measured with them.
     """
-    kept = dict(state)
-    for name in ("clip_adapter.pixel_mean", "clip_adapter.pixel_std"):
+    kept, clip_adapter = dict(state), _clip_adapter(model)
+    for name in ("clip_adapter.pixel_mean", "clip_adapter.pixel_std") if clip_adapter is not None else ():
         if name in state and not torch.allclose(state[name].float().cpu(), own[name].cpu(), rtol=0, atol=0.5):
             logger.warning(
                 "%s has %s %s of CLIP's input, but %s has %s, which holds: if the checkpoint's CLIP is another one, "
@@ -254,7 +260,7 @@ def _without_other_pixels(
                 path,
                 name.rpartition(".")[2],
                 [round(value, 1) for value in state[name].flatten().tolist()[:3]],
-                model.clip_adapter.source.name,
+                clip_adapter.source.name,
                 [round(value, 1) for value in own[name].flatten().tolist()],
             )
             del kept[name]
