@@ -60,8 +60,8 @@ demo: setup  ## Evaluate the shipped toy model, then segment a toy scene into wo
 	  --output $(DEMO)/segmented
 	@echo; echo "Results:"; ls -d $(CURDIR)/$(DEMO)/segmented/*.png
 
-test: setup  ## Run the tests (PYTEST_ARGS="-k words" for some of them)
-	@$(PY) -m pytest $(PYTEST_ARGS)
+test: setup  ## Run the tests (PYTEST_ARGS="-n 0 -k words" for some of them)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 fuzz: setup  ## Give damaged and odd inputs to everything that reads any (FUZZ_ARGS="coco --inputs 500")
 	@$(PY) -m tests.fuzz $(FUZZ_ARGS)
