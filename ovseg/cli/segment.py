@@ -176,7 +176,7 @@ def _show(result: Segmentation, target: Path, console: Console, as_table: bool) 
 
 
 def _is_done(source: Path, target: Path, vocabulary: Vocabulary, explain: bool) -> bool:
-    """Whether the results of an input and its words are complete, by the JSON, which is written last."""
+    """Return whether the results of an input and its words are complete, by the JSON, which is written last."""
     json_file = output_files(target)[2]
     try:
         written = json.loads(json_file.read_text(encoding="utf-8"))

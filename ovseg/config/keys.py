@@ -239,7 +239,7 @@ class CfgNode(Detectron2CfgNode):
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        """Contents of a YAML file over those of its ``_BASE_``: see :func:`ovseg.config.files.load_layers`."""
+        """Return :func:`ovseg.config.files.load_layers` of a file."""
         return load_layers(filename)
 
     def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
@@ -290,7 +290,7 @@ def _merge(other: Mapping[str, Any], cfg: Detectron2CfgNode, prefix: str = "") -
 
 
 def _fit(value: Any, there: Any, key: str) -> Any:
-    """``value`` for a key that holds ``there``: keys that are None by default take anything."""
+    """Return ``value`` for a key that holds ``there``; keys that are None by default accept any value."""
     if isinstance(there, dict):
         raise ValueError(f"{key} is {shown(value)}: it must hold keys, such as {key}.{next(iter(there), 'NAME')}")
     if isinstance(value, dict):

@@ -60,7 +60,7 @@ class PadToMultiple(T.Augmentation):
 
 
 def build_train_augmentations(cfg: CfgNode, ignore_label: int) -> list[T.Augmentation | T.Transform]:
-    """Resize, crop, colours, flip, padding, in the published order.
+    """Return resize, crop, colours, flip and padding, in the published order.
 
     Keys below ``cfg.INPUT``: ``MIN_SIZE_TRAIN``, ``MAX_SIZE_TRAIN``, ``MIN_SIZE_TRAIN_SAMPLING``, ``CROP.*``,
     ``COLOR_AUG_SSD``, ``RANDOM_FLIP``, ``SIZE_DIVISIBILITY``. Draws come from NumPy's and Python's global generators.

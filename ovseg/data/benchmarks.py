@@ -212,7 +212,7 @@ DATASETS: tuple[SemSegDataset, ...] = (
 
 
 def find_dataset(name: str) -> SemSegDataset | None:
-    """The row of a name or alias."""
+    """Return the row of a name or alias; None if there is none."""
     return _BY_NAME.get(name)
 
 

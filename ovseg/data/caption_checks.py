@@ -51,7 +51,7 @@ def check_captions(path: Path, image_root: Path | None = None, need_images: bool
     Args:
         path: the file.
         image_root: folder that image names start from; default: for COCO's ``annotations/captions_val2017.json`` the
-            folder ``val2017`` beside ``annotations``, else the file's own.
+            folder ``val2017`` next to ``annotations``, else the file's own.
         need_images: an image that is not there is a fault.
 
     Raises:
@@ -85,12 +85,12 @@ def _kind(path: Path) -> str:
 
 
 def _usual_root(path: Path) -> Path | None:
-    beside = path.parent.parent / path.stem.removeprefix("captions_")
-    return beside if path.suffix == ".json" and beside.is_dir() else None
+    usual = path.parent.parent / path.stem.removeprefix("captions_")
+    return usual if path.suffix == ".json" and usual.is_dir() else None
 
 
 def _address_columns(path: Path) -> tuple[str, int] | None:
-    """Format and column of the web addresses, when the first line is not a header but holds one."""
+    """Return format and column of the web addresses if the first line holds one and so is no header."""
     if path.suffix.lower() not in (".tsv", ".txt"):
         return None
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -128,7 +128,7 @@ def _check_addresses(path: Path, kind: str, column: int) -> CaptionCheck:
 
 
 def _check_pairs(path: Path, check: CaptionCheck) -> Iterator[str]:
-    """Faults of OVSegmentor's columns; names the format in ``check``."""
+    """Yield faults of OVSegmentor's columns, and write the format to ``check``."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file)
         columns = [name for name in _PAIR_COLUMNS if name in (rows.fieldnames or ())]
@@ -146,7 +146,7 @@ def _check_pairs(path: Path, check: CaptionCheck) -> Iterator[str]:
 
 
 def _pair_fault(indices: str, shared: str, row: int, entities: list[set[str]]) -> str:
-    """What is wrong with the partners of a row; empty if nothing is."""
+    """Return what is wrong with the partners of a row; empty if nothing is."""
     try:
         partners, words = ast.literal_eval(indices), ast.literal_eval(shared)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -24,7 +24,7 @@ _Entry = tuple[str, str, str, str]  # where it stands, image file, image id, cap
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """One image file with what was said about it.
+    """One image file with its captions.
 
     Attributes:
         path: the image file; it was there when the captions were read.
@@ -60,7 +60,7 @@ def read_captions(
     delimiter: str | None = None,
     need_images: bool = True,
 ) -> CaptionedImages:
-    """Read captions; the format is told by the suffix.
+    """Read captions; the suffix determines the format.
 
     * ``.json``: COCO Captions; * ``.jsonl``: Localized Narratives; * ``.csv``, ``.tsv``, ``.txt``: a table with a
       header, a line for each caption (tab separated ones know no quoting).
@@ -95,7 +95,6 @@ def _read(
     delimiter: str | None,
     need_images: bool,
 ) -> CaptionedImages:
-    """See :func:`read_captions`; an OSError if the file cannot be read."""
     result = CaptionedImages()
     suffix = source.suffix.lower()
     if suffix == ".json":
@@ -117,7 +116,7 @@ def check_bad(bad: int, entries: int, what: str, listed_in: Path, allow: bool) -
     """Refuse a source of which more than ``ALLOWED_BAD`` cannot be used, unless the user allows it."""
     if bad > ALLOWED_BAD * entries and not allow:
         raise OvsegError(
-            f"{bad} of {entries} {what} ({bad / entries:.1%}) cannot be used; they are listed in {listed_in}: mend "
+            f"{bad} of {entries} {what} ({bad / entries:.1%}) cannot be used; they are listed in {listed_in}: correct "
             "them, or add --allow-bad to leave them out"
         )
 
@@ -193,7 +192,7 @@ class _ImageFinder:
                     self._files[stem].append(os.path.relpath(os.path.join(folder, name), root))
 
     def __call__(self, image_id: str, dataset_id: str) -> str:
-        """Path below the root; ValueError if there is none or several that fit equally."""
+        """Return the path below the root; ValueError for no or several files that match equally well."""
         stems = [image_id, os.path.splitext(image_id)[0]]
         if image_id.isdecimal():
             stems += [image_id.zfill(12), f"ADE_train_{image_id.zfill(8)}", f"ADE_val_{image_id.zfill(8)}"]

@@ -75,7 +75,7 @@ def _warn_of_other_folders(name: str, images: Path, labels: Path) -> None:
 
 
 def _folders(name: str) -> tuple[str | None, str | None]:
-    """Folders of images and labels in a data set's metadata; Detectron2 has other keys for Cityscapes."""
+    """Return folders of images and labels from the metadata, in which Cityscapes has other keys in Detectron2."""
     metadata = MetadataCatalog.get(name)
     return (
         metadata.get("image_root") or metadata.get("image_dir"),
@@ -121,7 +121,7 @@ def check_prepared(dataset_name: str) -> None:
 
     Raises:
         OvsegError: unknown name (the nearest ones are given), a missing folder, or a folder without such files; says
-            which folder and which section of ``datasets/README.md`` tells how to fill it.
+            the folder and the section of ``datasets/README.md`` that explains how to fill it.
     """
     register_on_demand(dataset_name)
     if is_path(dataset_name):
@@ -147,7 +147,7 @@ def check_prepared(dataset_name: str) -> None:
 
 
 def _load(name: str) -> list[dict]:
-    """Detectron2 records (``file_name``, ``sem_seg_file_name``) of one of our data sets, ordered by name.
+    """Return the records (``file_name``, ``sem_seg_file_name``) of one of our data sets, ordered by name.
 
     Not by Detectron2's ``load_sem_seg``: with equally many images and labels it pairs them whatever their names are.
     """
@@ -171,7 +171,7 @@ def _load(name: str) -> list[dict]:
 
 
 def _files(folder: str, suffix: str, recursive: bool) -> Iterator[tuple[str, str]]:
-    """The files that end in ``suffix``: (what is before it, from ``folder`` on; path)."""
+    """Yield (path from ``folder`` on without ``suffix``, path) of the files that end in ``suffix``."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith(suffix):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def file_list_checksum(files: Iterable[str | os.PathLike]) -> str:
-    """sha256 of the stems of file names: sorted as byte strings, one per line, a newline after the last, too.
+    """Return the SHA-256 of the stems of file names, sorted as byte strings, each with a newline.
 
     The rule by which the checksums of the published splits are made: equal sums mean the same images, wherever they
     lie and in whatever format.

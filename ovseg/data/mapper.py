@@ -1,4 +1,4 @@
-"""Dataset dicts -> what the model takes (specification, section 9.1)."""
+"""Mappers from dataset dicts to inputs of the model (specification, section 9.1)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ovseg.vocabulary import Vocabulary
 class SemSegTrainMapper:
     """The mapper ``mask_former_semantic``: augments an image with its labels, one boolean mask for each class.
 
-    Random draws come from NumPy's and Python's global generators; who wants repeatable samples seeds them.
+    Random draws come from NumPy's and Python's global generators; seed these for repeatable samples.
 
     Args:
         dataset_name: the training data set, whose words the sample is to be named with.
@@ -107,8 +107,8 @@ class SemSegTestMapper:
 
     Args:
         dataset_name: the data set that the images belong to.
-        vocabulary: what they are to be segmented into.
-        outputs: what the model shall return, see the meta-architecture.
+        vocabulary: the words to segment into.
+        outputs: what the model returns, see the meta-architecture.
         resize: applied to the image.
         image_format: "RGB" or "BGR".
     """
@@ -166,7 +166,7 @@ class SemSegTestMapper:
 
 
 def training_set(cfg: CfgNode) -> tuple[str, int]:
-    """Name of the data set whose words ``DATASETS.TRAIN`` is trained with, and its ignore label.
+    """Return the name of the data set whose words ``DATASETS.TRAIN`` is trained with, and its ignore label.
 
     Raises:
         OvsegError: several training sets that differ in words or ignore label, or another number of words than
@@ -197,7 +197,7 @@ def _vocabulary(cfg: CfgNode, name: str) -> tuple[list[str] | None, int]:
 
 
 def _read(file_name: str, image_format: str) -> np.ndarray:
-    """(H,W,3) uint8 in the channel order of ``INPUT.FORMAT``."""
+    """Return (H,W,3) uint8 in the channel order of ``INPUT.FORMAT``."""
     if image_format not in ("RGB", "BGR"):
         raise OvsegError(f"INPUT.FORMAT is {image_format!r}; choose RGB or BGR")
     image = read_image(file_name)
@@ -205,7 +205,7 @@ def _read(file_name: str, image_format: str) -> np.ndarray:
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H,W,3) -> (3,H,W)."""
+    """Convert (H,W,3) to (3,H,W)."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 

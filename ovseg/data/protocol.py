@@ -47,7 +47,7 @@ class Protocol:
     background: str
 
     def classes_of(self, label_map: np.ndarray) -> np.ndarray:
-        """Classes of words.
+        """Return the classes of words.
 
         Args:
             label_map: integers in [0,Q) of any shape, the indices of words in the vocabulary.
@@ -60,7 +60,7 @@ class Protocol:
         return np.asarray(self.to_class, dtype=label_map.dtype)[label_map]
 
     def record(self) -> dict[str, str | int | None]:
-        """What must agree before two results are compared, for JSON: an alias counts as the data set that it names."""
+        """Return what must agree before two results are compared, for JSON; aliases count as their data set."""
         benchmark = find_dataset(self.dataset)
         return {
             "dataset": benchmark.name if benchmark else folder_name(self.dataset),
@@ -75,7 +75,7 @@ class Protocol:
 
 
 def protocol_of(dataset_name: str, variant: str = "names") -> Protocol:
-    """The protocol of a registered data set.
+    """Return the protocol of a registered data set.
 
     Args:
         dataset_name: has ``stuff_classes`` in its metadata, and possibly a ``vocabulary``
@@ -116,7 +116,7 @@ def protocol_of(dataset_name: str, variant: str = "names") -> Protocol:
 
 
 def class_names_of(dataset_name: str) -> tuple[str, ...]:
-    """Names of a data set's classes, blanks at the ends removed.
+    """Return the names of a data set's classes, stripped.
 
     Raises:
         OvsegError: its metadata has no ``stuff_classes``.
@@ -132,14 +132,14 @@ def class_names_of(dataset_name: str) -> tuple[str, ...]:
 
 
 def _label_set(dataset_name: str, names: tuple[str, ...]) -> LabelSet | None:
-    """A benchmark's label set, unless another library has registered the name with classes of its own."""
+    """Return a benchmark's label set; None if another library registered the name with other classes."""
     benchmark = find_dataset(dataset_name)
     labels = label_set(benchmark.label_set) if benchmark else None
     return labels if labels and labels.names == names else None
 
 
 def _classes_of_words(vocabulary: Vocabulary, labels: LabelSet) -> tuple[int, ...] | None:
-    """The class of each word: its own, or background for background words."""
+    """Return the class of each word: its own, or background for background words."""
     if not vocabulary.background:
         return None
     own = tuple(labels.names.index(name) for name in vocabulary.foreground)

@@ -18,12 +18,12 @@ class Ground:
     """The ground without any thing on it.
 
     Attributes:
-        picture: (2H, 2W, 3) float32 RGB in [0, 1].
+        image: (2H, 2W, 3) float32 RGB in [0, 1].
         regions: (H, W) int64, index into ``kinds``.
         kinds: the names of the regions, all different.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     regions: np.ndarray
     kinds: tuple[str, ...]
 
@@ -62,15 +62,15 @@ def make_ground(rng: np.random.Generator, height: int, width: int) -> Ground:
         if np.bincount(fine.ravel(), minlength=count).min() >= fine.size / 8:
             break
     kinds = tuple(str(kind) for kind in rng.choice(STUFF, count, replace=False))
-    picture = np.empty((*shape, 3), np.float32)
+    image = np.empty((*shape, 3), np.float32)
     shares = np.empty((count, height, width), np.float32)
     inside = np.full(shape, 255, np.uint8)
     for index, kind in enumerate(kinds):
         mask = fine == index
-        cv2.copyTo(_turned_texture(rng, kind, *shape), mask.view(np.uint8), picture)
+        cv2.copyTo(_turned_texture(rng, kind, *shape), mask.view(np.uint8), image)
         shares[index] = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     inside[:, 1:][fine[:, 1:] != fine[:, :-1]] = 0
     inside[1:][fine[1:] != fine[:-1]] = 0
     to_seam = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
-    picture *= (1 - 0.45 * np.exp(-to_seam / 5))[..., None]
-    return Ground(picture, shares.argmax(axis=0), kinds)
+    image *= (1 - 0.45 * np.exp(-to_seam / 5))[..., None]
+    return Ground(image, shares.argmax(axis=0), kinds)

@@ -16,7 +16,7 @@ from ovseg.toy.scene import Scene, make_scene
 
 
 def overlay(scene: Scene) -> np.ndarray:
-    """The scene under its label map, one colour for each class: (H, W, 3) uint8 RGB."""
+    """Return the scene under its label map, one colour for each class: (H, W, 3) uint8 RGB."""
     present = np.unique(scene.labels)
     masks = np.stack([scene.labels == label for label in present])
     segments = sv.Detections(xyxy=sv.mask_to_xyxy(masks), mask=masks, class_id=np.arange(len(present)))
@@ -25,7 +25,7 @@ def overlay(scene: Scene) -> np.ndarray:
 
 
 def draw_sheet(seeds: Sequence[int], columns: int, path: Path) -> None:
-    """Write a picture with one row of scenes above one row of their labels, with the first caption below."""
+    """Write an image with one row of scenes above one row of their labels, with the first caption below."""
     rows = -(-len(seeds) // columns)
     figure = Figure(figsize=(2.4 * columns, 6.0 * rows), layout="constrained")
     axes = figure.subplots(2 * rows, columns, squeeze=False)

@@ -1,4 +1,4 @@
-"""Toy scenes as files: pictures, and one record for each scene that says that they are complete."""
+"""Toy scenes as files: images, and one record for each scene that says that they are complete."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ovseg.toy.scene import Scene, make_scene
 
 
 def record_path(folder: Path, seed: int) -> Path:
-    """The file that says that a scene is complete."""
+    """Return the file that marks a scene as complete."""
     return folder / "records" / f"{seed:07d}.json"
 
 
 def read_record(folder: Path, seed: int) -> dict[str, Any]:
-    """The dataset dict of a scene that was written, with whole paths."""
+    """Return the dataset dict of a written scene, with absolute paths."""
     record = json.loads(record_path(folder, seed).read_text(encoding="utf-8"))
     for key in ("file_name", "sem_seg_file_name", "instance_file_name"):
         record[key] = str(folder / record[key])
@@ -28,12 +28,12 @@ def read_record(folder: Path, seed: int) -> dict[str, Any]:
 
 
 def write_scene(folder: Path, seed: int, labelled: tuple[str, ...]) -> None:
-    """Draw one scene and write its pictures, then the record that says that they are complete."""
+    """Draw one scene and write its images, then the record that says that they are complete."""
     scene = make_scene(seed)
     labels, instances, things = labelled_only(scene, labelled)
     record: dict[str, Any] = {"image_id": seed, "height": labels.shape[0], "width": labels.shape[1]}
-    pictures = {"file_name": scene.image[:, :, ::-1], "sem_seg_file_name": labels, "instance_file_name": instances}
-    for (key, pixels), kind in zip(pictures.items(), ("images", "labels", "instances"), strict=True):
+    images = {"file_name": scene.image[:, :, ::-1], "sem_seg_file_name": labels, "instance_file_name": instances}
+    for (key, pixels), kind in zip(images.items(), ("images", "labels", "instances"), strict=True):
         record[key] = f"{kind}/{seed:07d}.png"
         with atomic_path(folder / record[key]) as path:
             path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
@@ -47,7 +47,7 @@ def labelled_only(scene: Scene, labelled: tuple[str, ...]) -> tuple[np.ndarray, 
 
     Args:
         scene: a scene.
-        labelled: names of the classes to keep, a prefix of ``words.CLASS_NAMES``.
+        labelled: names of the classes to keep, a prefix of ``classes.CLASS_NAMES``.
 
     Returns:
         (H, W) uint8 labels with 255 where nothing is known, (H, W) uint16 instances with 0 there, and one

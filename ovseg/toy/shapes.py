@@ -52,7 +52,7 @@ def _cross() -> np.ndarray:
 
 @cache
 def outline(shape: str) -> tuple[np.ndarray, ...]:
-    """Contours of a shape, each (n, 2) float64; a second contour is a hole."""
+    """Return contours of a shape, each (n, 2) float64; a second contour is a hole."""
     builders: dict[str, Callable[[], tuple[np.ndarray, ...]]] = {
         "circle": lambda: (_arc(0.9),),
         "square": lambda: (np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.78,),
@@ -71,10 +71,10 @@ def outline(shape: str) -> tuple[np.ndarray, ...]:
 
 
 def draw(shape: str, size: int, matrix: np.ndarray) -> np.ndarray:
-    """Coverage of a shape on a square canvas.
+    """Return the coverage of a shape on a square canvas.
 
     Args:
-        shape: a name of ``words.SHAPES``.
+        shape: a name of ``classes.SHAPES``.
         size: side of the canvas in pixels.
         matrix: (2, 2) float, from unit coordinates to pixels around the centre of the canvas.
 

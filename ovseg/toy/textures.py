@@ -1,4 +1,4 @@
-"""Procedural textures of the toy grounds: one large picture for each kind, drawn once in a process."""
+"""Procedural textures of the toy grounds: one large image for each kind, drawn once in a process."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def _paints(kind: str) -> Callable[[_Painter], _Painter]:
 
 @cache
 def texture(kind: str) -> np.ndarray:
-    """The texture of a ground: (SIZE, SIZE, 3) float32 RGB in [0, 1], the same in every process."""
-    picture = _PAINTERS[kind](np.random.default_rng(zlib.crc32(kind.encode())))
-    picture = np.clip(picture, 0, 1).astype(np.float32)
-    picture.flags.writeable = False
-    return picture
+    """Return the texture of a ground: (SIZE, SIZE, 3) float32 RGB in [0, 1], the same in every process."""
+    image = _PAINTERS[kind](np.random.default_rng(zlib.crc32(kind.encode())))
+    image = np.clip(image, 0, 1).astype(np.float32)
+    image.flags.writeable = False
+    return image
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float, octaves: int = 1) -> np.ndarray:
-    """Smooth random field with mean 0 and standard deviation of about 1.
+    """Return a smooth random field with mean 0 and standard deviation of about 1.
 
     Args:
         shape: (H, W) in pixels.
@@ -72,7 +72,7 @@ def _mix(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray
 
 
 def _cells(rng: np.random.Generator, spacing: float, bend: float) -> tuple[np.ndarray, np.ndarray]:
-    """A cracked plane: (SIZE, SIZE) int32 index of each cell and float32 distance in pixels to the cell's rim."""
+    """Return a cracked plane: (SIZE, SIZE) int32 cell indices and float32 distances in pixels to the rim."""
     count = int(SIZE / spacing) + 2
     corner = np.stack(np.meshgrid(np.arange(count), np.arange(count)), axis=-1).reshape(-1, 2) - 0.5
     points = (corner + rng.uniform(0.12, 0.88, corner.shape)) * spacing
@@ -96,8 +96,8 @@ def _cells(rng: np.random.Generator, spacing: float, bend: float) -> tuple[np.nd
 
 @_paints("grass")
 def _grass(rng: np.random.Generator) -> np.ndarray:
-    picture = _mix(_colour(72, 96, 30), _colour(104, 128, 44), 0.5 + 0.4 * _noise(rng, 70, 3))
-    picture = np.ascontiguousarray(picture, np.float32)
+    image = _mix(_colour(72, 96, 30), _colour(104, 128, 44), 0.5 + 0.4 * _noise(rng, 70, 3))
+    image = np.ascontiguousarray(image, np.float32)
     for brightness in np.linspace(0.7, 1.5, 10):
         root = rng.uniform(-10, SIZE + 10, (900, 2))
         lean = rng.normal(-np.pi / 2, 0.5, 900)
@@ -105,8 +105,8 @@ def _grass(rng: np.random.Generator) -> np.ndarray:
         tip = root + length[:, None] * np.stack([np.cos(lean), np.sin(lean)], axis=1)
         colour = brightness * _colour(98, 124 + int(rng.integers(-8, 9)), 38)
         blades = np.round(np.stack([root, tip], axis=1)).astype(np.int32)
-        cv2.polylines(picture, list(blades), False, colour.tolist(), 2, cv2.LINE_AA)
-    return picture
+        cv2.polylines(image, list(blades), False, colour.tolist(), 2, cv2.LINE_AA)
+    return image
 
 
 @_paints("sand")
@@ -120,11 +120,11 @@ def _sand(rng: np.random.Generator) -> np.ndarray:
 @_paints("water")
 def _water(rng: np.random.Generator) -> np.ndarray:
     swell = 0.5 + 0.35 * _noise(rng, 110, 2)
-    picture = _mix(_colour(22, 100, 122), _colour(52, 150, 164), swell)
+    image = _mix(_colour(22, 100, 122), _colour(52, 150, 164), swell)
     for cell, strength in ((52, 0.75), (34, 0.5)):
         crest = np.exp(-((np.abs(_noise(rng, cell) + 0.25 * _noise(rng, cell / 3)) / 0.13) ** 1.3))
-        picture = _mix(picture, _colour(178, 236, 232), strength * crest)
-    return picture
+        image = _mix(image, _colour(178, 236, 232), strength * crest)
+    return image
 
 
 @_paints("brick")
@@ -159,20 +159,20 @@ def _tile(rng: np.random.Generator) -> np.ndarray:
     side, joint = 40, 1.8
     to_rim = np.minimum.reduce([x % side, side - x % side, y % side, side - y % side])
     odd = ((x // side + y // side) % 2).astype(np.float32)
-    picture = _mix(_colour(92, 176, 164), _colour(204, 226, 214), odd)
+    image = _mix(_colour(92, 176, 164), _colour(204, 226, 214), odd)
     tones = rng.normal(1, 0.035, (32, 32)).astype(np.float32)[(y // side).astype(int), (x // side).astype(int)]
     gloss = 1 + 0.05 * np.cos((x % side - y % side) / side * np.pi)
-    picture = picture * (tones * gloss * (0.86 + 0.14 * np.clip((to_rim - joint) / 4, 0, 1)))[..., None]
-    return _mix(_colour(112, 116, 112) + np.zeros_like(picture), picture, to_rim - joint + 0.5)
+    image = image * (tones * gloss * (0.86 + 0.14 * np.clip((to_rim - joint) / 4, 0, 1)))[..., None]
+    return _mix(_colour(112, 116, 112) + np.zeros_like(image), image, to_rim - joint + 0.5)
 
 
 @_paints("ice")
 def _ice(rng: np.random.Generator) -> np.ndarray:
-    picture = _mix(_colour(140, 186, 222), _colour(188, 222, 242), 0.5 + 0.4 * _noise(rng, 80, 3))
+    image = _mix(_colour(140, 186, 222), _colour(188, 222, 242), 0.5 + 0.4 * _noise(rng, 80, 3))
     _, to_rim = _cells(rng, 92, 12)
-    picture = _mix(picture, _colour(236, 248, 255), 0.85 * np.exp(-to_rim / 2.2) + 0.18 * np.exp(-to_rim / 14))
+    image = _mix(image, _colour(236, 248, 255), 0.85 * np.exp(-to_rim / 2.2) + 0.18 * np.exp(-to_rim / 14))
     _, fine = _cells(rng, 50, 9)
-    return _mix(picture, _colour(112, 160, 204), 0.55 * np.exp(-fine / 1.3))
+    return _mix(image, _colour(112, 160, 204), 0.55 * np.exp(-fine / 1.3))
 
 
 @_paints("lava")
@@ -181,8 +181,8 @@ def _lava(rng: np.random.Generator) -> np.ndarray:
     tone = rng.normal(0.5, 0.25, cell.max() + 1).astype(np.float32)[cell] + 0.25 * _noise(rng, 10, 3)
     crust = _mix(_colour(62, 28, 24), _colour(106, 56, 44), tone)
     heat = np.exp(-np.maximum(to_rim - 2, 0) / 5.5) * (0.85 + 0.2 * _noise(rng, 60))
-    picture = _mix(crust, _colour(240, 84, 10), heat * 1.1)
-    return _mix(picture, _colour(255, 196, 64), (heat - 0.62) * 2)
+    image = _mix(crust, _colour(240, 84, 10), heat * 1.1)
+    return _mix(image, _colour(255, 196, 64), (heat - 0.62) * 2)
 
 
 @_paints("wood")
@@ -194,10 +194,10 @@ def _wood(rng: np.random.Generator) -> np.ndarray:
     rings = cv2.resize(rng.standard_normal((SIZE // 9, SIZE // 110), dtype=np.float32), (SIZE, SIZE), interpolation=2)
     grain = np.sin((y + 9 * rings + shift) * 0.62)
     tone = rng.normal(0.5, 0.2, 32).astype(np.float32)[row] + 0.2 * grain + 0.15 * rings
-    picture = _mix(_colour(112, 70, 34), _colour(182, 128, 74), tone)
+    image = _mix(_colour(112, 70, 34), _colour(182, 128, 74), tone)
     butt = np.abs((x + shift) % 300 - 150)
     to_gap = np.minimum.reduce([y % plank, plank - y % plank, butt])
-    return picture * (0.35 + 0.65 * np.clip((to_gap - 0.8) / 2.5, 0, 1))[..., None]
+    return image * (0.35 + 0.65 * np.clip((to_gap - 0.8) / 2.5, 0, 1))[..., None]
 
 
 @_paints("metal")

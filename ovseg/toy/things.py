@@ -14,7 +14,7 @@ from ovseg.toy.ground import OVERSAMPLING
 
 MIN_AREA = 150  # visible pixels that every thing of a scene has at least
 _MIN_VISIBLE = 0.78  # visible share that every thing keeps under those on top of it
-_MIN_INSIDE = 0.88  # share of a thing that lies within the picture
+_MIN_INSIDE = 0.88  # share of a thing that lies within the image
 _MAX_TILT = 0.2  # radians to either side: tiny networks take many times longer to learn shapes at any turn
 
 
@@ -26,7 +26,7 @@ class Body:
         colour, shape, pattern: its words.
         radius: in drawn pixels.
         matrix: (2, 2) float64, from unit coordinates to drawn pixels.
-        corner: (x, y) of the canvas in the drawn picture, in pixels.
+        corner: (x, y) of the canvas in the drawn image, in pixels.
         coverage: (S, S) uint8 canvas, 255 where the thing is.
     """
 
@@ -46,7 +46,7 @@ class Body:
 
 
 def _overlap(body: Body, shape: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Slices (rows, columns) of the picture and of the body's canvas where the two meet."""
+    """Return slices (rows, columns) of the image and of the body's canvas where the two overlap."""
     size = body.coverage.shape[0]
     (x, y), (height, width) = body.corner, shape
     rows, columns = (max(y, 0), min(y + size, height)), (max(x, 0), min(x + size, width))
@@ -57,7 +57,7 @@ def _overlap(body: Body, shape: tuple[int, int]) -> tuple[tuple[slice, slice], t
 
 
 def footprint(body: Body, height: int, width: int) -> np.ndarray:
-    """Pixels of the (height, width) scene that are more than half covered by the body: bool."""
+    """Return the pixels of the (height, width) scene that are more than half covered by the body: bool."""
     fine = np.zeros((height * OVERSAMPLING, width * OVERSAMPLING), np.uint8)
     there, here = _overlap(body, fine.shape)
     fine[there] = body.coverage[here]
@@ -79,7 +79,7 @@ def _draw_body(rng: np.random.Generator, height: int, width: int, large: bool) -
 
 
 def place_things(rng: np.random.Generator, height: int, width: int) -> tuple[list[Body], np.ndarray]:
-    """Two to six things, bottom first, each well visible and each with another name.
+    """Place two to six things, bottom first, each well visible and each with another name.
 
     Args:
         rng: where all randomness comes from.
@@ -115,7 +115,7 @@ def place_things(rng: np.random.Generator, height: int, width: int) -> tuple[lis
 
 
 def _albedo(rng: np.random.Generator, body: Body) -> np.ndarray:
-    """Unlit colour of a body, pattern included: (S, S, 3) or (3,) float32 in [0, 1]."""
+    """Return the unlit colour of a body with its pattern: (S, S, 3) or (3,) float32 in [0, 1]."""
     first = np.array(COLOURS[body.colour], np.float32) / 255
     if body.pattern == "plain":
         return first
@@ -135,22 +135,22 @@ def _albedo(rng: np.random.Generator, body: Body) -> np.ndarray:
     return first * (1 - share) + second * share
 
 
-def paint(rng: np.random.Generator, picture: np.ndarray, body: Body, light: tuple[float, float, float]) -> None:
-    """Draw a body with its bevel, gloss and shadow into a picture, in place.
+def paint(rng: np.random.Generator, image: np.ndarray, body: Body, light: tuple[float, float, float]) -> None:
+    """Draw a body with its bevel, gloss and shadow into an image, in place.
 
     Args:
         rng: where all randomness comes from.
-        picture: (2H, 2W, 3) float32 RGB in [0, 1].
+        image: (2H, 2W, 3) float32 RGB in [0, 1].
         body: what to draw.
         light: unit vector towards the light (x right, y down, z to the viewer).
     """
-    there, here = _overlap(body, picture.shape[:2])
+    there, here = _overlap(body, image.shape[:2])
     size, alpha = body.coverage.shape[0], body.coverage.astype(np.float32) / 255
     height = body.radius * rng.uniform(0.16, 0.3)
     move = np.array([[1, 0, -light[0] / light[2] * height], [0, 1, -light[1] / light[2] * height]])
     shadow = cv2.warpAffine(alpha, move, (size, size))
     shadow = cv2.blur(cv2.blur(shadow, (9, 9)), (9, 9))
-    picture[there] *= (1 - 0.6 * shadow[here])[..., None]
+    image[there] *= (1 - 0.6 * shadow[here])[..., None]
 
     bevel = body.radius * rng.uniform(0.12, 0.4)
     depth = cv2.distanceTransform((body.coverage > 127).astype(np.uint8), cv2.DIST_L2, 5)
@@ -167,4 +167,4 @@ def paint(rng: np.random.Generator, picture: np.ndarray, body: Body, light: tupl
     shade = np.minimum(0.36 + diffuse * (0.72 / light[2]), 1.25)
     lit = _albedo(rng, body) * shade[..., None] + (0.42 * gloss)[..., None]
     cover = alpha[here][..., None]
-    picture[there] = picture[there] * (1 - cover) + np.clip(lit[here], 0, 1) * cover
+    image[there] = image[there] * (1 - cover) + np.clip(lit[here], 0, 1) * cover

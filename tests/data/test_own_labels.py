@@ -127,7 +127,7 @@ def test_coloured_masks(tmp_path):
         "colour #dc143c": 1,
         "colour #ff0000": 1,
     }
-    with pytest.raises(OvsegError, match=r"a\.png is a coloured picture: say in `colors`"):
+    with pytest.raises(OvsegError, match=r"a\.png is a colour image: list the class of each colour"):
         labels_of(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Every file of a data set opened, every pixel counted."""
+"""Check of a data set: every file is opened, every pixel counted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ovseg.io.label_maps import read_labels
 
 @dataclass(frozen=True)
 class Subject:
-    """A data set to look at.
+    """A data set to check.
 
     Attributes:
         name: as it was given.
@@ -49,7 +49,7 @@ class Subject:
 
 
 def open_subject(name: str) -> Subject:
-    """The data set of a registered name, or of a YAML file, whose raw files are then read: nothing is converted.
+    """Return the data set of a registered name, or of a YAML file, without converting anything.
 
     Raises:
         OvsegError: it is not there, has no pair of image and labels, or is not for semantic segmentation.
@@ -70,7 +70,7 @@ def open_subject(name: str) -> Subject:
 
 
 def _registered_pairs(name: str) -> Pairing:
-    """Images without labels do not count: benchmarks keep all images in one folder, whatever the split."""
+    """Return the pairs; images without labels are left out, since benchmarks have all splits in one folder."""
     pairs = []
     for record in DatasetCatalog.get(name):
         if not record.get("sem_seg_file_name"):
@@ -83,7 +83,7 @@ def _registered_pairs(name: str) -> Pairing:
 
 
 def _unused_labels(name: str, pairs: list[Pair]) -> list[str]:
-    """Label files of a benchmark that no pair uses."""
+    """Return label files of a benchmark that no pair uses."""
     dataset, folder = find_dataset(name), MetadataCatalog.get(name).get("sem_seg_root")
     if dataset is None or not folder:
         return []
@@ -92,7 +92,7 @@ def _unused_labels(name: str, pairs: list[Pair]) -> list[str]:
     return [entry.path for entry in found if os.path.abspath(entry.path) not in used]
 
 
-# kinds of findings, in the order of their telling; those of NOTES are worth a look, but nothing is wrong
+# kinds of findings, in the order of reports; those of NOTES are no faults
 KINDS = {
     "image_without_labels": "images without labels",
     "labels_without_image": "labels without an image",
@@ -131,7 +131,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """What was found.
+    """Result of a check.
 
     Attributes:
         name: of the data set.
@@ -163,7 +163,7 @@ class Report:
 
     @property
     def wrong(self) -> list[Finding]:
-        """Findings that are no mere notes."""
+        """Findings that are faults, not notes."""
         return [finding for finding in self.findings if finding.kind not in NOTES]
 
     @property
@@ -172,7 +172,6 @@ class Report:
         return [name for name, pixels in zip(self.class_names, self.pixels, strict=True) if not pixels]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
         rows = zip(self.class_names, self.pixels.tolist(), self.images.tolist(), strict=True)
         return {
             "dataset": self.name,
@@ -197,9 +196,9 @@ def check_dataset(
     """Open every image and label file, compare their sizes, and count the pixels of every value.
 
     Args:
-        limit: look at so many pairs, evenly spread; None for all. Files without a partner are always told.
+        limit: look at so many pairs, evenly spread; None for all. Files without a partner are always reported.
         workers: threads.
-        on_pair: told (pairs done, pairs in all).
+        on_pair: called with (pairs done, pairs in all).
 
     Raises:
         OvsegError: ``limit`` is below 1. What is wrong with files is in the report.
@@ -232,7 +231,7 @@ def check_dataset(
 
 
 class _Tally:
-    """Pixels and files of things with a name."""
+    """Counter of pixels and files by name."""
 
     def __init__(self) -> None:
         self.pixels: Counter[str] = Counter()
@@ -244,7 +243,6 @@ class _Tally:
             self.files[name].append((index, where))
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Those with most pixels first; files in the order of the data set."""
         ordered = sorted(self.pixels, key=lambda name: (-self.pixels[name], min(self.files[name]), len(name), name))
         return {
             name: {"pixels": self.pixels[name], "files": [file for _, file in sorted(self.files[name])]}
@@ -253,7 +251,7 @@ class _Tally:
 
 
 def _of_all(subject: Subject, report: Report) -> list[Finding]:
-    """What only all labels together show."""
+    """Return findings that only all labels together show."""
     outside = {**report.unlisted, **report.left_out}
     pixels = {name: entry["pixels"] for name, entry in outside.items() if entry["pixels"]}
     all_pixels = int(report.pixels.sum()) + report.ignored + sum(e["pixels"] for e in report.unlisted.values())
@@ -278,7 +276,7 @@ def _of_all(subject: Subject, report: Report) -> list[Finding]:
 
 
 def evenly(total: int, limit: int | None) -> list[int]:
-    """At most ``limit`` of the numbers 0 .. total - 1, evenly spread, ascending."""
+    """Return at most ``limit`` of the numbers 0 .. total - 1, evenly spread, ascending."""
     count = total if limit is None else min(limit, total)
     return [position * total // count for position in range(count)]
 

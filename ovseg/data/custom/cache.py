@@ -118,13 +118,12 @@ def _read(source: Source, pair: Pair) -> Labels:
 
 
 def _file_content(labels: Labels, classes: Classes) -> np.ndarray:
-    """(H,W) uint8 or uint16."""
     dtype = np.uint8 if max(classes.ignore_label, len(classes) - 1) < 256 else np.uint16
     return np.where(labels.indices < 0, classes.ignore_label, labels.indices).astype(dtype)
 
 
 def _digest(own: Description) -> str:
-    """Of all that the label files depend on."""
+    """Return a digest of all that the label files depend on."""
     settings: dict[str, Any] = {f.name: getattr(own, f.name) for f in fields(own) if f.name not in _WITHOUT_EFFECT}
     if own.classes is not None:
         settings["classes"] = (own.classes.names, own.classes.synonyms)
@@ -155,7 +154,7 @@ def _write_index(prepared: Prepared, path: Path) -> None:
 
 
 def _read_index(own: Description, path: Path) -> Prepared | None:
-    """None when there is none, or it is damaged, or labels that it names have been removed."""
+    """Return what the index lists; None if it is missing or damaged, or labels that it names were removed."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         vocabulary = own.classes or Vocabulary(

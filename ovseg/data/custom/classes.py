@@ -1,4 +1,4 @@
-"""Which class every raw value of somebody's labels is: numbers, colours, labels, categories."""
+"""Classes of the raw values of a data set's labels: numbers, colours, labels, categories."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Classes:
 
     def __post_init__(self) -> None:
         if len(self) > 2**16 - 1:
-            raise self.own.error("classes", f"there are {len(self)} classes, and label files can tell 65535 at most")
+            raise self.own.error("classes", f"there are {len(self)} classes, and label files hold 65535 at most")
         if self.ignore_label < len(self):
             name = self.vocabulary.names[self.ignore_label]
             raise self.own.error(
@@ -63,7 +63,7 @@ class Classes:
 
     @property
     def unlisted(self) -> int:
-        """What raw values without a class become: UNLISTED, which is an error, or IGNORED."""
+        """Value of raw values without a class: UNLISTED, which is an error, or IGNORED."""
         return IGNORED if self.own.unlisted == "ignore" else UNLISTED
 
     @cached_property
@@ -89,7 +89,7 @@ class Classes:
 
     @cached_property
     def background(self) -> int:
-        """What pixels that no object covers are: a class index or IGNORED."""
+        """Class index of pixels that no object covers, or IGNORED."""
         return IGNORED if self.own.background is None else self.index(self.own.background, "background")
 
     @cached_property
@@ -166,7 +166,7 @@ class Classes:
         return synonyms | {text_key(name): index for index, name in enumerate(vocabulary.names)}
 
     def index(self, entry: Any, key: str, may_ignore: bool = True) -> int:
-        """The class that a value of the file means: its name, a synonym, its index, or ``ignore``.
+        """Return the class of a value of the file: a name, a synonym, an index, or ``ignore``.
 
         Raises:
             OvsegError: none of them; says where, and the nearest name.
@@ -185,7 +185,7 @@ class Classes:
         raise self.own.error(key, f"there is no class {entry!r}{self.nearest(entry)}")
 
     def nearest(self, name: str) -> str:
-        """``: did you mean ...?`` with the nearest class name, else the first names of the list."""
+        """Return ``: did you mean ...?`` with the nearest class name, else the first names of the list."""
         names = {known.casefold(): known for known in self.vocabulary.names}
         if near := difflib.get_close_matches(name.casefold(), names, n=1, cutoff=0.6):
             return f": did you mean {names[near[0]]!r}?"

@@ -63,16 +63,15 @@ class Description:
     unseen: tuple[Any, ...] = ()
 
     def error(self, key: str, what: str) -> OvsegError:
-        """An error that names the file and the key."""
+        """Return an error that names the file and the key."""
         return OvsegError(f"{self.file}, {key}: {what}")
 
     def path(self, name: str) -> Path:
-        """A path of the file, from the root on."""
         return self.root / name
 
     @property
     def kind(self) -> str:
-        """Where the labels are: the first of :data:`KINDS` that is given."""
+        """Place of the labels: the first of :data:`KINDS` that is given."""
         return next(kind for kind in KINDS if getattr(self, kind))
 
 
@@ -140,7 +139,7 @@ def _checked(own: Description) -> Description:
 
 
 def _with_texts(own: Description) -> Vocabulary:
-    """The classes, each asked with the texts that ``vocabulary`` has for it."""
+    """Return the classes, each with the texts that ``vocabulary`` has for it."""
     if own.classes is None:
         raise own.error("vocabulary", "gives synonyms of classes: list the classes, too, or name a label_set")
     texts = dict(zip(own.vocabulary.names, own.vocabulary.synonyms, strict=True))

@@ -86,7 +86,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _area(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
-    """The pixels of a shape in an image of (height,width), mode L with 255 inside.
+    """Return the pixels of a shape in an image of (height, width), mode L with 255 inside.
 
     Raises:
         NoArea: a line, a point, or a click by accident.
@@ -130,7 +130,7 @@ def _area(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
 
 
 def _inside_mask(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
-    """The image that a shape of the type mask holds, mode L with 255 inside."""
+    """Return the image that a shape of the type mask holds, mode L with 255 inside."""
     with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=("PNG",)) as bits:
         if bits.width > size[1] or bits.height > size[0]:
             text = f"its mask has {bits.width}x{bits.height} pixels, its image only {size[1]}x{size[0]}"

@@ -35,7 +35,7 @@ class Source:
     reader: Callable[[Pair], Labels]
 
     def read(self, pair: Pair) -> Labels:
-        """The labels of one image.
+        """Return the labels of one image.
 
         Raises:
             OvsegError: the label file is missing, broken or not of its format; names it.
@@ -46,7 +46,7 @@ class Source:
             raise OvsegError(f"{pair.where}: the labels of {pair.image} are unusable ({reason_of(error)})") from error
 
     def usable_as_is(self, pair: Pair) -> bool:
-        """Whether the label file already holds class indices, one channel; reads its header only."""
+        """Return whether the label file holds class indices in one channel already; only its header is read."""
         own = self.own
         told_otherwise = own.ids is not None or own.colors is not None or own.first_id or own.unlisted == "ignore"
         return own.kind == "masks" and not told_otherwise and is_index_file(pair.labels)
@@ -70,7 +70,7 @@ def open_source(own: Description) -> Source:
 
 
 def input_files(own: Description) -> list[Path]:
-    """Every file but the description that the labels and pairs depend on, sorted; reads none of them.
+    """Return every file that labels and pairs depend on but the description, sorted, without reading any.
 
     Raises:
         OvsegError: a pattern that finds nothing, or a missing JSON file.
@@ -89,7 +89,7 @@ def input_files(own: Description) -> list[Path]:
 
 
 def advice_unlisted(own: Description) -> str:
-    """What to do about values, colours, labels or categories that have no class; a clause without an end."""
+    """Return a clause on what to do about values, colours, labels or categories without a class."""
     key = "colors" if own.colors is not None else "ids"
     quoted = "in quotes as it stands there; " if own.kind == "labelme" else ""
     return (
@@ -119,12 +119,12 @@ _LOOKED_AT = 16  # masks that are opened before the first use of a data set; too
 
 
 def count_pixels(indices: np.ndarray, num_classes: int) -> np.ndarray:
-    """(2 + K,) int64: pixels that are unlisted, ignored, of class 0, ..., of class K - 1."""
+    """Return (2 + K,) int64: pixels that are unlisted, ignored, of class 0, ..., of class K - 1."""
     return np.bincount(indices.ravel() - UNLISTED, minlength=num_classes - UNLISTED)
 
 
 def ignored_class(classes: Classes, pixels: np.ndarray, ignored: int) -> str:
-    """A sentence where the value that is ignored looks like a class of its own; empty otherwise.
+    """Return a sentence if the ignored value looks like a class of its own; empty otherwise.
 
     Masks of 0 and 255 are the usual case: 255 is ignored, so the object that everybody sees is never learned.
 
@@ -154,7 +154,7 @@ def ignored_class(classes: Classes, pixels: np.ndarray, ignored: int) -> str:
 
 
 def first_doubt(source: Source) -> str:
-    """What a few masks, evenly spread, show to be strange: no class at all, or :func:`ignored_class` of only one."""
+    """Return a doubt from a few masks, evenly spread: no class at all, or :func:`ignored_class` of only one."""
     pairs, classes = source.pairing.pairs, source.classes
     if source.own.kind != "masks":
         return ""

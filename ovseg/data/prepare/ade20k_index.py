@@ -10,7 +10,7 @@ from ovseg.errors import OvsegError, reason_of
 
 
 def read_index(path: Path) -> list[PurePosixPath]:
-    """The images that an index lists, as paths below the root of all data sets.
+    """Return the images that an index lists, as paths below the root of all data sets.
 
     The index's big tables (objects by images, 817 MB in the release) are read over, not kept.
 

@@ -167,7 +167,7 @@ def _check_places(path: Path, target: Path, members: Sequence[_Member], kept: Se
 
 @contextlib.contextmanager
 def _members(path: Path) -> Iterator[Callable[[], Iterator[_Member]]]:
-    """Opens an archive and gives a function that walks over its files; folders are left out, the rest is refused."""
+    """Yield a function that iterates over the files of an archive; other members than files and folders are refused."""
     if zipfile.is_zipfile(path) and not tarfile.is_tarfile(path):  # the end of a tar may be that of a zip inside it
         with zipfile.ZipFile(path) as archive:
             yield lambda: (member for info in archive.infolist() if (member := _zip_member(path, archive, info)))
@@ -223,7 +223,7 @@ _LONG_HEADERS = (
 
 
 def _place(path: Path, name: str) -> PurePosixPath:
-    """Where a member goes, below the folder that the archive is unpacked in."""
+    """Return the path of a member below the folder that the archive is unpacked in."""
     place = PurePosixPath(name.replace("\\", "/"))
     if place.is_absolute() or ".." in place.parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
         raise _refusal(path, name, "leads out of the folder")
@@ -231,7 +231,7 @@ def _place(path: Path, name: str) -> PurePosixPath:
 
 
 def _checked(path: Path, place: PurePosixPath) -> PurePosixPath:
-    """The place of a file, which must have a name."""
+    """Return the place of a file, which must have a name."""
     if not place.parts:
         raise _refusal(path, "", "has no name")
     if any(len(part.encode("utf-8", "surrogateescape")) > _LONGEST for part in place.parts):

@@ -1,4 +1,4 @@
-"""What complete data sets look like: the one table that preparation and checks go by.
+"""Files of complete data sets, for preparation and checks.
 
 Counts and checksums are those of the released file lists (see ``datasets/README.md`` for the sources). A checksum is
 that of :func:`ovseg.data.file_list.file_list_checksum`.
@@ -60,7 +60,7 @@ class Folder:
         suffix: rest of the names.
         checksum: of the stems, when there are ``counts[0]`` of them.
         names: where the stems are listed: a pattern such as ``ADE_val_{:08d}``, counted from 1, or list files, of which
-            the first that is there counts; by default the labels' images tell.
+            the first that is there counts; by default those of the labels' images.
         labels: what they hold; None: not label files.
         made: by a script of ``datasets/``; the others are as released.
         short_side: largest length of the images' shorter side, in pixels.
@@ -116,7 +116,7 @@ _COCO = (("train2017", 118_287, None), ("val2017", 5_000, COCO_VAL))
 
 
 def _coco(*parts: tuple[str, Labels | None, bool]) -> list[Folder]:
-    """COCO's images, and for each (path with {split}, labels, made) a folder of as many PNGs."""
+    """Return COCO's images, and for each (path with {split}, labels, made) a folder of as many PNGs."""
     folders = [Folder(f"coco/{split}", (count,), checksum=checksum) for split, count, checksum in _COCO]
     for path, labels, made in parts:
         for split, count, checksum in _COCO:
@@ -219,7 +219,7 @@ FOLDERS: dict[str, tuple[Folder, ...]] = {
 
 
 def expected_files(path: str, found: int) -> int:
-    """How many files a folder of :data:`FOLDERS` has when complete.
+    """Return the number of files of a folder of :data:`FOLDERS` when complete.
 
     Of several possible numbers it is ``found``, if that is one of them. KeyError for a folder without such a number.
     """

@@ -16,12 +16,12 @@ from ovseg.io.run_lengths import decode_mask
 from ovseg.vocabulary import label_set
 
 FOLDER = "VOCdevkit/VOC2010"
-# label sets of 59 classes by their folder; the values of both are told by the 459 classes
+# label sets of 59 classes by their folder; both follow from the 459 classes
 ORDERS = {"pc59": "pascal_context_59", "pc59_alphabetical": "pascal_context_59_alphabetical"}
 
 
 def label_map(path: Path) -> np.ndarray:
-    """(H,W) uint16 values 0..459 of a ``.mat`` annotation.
+    """Return the (H,W) uint16 values 0..459 of a ``.mat`` annotation.
 
     Raises:
         BadFile: it is missing, damaged or something else.
@@ -51,7 +51,7 @@ class DetailImage:
     segments: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
 
     def draw(self, path: Path) -> np.ndarray:
-        """(H,W) uint16 category ids, 0 where there is none.
+        """Return (H,W) uint16 category ids, 0 where there is none.
 
         Raises:
             BadFile: a mask is damaged or of another size than the image; ``path`` is named as its file.
@@ -70,7 +70,7 @@ class DetailImage:
 
 
 def read_detail(path: Path) -> dict[str, DetailImage]:
-    """The images of ``trainval_merged.json`` by name.
+    """Return the images of ``trainval_merged.json`` by name.
 
     Raises:
         NothingFound: there is no such file.
@@ -97,7 +97,7 @@ def read_detail(path: Path) -> dict[str, DetailImage]:
 
 
 def check_orders(root: Path) -> Iterator[str]:
-    """Labels of 59 classes that do not fit the 459 classes; mostly, they are in the order of another project."""
+    """Yield labels of 59 classes that contradict the 459 classes; most are in the order of another project."""
     for folder in ORDERS:
         for split in ("val", "train"):
             place = root / FOLDER / "annotations_detectron2" / f"{folder}_{split}"
@@ -115,7 +115,7 @@ def check_orders(root: Path) -> Iterator[str]:
 
 
 def _fitting_orders(root: Path, split: str, name: str, path: Path) -> list[str] | None:
-    """Those of :data:`ORDERS` by which a label file says what the 459 classes say; None if that cannot be told."""
+    """Return those of :data:`ORDERS` in which a label file agrees with the 459 classes; None if unknown."""
     try:
         labels, values = raw_labels(path), _values(root, split, name)
     except BadFile:
@@ -128,7 +128,7 @@ def _fitting_orders(root: Path, split: str, name: str, path: Path) -> list[str] 
 
 
 def _values(root: Path, split: str, name: str) -> np.ndarray | None:
-    """(H,W) values 0..459 (0 or 65536: none), from the labels of 459 classes or from the ``.mat`` file."""
+    """Return (H,W) values 0..459 (0 or 65536: none), from labels of 459 classes or the ``.mat`` file."""
     base = root / FOLDER
     prepared, source = base / f"annotations_detectron2/pc459_{split}/{name}.tif", base / f"trainval/{name}.mat"
     if prepared.is_file():

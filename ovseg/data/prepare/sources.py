@@ -21,7 +21,7 @@ class NothingFound(OvsegError):
 
 
 def scan(folder: Path, suffix: str, recursive: bool = False) -> dict[str, os.DirEntry]:
-    """Files of a folder whose names end with ``suffix``, by the rest of their names; hidden ones do not count.
+    """Return the files of a folder that end in ``suffix``, by the rest of their names, without hidden ones.
 
     Args:
         folder: need not exist.
@@ -53,7 +53,7 @@ def scan(folder: Path, suffix: str, recursive: bool = False) -> dict[str, os.Dir
 
 
 def find_files(folder: Path, suffix: str, recursive: bool = False) -> dict[str, Path]:
-    """As :func:`scan`, as paths.
+    """Return paths of the files that :func:`scan` finds.
 
     Raises:
         NothingFound: the folder is missing or holds no such file.
@@ -66,7 +66,7 @@ def find_files(folder: Path, suffix: str, recursive: bool = False) -> dict[str, 
 
 
 def find_splits(sources: Mapping[str, Path], chosen: Sequence[str] | None) -> list[str]:
-    """The splits to convert: the chosen ones, else those whose source (a folder or file) is there.
+    """Return the splits to convert: the chosen ones, else those whose source (a folder or file) exists.
 
     Raises:
         NothingFound: a chosen source is missing, or none is there.
@@ -79,7 +79,7 @@ def find_splits(sources: Mapping[str, Path], chosen: Sequence[str] | None) -> li
 
 
 def read_names(path: Path) -> list[str]:
-    """Names in a list file, one per line; blank lines do not count.
+    """Return the names in a list file, one per line, without blank lines.
 
     Raises:
         NothingFound: the file is missing or empty.
@@ -96,7 +96,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def raw_labels(path: Path) -> np.ndarray:
-    """The pixel values of an image file, palette indices included: (H,W), or (H,W,C) for colours.
+    """Return the values of an image file, including palette indices: (H,W), or (H,W,C) for colours.
 
     Raises:
         BadFile: the file is missing or damaged.

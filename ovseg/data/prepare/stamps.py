@@ -18,7 +18,7 @@ Sign = list  # of one source: its path from the note's folder, its Look and the 
 
 
 def look_at(path: str | Path) -> Look:
-    """Return what tells cheaply that a file is untouched.
+    """Return what shows cheaply that a file is untouched.
 
     The time of modification alone does not: backups, rsync, tar and ``cp -p`` set it to whatever it was elsewhere.
     """

@@ -124,7 +124,7 @@ def _check_names(
 
 
 def _listed(root: Path, folder: Folder) -> set[str] | None:
-    """Names that the folder should have, from its pattern or its list file; None if there is neither."""
+    """Return the names that the folder should have by its pattern or list file; None without either."""
     for name in folder.names:
         if "{" in name:
             return {name.format(number) for number in range(1, folder.counts[0] + 1)}
@@ -145,7 +145,7 @@ def _check_image(path: Path, short_side: int) -> list[str]:
 def _check_labels(
     path: Path, labels: Labels, image: os.DirEntry | None, has_images: bool, occurs: np.ndarray
 ) -> list[str]:
-    """Faults of a label file; marks the values that occur in (65536,) ``occurs``."""
+    """Return faults of a label file; mark its values in (65536,) ``occurs``."""
     try:
         values = raw_labels(path)
     except BadFile as error:
@@ -176,7 +176,7 @@ def _check_labels(
 
 
 def _image_size(path: Path) -> tuple[tuple[int, int], str]:
-    """Width and height by the header, and a fault if it cannot be read."""
+    """Return width and height by the header, and a fault if it cannot be read."""
     try:
         with open_image(path) as image:
             return image.size, ""

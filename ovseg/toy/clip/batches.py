@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovseg.toy.classes import CLASS_NAMES, COLOURS, SHAPES, STUFF
-from ovseg.toy.sentences import tells_sides
+from ovseg.toy.sentences import names_sides
 from ovseg.vocabulary.templates import get_templates
 
 _WORD = re.compile(rf"\b(?:(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})|{'|'.join(STUFF)})\b")
@@ -56,7 +56,6 @@ class PairSampler:
 
     @property
     def encoded(self) -> bool:
-        """Whether batches hold features of texts, not tokens."""
         return self.texts.is_floating_point()
 
     @torch.no_grad()
@@ -82,7 +81,7 @@ class PairSampler:
         rows = order[step % per_epoch * size :][:size]
         rng = np.random.default_rng([seed, 1, step])
         which = rng.integers(0, self.texts.shape[1], size)
-        mirror = np.array([not tells_sides(self.captions[row][k]) for row, k in zip(rows, which, strict=True)])
+        mirror = np.array([not names_sides(self.captions[row][k]) for row, k in zip(rows, which, strict=True)])
         words, templates = self.prompts.shape[:2]
         prompts = self.prompts[torch.arange(words), rng.integers(0, templates, (2, words))]
         return augment(self.images[rows], self.side, mirror, rng), self.texts[rows, which], prompts, self.named[rows]

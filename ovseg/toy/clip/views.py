@@ -21,8 +21,8 @@ from ovseg.io.cpus import usable_cpus
 from ovseg.io.files import atomic_path
 from ovseg.toy.classes import CLASS_NAMES
 from ovseg.toy.registration import scenes_folder
-from ovseg.toy.scene import Scene, Thing, make_scene, size_word
-from ovseg.toy.sentences import describe
+from ovseg.toy.scene import Scene, make_scene, size_word
+from ovseg.toy.sentences import Thing, describe
 from ovseg.vocabulary.templates import get_templates
 
 _SHOWN, _SHOWN_GROUND = 0.8, 0.06  # share of a thing that shows, share of a close-up that a ground takes, to be named

@@ -21,7 +21,7 @@ from ovseg.vocabulary.templates import get_templates
 
 
 def encode_words(model: CLIP, tokenizer: SimpleTokenizer, words: tuple[str, ...]) -> Tensor:
-    """(K, D) unit vectors: the mean over the ``vild`` templates, as at test time."""
+    """Return (K, D) unit vectors: the mean over the ``vild`` templates, as at test time."""
     templates = get_templates("vild")
     tokens = tokenizer([template.format(word) for word in words for template in templates])
     features = model.encode_text(tokens, normalize=True).unflatten(0, (len(words), len(templates)))
