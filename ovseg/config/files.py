@@ -12,7 +12,7 @@ from ovseg.config.errors import explain_config_errors
 from ovseg.config.per_dataset import is_path, merge_layers, part_of
 from ovseg.config.values import fit
 from ovseg.errors import OvsegError, shown
-from ovseg.io.files import is_file
+from ovseg.io.files import file_digest, is_file
 from ovseg.io.plain_yaml import load_plain, read_text
 
 BASE = "_BASE_"
@@ -64,6 +64,20 @@ def resolve(value: Any, folder: Path) -> Any:
         if is_file(place):
             return os.path.abspath(place)
     return os.path.abspath(folder / value) if value.startswith(("./", "../")) else value
+
+
+def by_content(values: Any) -> Any:
+    """Return plain nested values with the names of existing files (of any suffix) replaced by digests of their content.
+
+    Two configurations that differ only in the folder of their files become equal.
+    """
+    if isinstance(values, dict):
+        return {by_content(key): by_content(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [by_content(value) for value in values]
+    if isinstance(values, str) and os.path.splitext(values)[1] and is_file(Path(values)):
+        return f"sha256:{file_digest(values)}"
+    return values
 
 
 def _resolve_paths(own: dict[str, Any], folder: Path) -> None:
