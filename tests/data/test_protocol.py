@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from ovseg.meta_arch.words import requested_words
 from PIL import Image
 
 from ovseg.config import get_cfg
@@ -17,9 +16,11 @@ from ovseg.data import catalog
 from ovseg.data.benchmarks import find_dataset
 from ovseg.data.mapper import SemSegTestMapper
 from ovseg.data.protocol import protocol_of
+from ovseg.data.requested_words import requested_words
 from ovseg.errors import OvsegError
 from ovseg.evaluation.oracle_model import oracle_model
 from ovseg.evaluation.sem_seg import SemSegEvaluator
+from ovseg.naming.scores import best_synonym
 from ovseg.vocabulary import Vocabulary, label_set
 
 OWN = "protocol_test_own"
@@ -69,10 +70,10 @@ def test_background_with_synonyms_is_one_class():
     protocol = protocol_of("pascalvoc21_sem_seg_val")
     assert (protocol.tag, protocol.background, protocol.to_class) == ("PAS-21", "synonyms", None)
     words = requested_words({"class_names": protocol.vocabulary.class_names})
-    assert len(words) == 21 and len(words.names) == 60 and words.names[:2] == ("background", "bag")
+    assert len(words) == 21 and len(words.texts) == 60 and words.texts[:2] == ("background", "bag")
     logits = torch.zeros(1, 61)
-    logits[0, words.names.index("sky")] = 5  # the best synonym counts
-    assert words.reduce(logits)[0].tolist() == [5, *[0] * 21]
+    logits[0, words.texts.index("sky")] = 5  # the best synonym counts
+    assert best_synonym(logits, words)[0].tolist() == [5, *[0] * 21]
     synonyms = protocol_of("pascalvoc21_sem_seg_val", "synonyms")
     assert len(synonyms.vocabulary.synonyms[0]) == len(label_set("pascal_voc_21").synonyms[0]) > 60
     assert synonyms.background == "synonyms"
@@ -165,7 +166,7 @@ def test_the_mapper_hands_on_the_words_of_the_variant(own, tmp_path):
     cfg.TEST.VOCABULARY = "synonyms"
     sample = SemSegTestMapper(cfg, OWN, ("label_map",))(record)
     words = requested_words(sample)
-    assert words.names == ("cat", "kitty", "wall") and words.templates == ("a {}",)
+    assert words.texts == ("cat", "kitty", "wall") and words.templates == ("a {}",)
 
 
 @pytest.fixture

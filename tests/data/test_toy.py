@@ -26,9 +26,9 @@ from ovseg.toy import (
     Scene,
     make_scene,
     register_toy,
+    registration,
     render_split,
 )
-from ovseg.toy import records as records_module
 from ovseg.toy.classes import IGNORE_LABEL, NOVEL_STUFF
 from ovseg.toy.registration import FORMAT, SPLITS
 from ovseg.toy.sentences import names_sides
@@ -205,11 +205,11 @@ def test_files_hold_the_scene(rendered):
 def test_cache_is_reused_and_mended(rendered, monkeypatch):
     root, splits = rendered
     drawn: list[int] = []
-    make = records_module.make_scene
-    monkeypatch.setattr(records_module, "make_scene", lambda seed: drawn.append(seed) or make(seed))
+    make = registration.make_scene
+    monkeypatch.setattr(registration, "make_scene", lambda seed: drawn.append(seed) or make(seed))
     assert render_split("train", root, num_scenes=40) == splits["train"]
     assert drawn == []
-    records_module.record_path(root / "train", 5).unlink()
+    registration.record_path(root / "train", 5).unlink()
     assert render_split("train", root, num_scenes=40) == splits["train"]
     assert drawn == [5]
 
