@@ -59,34 +59,25 @@ def check_captions(path: Path, image_root: Path | None = None, need_images: bool
     """
     if not path.is_file():
         raise OvsegError(f"there is no captions file {path}")
+    suffix = path.suffix.lower()
     try:
-        return _check(path, image_root, need_images)
+        if (columns := _address_columns(path)) is not None:
+            check = _check_addresses(path, *columns)
+        else:
+            usual = path.parent.parent / path.stem.removeprefix("captions_")
+            if image_root is None and path.suffix == ".json" and usual.is_dir():
+                image_root = usual
+            found = read_captions(path, image_root, need_images=need_images)
+            kind = {".json": "COCO Captions", ".jsonl": "Localized Narratives"}.get(suffix, "table")
+            check = CaptionCheck(kind, found.entries, len(found.images), faults=list(found.bad))
+            if suffix == ".csv":
+                check.faults += _check_pairs(path, check)
     except OSError as error:
         raise OvsegError(f"cannot read {path} ({error.strerror}): check its permissions") from error
     except csv.Error as error:
         raise OvsegError(f"{path} is not a table of text ({error}): download it again") from error
-
-
-def _check(path: Path, image_root: Path | None, need_images: bool) -> CaptionCheck:
-    if (columns := _address_columns(path)) is not None:
-        check = _check_addresses(path, *columns)
-    else:
-        root = image_root or _usual_root(path)
-        found = read_captions(path, root, need_images=need_images)
-        check = CaptionCheck(_kind(path), found.entries, len(found.images), faults=list(found.bad))
-        if path.suffix.lower() == ".csv":
-            check.faults += _check_pairs(path, check)
     check.released = RELEASED.get(path.name)
     return check
-
-
-def _kind(path: Path) -> str:
-    return {".json": "COCO Captions", ".jsonl": "Localized Narratives"}.get(path.suffix.lower(), "table")
-
-
-def _usual_root(path: Path) -> Path | None:
-    usual = path.parent.parent / path.stem.removeprefix("captions_")
-    return usual if path.suffix == ".json" and usual.is_dir() else None
 
 
 def _address_columns(path: Path) -> tuple[str, int] | None:

@@ -81,31 +81,20 @@ def read_captions(
     for path, what in ((source, is_file(source)), (root, root.is_dir())):
         if not what:
             raise OvsegError(f"there is no {'captions file' if path is source else 'image folder'} {path}")
-    try:
-        return _read(source, root, image_column, caption_column, delimiter, need_images)
-    except OSError as error:
-        raise OvsegError(f"cannot read {source} ({error.strerror}): check its permissions") from error
-
-
-def _read(
-    source: Path,
-    root: Path,
-    image_column: str | None,
-    caption_column: str | None,
-    delimiter: str | None,
-    need_images: bool,
-) -> CaptionedImages:
     result = CaptionedImages()
     suffix = source.suffix.lower()
-    if suffix == ".json":
-        entries = _coco(source, result)
-    elif suffix == ".jsonl":
-        entries = _narratives(source, root if need_images else None, result)
-    elif suffix in (".csv", ".tsv", ".txt"):
-        entries = _table(source, image_column, caption_column, delimiter, result)
-    else:
-        raise OvsegError(f"captions can be read from .json, .jsonl, .csv and .tsv files, not from {source}")
-    _gather(source, root, entries, result, need_images)
+    try:
+        if suffix == ".json":
+            entries = _coco(source, result)
+        elif suffix == ".jsonl":
+            entries = _narratives(source, root if need_images else None, result)
+        elif suffix in (".csv", ".tsv", ".txt"):
+            entries = _table(source, image_column, caption_column, delimiter, result)
+        else:
+            raise OvsegError(f"captions can be read from .json, .jsonl, .csv and .tsv files, not from {source}")
+        _gather(root, entries, result, need_images)
+    except OSError as error:
+        raise OvsegError(f"cannot read {source} ({error.strerror}): check its permissions") from error
     if not result.images:
         detail = f": {result.bad[0]}" if result.bad else ""
         raise OvsegError(f"no caption of {source} can be used{detail}; check --image-root (now {root}) and the columns")
@@ -121,7 +110,7 @@ def check_bad(bad: int, entries: int, what: str, listed_in: Path, allow: bool) -
         )
 
 
-def _gather(source: Path, root: Path, entries: Iterator[_Entry], result: CaptionedImages, need_images: bool) -> None:
+def _gather(root: Path, entries: Iterator[_Entry], result: CaptionedImages, need_images: bool) -> None:
     """Group captions by image file; note the entries without caption or image."""
     captions: dict[str, list[str]] = defaultdict(list)
     ids: dict[str, str] = {}

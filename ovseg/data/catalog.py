@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -18,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ovseg.config.per_dataset import KEY as PER_DATASET
 from ovseg.config.per_dataset import check_values, is_path
 from ovseg.data.benchmarks import DATASETS, README, SemSegDataset, dataset_root, find_dataset
+from ovseg.data.file_list import scan
 from ovseg.data.worlds import register_worlds
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import label_set
@@ -37,7 +37,11 @@ def register_all(root: str | Path | None = None) -> None:
     for dataset in DATASETS:
         for name in (dataset.name, *dataset.aliases):
             if name in DatasetCatalog.list():
-                _warn_of_other_folders(name, root / dataset.images, root / dataset.labels)
+                ours = [os.path.normpath(root / folder) for folder in (dataset.images, dataset.labels)]
+                theirs = _folders(name)
+                if None in theirs or ours != list(map(os.path.normpath, theirs)):
+                    message = "data set %r is already registered, with images in %s and labels in %s: ovseg uses that"
+                    logger.warning(message, name, *theirs)
             else:
                 _register(name, dataset, root)
             MetadataCatalog.get(name).set(benchmark=dataset.name)  # what an alias stands for
@@ -63,14 +67,6 @@ def _register(name: str, dataset: SemSegDataset, root: Path) -> None:
         metadata.set(
             evaluation_set={split: list(members) for split, members in classes.splits.items()},
             trainable_flag=[int(index in classes.splits["base"]) for index in range(len(classes))],
-        )
-
-
-def _warn_of_other_folders(name: str, images: Path, labels: Path) -> None:
-    theirs = _folders(name)
-    if None in theirs or [os.path.normpath(path) for path in theirs] != [os.path.normpath(p) for p in (images, labels)]:
-        logger.warning(
-            "data set %r is already registered, with images in %s and labels in %s: ovseg uses that", name, *theirs
         )
 
 
@@ -139,7 +135,7 @@ def check_prepared(dataset_name: str) -> None:
     if missing := [f"{path} ({what})" for what, (path, _) in local.items() if not os.path.isdir(path)]:
         raise OvsegError(f"data set {dataset_name!r} is not prepared: missing {' and '.join(missing)}{_advice(ours)}")
     for what, (path, suffix) in local.items():
-        if suffix and next(_files(path, suffix, ours.recursive), None) is None:
+        if suffix and not scan(Path(path), suffix, ours.recursive):
             raise OvsegError(
                 f"data set {dataset_name!r} is not prepared: {path} holds no file that ends in {suffix}; expected are "
                 f"{what} {os.path.join(path, '<image name>')}{suffix}{_advice(ours)}"
@@ -154,8 +150,8 @@ def _load(name: str) -> list[dict]:
     check_prepared(name)
     dataset = find_dataset(name)
     image_root, label_root = _folders(name)
-    images = dict(_files(image_root, dataset.image_suffix, dataset.recursive))
-    labels = dict(_files(label_root, dataset.label_suffix, dataset.recursive))
+    images = scan(Path(image_root), dataset.image_suffix, dataset.recursive)
+    labels = scan(Path(label_root), dataset.label_suffix, dataset.recursive)
     both = sorted(images.keys() & labels.keys())
     if not both:
         raise OvsegError(
@@ -167,18 +163,7 @@ def _load(name: str) -> list[dict]:
             "data set %r: %d of %d label files in %s have no image in %s and are left out",
             *(name, len(labels) - len(both), len(labels), label_root, image_root),
         )
-    return [{"file_name": images[stem], "sem_seg_file_name": labels[stem]} for stem in both]
-
-
-def _files(folder: str, suffix: str, recursive: bool) -> Iterator[tuple[str, str]]:
-    """Yield (path from ``folder`` on without ``suffix``, path) of the files that end in ``suffix``."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.endswith(suffix):
-                yield entry.name.removesuffix(suffix), entry.path
-            elif recursive and entry.is_dir():
-                for stem, path in _files(entry.path, suffix, recursive):
-                    yield os.path.join(entry.name, stem), path
+    return [{"file_name": images[stem].path, "sem_seg_file_name": labels[stem].path} for stem in both]
 
 
 def _advice(dataset: SemSegDataset | None) -> str:

@@ -15,17 +15,6 @@ from ovseg.toy.classes import STUFF
 
 SIZE = 640  # side of a texture in pixels; scenes are drawn at twice their size and take a turned part of it
 
-_Painter = Callable[[np.random.Generator], np.ndarray]
-_PAINTERS: dict[str, _Painter] = {}
-
-
-def _paints(kind: str) -> Callable[[_Painter], _Painter]:
-    def register(painter: _Painter) -> _Painter:
-        _PAINTERS[kind] = painter
-        return painter
-
-    return register
-
 
 @cache
 def texture(kind: str) -> np.ndarray:
@@ -97,7 +86,6 @@ def _cells(rng: np.random.Generator, spacing: float, bend: float) -> tuple[np.nd
     return labels.astype(np.int32), cv2.distanceTransform(inside, cv2.DIST_L2, 5)
 
 
-@_paints("grass")
 def _grass(rng: np.random.Generator) -> np.ndarray:
     image = _mix(_colour(72, 96, 30), _colour(104, 128, 44), 0.5 + 0.4 * _noise(rng, 70, 3))
     image = np.ascontiguousarray(image, np.float32)
@@ -112,7 +100,6 @@ def _grass(rng: np.random.Generator) -> np.ndarray:
     return image
 
 
-@_paints("sand")
 def _sand(rng: np.random.Generator) -> np.ndarray:
     _, y = _grid()
     ripples = np.sin(2 * np.pi * (y + 14 * _noise(rng, 130, 2)) / 34)
@@ -120,7 +107,6 @@ def _sand(rng: np.random.Generator) -> np.ndarray:
     return _mix(_colour(196, 164, 112), _colour(240, 218, 172), tone)
 
 
-@_paints("water")
 def _water(rng: np.random.Generator) -> np.ndarray:
     swell = 0.5 + 0.35 * _noise(rng, 110, 2)
     image = _mix(_colour(22, 100, 122), _colour(52, 150, 164), swell)
@@ -130,7 +116,6 @@ def _water(rng: np.random.Generator) -> np.ndarray:
     return image
 
 
-@_paints("brick")
 def _brick(rng: np.random.Generator) -> np.ndarray:
     x, y = _grid()
     height, width, mortar = 26, 56, 2.6
@@ -147,7 +132,6 @@ def _brick(rng: np.random.Generator) -> np.ndarray:
     return _mix(joint, clay, (to_rim - mortar) / 1.5 + 0.5)
 
 
-@_paints("stone")
 def _stone(rng: np.random.Generator) -> np.ndarray:
     cell, to_rim = _cells(rng, 44, 3)
     dome = np.clip(to_rim / 13, 0, 1)
@@ -156,7 +140,6 @@ def _stone(rng: np.random.Generator) -> np.ndarray:
     return _mix(_colour(48, 46, 42) + np.zeros_like(cobble), cobble, (to_rim - 2.5) / 2)
 
 
-@_paints("tile")
 def _tile(rng: np.random.Generator) -> np.ndarray:
     x, y = _grid()
     side, joint = 40, 1.8
@@ -169,7 +152,6 @@ def _tile(rng: np.random.Generator) -> np.ndarray:
     return _mix(_colour(112, 116, 112) + np.zeros_like(image), image, to_rim - joint + 0.5)
 
 
-@_paints("ice")
 def _ice(rng: np.random.Generator) -> np.ndarray:
     image = _mix(_colour(140, 186, 222), _colour(188, 222, 242), 0.5 + 0.4 * _noise(rng, 80, 3))
     _, to_rim = _cells(rng, 92, 12)
@@ -178,7 +160,6 @@ def _ice(rng: np.random.Generator) -> np.ndarray:
     return _mix(image, _colour(112, 160, 204), 0.55 * np.exp(-fine / 1.3))
 
 
-@_paints("lava")
 def _lava(rng: np.random.Generator) -> np.ndarray:
     cell, to_rim = _cells(rng, 62, 8)
     tone = rng.normal(0.5, 0.25, cell.max() + 1).astype(np.float32)[cell] + 0.25 * _noise(rng, 10, 3)
@@ -188,7 +169,6 @@ def _lava(rng: np.random.Generator) -> np.ndarray:
     return _mix(image, _colour(255, 196, 64), (heat - 0.62) * 2)
 
 
-@_paints("wood")
 def _wood(rng: np.random.Generator) -> np.ndarray:
     x, y = _grid()
     plank = 58
@@ -203,7 +183,6 @@ def _wood(rng: np.random.Generator) -> np.ndarray:
     return image * (0.35 + 0.65 * np.clip((to_gap - 0.8) / 2.5, 0, 1))[..., None]
 
 
-@_paints("metal")
 def _metal(rng: np.random.Generator) -> np.ndarray:
     x, y = _grid()
     step = 36
@@ -218,6 +197,10 @@ def _metal(rng: np.random.Generator) -> np.ndarray:
     return _mix(_colour(104, 112, 126), _colour(206, 212, 222), tone)
 
 
+_PAINTERS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    painter.__name__[1:]: painter
+    for painter in (_grass, _sand, _water, _brick, _stone, _tile, _ice, _lava, _wood, _metal)
+}
 OVERSAMPLING = 2  # scenes are drawn at twice their size and averaged down
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -108,7 +108,12 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
         if _missing(folder, seeds):  # a complete cache may be read-only
             folder.mkdir(parents=True, exist_ok=True)
             with file_lock(str(folder)):
-                _render_many(partial(write_scene, folder, labelled=labelled), _missing(folder, seeds))
+                missing = _missing(folder, seeds)
+                logger.info("drawing %d toy scenes (once; they are kept in the cache)", len(missing))
+                with progress_bar(transient=True) as progress, ThreadPoolExecutor(min(8, usable_cpus())) as pool:
+                    task = progress.add_task("drawing toy scenes", total=len(missing))
+                    for _ in pool.map(partial(write_scene, folder, labelled=labelled), missing):
+                        progress.advance(task)
     except OSError as error:
         raise OvsegError(
             f"cannot keep the toy scenes in {folder} ({error.strerror}): set OVSEG_CACHE to a folder that you can write"
@@ -127,16 +132,6 @@ def _labelled(split: str) -> tuple[str, ...]:
 
 def _missing(folder: Path, seeds: Sequence[int]) -> list[int]:
     return [seed for seed in seeds if not record_path(folder, seed).is_file()]
-
-
-def _render_many(write: Callable[[int], None], seeds: list[int]) -> None:
-    if not seeds:
-        return
-    logger.info("drawing %d toy scenes (once; they are kept in the cache)", len(seeds))
-    with progress_bar(transient=True) as progress, ThreadPoolExecutor(min(8, usable_cpus())) as pool:
-        task = progress.add_task("drawing toy scenes", total=len(seeds))
-        for _ in pool.map(write, seeds):
-            progress.advance(task)
 
 
 def register_toy() -> None:

@@ -21,8 +21,8 @@ from ovseg.data.custom.geometry import different_sizes, orientation
 from ovseg.data.custom.pairing import Pair, Pairing
 from ovseg.data.custom.source import count_pixels, ignored_class, open_source
 from ovseg.data.custom.values import IGNORED, Labels, look_up, show_unlisted
+from ovseg.data.file_list import scan
 from ovseg.data.prepare.conversion import spread
-from ovseg.data.prepare.sources import scan
 from ovseg.data.protocol import class_names_of
 from ovseg.errors import OvsegError
 from ovseg.io.images import read_image

@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from ovseg.data.prepare.sources import BadFile, raw_labels, scan
+from ovseg.data.file_list import scan
+from ovseg.data.prepare.sources import BadFile, raw_labels
 from ovseg.data.prepare.stamps import Look, Sign, Stamp, look_at, signs_of
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.files import atomic_path

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels, scan
+from ovseg.data.file_list import scan
+from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.run_lengths import decode_mask
 from ovseg.vocabulary import label_set

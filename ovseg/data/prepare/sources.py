@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ovseg.data.file_list import scan
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.images import open_image
 
@@ -18,38 +18,6 @@ class BadFile(OvsegError):
 
 class NothingFound(OvsegError):
     """Files that should be below the root are not there; the command line adds the tree that it expects."""
-
-
-def scan(folder: Path, suffix: str, recursive: bool = False) -> dict[str, os.DirEntry]:
-    """Return the files of a folder that end in ``suffix``, by the rest of their names, without hidden ones.
-
-    Args:
-        folder: need not exist.
-        suffix: as ``".png"`` or ``"_gtFine_labelIds.png"``.
-        recursive: folders below, too; the keys are then relative paths with ``/``.
-
-    Returns:
-        Sorted by key. Asking an entry for its ``stat()`` costs little.
-    """
-    found: dict[str, os.DirEntry] = {}
-    pending = [(folder, "")]
-    while pending:
-        place, prefix = pending.pop()
-        try:
-            entries = os.scandir(place)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except PermissionError as error:
-            raise OvsegError(f"cannot read folder {place} ({error.strerror}): change its permissions") from error
-        with entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.name.endswith(suffix):
-                    found[prefix + entry.name.removesuffix(suffix)] = entry
-                elif recursive and entry.is_dir():
-                    pending.append((Path(entry.path), f"{prefix}{entry.name}/"))
-    return dict(sorted(found.items()))
 
 
 def find_files(folder: Path, suffix: str, recursive: bool = False) -> dict[str, Path]:

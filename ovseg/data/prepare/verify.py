@@ -11,10 +11,10 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from ovseg.data.file_list import file_list_checksum
+from ovseg.data.file_list import file_list_checksum, scan
 from ovseg.data.prepare.conversion import spread
 from ovseg.data.prepare.facts import Folder, Labels
-from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels, read_names, scan
+from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels, read_names
 from ovseg.data.prepare.stamps import Stamp
 from ovseg.io.images import open_image
 from ovseg.io.leftovers import find_leftovers
