@@ -17,7 +17,7 @@ from ovseg.data.benchmarks import find_dataset
 from ovseg.data.custom.names import folder_name
 from ovseg.data.worlds import register_worlds
 from ovseg.errors import OvsegError
-from ovseg.vocabulary import VARIANTS, LabelSet, Vocabulary, label_set
+from ovseg.vocabulary import VARIANTS, Vocabulary, label_set
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,15 @@ def protocol_of(dataset_name: str, variant: str = "names") -> Protocol:
     names, metadata = class_names_of(dataset_name), MetadataCatalog.get(dataset_name)
     ignore_label = metadata.get("ignore_label")
     vocabulary: Vocabulary | None = metadata.get("vocabulary")
-    labels = _label_set(dataset_name, names)
-    if vocabulary is None and labels is not None:
+    benchmark = find_dataset(dataset_name)
+    labels = label_set(benchmark.label_set) if benchmark else None
+    if vocabulary is None and labels and labels.names == names:  # else registered by another library
         vocabulary = Vocabulary.from_label_set(labels.name, variant)
         background = "synonyms" if variant == "synonyms" and labels.background_words else labels.background
-        classes = _classes_of_words(vocabulary, labels)
+        classes = None
+        if vocabulary.background:
+            own = tuple(labels.names.index(name) for name in vocabulary.foreground)
+            classes = own + (labels.background_id,) * len(vocabulary.background)
         return Protocol(dataset_name, labels.tag, variant, vocabulary, names, classes, ignore_label, background)
     if vocabulary is None:
         if variant == "synonyms":
@@ -129,18 +133,3 @@ def class_names_of(dataset_name: str) -> tuple[str, ...]:
             "registered for semantic segmentation?"
         )
     return tuple(str(name).strip() for name in names)
-
-
-def _label_set(dataset_name: str, names: tuple[str, ...]) -> LabelSet | None:
-    """Return a benchmark's label set; None if another library registered the name with other classes."""
-    benchmark = find_dataset(dataset_name)
-    labels = label_set(benchmark.label_set) if benchmark else None
-    return labels if labels and labels.names == names else None
-
-
-def _classes_of_words(vocabulary: Vocabulary, labels: LabelSet) -> tuple[int, ...] | None:
-    """Return the class of each word: its own, or background for background words."""
-    if not vocabulary.background:
-        return None
-    own = tuple(labels.names.index(name) for name in vocabulary.foreground)
-    return own + (labels.background_id,) * len(vocabulary.background)

@@ -79,17 +79,13 @@ def _registered_pairs(name: str) -> Pairing:
         pairs.append(Pair(image.name, image, labels))
     if not pairs:
         raise OvsegError(f"data set {name!r} is empty: check the folders it was registered with")
-    return Pairing(tuple(pairs), labels_alone=tuple(_unused_labels(name, pairs)))
-
-
-def _unused_labels(name: str, pairs: list[Pair]) -> list[str]:
-    """Return label files of a benchmark that no pair uses."""
     dataset, folder = find_dataset(name), MetadataCatalog.get(name).get("sem_seg_root")
     if dataset is None or not folder:
-        return []
+        return Pairing(tuple(pairs))
     used = {os.path.abspath(pair.labels) for pair in pairs}
     found = scan(Path(folder), dataset.label_suffix, dataset.recursive).values()
-    return [entry.path for entry in found if os.path.abspath(entry.path) not in used]
+    unused = tuple(entry.path for entry in found if os.path.abspath(entry.path) not in used)
+    return Pairing(tuple(pairs), labels_alone=unused)
 
 
 # kinds of findings, in the order of reports; those of NOTES are no faults
@@ -210,21 +206,28 @@ def check_dataset(
     report = Report(subject.name, subject.class_names, len(pairs), tuple(checked))
     report.pixels, report.images = np.zeros(count, np.int64), np.zeros(count, np.int64)
     found: dict[int, list[Finding]] = {}
-    unlisted, left_out = _Tally(), _Tally()
-    for done, one in enumerate(spread(lambda index: _look(subject, index), checked, workers), start=1):
-        found[one.index] = one.findings
-        if one.counts is not None:
-            report.pixels += one.counts[2:]
-            report.images += one.counts[2:] > 0
-            report.ignored += int(one.counts[1])
-            if not any(finding.kind in ("size", "bad_image") for finding in one.findings):
-                report.present[one.index] = np.flatnonzero(np.append(one.counts[2:], one.counts[0]))
-        unlisted.add(one.unlisted, one.index, pairs[one.index].where)
-        left_out.add(one.left_out, one.index, pairs[one.index].where)
+    tallies = _Tally(), _Tally()
+    looks = spread(lambda index: _look(subject, index), checked, workers)
+    for done, (index, found[index], counts, outside) in enumerate(looks, start=1):
+        if counts is not None:
+            report.pixels += counts[2:]
+            report.images += counts[2:] > 0
+            report.ignored += int(counts[1])
+            if not any(finding.kind in ("size", "bad_image") for finding in found[index]):
+                report.present[index] = np.flatnonzero(np.append(counts[2:], counts[0]))
+        for tally, things in zip(tallies, outside, strict=True):
+            tally.add(things, index, pairs[index].where)
         on_pair(done, len(checked))
-    report.unlisted, report.left_out = unlisted.as_dict(), left_out.as_dict()
-    findings = _without_partner(subject) + [finding for index in checked for finding in found[index]]
-    findings += _of_all(subject, report)
+    report.unlisted, report.left_out = (tally.as_dict() for tally in tallies)
+    pairing, first_labels = subject.pairing, str(pairs[0].labels)
+    findings = [
+        *(Finding("image_without_labels", file, f"{file} has no labels") for file in pairing.images_alone),
+        *(Finding("labels_without_image", file, f"{file} has no image") for file in pairing.labels_alone),
+        *(Finding("not_there", name, f"{name} has neither image nor labels") for name in pairing.absent),
+        *(Finding("no_such_image", first_labels, sentence) for sentence in pairing.homeless),
+        *(finding for index in checked for finding in found[index]),
+        *_of_all(subject, report),
+    ]
     order = list(KINDS)
     report.findings = sorted(findings, key=lambda finding: order.index(finding.kind))
     return report
@@ -281,31 +284,19 @@ def evenly(total: int, limit: int | None) -> list[int]:
     return [position * total // count for position in range(count)]
 
 
-@dataclass(frozen=True)
-class _Look:
-    """One pair; ``counts`` are the pixels that are unlisted, ignored, of class 0, ..., or None if not countable."""
-
-    index: int
-    findings: list[Finding]
-    counts: np.ndarray | None = None
-    unlisted: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
-
-
-def _look(subject: Subject, index: int) -> _Look:
+def _look(subject: Subject, index: int) -> tuple[int, list[Finding], np.ndarray | None, tuple[dict[str, int], ...]]:
+    """Return ``index``, findings, :func:`count_pixels` (None if unreadable), and what is unlisted and left out."""
     pair, findings = subject.pairing.pairs[index], []
-    image_size = labels = None
+    image_size = None
     try:
         image_size = read_image(pair.image).shape[:2]
     except OvsegError as error:
         findings.append(Finding("bad_image", str(pair.image), str(error)))
+    where = pair.where
     try:
         labels = subject.read(pair)
     except OvsegError as error:
-        findings.append(Finding("bad_labels", pair.where, str(error)))
-    if labels is None:
-        return _Look(index, findings)
-    where = pair.where
+        return index, [*findings, Finding("bad_labels", where, str(error))], None, ({}, {})
     if image_size is not None and labels.indices.shape != image_size:
         findings.append(Finding("size", where, different_sizes(pair, labels.indices.shape, image_size)))
     elif (turned := orientation(pair.image)) > 1:
@@ -320,14 +311,4 @@ def _look(subject: Subject, index: int) -> _Look:
     counts = count_pixels(labels.indices, len(subject.class_names))
     if labels.indices.size == counts[1]:
         findings.append(Finding("all_ignored", where, f"{where} has no pixel that counts"))
-    return _Look(index, findings, counts, labels.unlisted, labels.left_out)
-
-
-def _without_partner(subject: Subject) -> list[Finding]:
-    pairing = subject.pairing
-    return [
-        *(Finding("image_without_labels", file, f"{file} has no labels") for file in pairing.images_alone),
-        *(Finding("labels_without_image", file, f"{file} has no image") for file in pairing.labels_alone),
-        *(Finding("not_there", name, f"{name} has neither image nor labels") for name in pairing.absent),
-        *(Finding("no_such_image", str(pairing.pairs[0].labels), sentence) for sentence in pairing.homeless),
-    ]
+    return index, findings, counts, (labels.unlisted, labels.left_out)

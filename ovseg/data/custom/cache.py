@@ -32,6 +32,7 @@ from ovseg.vocabulary import Vocabulary
 # Part of the digest in the cache's paths: raise it when the same files and description give other labels, so that they
 # are converted again (tests/data/test_cache_formats.py notices).
 FORMAT = 2
+_ALONE = tuple(entry.name for entry in fields(Pairing) if entry.name != "pairs")
 _WITHOUT_EFFECT = ("file", "vocabulary", "templates", "seen", "unseen")  # on label files
 
 
@@ -82,21 +83,23 @@ def prepare(own: Description, workers: int = min(8, usable_cpus())) -> Prepared:
 def _convert(source: Source, folder: Path, workers: int) -> Prepared:
     classes, pairing = source.classes, source.pairing
     suffix = ".png" if max(classes.ignore_label, len(classes) - 1) < 256 else ".tif"
-    output = Output(folder / "labels", lambda _, labels: _file_content(labels, classes), suffix, f"own data {FORMAT}")
+    dtype = np.uint8 if suffix == ".png" else np.uint16
     items = {p.name: Item(p.name, (p.labels,), p) for p in pairing.pairs if not source.usable_as_is(p)}
     left_out: dict[str, str] = {}
+
+    def make(_: Item, labels: Labels) -> np.ndarray:
+        return np.where(labels.indices < 0, classes.ignore_label, labels.indices).astype(dtype)
 
     def read(pair: Pair) -> Labels:
         labels = _read(source, pair)
         left_out[pair.name] = f"{pair.where} leaves out {show_unlisted(labels.left_out)}" if labels.left_out else ""
         return labels
 
+    output = Output(folder / "labels", make, suffix, f"own data {FORMAT}")
     if items:
         title = f"labels of {source.own.file.name}"
-        convert(
-            Conversion(title, list(items.values()), lambda item: read(item.extra), [output], len(items)),
-            workers,
-        )
+        jobs = Conversion(title, list(items.values()), lambda item: read(item.extra), [output], len(items))
+        convert(jobs, workers)
     for item in items.values():
         if item.name not in left_out:  # made by a run that was killed
             read(item.extra)
@@ -117,11 +120,6 @@ def _read(source: Source, pair: Pair) -> Labels:
     return labels
 
 
-def _file_content(labels: Labels, classes: Classes) -> np.ndarray:
-    dtype = np.uint8 if max(classes.ignore_label, len(classes) - 1) < 256 else np.uint16
-    return np.where(labels.indices < 0, classes.ignore_label, labels.indices).astype(dtype)
-
-
 def _digest(own: Description) -> str:
     """Return a digest of all that the label files depend on."""
     settings: dict[str, Any] = {f.name: getattr(own, f.name) for f in fields(own) if f.name not in _WITHOUT_EFFECT}
@@ -138,17 +136,10 @@ def _digest(own: Description) -> str:
 
 def _write_index(prepared: Prepared, path: Path) -> None:
     pairing, vocabulary = prepared.pairing, prepared.classes.vocabulary
-    content = {
-        "names": vocabulary.names,
-        "synonyms": vocabulary.synonyms,
-        "pairs": [(p.name, str(p.image), str(p.labels)) for p in pairing.pairs],
-        "images_alone": pairing.images_alone,
-        "labels_alone": pairing.labels_alone,
-        "absent": pairing.absent,
-        "homeless": pairing.homeless,
-        "left_out": prepared.left_out,
-        "doubt": prepared.doubt,
-    }
+    content = {"names": vocabulary.names, "synonyms": vocabulary.synonyms}
+    content |= {"pairs": [(p.name, str(p.image), str(p.labels)) for p in pairing.pairs]}
+    content |= {name: getattr(pairing, name) for name in _ALONE}
+    content |= {"left_out": prepared.left_out, "doubt": prepared.doubt}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content), encoding="utf-8")
 
@@ -161,10 +152,10 @@ def _read_index(own: Description, path: Path) -> Prepared | None:
             tuple(content["names"]), tuple(map(tuple, content["synonyms"])), f"categories of {own.file}"
         )
         pairs = tuple(Pair(name, Path(image), Path(labels)) for name, image, labels in content["pairs"])
-        alone = (tuple(content[key]) for key in ("images_alone", "labels_alone", "absent", "homeless"))
+        alone = {name: tuple(content[name]) for name in _ALONE}
         left_out, doubt = tuple(content["left_out"]), str(content["doubt"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not all(pair.labels.is_file() for pair in pairs):
         return None
-    return Prepared(Classes(own, vocabulary), Pairing(pairs, *alone), left_out, doubt)
+    return Prepared(Classes(own, vocabulary), Pairing(pairs, **alone), left_out, doubt)

@@ -69,7 +69,8 @@ class Classes:
     @cached_property
     def evaluation_set(self) -> dict[str, list[int]]:
         """Class indices of ``base`` (seen) and ``novel`` (unseen) classes; empty without a split."""
-        sides = {"seen": self._side("seen"), "unseen": self._side("unseen")}
+        keys = ("seen", "unseen")
+        sides = {key: {self.index(entry, key, may_ignore=False) for entry in getattr(self.own, key)} for key in keys}
         if both := sides["seen"] & sides["unseen"]:
             raise self.own.error("unseen", f"{self.vocabulary.names[min(both)]!r} is also seen: keep it on one side")
         if not any(sides.values()):
@@ -84,9 +85,6 @@ class Classes:
             raise self.own.error("seen", f"the class {name!r} is neither seen nor unseen: name one side only, or both")
         return {"base": sorted(sides["seen"]), "novel": sorted(sides["unseen"])}
 
-    def _side(self, key: str) -> set[int]:
-        return {self.index(entry, key, may_ignore=False) for entry in getattr(self.own, key)}
-
     @cached_property
     def background(self) -> int:
         """Class index of pixels that no object covers, or IGNORED."""
@@ -97,13 +95,14 @@ class Classes:
         """Class index or IGNORED of the raw values: numbers for masks; names and numbers for labels and categories."""
         own = self.own
         if own.kind == "masks":
+            ignored = {self.ignore_label: IGNORED}
             if own.ids is None:
                 first = own.first_id or 0
-                return dict.fromkeys(range(first), IGNORED) | {first + k: k for k in range(len(self))} | self._ignored
+                return dict.fromkeys(range(first), IGNORED) | {first + k: k for k in range(len(self))} | ignored
             for raw in own.ids:
                 if isinstance(raw, bool) or not isinstance(raw, int) or not -(2**31) <= raw < 2**32:
                     raise own.error("ids", f"{raw!r} is no value of a pixel: write whole numbers before the colons")
-            return self._ignored | self._given
+            return ignored | self._given
         table: dict[Hashable, int] = dict(self._by_text)
         for raw, index in self._given.items():
             if isinstance(raw, bool) or not isinstance(raw, (str, int)):
@@ -112,10 +111,6 @@ class Classes:
         if own.kind == "labelme":  # whose labels are texts, numbers included; a quoted one goes first
             table = {str(raw): index for raw, index in table.items() if isinstance(raw, int)} | table
         return table
-
-    @property
-    def _ignored(self) -> dict[int, int]:
-        return {self.ignore_label: IGNORED}
 
     @cached_property
     def _given(self) -> dict[Any, int]:

@@ -200,7 +200,9 @@ class CocoFile:
             else:
                 found[image_id].append(entry)
         if lost and not found:
-            raise self._error(f"no annotation of {self.path} belongs to an image: {_first(lost)} is no id of an image")
+            raise self._error(
+                f"no annotation of {self.path} belongs to an image: {next(iter(lost))} is no id of an image"
+            )
         return found, tuple(
             f"{len(numbers):,} annotations of {self.path} have the image_id {image_id}, which is no image's: "
             + ", ".join(numbers[:_SHOWN])
@@ -232,10 +234,6 @@ def _number(value: Any) -> int | str:
         return int(value)
     except (TypeError, ValueError, OverflowError):
         return str(value)
-
-
-def _first(things: Mapping[str, Any]) -> str:
-    return next(iter(things))
 
 
 def _ends(parts: tuple[str, ...]) -> list[tuple[str, ...]]:

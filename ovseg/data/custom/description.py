@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,14 @@ class Description:
         """Return an error that names the file and the key."""
         return OvsegError(f"{self.file}, {key}: {what}")
 
+    @contextlib.contextmanager
+    def errors_of(self, key: str) -> Iterator[None]:
+        """Name the file and the key in errors raised by the block."""
+        try:
+            yield
+        except OvsegError as error:
+            raise self.error(key, str(error)) from error
+
     def path(self, name: str) -> Path:
         return self.root / name
 
@@ -110,10 +119,8 @@ def _checked(own: Description) -> Description:
     if own.label_set is not None:
         if own.classes is not None:
             raise OvsegError(f"{own.file} has classes and label_set: keep one of them")
-        try:
+        with own.errors_of("label_set"):
             own = replace(own, classes=Vocabulary.from_label_set(own.label_set))
-        except OvsegError as error:
-            raise own.error("label_set", str(error)) from error
     if own.classes is None and not own.kind.startswith("coco"):
         raise OvsegError(
             f"{own.file} has no classes: list their names, for example classes: [road, sky], or name a label_set"
@@ -121,7 +128,10 @@ def _checked(own: Description) -> Description:
     if own.vocabulary is not None:
         own = replace(own, classes=_with_texts(own))
     if own.templates is not None:
-        own = replace(own, classes=_with_templates(own))
+        if own.classes is None:
+            raise own.error("templates", "are prompts for the classes: list the classes, too, or name a label_set")
+        with own.errors_of("templates"):
+            own = replace(own, classes=own.classes.with_templates(own.templates))
     if own.ids == "label_set":
         own = replace(own, ids=_own_numbers(own))
     elif own.ids is not None and not isinstance(own.ids, Mapping):
@@ -148,15 +158,6 @@ def _with_texts(own: Description) -> Vocabulary:
         name, problem = (min(lacking), "lacks the class") if lacking else (min(foreign), "has a word that is no class:")
         raise own.error("vocabulary", f"{own.vocabulary.origin} {problem} {name!r}: it must have a line for each class")
     return replace(own.classes, synonyms=tuple(texts[name] for name in own.classes.names))
-
-
-def _with_templates(own: Description) -> Vocabulary:
-    if own.classes is None:
-        raise own.error("templates", "are prompts for the classes: list the classes, too, or name a label_set")
-    try:
-        return own.classes.with_templates(own.templates)
-    except OvsegError as error:
-        raise own.error("templates", str(error)) from error
 
 
 def _own_numbers(own: Description) -> dict[int, str]:
@@ -213,10 +214,8 @@ def _classes(own: Description, key: str, value: Any) -> Vocabulary:
 
 
 def _words(own: Description, key: str, value: Any) -> Vocabulary:
-    try:
+    with own.errors_of(key):
         return Vocabulary.from_file(_path(own, key, value))
-    except OvsegError as error:
-        raise own.error(key, str(error)) from error
 
 
 def _integer(own: Description, key: str, value: Any) -> int:

@@ -40,39 +40,34 @@ _UNUSABLE = (KeyError, TypeError, ValueError, IndexError, OSError, SyntaxError, 
 _WITHOUT_AREA = ("line", "linestrip", "linestring", "point", "points")
 
 
-class LabelmeLabels:
-    """Reads the labels of one image; labels are class names or synonyms, or what ``ids`` says."""
-
-    def __init__(self, classes: Classes):
-        self.classes = classes
-
-    def __call__(self, pair: Pair) -> Labels:
-        content = _read(pair.labels)
-        size = labelled_size(content.get("imageHeight"), content.get("imageWidth"), pair.image)
-        canvas = Image.new("I", size[::-1], self.classes.background + _OFFSET)
-        unlisted: dict[str, int] = {}
-        left_out: dict[str, int] = {}
-        for number, shape in enumerate(content["shapes"], start=1):
-            try:
-                if not isinstance(shape, dict):
-                    raise ValueError(f"{shown(shape)} is not an object with label and points")
-                label = str(shape["label"]).strip()
-                area = _area(shape, size)
-                pixels = int(np.count_nonzero(area))
-                if not pixels:
-                    raise NoArea("which covers no pixel")
-            except NoArea as error:
-                left_out[f"shape {number} ({shown(label)}), {error}"] = 0
-                continue
-            except _UNUSABLE as error:
-                raise OvsegError(f"{pair.labels}: shape {number} is unusable ({reason_of(error)})") from error
-            index = self.classes.table.get(text_key(label), UNLISTED)
-            if index == UNLISTED:
-                name = f"label {shown(label)}"
-                unlisted[name] = unlisted.get(name, 0) + pixels
-            canvas.paste(index + _OFFSET, mask=area)
-        indices = np.asarray(canvas, dtype=np.int32) - _OFFSET
-        return settle(Labels(indices, unlisted, left_out), self.classes.unlisted)
+def labelme_labels(classes: Classes, pair: Pair) -> Labels:
+    """Read the labels of one image; labels are class names or synonyms, or what ``ids`` says."""
+    content = _read(pair.labels)
+    size = labelled_size(content.get("imageHeight"), content.get("imageWidth"), pair.image)
+    canvas = Image.new("I", size[::-1], classes.background + _OFFSET)
+    unlisted: dict[str, int] = {}
+    left_out: dict[str, int] = {}
+    for number, shape in enumerate(content["shapes"], start=1):
+        try:
+            if not isinstance(shape, dict):
+                raise ValueError(f"{shown(shape)} is not an object with label and points")
+            label = str(shape["label"]).strip()
+            area = _area(shape, size)
+            pixels = int(np.count_nonzero(area))
+            if not pixels:
+                raise NoArea("which covers no pixel")
+        except NoArea as error:
+            left_out[f"shape {number} ({shown(label)}), {error}"] = 0
+            continue
+        except _UNUSABLE as error:
+            raise OvsegError(f"{pair.labels}: shape {number} is unusable ({reason_of(error)})") from error
+        index = classes.table.get(text_key(label), UNLISTED)
+        if index == UNLISTED:
+            name = f"label {shown(label)}"
+            unlisted[name] = unlisted.get(name, 0) + pixels
+        canvas.paste(index + _OFFSET, mask=area)
+    indices = np.asarray(canvas, dtype=np.int32) - _OFFSET
+    return settle(Labels(indices, unlisted, left_out), classes.unlisted)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -204,7 +204,14 @@ def find(own: Description, key: str, suffixes: Collection[str] = IMAGE_SUFFIXES)
     """
     found: dict[str, Path] = {}
     for pattern in getattr(own, key):
-        for name, path in _matches(own, key, pattern, suffixes):
+        with own.errors_of(key):
+            matches = match_files(own.root, pattern, suffixes)
+        if not all(match.groups for match in matches):
+            raise own.error(
+                key, f"{pattern!r} has no *, which stands for the name that an image shares with its labels"
+            )
+        for groups, path in matches:
+            name = "/".join(filter(None, groups))
             if found.setdefault(name, path) != path:
                 raise own.error(key, f"{found[name]} and {path} have the same name {name!r}: keep one, or narrow {key}")
     if not found:
@@ -231,24 +238,11 @@ def pair(own: Description, images: Mapping[str, Path], labels: Mapping[str, Path
     )
 
 
-def _matches(own: Description, key: str, pattern: str, suffixes: Collection[str]) -> list[tuple[str, Path]]:
-    try:
-        found = match_files(own.root, pattern, suffixes)
-    except OvsegError as error:
-        raise own.error(key, str(error)) from error
-    if any(not match.groups for match in found):
-        raise own.error(key, f"{pattern!r} has no *, which stands for the name that an image shares with its labels")
-    return [("/".join(group for group in match.groups if group), match.path) for match in found]
-
-
 def split_names(own: Description) -> list[str]:
     """Return the names of the split's list, written as :func:`find` writes names."""
-    return list(dict.fromkeys(_without_suffix("/".join(path_parts(name))) for name in own.names or ()))
-
-
-def _without_suffix(name: str) -> str:
-    stem, suffix = split_suffix(name)
-    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+    names = ["/".join(path_parts(name)) for name in own.names or ()]
+    parts = [(name, *split_suffix(name)) for name in names]
+    return list(dict.fromkeys(stem if suffix.lower() in IMAGE_SUFFIXES else name for name, stem, suffix in parts))
 
 
 def _what_is_there(own: Description, pattern: str) -> str:

@@ -34,7 +34,8 @@ def register_own(name: str) -> None:
     """
     path = Path(name)
     if not is_file(path):
-        near = difflib.get_close_matches(path.name, _yaml_files(path.parent), n=1)
+        files = [file.name for file in path.parent.iterdir() if is_path(file.name)] if is_dir(path.parent) else []
+        near = difflib.get_close_matches(path.name, files, n=1)
         hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of the YAML file that describes it"
         raise OvsegError(f"there is no data set {name!r}: {hint}")
     content = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -44,7 +45,7 @@ def register_own(name: str) -> None:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     prepared = prepare(read_description(path))
-    _tell_missing(name, prepared)
+    _warn_of_missing(name, prepared)
     pairs, classes = prepared.pairing.pairs, prepared.classes
     records = [{"file_name": str(pair.image), "sem_seg_file_name": str(pair.labels)} for pair in pairs]
     DatasetCatalog.register(name, lambda: [dict(record) for record in records])
@@ -61,7 +62,7 @@ def register_own(name: str) -> None:
         MetadataCatalog.get(name).set(evaluation_set=classes.evaluation_set)
 
 
-def _tell_missing(name: str, prepared: Prepared) -> None:
+def _warn_of_missing(name: str, prepared: Prepared) -> None:
     pairing = prepared.pairing
     for what, missing in (
         ("images have no labels and are left out", pairing.images_alone),
@@ -79,7 +80,3 @@ def _tell_missing(name: str, prepared: Prepared) -> None:
 
 def _common_folder(paths: Iterable[Path]) -> str:
     return os.path.commonpath([path.parent for path in paths])
-
-
-def _yaml_files(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if is_path(path.name)] if is_dir(folder) else []

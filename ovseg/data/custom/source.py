@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from ovseg.data.custom.classes import Classes
 from ovseg.data.custom.coco import CocoFile, InstanceLabels, PanopticLabels, panoptic_folder
 from ovseg.data.custom.description import Description
-from ovseg.data.custom.labelme import LabelmeLabels
+from ovseg.data.custom.labelme import labelme_labels
 from ovseg.data.custom.pairing import Pair, Pairing, find, pair
 from ovseg.data.custom.values import UNLISTED, Labels, is_index_file, look_up, one_channel, packed_colors, raw_pixels
 from ovseg.errors import OvsegError, reason_of
@@ -48,8 +49,8 @@ class Source:
     def usable_as_is(self, pair: Pair) -> bool:
         """Return whether the label file holds class indices in one channel already; only its header is read."""
         own = self.own
-        told_otherwise = own.ids is not None or own.colors is not None or own.first_id or own.unlisted == "ignore"
-        return own.kind == "masks" and not told_otherwise and is_index_file(pair.labels)
+        converted = own.ids is not None or own.colors is not None or own.first_id or own.unlisted == "ignore"
+        return own.kind == "masks" and not converted and is_index_file(pair.labels)
 
 
 def open_source(own: Description) -> Source:
@@ -65,7 +66,7 @@ def open_source(own: Description) -> Source:
         return Source(own, classes, file.pairs(), decoder(file, classes))
     classes = Classes(own, own.classes)
     pairing = pair(own, find(own, "images"), _label_files(own))
-    reader = LabelmeLabels(classes) if own.kind == "labelme" else MaskLabels(classes)
+    reader = partial(labelme_labels if own.kind == "labelme" else mask_labels, classes)
     return Source(own, classes, pairing, reader)
 
 
@@ -97,18 +98,13 @@ def advice_unlisted(own: Description) -> str:
     )
 
 
-class MaskLabels:
-    """Reads mask files: numbers, or colours where the description has them."""
-
-    def __init__(self, classes: Classes):
-        self.classes = classes
-
-    def __call__(self, pair: Pair) -> Labels:
-        colors, unlisted = self.classes.colors, self.classes.unlisted
-        if colors is not None:
-            return look_up(packed_colors(pair.labels), colors, unlisted, show=lambda color: f"colour #{color:06x}")
-        raw = one_channel(raw_pixels(pair.labels), pair.labels)
-        return look_up(raw, self.classes.table, unlisted, show=lambda value: f"value {value}")
+def mask_labels(classes: Classes, pair: Pair) -> Labels:
+    """Read a mask file: numbers, or colours where the description has them."""
+    if classes.colors is not None:
+        colors = packed_colors(pair.labels)
+        return look_up(colors, classes.colors, classes.unlisted, show=lambda color: f"colour #{color:06x}")
+    raw = one_channel(raw_pixels(pair.labels), pair.labels)
+    return look_up(raw, classes.table, classes.unlisted, show=lambda value: f"value {value}")
 
 
 def _label_files(own: Description) -> dict[str, Path]:

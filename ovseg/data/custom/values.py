@@ -103,17 +103,18 @@ def packed_colors(path: Path) -> np.ndarray:
     Raises:
         OvsegError: the file cannot be read.
     """
-    red, green, blue = np.moveaxis(_pixels(path, "RGB").astype(np.int32), 2, 0)
+    red, green, blue = np.moveaxis(raw_pixels(path, "RGB").astype(np.int32), 2, 0)
     return red << 16 | green << 8 | blue
 
 
-def raw_pixels(path: Path) -> np.ndarray:
-    """Return the values of a mask file, (H,W) or (H,W,C), including palette indices.
+def raw_pixels(path: Path, mode: str | None = None) -> np.ndarray:
+    """Return the values of a mask file, (H,W) or (H,W,C), with palette indices; with ``mode``, converted by Pillow.
 
     Raises:
         OvsegError: the file cannot be read.
     """
-    return _pixels(path, None)
+    with _opened(path) as image:
+        return np.array(image if mode is None else image.convert(mode))
 
 
 def is_index_file(path: Path) -> bool:
@@ -164,11 +165,6 @@ def _is_lossy_jpeg2000(content: bytes) -> bool:
 _LOSSLESS = ("PNG", "TIFF", "BMP", "DIB", "GIF", "PPM", "TGA", "PCX", "SGI")
 _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "jp2000")
 _IS_LOSSY = {"WEBP": _is_lossy_webp, "JPEG2000": _is_lossy_jpeg2000}
-
-
-def _pixels(path: Path, mode: str | None) -> np.ndarray:
-    with _opened(path) as image:
-        return np.array(image if mode is None else image.convert(mode))
 
 
 @contextlib.contextmanager

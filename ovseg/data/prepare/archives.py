@@ -125,8 +125,11 @@ def _unpack(path: Path, root: Path, archive: Archive, check: bool, kept: Sequenc
             if not missing:
                 console.print(f"{path.name}: all of its {len(wanted):,} files are there", soft_wrap=True, markup=False)
             else:
-                if check and archive.digest:
-                    _check_digest(path, archive)
+                if check and archive.digest and (digest := file_digest(path, archive.algorithm)) != archive.digest:
+                    raise OvsegError(
+                        f"{path} has the {archive.algorithm} {digest}, the released file has {archive.digest}: "
+                        "download it again, or give --any-checksum if it is another packing of the same files"
+                    )
                 _check_space(path, root, sum(missing.values()))
                 with progress_bar(console=console) as bar:
                     task = bar.add_task(escape(path.name), total=len(missing))
@@ -265,14 +268,6 @@ def _write(path: Path, file: Path, member: _Member) -> None:
             shutil.copyfileobj(source, sink, 1 << 20)
         if temporary.stat().st_size != member.size:
             raise OvsegError(f"{path} is damaged: {member.place} ends early; download it again")
-
-
-def _check_digest(path: Path, archive: Archive) -> None:
-    if (digest := file_digest(path, archive.algorithm)) != archive.digest:
-        raise OvsegError(
-            f"{path} has the {archive.algorithm} {digest}, the released file has {archive.digest}: "
-            "download it again, or give --any-checksum if it is another packing of the same files"
-        )
 
 
 def _check_space(path: Path, root: Path, needed: int) -> None:

@@ -80,7 +80,10 @@ def check_folder(root: Path, folder: Folder, workers: int, advance: Callable[[],
         if files[name].stat().st_size == 0:
             return [f"{path}: is empty (0 bytes)"]
         if labels is None:
-            return _check_image(path, folder.short_side) if folder.short_side else []
+            size, fault = _image_size(path) if folder.short_side else ((0, 0), "")
+            if folder.short_side and min(size) > folder.short_side:
+                fault = f"{path}: its shorter side has {min(size)} pixels, more than {folder.short_side}"
+            return [fault] if fault else []
         return _check_labels(path, labels, images.get(name) if images else None, bool(images), occurs)
 
     for faults in spread(check, files, workers):
@@ -131,15 +134,6 @@ def _listed(root: Path, folder: Folder) -> set[str] | None:
         if (root / name).is_file():
             return set(read_names(root / name))
     return None
-
-
-def _check_image(path: Path, short_side: int) -> list[str]:
-    size, fault = _image_size(path)
-    if fault:
-        return [fault]
-    return (
-        [f"{path}: its shorter side has {min(size)} pixels, more than {short_side}"] if min(size) > short_side else []
-    )
 
 
 def _check_labels(
