@@ -76,7 +76,11 @@ def draw_sheet(subject: Subject, report: Report, chosen: Sequence[int], path: Pa
     legend = draw_legend(_WIDTH, [*order, *([(-1, unlabelled)] if unlabelled > 1e-9 else [])], names, _TEXT, colors)
     places, bottom = _flow([drawing.size for _, drawing in cells])
     sheet = Image.new("RGB", (_WIDTH, bottom + legend.shape[0]), "white")
-    _write(sheet, _title(report, len(cells)), (_GAP, _TITLE // 2), 24, _WIDTH - 2 * _GAP)
+    title = (
+        f"{folder_name(report.name)}: {len(cells)} of {report.num_pairs:,} images, {len(report.class_names)} classes"
+    )
+    title += f"; {len(report.wrong):,} problems" if report.wrong else ""
+    _write(sheet, title, (_GAP, _TITLE // 2), 24, _WIDTH - 2 * _GAP)
     for (pair, drawing), (left, top) in zip(cells, places, strict=True):
         sheet.paste(drawing, (left, top))
         _write(sheet, pair.image.name, (left, top + drawing.height + _LINE // 2), 14, drawing.width)
@@ -111,11 +115,6 @@ def _flow(sizes: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]
         places.append((left, top))
         left += width + _GAP
     return places, top + _HEIGHT + _LINE + _GAP
-
-
-def _title(report: Report, drawn: int) -> str:
-    text = f"{folder_name(report.name)}: {drawn} of {report.num_pairs:,} images, {len(report.class_names)} classes"
-    return f"{text}; {len(report.wrong):,} problems" if report.wrong else text
 
 
 def _write(sheet: Image.Image, text: str, place: tuple[int, int], size: int, width: int) -> None:

@@ -1,8 +1,6 @@
 """labelme's JSON files as label maps.
 
 Shapes are drawn as labelme's own ``shape_to_mask`` draws them, with Pillow, later ones over earlier ones.
-``supervision`` (0.31) reads labelme, too, but leaves out circles and masks, and holds the masks of all images in memory
-at once.
 """
 
 from __future__ import annotations

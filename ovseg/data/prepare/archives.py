@@ -130,7 +130,11 @@ def _unpack(path: Path, root: Path, archive: Archive, check: bool, kept: Sequenc
                         f"{path} has the {archive.algorithm} {digest}, the released file has {archive.digest}: "
                         "download it again, or give --any-checksum if it is another packing of the same files"
                     )
-                _check_space(path, root, sum(missing.values()))
+                root.mkdir(parents=True, exist_ok=True)
+                needed, free = sum(missing.values()), shutil.disk_usage(root).free
+                if free < needed:
+                    sizes = f"{needed / 1e9:.1f} GB in {root}, and {free / 1e9:.1f} GB are free"
+                    raise OvsegError(f"{path.name} needs {sizes}: free some space")
                 with progress_bar(console=console) as bar:
                     task = bar.add_task(escape(path.name), total=len(missing))
                     for member in members():  # again, since a tar is best read from its begin to its end
@@ -268,12 +272,3 @@ def _write(path: Path, file: Path, member: _Member) -> None:
             shutil.copyfileobj(source, sink, 1 << 20)
         if temporary.stat().st_size != member.size:
             raise OvsegError(f"{path} is damaged: {member.place} ends early; download it again")
-
-
-def _check_space(path: Path, root: Path, needed: int) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(root).free
-    if free < needed:
-        raise OvsegError(
-            f"{path.name} needs {needed / 1e9:.1f} GB in {root}, and {free / 1e9:.1f} GB are free: free some space"
-        )

@@ -1,8 +1,7 @@
-"""Converting many files with several threads; what is there and up to date is not touched.
+"""Conversion of many files with several threads; what is there and up to date is not touched.
 
-Threads, not processes: Pillow decodes and encodes outside Python's lock, which measures as fast as processes, and a
-process would import the whole package again. Every file is written under another name and renamed, so a run that is
-killed leaves whole files, and the next one goes on after them.
+Pillow decodes and encodes outside Python's lock, so threads are as fast as processes. Every file is written under
+another name and renamed, so a run that is killed leaves whole files, and the next one continues after them.
 """
 
 from __future__ import annotations
