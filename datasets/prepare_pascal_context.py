@@ -23,7 +23,7 @@ import numpy as np
 
 from ovseg.data import prepare
 from ovseg.data.prepare.facts import CONTEXT_LISTS
-from ovseg.data.prepare.pascal_context import FOLDER, check_orders, label_map, read_detail
+from ovseg.data.prepare.raw_formats import FOLDER, check_orders, label_map, read_detail
 from ovseg.errors import OvsegError, user_errors
 
 SPLITS = ("val", "train")

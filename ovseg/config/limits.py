@@ -174,7 +174,6 @@ def lookup(cfg: CfgNode, key: str) -> Any:
 
 
 def _check_together(cfg: CfgNode) -> None:
-    """Check combinations of keys."""
     former, head, swin, crop = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SWIN, cfg.INPUT.CROP
     if former.HIDDEN_DIM % former.NHEADS:
         raise _refusal("MODEL.MASK_FORMER.NHEADS", former.NHEADS, f"a divisor of HIDDEN_DIM, {former.HIDDEN_DIM}")

@@ -44,18 +44,6 @@ def take_back(entries: dict[str, Any], names: Iterable[str], keep: Mapping[str, 
                 del entries[dataset]
 
 
-def merge_layers(merged: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Let a YAML file overrule the entries of its bases.
-
-    Args:
-        merged: contents of the file and its bases as one, changed in place.
-        own: the file alone.
-    """
-    general = part_of(own, "MODEL", "CLIP_ADAPTER")
-    entries = part_of(own, "TEST", "PER_DATASET")
-    take_back(part_of(merged, "TEST", "PER_DATASET"), [name for name in LIMITS if name in general], entries)
-
-
 def prepare_for_merge(cfg: CfgNode, options: Sequence[Any] = ()) -> list[Any]:
     """Make a configuration ready to take a file or options: take back what they overrule, make room for new entries.
 

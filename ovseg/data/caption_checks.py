@@ -1,4 +1,4 @@
-"""Checking the caption files of the field before they are used: unreadable lines, images that are not there."""
+"""Check of caption files before they are used: unreadable lines, images that are not there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PAIR_COLUMNS = ("entity", "pairindex", "pairentity")
 
 @dataclass
 class CaptionCheck:
-    """What a file holds.
+    """Content of a file.
 
     Attributes:
         kind: its format, for people.

@@ -24,14 +24,14 @@ IMAGE_PAD_VALUE = 128
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
-    """As Detectron2's, but a very long image keeps at least one pixel of its short side."""
+    """Detectron2's resize, except that a very long image keeps at least one pixel of its short side."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         return keep_a_pixel(super().get_transform(image))
 
 
 class _CropSize(T.RandomCrop):
-    """As Detectron2's, but a relative size of a narrow image is at least one pixel."""
+    """Detectron2's crop, except that a relative size of a narrow image is at least one pixel."""
 
     def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         height, width = super().get_crop_size(image_size)
@@ -284,8 +284,7 @@ def _read(file_name: str, image_format: str) -> np.ndarray:
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    """Convert (H,W,3) to (3,H,W)."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))  # (H,W,3) -> (3,H,W)
 
 
 def _size(array: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""What a model is asked on a data set, and how its answers become the data set's classes.
+"""Protocols of evaluation: the words that a model is asked, and the conversion of its answers to classes.
 
 The protocols of PASCAL VOC are those of ``baselines`` 6.1: PAS-20 (background is ignored), PAS-20b (OpenSeg's rule, its
 spec 7.4: the model chooses among the 59 names of PASCAL Context, and the 39 that VOC has not are background) and PAS-21

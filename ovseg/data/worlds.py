@@ -21,7 +21,7 @@ MODULES = {"toy": "ovseg.toy.registration"}
 
 @dataclass(frozen=True)
 class World:
-    """What a plug-in provides.
+    """Parts that a plug-in provides.
 
     Attributes:
         name: the prefix of all its names.

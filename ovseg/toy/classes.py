@@ -26,18 +26,7 @@ SECOND_TONES: dict[str, tuple[int, int, int]] = {
 }
 
 # Outlines that stay apart at any rotation (so no diamond with the square, no hexagon with the circle).
-SHAPES: tuple[str, ...] = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "ring",
-    "cross",
-    "heart",
-    "moon",
-    "arrow",
-    "flower",
-)
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "moon", "arrow", "flower")
 
 STUFF: tuple[str, ...] = ("grass", "sand", "water", "brick", "stone", "tile", "ice", "lava", "wood", "metal")
 NOVEL_STUFF: frozenset[str] = frozenset({"wood", "metal"})

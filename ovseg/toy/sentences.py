@@ -15,7 +15,7 @@ _OPENINGS = ("a photo of {}", "this is a photo of {}", "a picture of {}", "there
 
 @dataclass(frozen=True)
 class Thing:
-    """What can be said about one thing.
+    """Attributes of one thing that captions mention.
 
     Attributes:
         colour, shape, pattern: words of ``classes.COLOURS``, ``SHAPES``, ``PATTERNS``.

@@ -43,7 +43,7 @@ Entry = Mapping[str, Any]
 
 
 class CocoFile:
-    """What panoptic and instances files have in common: images, categories, and the annotations of each image.
+    """Content that panoptic and instances files share: images, categories, and the annotations of each image.
 
     Args:
         own: a description with one of them.

@@ -1,4 +1,4 @@
-"""The YAML file that describes somebody's own data set; ``docs/your_data.md`` explains every key."""
+"""YAML file that describes a user's data set; ``docs/your_data.md`` explains every key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = ("labelme", "coco_panoptic", "coco_instances", "masks")  # keys that say
 
 @dataclass(frozen=True)
 class Description:
-    """What the file says; nothing on disk but the lists that it names has been looked at.
+    """Content of the file; of the other files, only the lists that it names are read.
 
     Attributes:
         file: the YAML file.
@@ -133,7 +133,12 @@ def _checked(own: Description) -> Description:
         with own.errors_of("templates"):
             own = replace(own, classes=own.classes.with_templates(own.templates))
     if own.ids == "label_set":
-        own = replace(own, ids=_own_numbers(own))
+        if own.label_set is None:
+            raise own.error("ids", "label_set stands for the numbers of a label set, but no label_set is named")
+        numbers = label_set(own.label_set).dataset_ids
+        if None in numbers:
+            raise own.error("ids", f"label set {own.label_set!r} has no number for class {numbers.index(None)}")
+        own = replace(own, ids=dict(zip(numbers, own.classes.names, strict=True)))
     elif own.ids is not None and not isinstance(own.ids, Mapping):
         raise own.error("ids", f"is {own.ids!r}; write lines of VALUE: CLASS, or label_set for the label set's numbers")
     if own.unlisted not in ("error", "ignore"):
@@ -158,15 +163,6 @@ def _with_texts(own: Description) -> Vocabulary:
         name, problem = (min(lacking), "lacks the class") if lacking else (min(foreign), "has a word that is no class:")
         raise own.error("vocabulary", f"{own.vocabulary.origin} {problem} {name!r}: it must have a line for each class")
     return replace(own.classes, synonyms=tuple(texts[name] for name in own.classes.names))
-
-
-def _own_numbers(own: Description) -> dict[int, str]:
-    if own.label_set is None:
-        raise own.error("ids", "label_set stands for the numbers of a label set, but no label_set is named")
-    numbers = label_set(own.label_set).dataset_ids
-    if None in numbers:
-        raise own.error("ids", f"label set {own.label_set!r} has no number for class {numbers.index(None)}")
-    return dict(zip(numbers, own.classes.names, strict=True))
 
 
 def _path(own: Description, key: str, value: Any) -> Path:

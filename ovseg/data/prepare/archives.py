@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import lzma
 import re
 import shutil
@@ -13,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -48,27 +50,8 @@ class Archive:
     digest: str | None = None
 
 
-ARCHIVES: dict[str, Archive] = {
-    "ADEChallengeData2016.zip": Archive(
-        "", ("ADEChallengeData2016",), digest="219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"
-    ),
-    "train2017.zip": Archive("coco", ("train2017",), digest="10ad623668ab00c62c096f0ed636d6aff41faca5"),
-    "val2017.zip": Archive("coco", ("val2017",), digest="4950dc9d00dbe1c933ee0170f5797584351d2a41"),
-    "annotations_trainval2017.zip": Archive(
-        "coco", ("annotations",), digest="8551ee4bb5860311e79dace7e79cb91e432e78b3"
-    ),
-    "stuffthingmaps_trainval2017.zip": Archive("coco/stuffthingmaps", ("train2017", "val2017")),
-    # holds two archives more
-    "panoptic_annotations_trainval2017.zip": Archive("coco", ("annotations",)),
-    "panoptic_train2017.zip": Archive("coco", ("panoptic_train2017",)),
-    "panoptic_val2017.zip": Archive("coco", ("panoptic_val2017",)),
-    "VOCtrainval_11-May-2012.tar": Archive("", ("VOCdevkit",), "md5", "6cd6e144f989b92b3379bac3b3de84fd"),
-    "SegmentationClassAug.zip": Archive("VOCdevkit/VOC2012", ("SegmentationClassAug",)),
-    "VOCtrainval_03-May-2010.tar": Archive("", ("VOCdevkit",), "md5", "da459979d0c395079b5c75ee67908abb"),
-    "trainval.tar.gz": Archive("VOCdevkit/VOC2010", ("trainval",)),
-    "leftImg8bit_trainvaltest.zip": Archive("cityscapes", ("leftImg8bit",)),
-    "gtFine_trainvaltest.zip": Archive("cityscapes", ("gtFine",)),
-}
+_TABLE = json.loads(resources.files(__package__).joinpath("archives.json").read_text(encoding="utf-8"))
+ARCHIVES = {name: Archive(**{**row, "folders": tuple(row["folders"])}) for name, row in _TABLE.items()}
 # an archive of another name (ADE20K's are personal) is unpacked in the root if it holds these
 ANY_ARCHIVE = Archive("", ("coco", "ADEChallengeData2016", "ADE20K_2021_17_01", "VOCdevkit", "cityscapes"))
 

@@ -142,7 +142,7 @@ def convert(conversion: Conversion, workers: int) -> int:
 
 @dataclass(frozen=True)
 class _Done:
-    """What became of an item in one folder: its file was written, left out, or was right as it was."""
+    """Result of an item in one folder: its file was written, left out, or right already."""
 
     folder: _Folder
     name: str
@@ -240,7 +240,6 @@ class _Folder:
 
 
 def _make(conversion: Conversion, item: Item, folders: Sequence[_Folder]) -> list[_Done] | BadFile:
-    """Do one item."""
     try:
         signs = {folder: signs_of(item.sources, folder.output.folder) for folder in folders}
         right = [folder for folder in folders if folder.is_right(item, signs[folder])]

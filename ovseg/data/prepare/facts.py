@@ -13,11 +13,7 @@ from importlib import resources
 from typing import Any
 
 # where people keep the list of the augmented training set, which is not in the released archives
-VOC_TRAIN_AUG_LISTS = (
-    "SegmentationAug/train_aug.txt",
-    "Segmentation/train_aug.txt",
-    "Segmentation/trainaug.txt",
-)
+VOC_TRAIN_AUG_LISTS = ("SegmentationAug/train_aug.txt", "Segmentation/train_aug.txt", "Segmentation/trainaug.txt")
 CONTEXT_LISTS = {
     "val": ("pascalcontext_val.txt", "ImageSets/SegmentationContext/val.txt"),
     "train": ("ImageSets/SegmentationContext/train.txt",),
@@ -26,7 +22,7 @@ CONTEXT_LISTS = {
 
 @dataclass(frozen=True)
 class Labels:
-    """What the label files of a folder hold.
+    """Content of the label files of a folder.
 
     Attributes:
         classes: values are 0 .. classes - 1.

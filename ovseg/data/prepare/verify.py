@@ -1,4 +1,4 @@
-"""Checking prepared data sets against :mod:`ovseg.data.prepare.facts`: what is wrong, and where."""
+"""Check of prepared data sets against :mod:`ovseg.data.prepare.facts`: what is wrong, and where."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ovseg.io.progress import progress_bar
 
 @dataclass
 class Report:
-    """What was found in one folder.
+    """Result of the check of one folder.
 
     Attributes:
         folder: what it should be.

@@ -38,7 +38,7 @@ _WORD_SCALE = 10.0  # inverse temperature between words: fixed, lest the tempera
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast.
+    """Settings of a training.
 
     Attributes:
         steps: of training.
