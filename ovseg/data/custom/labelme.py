@@ -26,7 +26,6 @@ from ovseg.errors import OvsegError, reason_of, shown
 _OFFSET = 2  # canvas value of class 0, since drawing wants no negative numbers
 # labelme's own names, and those of its relatives, for a polygon of four corners
 _POLYGONS = (
-    
     "polygon",
     "oriented_rectangle",
     "rotated_rectangle",
@@ -34,7 +33,6 @@ _POLYGONS = (
     "rotated",
     "rotated_bbox",
     "quadrilateral",
-,
 )
 _UNUSABLE = (KeyError, TypeError, ValueError, IndexError, OSError, SyntaxError, Image.DecompressionBombError)
 _WITHOUT_AREA = ("line", "linestrip", "linestring", "point", "points")
