@@ -28,7 +28,7 @@ class CaptionCheck:
     """Content of a file.
 
     Attributes:
-        kind: its format, for people.
+        kind: its format, for display.
         captions: how many it holds, usable or not.
         images: how many images they are of; None where the file lists web addresses.
         released: how many captions the released file of this name has; None if it is not known.

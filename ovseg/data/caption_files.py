@@ -1,4 +1,4 @@
-"""Captioned images: COCO Captions, Localized Narratives, and tables (CSV, TSV) of anybody's own."""
+"""Captioned images: COCO Captions, Localized Narratives, and tables (CSV, TSV)."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def _register(name: str, dataset: SemSegDataset, root: Path) -> None:
         ignore_label=classes.ignore_label,
     )
     if dataset.label_set.startswith("coco_stuff"):
-        # COCO's result format wants COCO's category ids
+        # COCO's result format has COCO's category ids
         metadata.set(stuff_dataset_id_to_contiguous_id={id_: i for i, id_ in enumerate(classes.dataset_ids)})
     if dataset.label_set == "ade20k_847":
         metadata.set(thing_classes=list(classes.registry_names))  # as published

@@ -104,7 +104,7 @@ def protocol_of(dataset_name: str, variant: str = "names") -> Protocol:
     if vocabulary is None:
         if variant == "synonyms":
             raise OvsegError(
-                f"TEST.VOCABULARY is synonyms, but the classes of {dataset_name!r} have none that we know: set it to "
+                f"TEST.VOCABULARY is synonyms, but the classes of {dataset_name!r} have no known ones: set it to "
                 "names, or give the data set a vocabulary"
             )
         vocabulary = Vocabulary(names, tuple((name,) for name in names), f"stuff_classes of {dataset_name}")

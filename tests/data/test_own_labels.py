@@ -112,7 +112,7 @@ def test_masks_of_whole_float_numbers_and_of_transparency_alone(tmp_path):
         labels_of(tmp_path, masks="masks/*.tif")
     for channels in (2, 4):
         one_mask(tmp_path, np.dstack([values * 0] * (channels - 1) + [values * 255]).astype(np.uint8))
-        with pytest.raises(OvsegError, match=r"a\.png says everything by its transparency"):
+        with pytest.raises(OvsegError, match=r"a\.png has its labels in the transparency"):
             labels_of(tmp_path)
 
 

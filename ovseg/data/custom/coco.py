@@ -122,7 +122,7 @@ class CocoFile:
             if not _same_file(parts, other):
                 raise self._error(
                     f"{self.path} has two images of the id {shown(entry['id'])}, {shown('/'.join(other))} and "
-                    f"{shown('/'.join(parts))}, and nobody knows whose its annotations are: give each image its own id"
+                    f"{shown('/'.join(parts))}, so its annotations are ambiguous: give each image its own id"
                 )
             matches = [(end, by_end[end]) for end in _ends(parts) if end in by_end]
             matches = matches or [(end, loosely[_loose(end)]) for end in _ends(parts) if _loose(end) in loosely]

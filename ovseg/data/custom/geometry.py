@@ -47,7 +47,7 @@ def different_sizes(pair: Pair, labels: Sequence[int], image: Sequence[int]) -> 
     return text
 
 
-_FURTHEST = 10  # times the longer side of an image, but 10,000 pixels at least; nobody draws further outside
+_FURTHEST = 10  # times the longer side of an image, but 10,000 pixels at least
 _LARGEST_RATIO = 16  # of the pixels of labels and their image: sizes that differ less are compared by others
 
 Key = TypeVar("Key", bound=Hashable)
@@ -114,7 +114,7 @@ def labelled_size(height: Any, width: Any, image: Path) -> tuple[int, int]:
         largest = _LARGEST_RATIO * math.prod(image_size(image))
     if min(size) < 1 or math.prod(size) > largest:
         raise OvsegError(
-            f"{image} has {size[1]}x{size[0]} pixels by its labels, which cannot be: correct the size there"
+            f"{image} has {size[1]}x{size[0]} pixels by its labels, which is impossible: correct the size there"
         )
     return size
 

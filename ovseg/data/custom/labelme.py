@@ -23,7 +23,7 @@ from ovseg.data.custom.pairing import Pair
 from ovseg.data.custom.values import UNLISTED, Labels, settle
 from ovseg.errors import OvsegError, reason_of, shown
 
-_OFFSET = 2  # canvas value of class 0, since drawing wants no negative numbers
+_OFFSET = 2  # canvas value of class 0, since drawing takes no negative numbers
 # labelme's own names, and those of its relatives, for a polygon of four corners
 _POLYGONS = (
     "polygon",

@@ -1,4 +1,4 @@
-"""Data sets whose name is the path of a YAML file, and names as people and systems write them."""
+"""Data sets whose name is the path of a YAML file, and comparison of names."""
 
 from __future__ import annotations
 

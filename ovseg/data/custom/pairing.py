@@ -1,8 +1,7 @@
 """Pairing of images and label files by the text that the wildcards of both patterns stand for.
 
-Python's ``glob`` takes a folder called ``[train]`` for a pattern, and does not find a name that is written in another
-normal form of Unicode, as macOS and Linux write them; both are common in people's data. Here a name that is there
-literally is taken literally, and names are compared after NFC.
+Unlike in ``glob``, a name that exists literally, such as ``[train]``, is taken literally, and names are compared after
+NFC, since macOS and Linux write different normal forms of Unicode.
 """
 
 from __future__ import annotations

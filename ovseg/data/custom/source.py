@@ -1,4 +1,4 @@
-"""The labels of somebody's own data set, whatever their format: which pairs there are, and how one is read."""
+"""Labels of a user's data set in any format: its pairs, and the reading of one."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def count_pixels(indices: np.ndarray, num_classes: int) -> np.ndarray:
 def ignored_class(classes: Classes, pixels: np.ndarray, ignored: int) -> str:
     """Return a sentence if the ignored value looks like a class of its own; empty otherwise.
 
-    Masks of 0 and 255 are the usual case: 255 is ignored, so the object that everybody sees is never learned.
+    Masks of 0 and 255 are the usual case: 255 is ignored, so the object is never learned.
 
     Args:
         pixels: (K,) of each class.

@@ -13,7 +13,7 @@ from PIL import Image
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.images import open_image
 
-IGNORED, UNLISTED = -1, -2  # in place of a class index: does not count; has no class that we know of
+IGNORED, UNLISTED = -1, -2  # in place of a class index: does not count; has no known class
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def one_channel(raw: np.ndarray, path: Path) -> np.ndarray:
     if raw.ndim == 3:
         colors = raw if raw.shape[2] == 3 else raw[:, :, : 1 if raw.shape[2] == 2 else 3]  # without transparency
         if raw.shape[2] != 3 and np.ptp(raw[:, :, -1]) and not np.ptp(colors):
-            raise OvsegError(f"mask {path} says everything by its transparency: save that channel as grey values")
+            raise OvsegError(f"mask {path} has its labels in the transparency: save that channel as grey values")
         if (colors != colors[:, :, :1]).any():
             raise OvsegError(f"mask {path} is a colour image: list the class of each colour in `colors`")
         raw = colors[:, :, 0]
@@ -128,7 +128,7 @@ def is_index_file(path: Path) -> bool:
 
 
 def _check_lossless(path: Path, image: Image.Image) -> None:
-    """Raise OvsegError where pixels are not what was saved, so that values and colours come out that nobody wrote.
+    """Raise OvsegError where compression changes pixels, and so adds values and colours.
 
     Nothing is decoded before, which for some other formats would start programs.
     """

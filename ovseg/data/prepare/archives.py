@@ -1,4 +1,4 @@
-"""Unpacking archives where the data sets belong, without trusting what they hold."""
+"""Unpacking of archives to the places of data sets, without trust in their content."""
 
 from __future__ import annotations
 

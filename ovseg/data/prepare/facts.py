@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-# where people keep the list of the augmented training set, which is not in the released archives
+# usual places of the list of the augmented training set, which is not in the released archives
 VOC_TRAIN_AUG_LISTS = ("SegmentationAug/train_aug.txt", "Segmentation/train_aug.txt", "Segmentation/trainaug.txt")
 CONTEXT_LISTS = {
     "val": ("pascalcontext_val.txt", "ImageSets/SegmentationContext/val.txt"),

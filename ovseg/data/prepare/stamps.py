@@ -13,7 +13,7 @@ from ovseg.io.files import atomic_path, file_digest
 
 NAME = ".ovseg_prepare.json"
 
-Look = tuple[int, int, int, int]  # bytes, mtime in ns, inode, ctime in ns: equal as long as nobody touches the file
+Look = tuple[int, int, int, int]  # bytes, mtime in ns, inode, ctime in ns: equal while a file is untouched
 Sign = list  # of one source: its path from the note's folder, its Look and the SHA-256 of its content
 
 
