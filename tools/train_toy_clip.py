@@ -8,7 +8,7 @@
 
 The two commands reproduce the shipped file. The second one teaches the image tower more about shapes, with closer
 close-ups and less in them. After ``--text-steps`` the text tower is locked: it knows its 90 words by then, while the
-image tower needs much longer. Images: ``ovseg/toy/clip/views.py``; loss:
+image tower needs much longer. Images: ``ovseg/toy/clip/batches.py``; loss:
 ``ovseg/toy/clip/training.py``.
 """
 
