@@ -4,7 +4,7 @@
 python datasets/prepare_ade20k_150.py [--archives ADEChallengeData2016.zip]
 python datasets/prepare_ade20k_150.py --verify
 
-Reads ADEChallengeData2016/annotations/{training,validation}, writes annotations_detectron2/ beside it.
+Reads ADEChallengeData2016/annotations/{training,validation}, writes annotations_detectron2/ next to it.
 """
 
 from __future__ import annotations

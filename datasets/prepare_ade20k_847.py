@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ovseg.data import prepare
-from ovseg.data.prepare.ade20k_index import read_index
+from ovseg.data.prepare.raw_formats import read_index
 from ovseg.errors import OvsegError, user_errors
 from ovseg.io.images import read_image
 

@@ -4,7 +4,7 @@
 python datasets/prepare_cityscapes.py [--archives gtFine_trainvaltest.zip leftImg8bit_trainvaltest.zip]
 python datasets/prepare_cityscapes.py --verify
 
-Reads cityscapes/gtFine/{train,val}/<city>/*_gtFine_labelIds.png, writes *_gtFine_labelTrainIds.png beside them, as
+Reads cityscapes/gtFine/{train,val}/<city>/*_gtFine_labelIds.png, writes *_gtFine_labelTrainIds.png next to them, as
 cityscapesScripts' createTrainIdLabelImgs does from the polygons.
 """
 

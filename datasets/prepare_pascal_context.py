@@ -23,7 +23,7 @@ import numpy as np
 
 from ovseg.data import prepare
 from ovseg.data.prepare.facts import CONTEXT_LISTS
-from ovseg.data.prepare.pascal_context import FOLDER, check_orders, label_map, read_detail
+from ovseg.data.prepare.raw_formats import FOLDER, check_orders, label_map, read_detail
 from ovseg.errors import OvsegError, user_errors
 
 SPLITS = ("val", "train")
@@ -53,7 +53,7 @@ def find_items(base: Path, detail: bool) -> dict[str, prepare.Item]:
 
 
 def names_of(base: Path, split: str, items: dict[str, prepare.Item]) -> list[str]:
-    """The names of a split: by its list; else as --detail tells; else, for train, all that are not in val."""
+    """Return the names of a split: by its list, else by --detail; else, for train, all that are not in val."""
     for place in CONTEXT_LISTS[split]:
         if (base / place).is_file():
             return prepare.read_names(base / place)
@@ -73,7 +73,7 @@ def read(item: prepare.Item) -> np.ndarray:
 def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
     variants = args.classes or (["59"] if args.detail else ["59", "459"])
     if args.detail and "459" in variants:
-        raise OvsegError("trainval_merged.json does not tell 459 classes: give --classes 59, or leave out --detail")
+        raise OvsegError("trainval_merged.json lacks the 459 classes: give --classes 59, or leave out --detail")
     base = args.root / FOLDER
     items = find_items(base, args.detail)
     for split in args.splits or SPLITS:

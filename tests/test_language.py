@@ -31,19 +31,20 @@ ALLOWED = (
     re.compile(r"\.tell\(\)"),  # of files
     re.compile(r"\bdetectron2_mends\b"),  # old name in the changelog
     re.compile(r"photo photograph image picture pic scene|shelves beside scissors"),  # words of captions
+    re.compile(r'"(?:next to", "beside|a picture of \{\})"'),  # captions of the toy world
 )
 TEXT = {".py", ".md", ".yaml", ".toml", ".cff", ".html", ""}  # suffixes; "": Makefile, .ci/run
 SKIPPED = ("tests/test_language.py", "CONTRIBUTING.md", "LICENSE", "tests/data/")
 # TODO: paths whose language is revised on other branches; the lead removes them
 TODO: tuple[str, ...] = (
-    *("datasets/prepare_", "demo.py", "ovseg/adaptation/", "ovseg/checkpoint/loading.py", "ovseg/clip/", "ovseg/data/"),
+    *("demo.py", "ovseg/adaptation/", "ovseg/checkpoint/loading.py", "ovseg/clip/"),
     *(
         "ovseg/engine/",
         "ovseg/evaluation/oracle",
         "ovseg/evaluation/sg_table.py",
         "ovseg/evaluation/threshold_search.py",
     ),
-    *("ovseg/meta_arch/", "ovseg/proposals/", "ovseg/toy/", "ovseg/vocabulary/reading.py"),
+    *("ovseg/meta_arch/", "ovseg/proposals/", "ovseg/vocabulary/reading.py"),
     *("ovseg/vocabulary/vocabulary.py", "tests/adaptation/", "tests/clip/", "tests/engine/", "tests/meta_arch/"),
     *("tools/compare_results.py", "tools/finetune_clip.py", "tools/mine_mask_text_pairs.py"),
     *("tools/pretrain_toy_backbone.py", "tools/train_toy_clip.py"),

@@ -11,8 +11,7 @@ from PIL import Image
 import demo
 from ovseg import Segmentation, Segmenter, segmenter
 from ovseg.config import load_cfg
-from ovseg.data.augmentation import ResizeShortestEdge
-from ovseg.data.mapper import SemSegTestMapper
+from ovseg.data.mapper import ResizeShortestEdge, SemSegTestMapper
 from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import SlidingWindow, augmented_model
 from ovseg.vocabulary import Vocabulary

@@ -67,7 +67,7 @@ from torch import Tensor, nn
 
 from ovseg.checkpoint import load_weights
 from ovseg.config import load_cfg
-from ovseg.data.augmentation import ResizeShortestEdge
+from ovseg.data.mapper import ResizeShortestEdge
 from ovseg.engine.timing import REST, STAGES, Stages, clock_of, time_stages
 from ovseg.io.devices import find_device
 from ovseg.io.files import atomic_path

@@ -8,7 +8,7 @@
 
 The two commands reproduce the shipped file. The second one teaches the image tower more about shapes, with closer
 close-ups and less in them. After ``--text-steps`` the text tower is locked: it knows its 90 words by then, while the
-image tower needs much longer. Images: ``ovseg/toy/clip/views.py``; loss:
+image tower needs much longer. Images: ``ovseg/toy/clip/batches.py``; loss:
 ``ovseg/toy/clip/training.py``.
 """
 
@@ -65,9 +65,8 @@ from ovseg.checkpoint import save_safetensors
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.preprocessing import OPENAI
 from ovseg.io.files import atomic_path
-from ovseg.toy.clip.batches import PairSampler
+from ovseg.toy.clip.batches import PairSampler, ViewRecipe, load_views
 from ovseg.toy.clip.training import Recipe, TrainingRun
-from ovseg.toy.clip.views import ViewRecipe, load_views
 from ovseg.toy.clip.zero_shot import evaluate
 from ovseg.toy.registration import FORMAT
 

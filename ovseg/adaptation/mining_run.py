@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from detectron2.utils import comm
 from rich.console import Console
 
@@ -33,6 +34,7 @@ from ovseg.checkpoint.state_dicts import bare_clip_names, tensor_names
 from ovseg.clip.adapter import PROMPTS, ClipAdapter, load_clip
 from ovseg.clip.model import find_clip
 from ovseg.config import load_cfg
+from ovseg.config.files import by_content
 from ovseg.data.caption_files import ALLOWED_BAD, CaptionedImage, CaptionedImages, check_bad, read_captions
 from ovseg.data.worlds import find_world, is_split, split_records, world_words
 from ovseg.errors import OvsegError
@@ -88,7 +90,8 @@ def settings_of(
         for name, path in files.items():
             settings[name] = file_fingerprint(Path(path)) if path and Path(path).is_file() else path
         cfg.MODEL.WEIGHTS = cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS = ""
-        settings["config"] = hashlib.sha256(cfg.dump().encode()).hexdigest()
+        content = yaml.safe_dump(by_content(yaml.safe_load(cfg.dump())))
+        settings["config"] = hashlib.sha256(content.encode()).hexdigest()
     return settings
 
 

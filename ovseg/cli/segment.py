@@ -59,7 +59,10 @@ def segment_inputs(args: argparse.Namespace, is_toy: bool = False) -> int:
         check_writable(jobs[0][1])
         if is_toy:
             logger.warning("this is the toy model, which knows toy scenes only; for photographs give --config-file")
-        segmenter = _load(args)
+        ovseg.register()
+        from ovseg.segmenter import Segmenter  # takes seconds: only once words and inputs are known to be good
+
+        segmenter = Segmenter.from_config(args.config_file, opts=args.opts, device=args.device)
         if args.explain:
             segmenter.refuse_to_explain_views()
         segmenter.prepare(vocabulary)
@@ -88,13 +91,6 @@ def _read_words(args: argparse.Namespace) -> Vocabulary:
         if "," in name:
             logger.warning("%r is looked for as one word; give several words separated by blanks", name)
     return vocabulary.with_background(background)
-
-
-def _load(args: argparse.Namespace) -> Segmenter:
-    ovseg.register()
-    from ovseg.segmenter import Segmenter  # takes seconds: only once words and inputs are known to be good
-
-    return Segmenter.from_config(args.config_file, opts=args.opts, device=args.device)
 
 
 def _segment_all(
@@ -176,7 +172,7 @@ def _show(result: Segmentation, target: Path, console: Console, as_table: bool) 
 
 
 def _is_done(source: Path, target: Path, vocabulary: Vocabulary, explain: bool) -> bool:
-    """Whether the results of an input and its words are complete, by the JSON, which is written last."""
+    """Return whether the results of an input and its words are complete, by the JSON, which is written last."""
     json_file = output_files(target)[2]
     try:
         written = json.loads(json_file.read_text(encoding="utf-8"))

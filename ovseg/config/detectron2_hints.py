@@ -1,4 +1,4 @@
-"""What to use instead, said where Detectron2's own tools meet what only ovseg knows.
+"""Hints in errors of Detectron2's own tools that meet keys and values of ovseg.
 
 Detectron2 raises these errors in functions of its own, before any part of ovseg runs. What works stays as it is.
 """

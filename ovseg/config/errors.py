@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import yaml
 
+from ovseg.config.values import leaves
 from ovseg.errors import OvsegError
 from ovseg.io.plain_yaml import one_line
 
@@ -41,21 +42,12 @@ def explain_config_errors(cfg: dict, source: str, text: str = "") -> Iterator[No
 def _explain_key(cfg: dict, source: str, message: str) -> str:
     match = re.search(r"[Nn]on-existent (?:config )?key: (.*)", message, re.DOTALL)
     if match:
-        nearest = difflib.get_close_matches(match[1], list(dotted_keys(cfg)), n=1, cutoff=0.6)
+        nearest = difflib.get_close_matches(match[1], [key for key, _ in leaves(cfg)], n=1, cutoff=0.6)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         if nearest == [match[1]]:
             hint = f"; write its parts below each other, as in {': {'.join(nearest[0].split('.'))}: ...}}"
         return f"unknown configuration key {match[1] or repr(match[1])} in {source}{hint}"
     return f"{source}: {message}"
-
-
-def dotted_keys(node: dict, prefix: str = "") -> Iterator[str]:
-    """Return the full names of all keys with a value."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from dotted_keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def _explain_tag(error: yaml.constructor.ConstructorError, source: str, text: str) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ovseg.config.errors import explain_config_errors
-from ovseg.config.per_dataset import is_path, merge_layers, part_of
+from ovseg.config.per_dataset import LIMITS, is_path, part_of, take_back
 from ovseg.config.values import fit
 from ovseg.errors import OvsegError, shown
-from ovseg.io.files import is_file
+from ovseg.io.files import file_digest, is_file
 from ovseg.io.plain_yaml import load_plain, read_text
 
 BASE = "_BASE_"
@@ -48,7 +48,8 @@ def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]
     for base in _bases(own.pop(BASE, None), path):
         _merge(load_layers(Path(path).parent / Path(base).expanduser(), (*above, place)), merged, base)
     _merge(own, merged, str(path))
-    merge_layers(merged, own)
+    general, entries = part_of(own, "MODEL", "CLIP_ADAPTER"), part_of(own, "TEST", "PER_DATASET")
+    take_back(part_of(merged, "TEST", "PER_DATASET"), [name for name in LIMITS if name in general], entries)
     return merged
 
 
@@ -64,6 +65,20 @@ def resolve(value: Any, folder: Path) -> Any:
         if is_file(place):
             return os.path.abspath(place)
     return os.path.abspath(folder / value) if value.startswith(("./", "../")) else value
+
+
+def by_content(values: Any) -> Any:
+    """Return plain nested values with the names of existing files (of any suffix) replaced by digests of their content.
+
+    Two configurations that differ only in the folder of their files become equal.
+    """
+    if isinstance(values, dict):
+        return {by_content(key): by_content(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [by_content(value) for value in values]
+    if isinstance(values, str) and os.path.splitext(values)[1] and is_file(Path(values)):
+        return f"sha256:{file_digest(values)}"
+    return values
 
 
 def _resolve_paths(own: dict[str, Any], folder: Path) -> None:

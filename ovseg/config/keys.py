@@ -14,12 +14,12 @@ from detectron2.config import CfgNode as Detectron2CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
-from ovseg.config.errors import dotted_keys, explain_config_errors
+from ovseg.config.errors import explain_config_errors
 from ovseg.config.files import load_layers
 from ovseg.config.limits import check_config, lookup
 from ovseg.config.per_dataset import KEY as PER_DATASET
 from ovseg.config.per_dataset import prepare_for_merge
-from ovseg.config.values import fit, option_pairs
+from ovseg.config.values import fit, leaves, option_pairs
 from ovseg.errors import OvsegError, shown
 
 DEFAULTS: dict[str, Any] = {
@@ -239,7 +239,7 @@ class CfgNode(Detectron2CfgNode):
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        """Contents of a YAML file over those of its ``_BASE_``: see :func:`ovseg.config.files.load_layers`."""
+        """Return :func:`ovseg.config.files.load_layers` of a file."""
         return load_layers(filename)
 
     def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
@@ -260,7 +260,7 @@ class CfgNode(Detectron2CfgNode):
             OvsegError: unknown key, missing value or wrong type of value.
         """
         with explain_config_errors(self, "the KEY VALUE options"):
-            pairs = prepare_for_merge(self, option_pairs(cfg_list, set(dotted_keys(self)), PER_DATASET))
+            pairs = prepare_for_merge(self, option_pairs(cfg_list, {key for key, _ in leaves(self)}, PER_DATASET))
             for key, value in zip(pairs[0::2], pairs[1::2], strict=True):
                 *parents, name = key.split(".")
                 node = self
@@ -290,7 +290,7 @@ def _merge(other: Mapping[str, Any], cfg: Detectron2CfgNode, prefix: str = "") -
 
 
 def _fit(value: Any, there: Any, key: str) -> Any:
-    """``value`` for a key that holds ``there``: keys that are None by default take anything."""
+    """Return ``value`` for a key that holds ``there``; keys that are None by default accept any value."""
     if isinstance(there, dict):
         raise ValueError(f"{key} is {shown(value)}: it must hold keys, such as {key}.{next(iter(there), 'NAME')}")
     if isinstance(value, dict):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY as HEADS
 
+from ovseg.config.values import leaves
 from ovseg.errors import OvsegError, shown
 
 # (what to give, test of a number) -> keys; of a list, each element is tested
@@ -115,19 +116,23 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         OvsegError: a value is not permitted; names the key, its value and what to give.
     """
-    for key, value in _leaves(cfg):
-        _check_finite(key, value)
+    for key, value in leaves(cfg):
+        for part in value if isinstance(value, (list, tuple)) else (value,):
+            infinite = isinstance(part, float) and not math.isfinite(part)
+            if infinite and (key, part) != ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", math.inf):  # the largest element
+                raise _refusal(key, value, "a finite number")
     for (wanted, test), keys in _NUMBERS.items():
         for key in keys.split():
             value = lookup(cfg, key)
-            if not all(_is_number(part) and test(part) for part in _parts(value)):
+            if not all(type(part) in (int, float) and test(part) for part in _parts(value)):
                 raise _refusal(key, value, wanted)
     for key, length in _LENGTHS.items():
         if len(lookup(cfg, key)) != length:
             raise _refusal(key, lookup(cfg, key), f"{length} numbers")
     for key, choices in _TEXTS.items():
         value = lookup(cfg, key)
-        if not all(_is_one_of(part, choices) for part in _parts(value)):
+        kinds = [(type(choice), choice) for choice in choices]  # 1 is not True here
+        if not all((type(part), part) in kinds for part in _parts(value)):
             raise OvsegError(
                 f"{key} is {shown(value)}; choose one of {', '.join(map(str, choices))}{_nearest(value, choices)}"
             )
@@ -169,7 +174,6 @@ def lookup(cfg: CfgNode, key: str) -> Any:
 
 
 def _check_together(cfg: CfgNode) -> None:
-    """Check combinations of keys."""
     former, head, swin, crop = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SWIN, cfg.INPUT.CROP
     if former.HIDDEN_DIM % former.NHEADS:
         raise _refusal("MODEL.MASK_FORMER.NHEADS", former.NHEADS, f"a divisor of HIDDEN_DIM, {former.HIDDEN_DIM}")
@@ -202,32 +206,9 @@ def _check_registered(key: str, name: str, names: Sequence[str]) -> None:
         raise _refusal(key, name, f"a registered name{_nearest(name, names) or ', such as ' + ', '.join(names)}")
 
 
-def _check_finite(key: str, value: Any) -> None:
-    for part in value if isinstance(value, (list, tuple)) else (value,):
-        infinite = isinstance(part, float) and not math.isfinite(part)
-        if infinite and (key, part) != ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", math.inf):  # the largest element
-            raise _refusal(key, value, "a finite number")
-
-
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _parts(value: Any) -> Sequence[Any]:
     """Return the elements of a list, NaN for an empty one; else the value alone."""
     return (value or (math.nan,)) if isinstance(value, (list, tuple)) else (value,)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_one_of(value: Any, choices: Sequence[Any]) -> bool:
-    return any(type(value) is type(choice) and value == choice for choice in choices)  # 1 is not True here
 
 
 def _nearest(value: Any, names: Sequence[Any]) -> str:

@@ -44,18 +44,6 @@ def take_back(entries: dict[str, Any], names: Iterable[str], keep: Mapping[str, 
                 del entries[dataset]
 
 
-def merge_layers(merged: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Let a YAML file overrule the entries of its bases.
-
-    Args:
-        merged: contents of the file and its bases as one, changed in place.
-        own: the file alone.
-    """
-    general = part_of(own, "MODEL", "CLIP_ADAPTER")
-    entries = part_of(own, "TEST", "PER_DATASET")
-    take_back(part_of(merged, "TEST", "PER_DATASET"), [name for name in LIMITS if name in general], entries)
-
-
 def prepare_for_merge(cfg: CfgNode, options: Sequence[Any] = ()) -> list[Any]:
     """Make a configuration ready to take a file or options: take back what they overrule, make room for new entries.
 
@@ -91,7 +79,7 @@ def prepare_for_merge(cfg: CfgNode, options: Sequence[Any] = ()) -> list[Any]:
 
 
 def is_path(name: Any) -> bool:
-    """Whether a data set's name is the path of a YAML file that describes it (which need not exist)."""
+    """Return whether a data set's name is the path of a YAML file that describes it (which need not exist)."""
     return isinstance(name, str) and name.lower().endswith((".yaml", ".yml"))
 
 
@@ -111,7 +99,7 @@ def settings_of(cfg: CfgNode, dataset_name: str) -> dict[str, float]:
 
 
 def config_of(cfg: CfgNode, dataset_name: str) -> CfgNode:
-    """The configuration that one data set is evaluated with: its settings in the general keys, no entries left.
+    """Return the configuration of one data set's evaluation: its settings in the general keys, without entries.
 
     Returns:
         a copy, frozen as ``cfg`` is.
@@ -144,7 +132,6 @@ def check_values(cfg: CfgNode) -> None:
 
 
 def _read_texts(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """The same with numbers where their texts were."""
     return {
         str(key): _read_texts(value) if isinstance(value, Mapping) else fit(value, None, str(key))
         for key, value in content.items()
@@ -152,7 +139,7 @@ def _read_texts(content: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def part_of(content: Any, *path: str) -> dict[str, Any]:
-    """A part of a YAML file; empty where it is missing, or no mapping (which is for others to complain about)."""
+    """Return a part of a YAML file; empty if it is missing or no mapping, which is checked elsewhere."""
     for part in path:
         content = content.get(part) if isinstance(content, dict) else None
     return content if isinstance(content, dict) else {}

@@ -52,7 +52,7 @@ def option_pairs(options: Mapping[str, Any] | Sequence[Any] | None, known: set[s
         OvsegError: another type, or a key without a value.
     """
     if isinstance(options, Mapping):
-        return list(chain.from_iterable(_flat(options, whole)))
+        return list(chain.from_iterable(leaves(options, whole)))
     if isinstance(options, (str, bytes)):
         raise OvsegError(
             f"options are the text {shown(options)}: give a list [KEY, VALUE, ...] or a dict {{KEY: VALUE}}"
@@ -79,13 +79,13 @@ def option_pairs(options: Mapping[str, Any] | Sequence[Any] | None, known: set[s
     return pairs
 
 
-def _flat(options: Mapping[str, Any], whole: str, prefix: str = "") -> Iterator[tuple[Any, Any]]:
-    for key, value in options.items():
-        key = f"{prefix}{key}"
-        if isinstance(value, Mapping) and key != whole:
-            yield from _flat(value, whole, f"{key}.")
+def leaves(node: Mapping[str, Any], whole: str = "", prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of nested mappings; the mapping at the key ``whole`` is one value."""
+    for key, value in node.items():
+        if isinstance(value, Mapping) and f"{prefix}{key}" != whole:
+            yield from leaves(value, whole, f"{prefix}{key}.")
         else:
-            yield key, value
+            yield f"{prefix}{key}", value
 
 
 def _literal(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Checking the caption files of the field before they are used: unreadable lines, images that are not there."""
+"""Check of caption files before they are used: unreadable lines, images that are not there."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _PAIR_COLUMNS = ("entity", "pairindex", "pairentity")
 
 @dataclass
 class CaptionCheck:
-    """What a file holds.
+    """Content of a file.
 
     Attributes:
-        kind: its format, for people.
+        kind: its format, for display.
         captions: how many it holds, usable or not.
         images: how many images they are of; None where the file lists web addresses.
         released: how many captions the released file of this name has; None if it is not known.
@@ -51,7 +51,7 @@ def check_captions(path: Path, image_root: Path | None = None, need_images: bool
     Args:
         path: the file.
         image_root: folder that image names start from; default: for COCO's ``annotations/captions_val2017.json`` the
-            folder ``val2017`` beside ``annotations``, else the file's own.
+            folder ``val2017`` next to ``annotations``, else the file's own.
         need_images: an image that is not there is a fault.
 
     Raises:
@@ -59,38 +59,29 @@ def check_captions(path: Path, image_root: Path | None = None, need_images: bool
     """
     if not path.is_file():
         raise OvsegError(f"there is no captions file {path}")
+    suffix = path.suffix.lower()
     try:
-        return _check(path, image_root, need_images)
+        if (columns := _address_columns(path)) is not None:
+            check = _check_addresses(path, *columns)
+        else:
+            usual = path.parent.parent / path.stem.removeprefix("captions_")
+            if image_root is None and path.suffix == ".json" and usual.is_dir():
+                image_root = usual
+            found = read_captions(path, image_root, need_images=need_images)
+            kind = {".json": "COCO Captions", ".jsonl": "Localized Narratives"}.get(suffix, "table")
+            check = CaptionCheck(kind, found.entries, len(found.images), faults=list(found.bad))
+            if suffix == ".csv":
+                check.faults += _check_pairs(path, check)
     except OSError as error:
         raise OvsegError(f"cannot read {path} ({error.strerror}): check its permissions") from error
     except csv.Error as error:
         raise OvsegError(f"{path} is not a table of text ({error}): download it again") from error
-
-
-def _check(path: Path, image_root: Path | None, need_images: bool) -> CaptionCheck:
-    if (columns := _address_columns(path)) is not None:
-        check = _check_addresses(path, *columns)
-    else:
-        root = image_root or _usual_root(path)
-        found = read_captions(path, root, need_images=need_images)
-        check = CaptionCheck(_kind(path), found.entries, len(found.images), faults=list(found.bad))
-        if path.suffix.lower() == ".csv":
-            check.faults += _check_pairs(path, check)
     check.released = RELEASED.get(path.name)
     return check
 
 
-def _kind(path: Path) -> str:
-    return {".json": "COCO Captions", ".jsonl": "Localized Narratives"}.get(path.suffix.lower(), "table")
-
-
-def _usual_root(path: Path) -> Path | None:
-    beside = path.parent.parent / path.stem.removeprefix("captions_")
-    return beside if path.suffix == ".json" and beside.is_dir() else None
-
-
 def _address_columns(path: Path) -> tuple[str, int] | None:
-    """Format and column of the web addresses, when the first line is not a header but holds one."""
+    """Return format and column of the web addresses if the first line holds one and so is no header."""
     if path.suffix.lower() not in (".tsv", ".txt"):
         return None
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -128,7 +119,7 @@ def _check_addresses(path: Path, kind: str, column: int) -> CaptionCheck:
 
 
 def _check_pairs(path: Path, check: CaptionCheck) -> Iterator[str]:
-    """Faults of OVSegmentor's columns; names the format in ``check``."""
+    """Yield faults of OVSegmentor's columns, and write the format to ``check``."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file)
         columns = [name for name in _PAIR_COLUMNS if name in (rows.fieldnames or ())]
@@ -146,7 +137,7 @@ def _check_pairs(path: Path, check: CaptionCheck) -> Iterator[str]:
 
 
 def _pair_fault(indices: str, shared: str, row: int, entities: list[set[str]]) -> str:
-    """What is wrong with the partners of a row; empty if nothing is."""
+    """Return what is wrong with the partners of a row; empty if nothing is."""
     try:
         partners, words = ast.literal_eval(indices), ast.literal_eval(shared)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -1,4 +1,4 @@
-"""Captioned images: COCO Captions, Localized Narratives, and tables (CSV, TSV) of anybody's own."""
+"""Captioned images: COCO Captions, Localized Narratives, and tables (CSV, TSV)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Entry = tuple[str, str, str, str]  # where it stands, image file, image id, cap
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """One image file with what was said about it.
+    """One image file with its captions.
 
     Attributes:
         path: the image file; it was there when the captions were read.
@@ -60,7 +60,7 @@ def read_captions(
     delimiter: str | None = None,
     need_images: bool = True,
 ) -> CaptionedImages:
-    """Read captions; the format is told by the suffix.
+    """Read captions; the suffix determines the format.
 
     * ``.json``: COCO Captions; * ``.jsonl``: Localized Narratives; * ``.csv``, ``.tsv``, ``.txt``: a table with a
       header, a line for each caption (tab separated ones know no quoting).
@@ -81,32 +81,20 @@ def read_captions(
     for path, what in ((source, is_file(source)), (root, root.is_dir())):
         if not what:
             raise OvsegError(f"there is no {'captions file' if path is source else 'image folder'} {path}")
-    try:
-        return _read(source, root, image_column, caption_column, delimiter, need_images)
-    except OSError as error:
-        raise OvsegError(f"cannot read {source} ({error.strerror}): check its permissions") from error
-
-
-def _read(
-    source: Path,
-    root: Path,
-    image_column: str | None,
-    caption_column: str | None,
-    delimiter: str | None,
-    need_images: bool,
-) -> CaptionedImages:
-    """See :func:`read_captions`; an OSError if the file cannot be read."""
     result = CaptionedImages()
     suffix = source.suffix.lower()
-    if suffix == ".json":
-        entries = _coco(source, result)
-    elif suffix == ".jsonl":
-        entries = _narratives(source, root if need_images else None, result)
-    elif suffix in (".csv", ".tsv", ".txt"):
-        entries = _table(source, image_column, caption_column, delimiter, result)
-    else:
-        raise OvsegError(f"captions can be read from .json, .jsonl, .csv and .tsv files, not from {source}")
-    _gather(source, root, entries, result, need_images)
+    try:
+        if suffix == ".json":
+            entries = _coco(source, result)
+        elif suffix == ".jsonl":
+            entries = _narratives(source, root if need_images else None, result)
+        elif suffix in (".csv", ".tsv", ".txt"):
+            entries = _table(source, image_column, caption_column, delimiter, result)
+        else:
+            raise OvsegError(f"captions can be read from .json, .jsonl, .csv and .tsv files, not from {source}")
+        _gather(root, entries, result, need_images)
+    except OSError as error:
+        raise OvsegError(f"cannot read {source} ({error.strerror}): check its permissions") from error
     if not result.images:
         detail = f": {result.bad[0]}" if result.bad else ""
         raise OvsegError(f"no caption of {source} can be used{detail}; check --image-root (now {root}) and the columns")
@@ -117,12 +105,12 @@ def check_bad(bad: int, entries: int, what: str, listed_in: Path, allow: bool) -
     """Refuse a source of which more than ``ALLOWED_BAD`` cannot be used, unless the user allows it."""
     if bad > ALLOWED_BAD * entries and not allow:
         raise OvsegError(
-            f"{bad} of {entries} {what} ({bad / entries:.1%}) cannot be used; they are listed in {listed_in}: mend "
+            f"{bad} of {entries} {what} ({bad / entries:.1%}) cannot be used; they are listed in {listed_in}: correct "
             "them, or add --allow-bad to leave them out"
         )
 
 
-def _gather(source: Path, root: Path, entries: Iterator[_Entry], result: CaptionedImages, need_images: bool) -> None:
+def _gather(root: Path, entries: Iterator[_Entry], result: CaptionedImages, need_images: bool) -> None:
     """Group captions by image file; note the entries without caption or image."""
     captions: dict[str, list[str]] = defaultdict(list)
     ids: dict[str, str] = {}
@@ -193,7 +181,7 @@ class _ImageFinder:
                     self._files[stem].append(os.path.relpath(os.path.join(folder, name), root))
 
     def __call__(self, image_id: str, dataset_id: str) -> str:
-        """Path below the root; ValueError if there is none or several that fit equally."""
+        """Return the path below the root; ValueError for no or several files that match equally well."""
         stems = [image_id, os.path.splitext(image_id)[0]]
         if image_id.isdecimal():
             stems += [image_id.zfill(12), f"ADE_train_{image_id.zfill(8)}", f"ADE_val_{image_id.zfill(8)}"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -18,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ovseg.config.per_dataset import KEY as PER_DATASET
 from ovseg.config.per_dataset import check_values, is_path
 from ovseg.data.benchmarks import DATASETS, README, SemSegDataset, dataset_root, find_dataset
+from ovseg.data.file_list import scan
 from ovseg.data.worlds import register_worlds
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import label_set
@@ -37,7 +37,11 @@ def register_all(root: str | Path | None = None) -> None:
     for dataset in DATASETS:
         for name in (dataset.name, *dataset.aliases):
             if name in DatasetCatalog.list():
-                _warn_of_other_folders(name, root / dataset.images, root / dataset.labels)
+                ours = [os.path.normpath(root / folder) for folder in (dataset.images, dataset.labels)]
+                theirs = _folders(name)
+                if None in theirs or ours != list(map(os.path.normpath, theirs)):
+                    message = "data set %r is already registered, with images in %s and labels in %s: ovseg uses that"
+                    logger.warning(message, name, *theirs)
             else:
                 _register(name, dataset, root)
             MetadataCatalog.get(name).set(benchmark=dataset.name)  # what an alias stands for
@@ -55,7 +59,7 @@ def _register(name: str, dataset: SemSegDataset, root: Path) -> None:
         ignore_label=classes.ignore_label,
     )
     if dataset.label_set.startswith("coco_stuff"):
-        # COCO's result format wants COCO's category ids
+        # COCO's result format has COCO's category ids
         metadata.set(stuff_dataset_id_to_contiguous_id={id_: i for i, id_ in enumerate(classes.dataset_ids)})
     if dataset.label_set == "ade20k_847":
         metadata.set(thing_classes=list(classes.registry_names))  # as published
@@ -66,16 +70,8 @@ def _register(name: str, dataset: SemSegDataset, root: Path) -> None:
         )
 
 
-def _warn_of_other_folders(name: str, images: Path, labels: Path) -> None:
-    theirs = _folders(name)
-    if None in theirs or [os.path.normpath(path) for path in theirs] != [os.path.normpath(p) for p in (images, labels)]:
-        logger.warning(
-            "data set %r is already registered, with images in %s and labels in %s: ovseg uses that", name, *theirs
-        )
-
-
 def _folders(name: str) -> tuple[str | None, str | None]:
-    """Folders of images and labels in a data set's metadata; Detectron2 has other keys for Cityscapes."""
+    """Return folders of images and labels from the metadata, in which Cityscapes has other keys in Detectron2."""
     metadata = MetadataCatalog.get(name)
     return (
         metadata.get("image_root") or metadata.get("image_dir"),
@@ -121,7 +117,7 @@ def check_prepared(dataset_name: str) -> None:
 
     Raises:
         OvsegError: unknown name (the nearest ones are given), a missing folder, or a folder without such files; says
-            which folder and which section of ``datasets/README.md`` tells how to fill it.
+            the folder and the section of ``datasets/README.md`` that explains how to fill it.
     """
     register_on_demand(dataset_name)
     if is_path(dataset_name):
@@ -139,7 +135,7 @@ def check_prepared(dataset_name: str) -> None:
     if missing := [f"{path} ({what})" for what, (path, _) in local.items() if not os.path.isdir(path)]:
         raise OvsegError(f"data set {dataset_name!r} is not prepared: missing {' and '.join(missing)}{_advice(ours)}")
     for what, (path, suffix) in local.items():
-        if suffix and next(_files(path, suffix, ours.recursive), None) is None:
+        if suffix and not scan(Path(path), suffix, ours.recursive):
             raise OvsegError(
                 f"data set {dataset_name!r} is not prepared: {path} holds no file that ends in {suffix}; expected are "
                 f"{what} {os.path.join(path, '<image name>')}{suffix}{_advice(ours)}"
@@ -147,15 +143,15 @@ def check_prepared(dataset_name: str) -> None:
 
 
 def _load(name: str) -> list[dict]:
-    """Detectron2 records (``file_name``, ``sem_seg_file_name``) of one of our data sets, ordered by name.
+    """Return the records (``file_name``, ``sem_seg_file_name``) of one of our data sets, ordered by name.
 
     Not by Detectron2's ``load_sem_seg``: with equally many images and labels it pairs them whatever their names are.
     """
     check_prepared(name)
     dataset = find_dataset(name)
     image_root, label_root = _folders(name)
-    images = dict(_files(image_root, dataset.image_suffix, dataset.recursive))
-    labels = dict(_files(label_root, dataset.label_suffix, dataset.recursive))
+    images = scan(Path(image_root), dataset.image_suffix, dataset.recursive)
+    labels = scan(Path(label_root), dataset.label_suffix, dataset.recursive)
     both = sorted(images.keys() & labels.keys())
     if not both:
         raise OvsegError(
@@ -167,18 +163,7 @@ def _load(name: str) -> list[dict]:
             "data set %r: %d of %d label files in %s have no image in %s and are left out",
             *(name, len(labels) - len(both), len(labels), label_root, image_root),
         )
-    return [{"file_name": images[stem], "sem_seg_file_name": labels[stem]} for stem in both]
-
-
-def _files(folder: str, suffix: str, recursive: bool) -> Iterator[tuple[str, str]]:
-    """The files that end in ``suffix``: (what is before it, from ``folder`` on; path)."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.endswith(suffix):
-                yield entry.name.removesuffix(suffix), entry.path
-            elif recursive and entry.is_dir():
-                for stem, path in _files(entry.path, suffix, recursive):
-                    yield os.path.join(entry.name, stem), path
+    return [{"file_name": images[stem].path, "sem_seg_file_name": labels[stem].path} for stem in both]
 
 
 def _advice(dataset: SemSegDataset | None) -> str:

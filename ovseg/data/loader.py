@@ -99,7 +99,7 @@ def _first_error_or_batch(collate: Callable[[list[Any]], Any], samples: list[Any
 
 
 def build_train_loader(cfg: CfgNode, *, seed: int, start: int = 0, mapper: Mapper | None = None) -> SampleLoader:
-    """Endless batches of this process's share of ``SOLVER.IMS_PER_BATCH`` samples of ``DATASETS.TRAIN``.
+    """Return endless batches of this process's share of ``SOLVER.IMS_PER_BATCH`` samples of ``DATASETS.TRAIN``.
 
     Sample ``i`` of the run is the same whatever the number of workers and processes and however often the run was
     resumed. Images are not grouped by aspect ratio: training crops are padded to one size.
@@ -126,12 +126,12 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start: int = 0, mapper: Mappe
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str, outputs: Sequence[str] = ("sem_seg",)) -> SampleLoader:
-    """This process's share of a data set; see :func:`test_dataset` and :func:`test_loader`."""
+    """Return this process's share of a data set; see :func:`test_dataset` and :func:`test_loader`."""
     return test_loader(cfg, test_dataset(cfg, dataset_name, outputs))
 
 
 def test_dataset(cfg: CfgNode, dataset_name: str, outputs: Sequence[str]) -> MappedDataset:
-    """A registered data set as a model is evaluated on it.
+    """Return a registered data set with the mapper of evaluation.
 
     Args:
         outputs: of the model, passed on in every sample.
@@ -143,7 +143,7 @@ def test_dataset(cfg: CfgNode, dataset_name: str, outputs: Sequence[str]) -> Map
 
 
 def test_loader(cfg: CfgNode, dataset: MappedDataset, done: Iterable[int] = ()) -> SampleLoader:
-    """This process's share of the images that are not done yet, in order, ``SOLVER.TEST_IMS_PER_BATCH`` at a time.
+    """Return this process's share of the images not done yet, in order, in batches of ``SOLVER.TEST_IMS_PER_BATCH``.
 
     Images that share a batch are padded to one size, so which ones do never depends on the number of processes and on
     what is done: a batch is done when its first image is.

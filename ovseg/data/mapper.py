@@ -1,4 +1,4 @@
-"""Dataset dicts -> what the model takes (specification, section 9.1)."""
+"""Mappers from dataset dicts to inputs of the model, with their augmentations (specification, section 9.1)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,99 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.projects.point_rend import ColorAugSSDTransform
 from detectron2.structures import Instances
+from fvcore.transforms.transform import PadTransform
 
-from ovseg.data.augmentation import ResizeShortestEdge, build_train_augmentations
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
-from ovseg.io.images import read_image
+from ovseg.io.images import keep_a_pixel, read_image
 from ovseg.io.label_maps import read_labels
 from ovseg.vocabulary import Vocabulary
+
+IMAGE_PAD_VALUE = 128
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's resize, except that a very long image keeps at least one pixel of its short side."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return keep_a_pixel(super().get_transform(image))
+
+
+class _CropSize(T.RandomCrop):
+    """Detectron2's crop, except that a relative size of a narrow image is at least one pixel."""
+
+    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        height, width = super().get_crop_size(image_size)
+        return max(1, height), max(1, width)
+
+
+class PadToMultiple(T.Augmentation):
+    """Pad at the right and the bottom to the next multiple of ``divisor``.
+
+    The published mapper pads to exactly ``divisor`` and would cut what is larger, which can only happen with cropping
+    disabled; a larger image grows to the next multiple here. Up to ``divisor`` both are the same.
+
+    Args:
+        divisor: pixels.
+        label_value: written into the labels' padding; the image gets 128.
+    """
+
+    def __init__(self, divisor: int, label_value: int):
+        super().__init__()
+        self.divisor = divisor
+        self.label_value = label_value
+
+    def get_transform(self, image: np.ndarray) -> PadTransform:
+        height, width = image.shape[:2]
+        return PadTransform(
+            0,
+            0,
+            -width % self.divisor,
+            -height % self.divisor,
+            orig_w=width,
+            orig_h=height,
+            pad_value=IMAGE_PAD_VALUE,
+            seg_pad_value=self.label_value,
+        )
+
+
+def build_train_augmentations(cfg: CfgNode, ignore_label: int) -> list[T.Augmentation | T.Transform]:
+    """Return resize, crop, colours, flip and padding, in the published order.
+
+    Keys below ``cfg.INPUT``: ``MIN_SIZE_TRAIN``, ``MAX_SIZE_TRAIN``, ``MIN_SIZE_TRAIN_SAMPLING``, ``CROP.*``,
+    ``COLOR_AUG_SSD``, ``RANDOM_FLIP``, ``SIZE_DIVISIBILITY``. Draws come from NumPy's and Python's global generators.
+
+    Raises:
+        OvsegError: a value that cannot work.
+    """
+    source = cfg.INPUT
+    if source.RANDOM_FLIP not in ("horizontal", "vertical", "none"):
+        raise OvsegError(f"INPUT.RANDOM_FLIP is {source.RANDOM_FLIP!r}; choose one of horizontal, vertical, none")
+    augmentations: list[T.Augmentation | T.Transform] = [
+        ResizeShortestEdge(source.MIN_SIZE_TRAIN, source.MAX_SIZE_TRAIN, source.MIN_SIZE_TRAIN_SAMPLING)
+    ]
+    if source.CROP.ENABLED:
+        crop = T.RandomCrop_CategoryAreaConstraint(
+            source.CROP.TYPE, source.CROP.SIZE, source.CROP.SINGLE_CATEGORY_MAX_AREA, ignore_label
+        )
+        crop.crop_aug = _CropSize(source.CROP.TYPE, source.CROP.SIZE)
+        augmentations.append(crop)
+    if source.COLOR_AUG_SSD:
+        augmentations.append(ColorAugSSDTransform(img_format=source.FORMAT))
+    if source.RANDOM_FLIP != "none":
+        vertical = source.RANDOM_FLIP == "vertical"
+        augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
+    if source.SIZE_DIVISIBILITY > 0:
+        augmentations.append(PadToMultiple(source.SIZE_DIVISIBILITY, ignore_label))
+    return augmentations
 
 
 class SemSegTrainMapper:
     """The mapper ``mask_former_semantic``: augments an image with its labels, one boolean mask for each class.
 
-    Random draws come from NumPy's and Python's global generators; who wants repeatable samples seeds them.
+    Random draws come from NumPy's and Python's global generators; seed these for repeatable samples.
 
     Args:
         dataset_name: the training data set, whose words the sample is to be named with.
@@ -107,8 +186,8 @@ class SemSegTestMapper:
 
     Args:
         dataset_name: the data set that the images belong to.
-        vocabulary: what they are to be segmented into.
-        outputs: what the model shall return, see the meta-architecture.
+        vocabulary: the words to segment into.
+        outputs: what the model returns, see the meta-architecture.
         resize: applied to the image.
         image_format: "RGB" or "BGR".
     """
@@ -164,7 +243,7 @@ class SemSegTestMapper:
 
 
 def training_set(cfg: CfgNode) -> tuple[str, int]:
-    """Name of the data set whose words ``DATASETS.TRAIN`` is trained with, and its ignore label.
+    """Return the name of the data set whose words ``DATASETS.TRAIN`` is trained with, and its ignore label.
 
     Raises:
         OvsegError: several training sets that differ in words or ignore label, or another number of words than
@@ -195,7 +274,7 @@ def _vocabulary(cfg: CfgNode, name: str) -> tuple[list[str] | None, int]:
 
 
 def _read(file_name: str, image_format: str) -> np.ndarray:
-    """(H,W,3) uint8 in the channel order of ``INPUT.FORMAT``."""
+    """Return (H,W,3) uint8 in the channel order of ``INPUT.FORMAT``."""
     if image_format not in ("RGB", "BGR"):
         raise OvsegError(f"INPUT.FORMAT is {image_format!r}; choose RGB or BGR")
     image = read_image(file_name)
@@ -203,8 +282,7 @@ def _read(file_name: str, image_format: str) -> np.ndarray:
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H,W,3) -> (3,H,W)."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))  # (H,W,3) -> (3,H,W)
 
 
 def _size(array: np.ndarray) -> str:

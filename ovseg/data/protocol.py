@@ -1,4 +1,4 @@
-"""What a model is asked on a data set, and how its answers become the data set's classes.
+"""Protocols of evaluation: the words that a model is asked, and the conversion of its answers to classes.
 
 The protocols of PASCAL VOC are those of ``baselines`` 6.1: PAS-20 (background is ignored), PAS-20b (OpenSeg's rule, its
 spec 7.4: the model chooses among the 59 names of PASCAL Context, and the 39 that VOC has not are background) and PAS-21
@@ -17,7 +17,7 @@ from ovseg.data.benchmarks import find_dataset
 from ovseg.data.custom.names import folder_name
 from ovseg.data.worlds import register_worlds
 from ovseg.errors import OvsegError
-from ovseg.vocabulary import VARIANTS, LabelSet, Vocabulary, label_set
+from ovseg.vocabulary import VARIANTS, Vocabulary, label_set
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Protocol:
     background: str
 
     def classes_of(self, label_map: np.ndarray) -> np.ndarray:
-        """Classes of words.
+        """Return the classes of words.
 
         Args:
             label_map: integers in [0,Q) of any shape, the indices of words in the vocabulary.
@@ -60,7 +60,7 @@ class Protocol:
         return np.asarray(self.to_class, dtype=label_map.dtype)[label_map]
 
     def record(self) -> dict[str, str | int | None]:
-        """What must agree before two results are compared, for JSON: an alias counts as the data set that it names."""
+        """Return what must agree before two results are compared, for JSON; aliases count as their data set."""
         benchmark = find_dataset(self.dataset)
         return {
             "dataset": benchmark.name if benchmark else folder_name(self.dataset),
@@ -75,7 +75,7 @@ class Protocol:
 
 
 def protocol_of(dataset_name: str, variant: str = "names") -> Protocol:
-    """The protocol of a registered data set.
+    """Return the protocol of a registered data set.
 
     Args:
         dataset_name: has ``stuff_classes`` in its metadata, and possibly a ``vocabulary``
@@ -91,16 +91,20 @@ def protocol_of(dataset_name: str, variant: str = "names") -> Protocol:
     names, metadata = class_names_of(dataset_name), MetadataCatalog.get(dataset_name)
     ignore_label = metadata.get("ignore_label")
     vocabulary: Vocabulary | None = metadata.get("vocabulary")
-    labels = _label_set(dataset_name, names)
-    if vocabulary is None and labels is not None:
+    benchmark = find_dataset(dataset_name)
+    labels = label_set(benchmark.label_set) if benchmark else None
+    if vocabulary is None and labels and labels.names == names:  # else registered by another library
         vocabulary = Vocabulary.from_label_set(labels.name, variant)
         background = "synonyms" if variant == "synonyms" and labels.background_words else labels.background
-        classes = _classes_of_words(vocabulary, labels)
+        classes = None
+        if vocabulary.background:
+            own = tuple(labels.names.index(name) for name in vocabulary.foreground)
+            classes = own + (labels.background_id,) * len(vocabulary.background)
         return Protocol(dataset_name, labels.tag, variant, vocabulary, names, classes, ignore_label, background)
     if vocabulary is None:
         if variant == "synonyms":
             raise OvsegError(
-                f"TEST.VOCABULARY is synonyms, but the classes of {dataset_name!r} have none that we know: set it to "
+                f"TEST.VOCABULARY is synonyms, but the classes of {dataset_name!r} have no known ones: set it to "
                 "names, or give the data set a vocabulary"
             )
         vocabulary = Vocabulary(names, tuple((name,) for name in names), f"stuff_classes of {dataset_name}")
@@ -116,7 +120,7 @@ def protocol_of(dataset_name: str, variant: str = "names") -> Protocol:
 
 
 def class_names_of(dataset_name: str) -> tuple[str, ...]:
-    """Names of a data set's classes, blanks at the ends removed.
+    """Return the names of a data set's classes, stripped.
 
     Raises:
         OvsegError: its metadata has no ``stuff_classes``.
@@ -129,18 +133,3 @@ def class_names_of(dataset_name: str) -> tuple[str, ...]:
             "registered for semantic segmentation?"
         )
     return tuple(str(name).strip() for name in names)
-
-
-def _label_set(dataset_name: str, names: tuple[str, ...]) -> LabelSet | None:
-    """A benchmark's label set, unless another library has registered the name with classes of its own."""
-    benchmark = find_dataset(dataset_name)
-    labels = label_set(benchmark.label_set) if benchmark else None
-    return labels if labels and labels.names == names else None
-
-
-def _classes_of_words(vocabulary: Vocabulary, labels: LabelSet) -> tuple[int, ...] | None:
-    """The class of each word: its own, or background for background words."""
-    if not vocabulary.background:
-        return None
-    own = tuple(labels.names.index(name) for name in vocabulary.foreground)
-    return own + (labels.background_id,) * len(vocabulary.background)

@@ -21,7 +21,7 @@ MODULES = {"toy": "ovseg.toy.registration"}
 
 @dataclass(frozen=True)
 class World:
-    """What a plug-in provides.
+    """Parts that a plug-in provides.
 
     Attributes:
         name: the prefix of all its names.
@@ -57,7 +57,7 @@ def world_words(name: str) -> tuple[str, ...] | None:
 
 
 def is_split(root: str) -> bool:
-    """Whether a name such as ``toy:train`` is the split of a world, not a path."""
+    """Return whether a name such as ``toy:train`` is the split of a world, not a path."""
     return root.partition(":")[0] in MODULES and ":" in root
 
 

@@ -18,6 +18,7 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
+from ovseg.config.files import by_content
 from ovseg.data.file_list import file_list_checksum
 from ovseg.data.protocol import Protocol
 from ovseg.io import files
@@ -91,7 +92,7 @@ def _settings(cfg: CfgNode) -> dict[str, Any]:
         for parent in parents:
             node = node.get(parent, {})
         node.pop(name, None)
-    return settings
+    return by_content(settings)
 
 
 def versions() -> dict[str, str | None]:

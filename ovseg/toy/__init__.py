@@ -12,7 +12,8 @@ from typing import Any
 _MODULES = {
     "classes": ("BASE_CLASSES", "CLASS_NAMES", "COLOURS", "NOVEL_CLASSES", "SHAPES", "STUFF"),
     "registration": ("register_toy", "render_split"),
-    "scene": ("Scene", "Thing", "make_scene"),
+    "scene": ("Scene", "make_scene"),
+    "sentences": ("Thing",),
 }
 __all__ = sorted(name for names in _MODULES.values() for name in names)
 

@@ -8,6 +8,7 @@ python -m ovseg.toy --sheet sheet.png --scenes 12    # one image of scenes, labe
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,8 +39,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise OvsegError(f"--first {args.first} --scenes {args.scenes}: {args.split} has scenes 0 to {total - 1}")
     numbers = range(args.first, args.first + args.scenes)
     if args.sheet:
-        from ovseg.toy.overview import draw_sheet  # drawing libraries take seconds: once the arguments are right
-
         draw_sheet([first_seed + number for number in numbers], min(6, args.scenes), args.sheet)
         print(args.sheet)
     else:
@@ -66,6 +65,38 @@ def export(folder: Path, first_seed: int, numbers: range) -> None:
         console.print(f"{path}: {scene.captions[0]}", markup=False)
     with atomic_path(folder / "words.txt") as temporary:
         temporary.write_text("\n".join(words) + "\n", encoding="utf-8")
+
+
+def draw_sheet(seeds: Sequence[int], columns: int, path: Path) -> None:
+    """Write an image with one row of scenes above one row of their labels, with the second caption below."""
+    import numpy as np  # drawing libraries take seconds: once the arguments are right
+    import supervision as sv
+    from matplotlib.figure import Figure
+
+    from ovseg.toy.classes import CLASS_NAMES
+    from ovseg.toy.scene import make_scene
+
+    rows = -(-len(seeds) // columns)
+    figure = Figure(figsize=(2.4 * columns, 6.0 * rows), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for index, scene in enumerate(map(make_scene, seeds)):
+        row, column = divmod(index, columns)
+        above, below = axes[2 * row, column], axes[2 * row + 1, column]
+        above.imshow(scene.image)
+        above.set_title(f"seed {scene.seed}", fontsize=8)
+        present = np.unique(scene.labels)
+        masks = np.stack([scene.labels == label for label in present])
+        segments = sv.Detections(xyxy=sv.mask_to_xyxy(masks), mask=masks, class_id=np.arange(len(present)))
+        bgr = np.ascontiguousarray(scene.image[:, :, ::-1])
+        below.imshow(sv.MaskAnnotator(opacity=0.7).annotate(bgr, segments)[:, :, ::-1])
+        words = ", ".join(CLASS_NAMES[label] for label in present)
+        below.set_title(textwrap.fill(words, 38), fontsize=6)
+        caption = textwrap.fill(scene.captions[1], 38)
+        below.text(0.5, -0.03, caption, fontsize=6, ha="center", va="top", transform=below.transAxes)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 if __name__ == "__main__":

@@ -25,19 +25,8 @@ SECOND_TONES: dict[str, tuple[int, int, int]] = {
     "black": (92, 92, 102),
 }
 
-# Outlines that stay apart at any rotation (so no diamond beside the square, no hexagon beside the circle).
-SHAPES: tuple[str, ...] = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "ring",
-    "cross",
-    "heart",
-    "moon",
-    "arrow",
-    "flower",
-)
+# Outlines that stay apart at any rotation (so no diamond with the square, no hexagon with the circle).
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "moon", "arrow", "flower")
 
 STUFF: tuple[str, ...] = ("grass", "sand", "water", "brick", "stone", "tile", "ice", "lava", "wood", "metal")
 NOVEL_STUFF: frozenset[str] = frozenset({"wood", "metal"})
@@ -46,7 +35,7 @@ PATTERNS: tuple[str, ...] = ("plain", "striped", "dotted")
 
 
 def is_novel_pair(colour: str, shape: str) -> bool:
-    """Whether a colour-shape pair is novel: two of the eight colours of each shape, spread evenly over the colours."""
+    """Return whether a pair is novel: two of the eight colours of each shape, spread evenly over the colours."""
     return (SHAPES.index(shape) - list(COLOURS).index(colour)) % 4 == 0
 
 

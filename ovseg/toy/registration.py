@@ -1,9 +1,10 @@
-"""The toy data sets: scenes drawn at first access, kept in the user's cache; and the world that they make up."""
+"""Toy data sets: scenes drawn at first access, kept in the user's cache; and the world that they make up."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,60 @@ from iopath.common.file_io import file_lock
 from ovseg.data.worlds import World
 from ovseg.errors import OvsegError
 from ovseg.io.cpus import usable_cpus
-from ovseg.io.files import cache_dir
+from ovseg.io.files import atomic_path, cache_dir
 from ovseg.io.progress import progress_bar
-from ovseg.toy.classes import BASE_CLASSES, CLASS_NAMES, IGNORE_LABEL, SPLITS
-from ovseg.toy.records import read_record, record_path, write_scene
+from ovseg.toy.classes import BASE_CLASSES, CLASS_INDEX, CLASS_NAMES, IGNORE_LABEL, SPLITS
+from ovseg.toy.scene import Scene, make_scene
+
+
+def record_path(folder: Path, seed: int) -> Path:
+    """Return the file that marks a scene as complete."""
+    return folder / "records" / f"{seed:07d}.json"
+
+
+def read_record(folder: Path, seed: int) -> dict[str, Any]:
+    """Return the dataset dict of a written scene, with absolute paths."""
+    record = json.loads(record_path(folder, seed).read_text(encoding="utf-8"))
+    for key in ("file_name", "sem_seg_file_name", "instance_file_name"):
+        record[key] = str(folder / record[key])
+    return record
+
+
+def write_scene(folder: Path, seed: int, labelled: tuple[str, ...]) -> None:
+    """Draw one scene and write its images, then the record that says that they are complete."""
+    scene = make_scene(seed)
+    labels, instances, things = labelled_only(scene, labelled)
+    record: dict[str, Any] = {"image_id": seed, "height": labels.shape[0], "width": labels.shape[1]}
+    images = {"file_name": scene.image[:, :, ::-1], "sem_seg_file_name": labels, "instance_file_name": instances}
+    for (key, pixels), kind in zip(images.items(), ("images", "labels", "instances"), strict=True):
+        record[key] = f"{kind}/{seed:07d}.png"
+        with atomic_path(folder / record[key]) as path:
+            path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    record |= {"things": things, "captions": list(scene.captions)}
+    with atomic_path(record_path(folder, seed)) as path:
+        path.write_text(json.dumps(record), encoding="utf-8")
+
+
+def labelled_only(scene: Scene, labelled: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, list[dict[str, int]]]:
+    """Take away every label and instance outside the given classes.
+
+    Args:
+        scene: a scene.
+        labelled: names of the classes to keep, a prefix of ``classes.CLASS_NAMES``.
+
+    Returns:
+        (H, W) uint8 labels with 255 where nothing is known, (H, W) uint16 instances with 0 there, and one
+        dict of ``id`` (in the instance map) and ``category_id`` for each thing that is left.
+    """
+    labels = np.where(scene.labels < len(labelled), scene.labels, np.uint8(IGNORE_LABEL))
+    things = [
+        {"id": index, "category_id": CLASS_INDEX[thing.name]}
+        for index, thing in enumerate(scene.things, 1)
+        if CLASS_INDEX[thing.name] < len(labelled)
+    ]
+    kept = np.isin(scene.instances, [thing["id"] for thing in things])
+    return labels, np.where(kept, scene.instances, np.uint16(0)), things
+
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +108,12 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
         if _missing(folder, seeds):  # a complete cache may be read-only
             folder.mkdir(parents=True, exist_ok=True)
             with file_lock(str(folder)):
-                _render_many(partial(write_scene, folder, labelled=labelled), _missing(folder, seeds))
+                missing = _missing(folder, seeds)
+                logger.info("drawing %d toy scenes (once; they are kept in the cache)", len(missing))
+                with progress_bar(transient=True) as progress, ThreadPoolExecutor(min(8, usable_cpus())) as pool:
+                    task = progress.add_task("drawing toy scenes", total=len(missing))
+                    for _ in pool.map(partial(write_scene, folder, labelled=labelled), missing):
+                        progress.advance(task)
     except OSError as error:
         raise OvsegError(
             f"cannot keep the toy scenes in {folder} ({error.strerror}): set OVSEG_CACHE to a folder that you can write"
@@ -76,16 +132,6 @@ def _labelled(split: str) -> tuple[str, ...]:
 
 def _missing(folder: Path, seeds: Sequence[int]) -> list[int]:
     return [seed for seed in seeds if not record_path(folder, seed).is_file()]
-
-
-def _render_many(write: Callable[[int], None], seeds: list[int]) -> None:
-    if not seeds:
-        return
-    logger.info("drawing %d toy scenes (once; they are kept in the cache)", len(seeds))
-    with progress_bar(transient=True) as progress, ThreadPoolExecutor(min(8, usable_cpus())) as pool:
-        task = progress.add_task("drawing toy scenes", total=len(seeds))
-        for _ in pool.map(write, seeds):
-            progress.advance(task)
 
 
 def register_toy() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ovseg.toy.classes import CLASS_INDEX
 from ovseg.toy.ground import OVERSAMPLING, Ground, make_ground
-from ovseg.toy.sentences import describe
+from ovseg.toy.sentences import Thing, describe
 from ovseg.toy.things import Body, footprint, paint, place_things
 
 _SIDES = (128, 144, 160, 176, 192)
@@ -19,41 +19,13 @@ _ON_SHARE = 0.75  # a thing lies "on" a ground when this share of it does
 
 
 @dataclass(frozen=True)
-class Thing:
-    """What can be said about one thing.
-
-    Attributes:
-        colour, shape, pattern: words of ``words.COLOURS``, ``SHAPES``, ``PATTERNS``.
-        size: "small", "medium" or "large" beside the picture's shorter side.
-        centre: (x, y) in pixels.
-        radius: in pixels.
-        area: visible pixels.
-        ground: the stuff that it lies on, or None when it lies across several.
-    """
-
-    colour: str
-    shape: str
-    pattern: str
-    size: str
-    centre: tuple[float, float]
-    radius: float
-    area: int
-    ground: str | None
-
-    @property
-    def name(self) -> str:
-        """Its class name, such as "red star"."""
-        return f"{self.colour} {self.shape}"
-
-
-@dataclass(frozen=True)
 class Scene:
-    """A picture with everything that is known about it.
+    """An image with everything that is known about it.
 
     Attributes:
         seed: the number that it was made from.
         image: (H, W, 3) uint8 RGB.
-        labels: (H, W) uint8, index into ``words.CLASS_NAMES`` (base and novel), nothing ignored.
+        labels: (H, W) uint8, index into ``classes.CLASS_NAMES`` (base and novel), nothing ignored.
         instances: (H, W) uint16, 0 is ground, ``k`` is ``things[k - 1]``.
         things: bottom first.
         stuff: names of the grounds, the largest first.
@@ -98,7 +70,7 @@ def make_scene(seed: int, num_captions: int = 2) -> Scene:
 
 
 def size_word(radius: float, shape: tuple[int, int]) -> str:
-    """What one calls a thing of this radius in a picture of (H, W) pixels."""
+    """Return the word for the size of a thing of this radius in an image of (H, W) pixels."""
     share = radius / min(shape)
     return "small" if share < 0.17 else "large" if share > 0.25 else "medium"
 
@@ -111,13 +83,13 @@ def _thing(body: Body, ground: Ground, area: int, shape: tuple[int, int]) -> Thi
 
 
 def _render(rng: np.random.Generator, ground: Ground, bodies: list[Body]) -> np.ndarray:
-    """Paint the bodies into the ground's picture, light everything, and average down: (H, W, 3) uint8."""
+    """Paint the bodies into the ground's image, light everything, and average down: (H, W, 3) uint8."""
     height, width = ground.regions.shape
     azimuth, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 0.75)
     light = (math.cos(azimuth) * slope, math.sin(azimuth) * slope, math.sqrt(1 - slope**2))
     for body in bodies:
-        paint(rng, ground.picture, body, light)
-    image = cv2.resize(ground.picture, (width, height), interpolation=cv2.INTER_AREA)
+        paint(rng, ground.image, body, light)
+    image = cv2.resize(ground.image, (width, height), interpolation=cv2.INTER_AREA)
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     falloff = rng.uniform(0.02, 0.12) * (x * light[0] + y * light[1]) / slope - 0.05 * (x**2 + y**2)

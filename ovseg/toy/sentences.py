@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from ovseg.toy.scene import Thing
 
 _LIES = ("lies on", "sits on", "rests on", "is on", "has been put on")
 _NEAR = ("next to", "beside", "near", "close to", "by")
 _WITH = ("with", "together with", "and", "along with")
 _OPENINGS = ("a photo of {}", "this is a photo of {}", "a picture of {}", "there is {} in the scene", "we see {}", "{}")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Attributes of one thing that captions mention.
+
+    Attributes:
+        colour, shape, pattern: words of ``classes.COLOURS``, ``SHAPES``, ``PATTERNS``.
+        size: "small", "medium" or "large" relative to the image's shorter side.
+        centre: (x, y) in pixels.
+        radius: in pixels.
+        area: visible pixels.
+        ground: the stuff that it lies on, or None when it lies across several.
+    """
+
+    colour: str
+    shape: str
+    pattern: str
+    size: str
+    centre: tuple[float, float]
+    radius: float
+    area: int
+    ground: str | None
+
+    @property
+    def name(self) -> str:
+        """Its class name, such as "red star"."""
+        return f"{self.colour} {self.shape}"
 
 
 def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
@@ -25,7 +50,7 @@ def _join(parts: Sequence[str]) -> str:
 
 
 def _noun(rng: np.random.Generator, thing: Thing) -> str:
-    """The thing with its article, now and then with its size, mostly with its pattern."""
+    """Return the thing with its article, sometimes with its size, mostly with its pattern."""
     words = []
     if rng.random() < 0.3:
         words.append(thing.size)
@@ -77,7 +102,7 @@ def _one_thing(rng: np.random.Generator, things: Sequence[Thing], stuff: Sequenc
 
 
 def _two_things(rng: np.random.Generator, things: Sequence[Thing], stuff: Sequence[str]) -> str:
-    """A relation between two things: where they touch or nearly so, beside; else the side that one lies on."""
+    """Return a sentence on two things: next to each other if they (nearly) touch, else on which side."""
     first, second = (things[int(index)] for index in rng.permutation(len(things))[:2])
     across, down = (b - a for a, b in zip(first.centre, second.centre, strict=True))
     if np.hypot(across, down) < 1.5 * (first.radius + second.radius):
@@ -125,6 +150,6 @@ def describe(rng: np.random.Generator, things: Sequence[Thing], stuff: Sequence[
     return tuple(captions)
 
 
-def tells_sides(caption: str) -> bool:
-    """Whether a caption would be wrong for a mirrored picture."""
+def names_sides(caption: str) -> bool:
+    """Return whether a caption would be wrong for a mirrored image."""
     return any(side in caption for side in ("left of", "right of"))

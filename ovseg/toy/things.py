@@ -1,20 +1,102 @@
-"""The things of a toy scene: where they may lie and how they are lit."""
+"""Things of a toy scene: their outlines, where they lie and how they are lit."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
 
-from ovseg.toy import shapes
 from ovseg.toy.classes import COLOURS, PATTERNS, SECOND_TONES, SHAPES
 from ovseg.toy.ground import OVERSAMPLING
 
+_FRACTION_BITS = 4  # sub-pixel bits that OpenCV's polygon filling takes
+
+
+def _arc(radius: float, start: float = 0.0, stop: float = 2 * np.pi, points: int = 72) -> np.ndarray:
+    angle = np.linspace(start, stop, points)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def _polar(radius: Callable[[np.ndarray], np.ndarray], points: int = 240) -> np.ndarray:
+    angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    return np.stack([radius(angle) * np.cos(angle), radius(angle) * np.sin(angle)], axis=1)
+
+
+def _star() -> np.ndarray:
+    angle = np.arange(10) * np.pi / 5 - np.pi / 2
+    radius = np.where(np.arange(10) % 2 == 0, 1.1, 0.46)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def _heart() -> np.ndarray:
+    angle = np.linspace(0, 2 * np.pi, 120, endpoint=False)
+    x = 16 * np.sin(angle) ** 3
+    y = 13 * np.cos(angle) - 5 * np.cos(2 * angle) - 2 * np.cos(3 * angle) - np.cos(4 * angle)
+    return np.stack([x, -y - 2], axis=1) / 15.5
+
+
+def _moon() -> np.ndarray:
+    outer, inner, shift = 1.0, 0.84, 0.56
+    x = (outer**2 - inner**2 + shift**2) / (2 * shift)  # where the two circles cross
+    y = np.sqrt(outer**2 - x**2)
+    outside = _arc(outer, np.arctan2(y, x), 2 * np.pi - np.arctan2(y, x))
+    inside = _arc(inner, 2 * np.pi - np.arctan2(y, x - shift), np.arctan2(y, x - shift)) + np.array([shift, 0])
+    return np.concatenate([outside, inside]) + np.array([0.25, 0])
+
+
+def _cross() -> np.ndarray:
+    arm, half = 1.0, 0.34
+    quarter = np.array([[half, half], [half, arm], [-half, arm], [-half, half]])
+    turn = np.array([[0, 1], [-1, 0]])
+    return np.concatenate([quarter @ np.linalg.matrix_power(turn, k) for k in range(4)])
+
+
+@cache
+def outline(shape: str) -> tuple[np.ndarray, ...]:
+    """Return contours of a shape, each (n, 2) float64; a second contour is a hole."""
+    builders: dict[str, Callable[[], tuple[np.ndarray, ...]]] = {
+        "circle": lambda: (_arc(0.9),),
+        "square": lambda: (np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.78,),
+        "triangle": lambda: (_arc(1.12, -np.pi / 2, 3 * np.pi / 2, 4)[:3],),
+        "star": lambda: (_star(),),
+        "ring": lambda: (_arc(0.98), _arc(0.5)),
+        "cross": lambda: (_cross(),),
+        "heart": lambda: (_heart(),),
+        "moon": lambda: (_moon(),),
+        "arrow": lambda: (
+            np.array([[1.1, 0], [0.1, 0.88], [0.1, 0.34], [-0.95, 0.34], [-0.95, -0.34], [0.1, -0.34], [0.1, -0.88]]),
+        ),
+        "flower": lambda: (_polar(lambda angle: 0.42 + 0.58 * np.abs(np.cos(2.5 * angle)) ** 0.7),),
+    }
+    return builders[shape]()
+
+
+def draw(shape: str, size: int, matrix: np.ndarray) -> np.ndarray:
+    """Return the coverage of a shape on a square canvas.
+
+    Args:
+        shape: a name of ``classes.SHAPES``.
+        size: side of the canvas in pixels.
+        matrix: (2, 2) float, from unit coordinates to pixels around the centre of the canvas.
+
+    Returns:
+        (size, size) uint8, 255 inside, anti-aliased at the rim.
+    """
+    canvas = np.zeros((size, size), np.uint8)
+    centre = (size - 1) / 2
+    contours = [
+        np.round((points @ matrix.T + centre) * 2**_FRACTION_BITS).astype(np.int32) for points in outline(shape)
+    ]
+    return cv2.fillPoly(canvas, contours, 255, lineType=cv2.LINE_AA, shift=_FRACTION_BITS)
+
+
 MIN_AREA = 150  # visible pixels that every thing of a scene has at least
 _MIN_VISIBLE = 0.78  # visible share that every thing keeps under those on top of it
-_MIN_INSIDE = 0.88  # share of a thing that lies within the picture
+_MIN_INSIDE = 0.88  # share of a thing that lies within the image
 _MAX_TILT = 0.2  # radians to either side: tiny networks take many times longer to learn shapes at any turn
 
 
@@ -26,7 +108,7 @@ class Body:
         colour, shape, pattern: its words.
         radius: in drawn pixels.
         matrix: (2, 2) float64, from unit coordinates to drawn pixels.
-        corner: (x, y) of the canvas in the drawn picture, in pixels.
+        corner: (x, y) of the canvas in the drawn image, in pixels.
         coverage: (S, S) uint8 canvas, 255 where the thing is.
     """
 
@@ -46,7 +128,7 @@ class Body:
 
 
 def _overlap(body: Body, shape: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Slices (rows, columns) of the picture and of the body's canvas where the two meet."""
+    """Return slices (rows, columns) of the image and of the body's canvas where the two overlap."""
     size = body.coverage.shape[0]
     (x, y), (height, width) = body.corner, shape
     rows, columns = (max(y, 0), min(y + size, height)), (max(x, 0), min(x + size, width))
@@ -57,7 +139,7 @@ def _overlap(body: Body, shape: tuple[int, int]) -> tuple[tuple[slice, slice], t
 
 
 def footprint(body: Body, height: int, width: int) -> np.ndarray:
-    """Pixels of the (height, width) scene that are more than half covered by the body: bool."""
+    """Return the pixels of the (height, width) scene that are more than half covered by the body: bool."""
     fine = np.zeros((height * OVERSAMPLING, width * OVERSAMPLING), np.uint8)
     there, here = _overlap(body, fine.shape)
     fine[there] = body.coverage[here]
@@ -75,11 +157,11 @@ def _draw_body(rng: np.random.Generator, height: int, width: int, large: bool) -
     size = 2 * int(np.ceil(radius * 1.75))  # the margin holds the shadow
     x, y = rng.uniform(0.08, 0.92, 2) * (width, height) * OVERSAMPLING
     corner = (round(x - size / 2), round(y - size / 2))
-    return Body(colour, shape, pattern, radius, matrix, corner, shapes.draw(shape, size, matrix))
+    return Body(colour, shape, pattern, radius, matrix, corner, draw(shape, size, matrix))
 
 
 def place_things(rng: np.random.Generator, height: int, width: int) -> tuple[list[Body], np.ndarray]:
-    """Two to six things, bottom first, each well visible and each with another name.
+    """Place two to six things, bottom first, each well visible and each with another name.
 
     Args:
         rng: where all randomness comes from.
@@ -115,7 +197,7 @@ def place_things(rng: np.random.Generator, height: int, width: int) -> tuple[lis
 
 
 def _albedo(rng: np.random.Generator, body: Body) -> np.ndarray:
-    """Unlit colour of a body, pattern included: (S, S, 3) or (3,) float32 in [0, 1]."""
+    """Return the unlit colour of a body with its pattern: (S, S, 3) or (3,) float32 in [0, 1]."""
     first = np.array(COLOURS[body.colour], np.float32) / 255
     if body.pattern == "plain":
         return first
@@ -135,22 +217,22 @@ def _albedo(rng: np.random.Generator, body: Body) -> np.ndarray:
     return first * (1 - share) + second * share
 
 
-def paint(rng: np.random.Generator, picture: np.ndarray, body: Body, light: tuple[float, float, float]) -> None:
-    """Draw a body with its bevel, gloss and shadow into a picture, in place.
+def paint(rng: np.random.Generator, image: np.ndarray, body: Body, light: tuple[float, float, float]) -> None:
+    """Draw a body with its bevel, gloss and shadow into an image, in place.
 
     Args:
         rng: where all randomness comes from.
-        picture: (2H, 2W, 3) float32 RGB in [0, 1].
+        image: (2H, 2W, 3) float32 RGB in [0, 1].
         body: what to draw.
         light: unit vector towards the light (x right, y down, z to the viewer).
     """
-    there, here = _overlap(body, picture.shape[:2])
+    there, here = _overlap(body, image.shape[:2])
     size, alpha = body.coverage.shape[0], body.coverage.astype(np.float32) / 255
     height = body.radius * rng.uniform(0.16, 0.3)
     move = np.array([[1, 0, -light[0] / light[2] * height], [0, 1, -light[1] / light[2] * height]])
     shadow = cv2.warpAffine(alpha, move, (size, size))
     shadow = cv2.blur(cv2.blur(shadow, (9, 9)), (9, 9))
-    picture[there] *= (1 - 0.6 * shadow[here])[..., None]
+    image[there] *= (1 - 0.6 * shadow[here])[..., None]
 
     bevel = body.radius * rng.uniform(0.12, 0.4)
     depth = cv2.distanceTransform((body.coverage > 127).astype(np.uint8), cv2.DIST_L2, 5)
@@ -167,4 +249,4 @@ def paint(rng: np.random.Generator, picture: np.ndarray, body: Body, light: tupl
     shade = np.minimum(0.36 + diffuse * (0.72 / light[2]), 1.25)
     lit = _albedo(rng, body) * shade[..., None] + (0.42 * gloss)[..., None]
     cover = alpha[here][..., None]
-    picture[there] = picture[there] * (1 - cover) + np.clip(lit[here], 0, 1) * cover
+    image[there] = image[there] * (1 - cover) + np.clip(lit[here], 0, 1) * cover

@@ -22,6 +22,7 @@ from ovseg.adaptation.mining_options import MiningOptions
 from ovseg.adaptation.mining_run import run
 from ovseg.adaptation.pair_list import read_pair_list
 from ovseg.adaptation.pair_shards import PairDataset
+from ovseg.data.caption_files import CaptionedImages
 from ovseg.engine.launch import World, launch
 from ovseg.errors import OvsegError
 from ovseg.naming.crops import has_pixel
@@ -287,6 +288,18 @@ with open(sys.argv[1], "a") as file:
 """
     command = [sys.executable, "-c", code, str(folder / ".lock")]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_settings_do_not_depend_on_the_folder_of_the_configuration(tmp_path):
+    configs = []
+    for folder in ("clone", "moved", "changed"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "clip.json").write_text(f'{{"changed": {int(folder == "changed")}}}')
+        configs.append(tmp_path / folder / "config.yaml")
+        configs[-1].write_text("MODEL: {CLIP_ADAPTER: {CLIP_MODEL_NAME: clip.json}}")
+    options = [MiningOptions("photos", Path("pairs"), config_file=str(config)) for config in configs]
+    one, moved, changed = (mining_run.settings_of(option, CaptionedImages(), None, 1) for option in options)
+    assert one == moved and one["config"] != changed["config"]
 
 
 def test_bad_captions_and_images(options, photos, tmp_path):

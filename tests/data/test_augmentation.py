@@ -9,7 +9,7 @@ import pytest
 from detectron2.data import transforms as T
 
 from ovseg.config import load_cfg
-from ovseg.data.augmentation import ResizeShortestEdge, build_train_augmentations
+from ovseg.data.mapper import ResizeShortestEdge, build_train_augmentations
 from ovseg.io.images import resize_transform
 
 TOY = Path(__file__).parents[2] / "configs" / "toy" / "ovseg_toy.yaml"

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from own_folder import CLASSES, load, save, save_image, save_json, write_yaml
 
-from ovseg.data.custom import cache
+from ovseg.data.custom import registration as own_registration
 from ovseg.data.custom.description import read_description
 from ovseg.toy import registration
 from ovseg.toy.scene import make_scene
@@ -76,6 +76,6 @@ def test_labels_of_own_data(tmp_path, monkeypatch):
     found = {}
     for name, keys in descriptions.items():
         own = read_description(write_yaml(tmp_path, {"images": "images/*.jpg", **keys}, f"{name}.yaml"))
-        (pair,) = cache.prepare(own).pairing.pairs
+        (pair,) = own_registration.prepare(own).pairing.pairs
         found[name] = digest(load(pair.labels))
-    assert (cache.FORMAT, found) == (2, LABELS), ADVICE
+    assert (own_registration.FORMAT, found) == (2, LABELS), ADVICE

@@ -13,8 +13,8 @@ from PIL import Image
 
 from ovseg.data import catalog
 from ovseg.data.check import check_dataset, open_subject
-from ovseg.data.custom.cache import prepare
 from ovseg.data.custom.description import read_description
+from ovseg.data.custom.registration import prepare
 from ovseg.errors import OvsegError
 
 BINARY = {"images": "images/*.jpg", "masks": "masks/*.png", "classes": ["background", "crack"]}

@@ -112,7 +112,7 @@ def test_masks_of_whole_float_numbers_and_of_transparency_alone(tmp_path):
         labels_of(tmp_path, masks="masks/*.tif")
     for channels in (2, 4):
         one_mask(tmp_path, np.dstack([values * 0] * (channels - 1) + [values * 255]).astype(np.uint8))
-        with pytest.raises(OvsegError, match=r"a\.png says everything by its transparency"):
+        with pytest.raises(OvsegError, match=r"a\.png has its labels in the transparency"):
             labels_of(tmp_path)
 
 
@@ -127,7 +127,7 @@ def test_coloured_masks(tmp_path):
         "colour #dc143c": 1,
         "colour #ff0000": 1,
     }
-    with pytest.raises(OvsegError, match=r"a\.png is a coloured picture: say in `colors`"):
+    with pytest.raises(OvsegError, match=r"a\.png is a colour image: list the class of each colour"):
         labels_of(tmp_path)
 
 

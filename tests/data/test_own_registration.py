@@ -15,11 +15,11 @@ from own_folder import CLASSES, load, save, save_image, save_json, write_masks, 
 
 from ovseg.config import load_cfg
 from ovseg.data import catalog
-from ovseg.data.custom import cache
-from ovseg.data.custom.cache import prepare
+from ovseg.data.custom import registration as own_registration
 from ovseg.data.custom.description import read_description
 from ovseg.data.custom.names import folder_name
 from ovseg.data.custom.pairing import find, pair
+from ovseg.data.custom.registration import prepare
 from ovseg.data.loader import build_train_loader
 from ovseg.engine.run import evaluate
 from ovseg.errors import OvsegError
@@ -121,7 +121,7 @@ def test_a_second_time_nothing_is_opened(shifted, cache_folder, monkeypatch):
     def refuse(*_):
         raise AssertionError("files are opened again")
 
-    monkeypatch.setattr(cache, "open_source", refuse)
+    monkeypatch.setattr(own_registration, "open_source", refuse)
     # comments, the split and the words have nothing to do with the files
     text = shifted.read_text() + "# a comment\nseen: sky\ntemplates: vild\n"
     second = prepare(read_description(write_yaml(shifted.parent, text)))
@@ -170,8 +170,8 @@ def test_only_one_of_several_at_once_converts(shifted, cache_folder, monkeypatch
         opened.append(own)
         return source(own)
 
-    source = cache.open_source
-    monkeypatch.setattr(cache, "open_source", count)
+    source = own_registration.open_source
+    monkeypatch.setattr(own_registration, "open_source", count)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: prepare(read_description(shifted), workers=1), range(4)))
     assert len(opened) == 1

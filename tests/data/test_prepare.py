@@ -123,7 +123,7 @@ def test_pascal_context_from_the_detail_json(expected, tmp_path):
     assert len(places) == 12
     for place, array in places.items():
         np.testing.assert_array_equal(load(root / place), array, err_msg=place)
-    with pytest.raises(OvsegError, match="does not tell 459 classes"):
+    with pytest.raises(OvsegError, match="lacks the 459 classes"):
         script("pascal_context")("--root", root, "--detail", "--classes", "459")
 
 

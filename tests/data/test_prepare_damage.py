@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ovseg.data.prepare import BadFile, raw_labels
-from ovseg.data.prepare.pascal_context import DetailImage, label_map, read_detail
+from ovseg.data.prepare.raw_formats import DetailImage, label_map, read_detail
 from ovseg.errors import OvsegError
 from tests.scripts import load_script
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ovseg.data.prepare.ade20k_index import read_index
+from ovseg.data.prepare.raw_formats import read_index
 from ovseg.errors import OvsegError
 
 

@@ -8,7 +8,7 @@ import pytest
 from ovseg.data.benchmarks import DATASETS
 from ovseg.data.file_list import file_list_checksum
 from ovseg.data.prepare import facts
-from ovseg.data.prepare.facts import ADE_TRAINING, ADE_VALIDATION, FOLDERS, Folder, Labels
+from ovseg.data.prepare.facts import CHECKSUMS, FOLDERS, Folder, Labels
 from ovseg.data.prepare.stamps import NAME
 from ovseg.data.prepare.verify import verify
 from ovseg.vocabulary import label_set
@@ -174,8 +174,8 @@ def test_other_names_and_too_many(tmp_path, capsys):
 
 def test_checksums_of_ade20k_are_those_of_its_numbers():
     for pattern, number, checksum in (
-        ("ADE_train_{:08d}", 20210, ADE_TRAINING),
-        ("ADE_val_{:08d}", 2000, ADE_VALIDATION),
+        ("ADE_train_{:08d}", 20210, CHECKSUMS["ADE_TRAINING"]),
+        ("ADE_val_{:08d}", 2000, CHECKSUMS["ADE_VALIDATION"]),
     ):
         assert file_list_checksum(pattern.format(index) for index in range(1, number + 1)) == checksum
 

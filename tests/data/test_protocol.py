@@ -119,7 +119,7 @@ def test_records_are_plain_json():
 def test_a_data_set_of_ones_own(own):
     protocol = protocol_of(OWN)
     assert protocol.vocabulary.class_names == ["cat", "red, brick wall"] and protocol.tag == OWN
-    with pytest.raises(OvsegError, match="the classes of 'protocol_test_own' have none that we know"):
+    with pytest.raises(OvsegError, match="the classes of 'protocol_test_own' have no known ones"):
         protocol_of(OWN, "synonyms")
     with pytest.raises(OvsegError, match=r"TEST\.VOCABULARY is 'plain'; choose one of names, synonyms"):
         protocol_of(OWN, "plain")

@@ -26,12 +26,12 @@ from ovseg.toy import (
     Scene,
     make_scene,
     register_toy,
+    registration,
     render_split,
 )
-from ovseg.toy import records as records_module
 from ovseg.toy.classes import IGNORE_LABEL, NOVEL_STUFF
 from ovseg.toy.registration import FORMAT, SPLITS
-from ovseg.toy.sentences import tells_sides
+from ovseg.toy.sentences import names_sides
 
 _NOUN = re.compile(
     r"(?:(small|medium|large) )?(?:(striped|dotted) )?"
@@ -141,7 +141,7 @@ def test_captions_say_only_what_is_there(scenes):
             assert {kind for kind in STUFF if re.search(rf"\b{kind}\b", bare)} <= set(scene.stuff), caption
             if on := re.match(r".*? (?:lies|sits|rests|is|has been put) on the (\w+)", caption):
                 assert by_name[" ".join(mentions[0].group(3, 4))].ground == on[1], caption
-            assert tells_sides(caption) == bool(re.search(r"to the (left|right) of", caption)), caption
+            assert names_sides(caption) == bool(re.search(r"to the (left|right) of", caption)), caption
             if side := re.search(r"to the (left|right) of|(above|below)", caption):
                 first, second = (by_name[" ".join(mention.group(3, 4))].centre for mention in mentions)
                 axis, lower = {"left": (0, True), "right": (0, False), "above": (1, True), "below": (1, False)}[
@@ -205,11 +205,11 @@ def test_files_hold_the_scene(rendered):
 def test_cache_is_reused_and_mended(rendered, monkeypatch):
     root, splits = rendered
     drawn: list[int] = []
-    make = records_module.make_scene
-    monkeypatch.setattr(records_module, "make_scene", lambda seed: drawn.append(seed) or make(seed))
+    make = registration.make_scene
+    monkeypatch.setattr(registration, "make_scene", lambda seed: drawn.append(seed) or make(seed))
     assert render_split("train", root, num_scenes=40) == splits["train"]
     assert drawn == []
-    records_module.record_path(root / "train", 5).unlink()
+    registration.record_path(root / "train", 5).unlink()
     assert render_split("train", root, num_scenes=40) == splits["train"]
     assert drawn == [5]
 

@@ -14,9 +14,8 @@ from torch import Tensor
 from ovseg.errors import OvsegError
 from ovseg.toy import CLASS_NAMES, STUFF, make_scene
 from ovseg.toy.clip import training
-from ovseg.toy.clip.batches import PairSampler
+from ovseg.toy.clip.batches import PairSampler, ViewRecipe, load_views, views
 from ovseg.toy.clip.training import Recipe, TrainingRun
-from ovseg.toy.clip.views import ViewRecipe, load_views, views
 from ovseg.toy.clip.zero_shot import thing_crops
 
 VIEWS = ViewRecipe(margin=(1.1, 1.6), close_ups=1, alone=0.5, patches=1, captions=3)

@@ -12,9 +12,8 @@ import torch
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from ovseg.data.augmentation import PadToMultiple
 from ovseg.data.loader import build_test_loader, build_train_loader
-from ovseg.data.mapper import SemSegTestMapper, SemSegTrainMapper
+from ovseg.data.mapper import PadToMultiple, SemSegTestMapper, SemSegTrainMapper
 from ovseg.data.sampler import StreamBatchSampler, mix, seeded
 from ovseg.errors import OvsegError
 from tests.engine import toy

@@ -12,13 +12,13 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from ovseg.config import get_cfg
+from ovseg.config import get_cfg, load_cfg
 from ovseg.data.file_list import file_list_checksum
 from ovseg.data.protocol import protocol_of
 from ovseg.engine.run import evaluate
 from ovseg.errors import OvsegError
 from ovseg.evaluation import runner
-from ovseg.evaluation.identity import differences, different_keys, git_commit, model_digest, short
+from ovseg.evaluation.identity import differences, different_keys, fingerprint, git_commit, model_digest, short
 from ovseg.evaluation.record import read_record
 
 
@@ -160,3 +160,17 @@ def test_records_are_json_that_others_read(data_folder):
     content = json.loads(results(data_folder / "out").read_text(), parse_constant=pytest.fail)
     assert content["results"]["sem_seg"]["IoU-water"] is None
     assert np.isnan(read_record(results(data_folder / "out"))["results"]["sem_seg"]["IoU-water"])
+
+
+def test_the_identity_does_not_depend_on_the_folder_of_the_configuration(tmp_path):
+    found = []
+    for folder, channels in (("clone", 8), ("moved", 8), ("changed", 16)):
+        place = tmp_path / folder
+        place.mkdir()
+        (place / "clip.json").write_text(json.dumps({"embed_dim": channels}))
+        (place / "config.yaml").write_text("MODEL: {CLIP_ADAPTER: {CLIP_MODEL_NAME: clip.json}}")
+        cfg = load_cfg(place / "config.yaml")
+        assert str(place / "clip.json") == cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME
+        found.append(fingerprint(cfg, "", [], protocol_of("ade20k_sem_seg_val")))
+    assert found[0] == found[1] != found[2]
+    assert different_keys(found[0], found[2]) == ["config.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME"]

@@ -1,4 +1,4 @@
-"""Looking at a data set before it is used: pairs, files, label values, class histogram, pictures."""
+"""Check of a data set before it is used: pairs, files, label values, class histogram, contact sheet."""
 
 from ovseg.data.check.contact_sheet import choose_pairs, draw_sheet
 from ovseg.data.check.dataset import Finding, Report, Subject, check_dataset, open_subject

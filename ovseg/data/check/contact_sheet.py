@@ -1,4 +1,4 @@
-"""A contact sheet: images beside their labels, for people to see whether both fit."""
+"""Contact sheet: images next to their labels, to see whether both agree."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ovseg.result.colors import colors_of
 from ovseg.result.drawing import draw_legend, draw_regions, resize_labelled
 from ovseg.result.fonts import shorten_text, text_font
 
-_WIDTH = 1840  # of the sheet in pixels; cells, an image beside its labels, fill its rows
-_HEIGHT = 230  # of every picture, unless it is so wide that a cell would not fit
+_WIDTH = 1840  # of the sheet in pixels; cells, an image next to its labels, fill its rows
+_HEIGHT = 230  # of every drawing, unless it is so wide that a cell would not fit
 _GAP, _LINE, _TITLE, _TEXT = 16, 24, 56, 17
 _NOT_LISTED = "(not in the list of classes)"
 
 
 def choose_pairs(report: Report, count: int) -> list[int]:
-    """Pairs for the sheet: one with values outside the list, then as many classes as possible, then some evenly spread.
+    """Choose pairs: one with values outside the list, then as many classes as possible, then evenly spread ones.
 
     Args:
         report: of the data set.
@@ -68,18 +68,22 @@ def draw_sheet(subject: Subject, report: Report, chosen: Sequence[int], path: Pa
     cells = []
     for index in chosen:
         pair = subject.pairing.pairs[index]
-        picture, shares = _draw_pair(subject, pair, names, colors)
+        drawing, shares = _draw_pair(subject, pair, names, colors)
         areas += shares / len(chosen)
-        cells.append((pair, picture))
+        cells.append((pair, drawing))
     order = [(int(k), float(areas[k])) for k in np.argsort(-areas, kind="stable") if areas[k] > 0]
     unlabelled = 1 - sum(share for _, share in order)
     legend = draw_legend(_WIDTH, [*order, *([(-1, unlabelled)] if unlabelled > 1e-9 else [])], names, _TEXT, colors)
-    places, bottom = _flow([picture.size for _, picture in cells])
+    places, bottom = _flow([drawing.size for _, drawing in cells])
     sheet = Image.new("RGB", (_WIDTH, bottom + legend.shape[0]), "white")
-    _write(sheet, _title(report, len(cells)), (_GAP, _TITLE // 2), 24, _WIDTH - 2 * _GAP)
-    for (pair, picture), (left, top) in zip(cells, places, strict=True):
-        sheet.paste(picture, (left, top))
-        _write(sheet, pair.image.name, (left, top + picture.height + _LINE // 2), 14, picture.width)
+    title = (
+        f"{folder_name(report.name)}: {len(cells)} of {report.num_pairs:,} images, {len(report.class_names)} classes"
+    )
+    title += f"; {len(report.wrong):,} problems" if report.wrong else ""
+    _write(sheet, title, (_GAP, _TITLE // 2), 24, _WIDTH - 2 * _GAP)
+    for (pair, drawing), (left, top) in zip(cells, places, strict=True):
+        sheet.paste(drawing, (left, top))
+        _write(sheet, pair.image.name, (left, top + drawing.height + _LINE // 2), 14, drawing.width)
     sheet.paste(Image.fromarray(legend), (0, bottom))
     with atomic_path(path) as temporary:
         save_image(sheet, temporary)
@@ -88,7 +92,7 @@ def draw_sheet(subject: Subject, report: Report, chosen: Sequence[int], path: Pa
 def _draw_pair(
     subject: Subject, pair: Pair, names: Sequence[str], colors: Mapping[int, sv.Color]
 ) -> tuple[Image.Image, np.ndarray]:
-    """Image and labels side by side, and the share of the image that each name has."""
+    """Return image and labels side by side, and the share of each name in the image."""
     image, indices = read_image(pair.image), subject.read(pair).indices
     label_map = np.where(indices == UNLISTED, len(names) - 1, indices)
     shares = label_areas(label_map, len(names)) / label_map.size
@@ -103,7 +107,7 @@ def _draw_pair(
 
 
 def _flow(sizes: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
-    """(left, top) of each (width, height) in rows as text flows, and where the last row ends."""
+    """Return (left, top) of each (width, height), placed in rows like text, and the bottom of the last row."""
     places, left, top = [], _GAP, _TITLE
     for width, _ in sizes:
         if left > _GAP and left + width + _GAP > _WIDTH:
@@ -111,11 +115,6 @@ def _flow(sizes: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]
         places.append((left, top))
         left += width + _GAP
     return places, top + _HEIGHT + _LINE + _GAP
-
-
-def _title(report: Report, drawn: int) -> str:
-    text = f"{folder_name(report.name)}: {drawn} of {report.num_pairs:,} images, {len(report.class_names)} classes"
-    return f"{text}; {len(report.wrong):,} problems" if report.wrong else text
 
 
 def _write(sheet: Image.Image, text: str, place: tuple[int, int], size: int, width: int) -> None:

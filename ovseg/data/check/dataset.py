@@ -1,4 +1,4 @@
-"""Every file of a data set opened, every pixel counted."""
+"""Check of a data set: every file is opened, every pixel counted."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ovseg.data.custom.geometry import different_sizes, orientation
 from ovseg.data.custom.pairing import Pair, Pairing
 from ovseg.data.custom.source import count_pixels, ignored_class, open_source
 from ovseg.data.custom.values import IGNORED, Labels, look_up, show_unlisted
+from ovseg.data.file_list import scan
 from ovseg.data.prepare.conversion import spread
-from ovseg.data.prepare.sources import scan
 from ovseg.data.protocol import class_names_of
 from ovseg.errors import OvsegError
 from ovseg.io.images import read_image
@@ -31,7 +31,7 @@ from ovseg.io.label_maps import read_labels
 
 @dataclass(frozen=True)
 class Subject:
-    """A data set to look at.
+    """A data set to check.
 
     Attributes:
         name: as it was given.
@@ -49,7 +49,7 @@ class Subject:
 
 
 def open_subject(name: str) -> Subject:
-    """The data set of a registered name, or of a YAML file, whose raw files are then read: nothing is converted.
+    """Return the data set of a registered name, or of a YAML file, without converting anything.
 
     Raises:
         OvsegError: it is not there, has no pair of image and labels, or is not for semantic segmentation.
@@ -70,7 +70,7 @@ def open_subject(name: str) -> Subject:
 
 
 def _registered_pairs(name: str) -> Pairing:
-    """Images without labels do not count: benchmarks keep all images in one folder, whatever the split."""
+    """Return the pairs; images without labels are left out, since benchmarks have all splits in one folder."""
     pairs = []
     for record in DatasetCatalog.get(name):
         if not record.get("sem_seg_file_name"):
@@ -79,20 +79,16 @@ def _registered_pairs(name: str) -> Pairing:
         pairs.append(Pair(image.name, image, labels))
     if not pairs:
         raise OvsegError(f"data set {name!r} is empty: check the folders it was registered with")
-    return Pairing(tuple(pairs), labels_alone=tuple(_unused_labels(name, pairs)))
-
-
-def _unused_labels(name: str, pairs: list[Pair]) -> list[str]:
-    """Label files of a benchmark that no pair uses."""
     dataset, folder = find_dataset(name), MetadataCatalog.get(name).get("sem_seg_root")
     if dataset is None or not folder:
-        return []
+        return Pairing(tuple(pairs))
     used = {os.path.abspath(pair.labels) for pair in pairs}
     found = scan(Path(folder), dataset.label_suffix, dataset.recursive).values()
-    return [entry.path for entry in found if os.path.abspath(entry.path) not in used]
+    unused = tuple(entry.path for entry in found if os.path.abspath(entry.path) not in used)
+    return Pairing(tuple(pairs), labels_alone=unused)
 
 
-# kinds of findings, in the order of their telling; those of NOTES are worth a look, but nothing is wrong
+# kinds of findings, in the order of reports; those of NOTES are no faults
 KINDS = {
     "image_without_labels": "images without labels",
     "labels_without_image": "labels without an image",
@@ -131,7 +127,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """What was found.
+    """Result of a check.
 
     Attributes:
         name: of the data set.
@@ -163,7 +159,7 @@ class Report:
 
     @property
     def wrong(self) -> list[Finding]:
-        """Findings that are no mere notes."""
+        """Findings that are faults, not notes."""
         return [finding for finding in self.findings if finding.kind not in NOTES]
 
     @property
@@ -172,7 +168,6 @@ class Report:
         return [name for name, pixels in zip(self.class_names, self.pixels, strict=True) if not pixels]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
         rows = zip(self.class_names, self.pixels.tolist(), self.images.tolist(), strict=True)
         return {
             "dataset": self.name,
@@ -197,9 +192,9 @@ def check_dataset(
     """Open every image and label file, compare their sizes, and count the pixels of every value.
 
     Args:
-        limit: look at so many pairs, evenly spread; None for all. Files without a partner are always told.
+        limit: look at so many pairs, evenly spread; None for all. Files without a partner are always reported.
         workers: threads.
-        on_pair: told (pairs done, pairs in all).
+        on_pair: called with (pairs done, pairs in all).
 
     Raises:
         OvsegError: ``limit`` is below 1. What is wrong with files is in the report.
@@ -211,28 +206,35 @@ def check_dataset(
     report = Report(subject.name, subject.class_names, len(pairs), tuple(checked))
     report.pixels, report.images = np.zeros(count, np.int64), np.zeros(count, np.int64)
     found: dict[int, list[Finding]] = {}
-    unlisted, left_out = _Tally(), _Tally()
-    for done, one in enumerate(spread(lambda index: _look(subject, index), checked, workers), start=1):
-        found[one.index] = one.findings
-        if one.counts is not None:
-            report.pixels += one.counts[2:]
-            report.images += one.counts[2:] > 0
-            report.ignored += int(one.counts[1])
-            if not any(finding.kind in ("size", "bad_image") for finding in one.findings):
-                report.present[one.index] = np.flatnonzero(np.append(one.counts[2:], one.counts[0]))
-        unlisted.add(one.unlisted, one.index, pairs[one.index].where)
-        left_out.add(one.left_out, one.index, pairs[one.index].where)
+    tallies = _Tally(), _Tally()
+    looks = spread(lambda index: _look(subject, index), checked, workers)
+    for done, (index, found[index], counts, outside) in enumerate(looks, start=1):
+        if counts is not None:
+            report.pixels += counts[2:]
+            report.images += counts[2:] > 0
+            report.ignored += int(counts[1])
+            if not any(finding.kind in ("size", "bad_image") for finding in found[index]):
+                report.present[index] = np.flatnonzero(np.append(counts[2:], counts[0]))
+        for tally, things in zip(tallies, outside, strict=True):
+            tally.add(things, index, pairs[index].where)
         on_pair(done, len(checked))
-    report.unlisted, report.left_out = unlisted.as_dict(), left_out.as_dict()
-    findings = _without_partner(subject) + [finding for index in checked for finding in found[index]]
-    findings += _of_all(subject, report)
+    report.unlisted, report.left_out = (tally.as_dict() for tally in tallies)
+    pairing, first_labels = subject.pairing, str(pairs[0].labels)
+    findings = [
+        *(Finding("image_without_labels", file, f"{file} has no labels") for file in pairing.images_alone),
+        *(Finding("labels_without_image", file, f"{file} has no image") for file in pairing.labels_alone),
+        *(Finding("not_there", name, f"{name} has neither image nor labels") for name in pairing.absent),
+        *(Finding("no_such_image", first_labels, sentence) for sentence in pairing.homeless),
+        *(finding for index in checked for finding in found[index]),
+        *_of_all(subject, report),
+    ]
     order = list(KINDS)
     report.findings = sorted(findings, key=lambda finding: order.index(finding.kind))
     return report
 
 
 class _Tally:
-    """Pixels and files of things with a name."""
+    """Counter of pixels and files by name."""
 
     def __init__(self) -> None:
         self.pixels: Counter[str] = Counter()
@@ -244,7 +246,6 @@ class _Tally:
             self.files[name].append((index, where))
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Those with most pixels first; files in the order of the data set."""
         ordered = sorted(self.pixels, key=lambda name: (-self.pixels[name], min(self.files[name]), len(name), name))
         return {
             name: {"pixels": self.pixels[name], "files": [file for _, file in sorted(self.files[name])]}
@@ -253,7 +254,7 @@ class _Tally:
 
 
 def _of_all(subject: Subject, report: Report) -> list[Finding]:
-    """What only all labels together show."""
+    """Return findings that only all labels together show."""
     outside = {**report.unlisted, **report.left_out}
     pixels = {name: entry["pixels"] for name, entry in outside.items() if entry["pixels"]}
     all_pixels = int(report.pixels.sum()) + report.ignored + sum(e["pixels"] for e in report.unlisted.values())
@@ -278,36 +279,24 @@ def _of_all(subject: Subject, report: Report) -> list[Finding]:
 
 
 def evenly(total: int, limit: int | None) -> list[int]:
-    """At most ``limit`` of the numbers 0 .. total - 1, evenly spread, ascending."""
+    """Return at most ``limit`` of the numbers 0 .. total - 1, evenly spread, ascending."""
     count = total if limit is None else min(limit, total)
     return [position * total // count for position in range(count)]
 
 
-@dataclass(frozen=True)
-class _Look:
-    """One pair; ``counts`` are the pixels that are unlisted, ignored, of class 0, ..., or None if not countable."""
-
-    index: int
-    findings: list[Finding]
-    counts: np.ndarray | None = None
-    unlisted: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
-
-
-def _look(subject: Subject, index: int) -> _Look:
+def _look(subject: Subject, index: int) -> tuple[int, list[Finding], np.ndarray | None, tuple[dict[str, int], ...]]:
+    """Return ``index``, findings, :func:`count_pixels` (None if unreadable), and what is unlisted and left out."""
     pair, findings = subject.pairing.pairs[index], []
-    image_size = labels = None
+    image_size = None
     try:
         image_size = read_image(pair.image).shape[:2]
     except OvsegError as error:
         findings.append(Finding("bad_image", str(pair.image), str(error)))
+    where = pair.where
     try:
         labels = subject.read(pair)
     except OvsegError as error:
-        findings.append(Finding("bad_labels", pair.where, str(error)))
-    if labels is None:
-        return _Look(index, findings)
-    where = pair.where
+        return index, [*findings, Finding("bad_labels", where, str(error))], None, ({}, {})
     if image_size is not None and labels.indices.shape != image_size:
         findings.append(Finding("size", where, different_sizes(pair, labels.indices.shape, image_size)))
     elif (turned := orientation(pair.image)) > 1:
@@ -322,14 +311,4 @@ def _look(subject: Subject, index: int) -> _Look:
     counts = count_pixels(labels.indices, len(subject.class_names))
     if labels.indices.size == counts[1]:
         findings.append(Finding("all_ignored", where, f"{where} has no pixel that counts"))
-    return _Look(index, findings, counts, labels.unlisted, labels.left_out)
-
-
-def _without_partner(subject: Subject) -> list[Finding]:
-    pairing = subject.pairing
-    return [
-        *(Finding("image_without_labels", file, f"{file} has no labels") for file in pairing.images_alone),
-        *(Finding("labels_without_image", file, f"{file} has no image") for file in pairing.labels_alone),
-        *(Finding("not_there", name, f"{name} has neither image nor labels") for name in pairing.absent),
-        *(Finding("no_such_image", str(pairing.pairs[0].labels), sentence) for sentence in pairing.homeless),
-    ]
+    return index, findings, counts, (labels.unlisted, labels.left_out)

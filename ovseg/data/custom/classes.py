@@ -1,4 +1,4 @@
-"""Which class every raw value of somebody's labels is: numbers, colours, labels, categories."""
+"""Classes of the raw values of a data set's labels: numbers, colours, labels, categories."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Classes:
 
     def __post_init__(self) -> None:
         if len(self) > 2**16 - 1:
-            raise self.own.error("classes", f"there are {len(self)} classes, and label files can tell 65535 at most")
+            raise self.own.error("classes", f"there are {len(self)} classes, and label files hold 65535 at most")
         if self.ignore_label < len(self):
             name = self.vocabulary.names[self.ignore_label]
             raise self.own.error(
@@ -63,13 +63,14 @@ class Classes:
 
     @property
     def unlisted(self) -> int:
-        """What raw values without a class become: UNLISTED, which is an error, or IGNORED."""
+        """Value of raw values without a class: UNLISTED, which is an error, or IGNORED."""
         return IGNORED if self.own.unlisted == "ignore" else UNLISTED
 
     @cached_property
     def evaluation_set(self) -> dict[str, list[int]]:
         """Class indices of ``base`` (seen) and ``novel`` (unseen) classes; empty without a split."""
-        sides = {"seen": self._side("seen"), "unseen": self._side("unseen")}
+        keys = ("seen", "unseen")
+        sides = {key: {self.index(entry, key, may_ignore=False) for entry in getattr(self.own, key)} for key in keys}
         if both := sides["seen"] & sides["unseen"]:
             raise self.own.error("unseen", f"{self.vocabulary.names[min(both)]!r} is also seen: keep it on one side")
         if not any(sides.values()):
@@ -84,12 +85,9 @@ class Classes:
             raise self.own.error("seen", f"the class {name!r} is neither seen nor unseen: name one side only, or both")
         return {"base": sorted(sides["seen"]), "novel": sorted(sides["unseen"])}
 
-    def _side(self, key: str) -> set[int]:
-        return {self.index(entry, key, may_ignore=False) for entry in getattr(self.own, key)}
-
     @cached_property
     def background(self) -> int:
-        """What pixels that no object covers are: a class index or IGNORED."""
+        """Class index of pixels that no object covers, or IGNORED."""
         return IGNORED if self.own.background is None else self.index(self.own.background, "background")
 
     @cached_property
@@ -97,13 +95,14 @@ class Classes:
         """Class index or IGNORED of the raw values: numbers for masks; names and numbers for labels and categories."""
         own = self.own
         if own.kind == "masks":
+            ignored = {self.ignore_label: IGNORED}
             if own.ids is None:
                 first = own.first_id or 0
-                return dict.fromkeys(range(first), IGNORED) | {first + k: k for k in range(len(self))} | self._ignored
+                return dict.fromkeys(range(first), IGNORED) | {first + k: k for k in range(len(self))} | ignored
             for raw in own.ids:
                 if isinstance(raw, bool) or not isinstance(raw, int) or not -(2**31) <= raw < 2**32:
                     raise own.error("ids", f"{raw!r} is no value of a pixel: write whole numbers before the colons")
-            return self._ignored | self._given
+            return ignored | self._given
         table: dict[Hashable, int] = dict(self._by_text)
         for raw, index in self._given.items():
             if isinstance(raw, bool) or not isinstance(raw, (str, int)):
@@ -112,10 +111,6 @@ class Classes:
         if own.kind == "labelme":  # whose labels are texts, numbers included; a quoted one goes first
             table = {str(raw): index for raw, index in table.items() if isinstance(raw, int)} | table
         return table
-
-    @property
-    def _ignored(self) -> dict[int, int]:
-        return {self.ignore_label: IGNORED}
 
     @cached_property
     def _given(self) -> dict[Any, int]:
@@ -166,7 +161,7 @@ class Classes:
         return synonyms | {text_key(name): index for index, name in enumerate(vocabulary.names)}
 
     def index(self, entry: Any, key: str, may_ignore: bool = True) -> int:
-        """The class that a value of the file means: its name, a synonym, its index, or ``ignore``.
+        """Return the class of a value of the file: a name, a synonym, an index, or ``ignore``.
 
         Raises:
             OvsegError: none of them; says where, and the nearest name.
@@ -185,7 +180,7 @@ class Classes:
         raise self.own.error(key, f"there is no class {entry!r}{self.nearest(entry)}")
 
     def nearest(self, name: str) -> str:
-        """``: did you mean ...?`` with the nearest class name, else the first names of the list."""
+        """Return ``: did you mean ...?`` with the nearest class name, else the first names of the list."""
         names = {known.casefold(): known for known in self.vocabulary.names}
         if near := difflib.get_close_matches(name.casefold(), names, n=1, cutoff=0.6):
             return f": did you mean {names[near[0]]!r}?"

@@ -43,7 +43,7 @@ Entry = Mapping[str, Any]
 
 
 class CocoFile:
-    """What panoptic and instances files have in common: images, categories, and the annotations of each image.
+    """Content that panoptic and instances files share: images, categories, and the annotations of each image.
 
     Args:
         own: a description with one of them.
@@ -81,14 +81,14 @@ class CocoFile:
         return dict(sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
     def vocabulary(self) -> Vocabulary:
-        """The categories as classes; their number in this list is their index. Categories of one name are one class."""
+        """Return the categories in order as classes; categories of the same name are one class."""
         names: dict[str, str] = {}
         for name in self.categories.values():
             names.setdefault(text_key(name), name)
         return Vocabulary.from_words(list(names.values()), origin=f"categories of {self.path}")
 
     def pairs(self) -> Pairing:
-        """Images on disk with their entries of the file.
+        """Return the images on disk with their entries of the file.
 
         Raises:
             OvsegError: no image of the file is on disk, it is not clear which one is meant, or two have one id.
@@ -106,7 +106,7 @@ class CocoFile:
         return self._of_split(images, pairs, missing, homeless)
 
     def _on_disk(self, images: Mapping[str, Path]) -> tuple[dict[str, list[Entry]], list[str]]:
-        """The file's entries by the name of their image, several where it is listed more than once; names not there."""
+        """Return the file's entries by name of their image (several if listed repeatedly), and missing images."""
         by_end: dict[tuple[str, ...], list[str]] = defaultdict(list)  # names of images by the last parts of their paths
         loosely: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for name, path in images.items():
@@ -122,7 +122,7 @@ class CocoFile:
             if not _same_file(parts, other):
                 raise self._error(
                     f"{self.path} has two images of the id {shown(entry['id'])}, {shown('/'.join(other))} and "
-                    f"{shown('/'.join(parts))}, and nobody knows whose its annotations are: give each image its own id"
+                    f"{shown('/'.join(parts))}, so its annotations are ambiguous: give each image its own id"
                 )
             matches = [(end, by_end[end]) for end in _ends(parts) if end in by_end]
             matches = matches or [(end, loosely[_loose(end)]) for end in _ends(parts) if _loose(end) in loosely]
@@ -150,7 +150,7 @@ class CocoFile:
         return entries, missing
 
     def _label_file(self, image: Path, annotations: Sequence[Entry]) -> Path | None:
-        """The file that has the labels of an image; None for an image that a panoptic file says nothing of."""
+        """Return the file with the labels of an image; None for an image that a panoptic file does not annotate."""
         if self.own.kind == "coco_instances":
             return self.path
         files = {path_parts(str(one.get("file_name") or f"{image.stem}.png")) for one in annotations}
@@ -189,7 +189,7 @@ class CocoFile:
         )
 
     def _annotations(self) -> tuple[dict[Any, list[Entry]], tuple[str, ...]]:
-        """Annotations by the id of their image, and a sentence for each id that is no image's."""
+        """Return annotations by the id of their image, and a sentence for each id without an image."""
         ids = Ids(entry["id"] for entry in self._entries("images", "id", "file_name"))
         found: dict[Any, list[Entry]] = defaultdict(list)
         lost: dict[str, list[str]] = defaultdict(list)
@@ -200,7 +200,9 @@ class CocoFile:
             else:
                 found[image_id].append(entry)
         if lost and not found:
-            raise self._error(f"no annotation of {self.path} belongs to an image: {_first(lost)} is no id of an image")
+            raise self._error(
+                f"no annotation of {self.path} belongs to an image: {next(iter(lost))} is no id of an image"
+            )
         return found, tuple(
             f"{len(numbers):,} annotations of {self.path} have the image_id {image_id}, which is no image's: "
             + ", ".join(numbers[:_SHOWN])
@@ -209,7 +211,7 @@ class CocoFile:
         )
 
     def _entries(self, part: str, *keys: str) -> list[Entry]:
-        """The entries of a part, each with all of ``keys``."""
+        """Return the entries of a part, each with all of ``keys``."""
         for entry in self.content[part]:
             if not isinstance(entry, dict) or isinstance(entry.get(keys[0]), (list, dict)):
                 reason = f"an entry of {part} is unusable, {shown(entry)}"
@@ -223,7 +225,7 @@ class CocoFile:
 
 
 def panoptic_folder(own: Description) -> Path:
-    """Where the PNG files of ``coco_panoptic`` are: ``masks``, else the folder beside the JSON file with its name."""
+    """Return the folder of the PNG files: ``masks``, else the folder next to the JSON file with its name."""
     return own.path(own.masks[0]) if own.masks else own.coco_panoptic.with_suffix("")
 
 
@@ -234,22 +236,18 @@ def _number(value: Any) -> int | str:
         return str(value)
 
 
-def _first(things: Mapping[str, Any]) -> str:
-    return next(iter(things))
-
-
 def _ends(parts: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The last parts of a path, the longest end first."""
+    """Return the last parts of a path, the longest end first."""
     return [parts[-count:] for count in range(min(len(parts), _DEEPEST), 0, -1)]
 
 
 def _loose(parts: tuple[str, ...]) -> tuple[str, ...]:
-    """Parts as Windows and addresses of the web take them for the same: without letter case, ``%20`` for a blank."""
+    """Return parts without letter case and with ``%20`` decoded, as Windows and web addresses compare them."""
     return tuple(unquote(part).casefold() for part in parts)
 
 
 def _same_file(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether one path is the end of the other."""
+    """Return whether one path is the end of the other."""
     return all(a == b for a, b in zip(reversed(one), reversed(other), strict=False))
 
 
@@ -272,11 +270,11 @@ class _Decoder:
         }
 
     def class_of(self, annotation: Mapping[str, Any]) -> int:
-        """Class index, IGNORED or UNLISTED."""
+        """Return the class index, IGNORED or UNLISTED."""
         return self.of_category.get(self.ids.find(annotation.get("category_id")), UNLISTED)
 
     def category(self, annotation: Mapping[str, Any]) -> str:
-        """What messages call an annotation's category."""
+        """Return the name of an annotation's category for messages."""
         number = self.ids.find(annotation.get("category_id"))
         return f"category {shown(annotation.get('category_id') if number is None else self.names[number])}"
 
@@ -346,7 +344,7 @@ class InstanceLabels(_Decoder):
 
 
 def _encode(shape: Any, size: tuple[int, int]) -> tuple[dict[str, Any], int]:
-    """pycocotools' run lengths of a segmentation, and how many of its polygons have no area.
+    """Return pycocotools' run lengths of a segmentation, and the number of its polygons without an area.
 
     Raises:
         NoArea: it covers no pixel.

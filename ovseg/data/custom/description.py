@@ -1,9 +1,10 @@
-"""The YAML file that describes somebody's own data set; ``docs/your_data.md`` explains every key."""
+"""YAML file that describes a user's data set; ``docs/your_data.md`` explains every key."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ KINDS = ("labelme", "coco_panoptic", "coco_instances", "masks")  # keys that say
 
 @dataclass(frozen=True)
 class Description:
-    """What the file says; nothing on disk but the lists that it names has been looked at.
+    """Content of the file; of the other files, only the lists that it names are read.
 
     Attributes:
         file: the YAML file.
@@ -63,16 +64,23 @@ class Description:
     unseen: tuple[Any, ...] = ()
 
     def error(self, key: str, what: str) -> OvsegError:
-        """An error that names the file and the key."""
+        """Return an error that names the file and the key."""
         return OvsegError(f"{self.file}, {key}: {what}")
 
+    @contextlib.contextmanager
+    def errors_of(self, key: str) -> Iterator[None]:
+        """Name the file and the key in errors raised by the block."""
+        try:
+            yield
+        except OvsegError as error:
+            raise self.error(key, str(error)) from error
+
     def path(self, name: str) -> Path:
-        """A path of the file, from the root on."""
         return self.root / name
 
     @property
     def kind(self) -> str:
-        """Where the labels are: the first of :data:`KINDS` that is given."""
+        """Place of the labels: the first of :data:`KINDS` that is given."""
         return next(kind for kind in KINDS if getattr(self, kind))
 
 
@@ -111,10 +119,8 @@ def _checked(own: Description) -> Description:
     if own.label_set is not None:
         if own.classes is not None:
             raise OvsegError(f"{own.file} has classes and label_set: keep one of them")
-        try:
+        with own.errors_of("label_set"):
             own = replace(own, classes=Vocabulary.from_label_set(own.label_set))
-        except OvsegError as error:
-            raise own.error("label_set", str(error)) from error
     if own.classes is None and not own.kind.startswith("coco"):
         raise OvsegError(
             f"{own.file} has no classes: list their names, for example classes: [road, sky], or name a label_set"
@@ -122,9 +128,17 @@ def _checked(own: Description) -> Description:
     if own.vocabulary is not None:
         own = replace(own, classes=_with_texts(own))
     if own.templates is not None:
-        own = replace(own, classes=_with_templates(own))
+        if own.classes is None:
+            raise own.error("templates", "are prompts for the classes: list the classes, too, or name a label_set")
+        with own.errors_of("templates"):
+            own = replace(own, classes=own.classes.with_templates(own.templates))
     if own.ids == "label_set":
-        own = replace(own, ids=_own_numbers(own))
+        if own.label_set is None:
+            raise own.error("ids", "label_set stands for the numbers of a label set, but no label_set is named")
+        numbers = label_set(own.label_set).dataset_ids
+        if None in numbers:
+            raise own.error("ids", f"label set {own.label_set!r} has no number for class {numbers.index(None)}")
+        own = replace(own, ids=dict(zip(numbers, own.classes.names, strict=True)))
     elif own.ids is not None and not isinstance(own.ids, Mapping):
         raise own.error("ids", f"is {own.ids!r}; write lines of VALUE: CLASS, or label_set for the label set's numbers")
     if own.unlisted not in ("error", "ignore"):
@@ -140,7 +154,7 @@ def _checked(own: Description) -> Description:
 
 
 def _with_texts(own: Description) -> Vocabulary:
-    """The classes, each asked with the texts that ``vocabulary`` has for it."""
+    """Return the classes, each with the texts that ``vocabulary`` has for it."""
     if own.classes is None:
         raise own.error("vocabulary", "gives synonyms of classes: list the classes, too, or name a label_set")
     texts = dict(zip(own.vocabulary.names, own.vocabulary.synonyms, strict=True))
@@ -149,24 +163,6 @@ def _with_texts(own: Description) -> Vocabulary:
         name, problem = (min(lacking), "lacks the class") if lacking else (min(foreign), "has a word that is no class:")
         raise own.error("vocabulary", f"{own.vocabulary.origin} {problem} {name!r}: it must have a line for each class")
     return replace(own.classes, synonyms=tuple(texts[name] for name in own.classes.names))
-
-
-def _with_templates(own: Description) -> Vocabulary:
-    if own.classes is None:
-        raise own.error("templates", "are prompts for the classes: list the classes, too, or name a label_set")
-    try:
-        return own.classes.with_templates(own.templates)
-    except OvsegError as error:
-        raise own.error("templates", str(error)) from error
-
-
-def _own_numbers(own: Description) -> dict[int, str]:
-    if own.label_set is None:
-        raise own.error("ids", "label_set stands for the numbers of a label set, but no label_set is named")
-    numbers = label_set(own.label_set).dataset_ids
-    if None in numbers:
-        raise own.error("ids", f"label set {own.label_set!r} has no number for class {numbers.index(None)}")
-    return dict(zip(numbers, own.classes.names, strict=True))
 
 
 def _path(own: Description, key: str, value: Any) -> Path:
@@ -214,10 +210,8 @@ def _classes(own: Description, key: str, value: Any) -> Vocabulary:
 
 
 def _words(own: Description, key: str, value: Any) -> Vocabulary:
-    try:
+    with own.errors_of(key):
         return Vocabulary.from_file(_path(own, key, value))
-    except OvsegError as error:
-        raise own.error(key, str(error)) from error
 
 
 def _integer(own: Description, key: str, value: Any) -> int:

@@ -17,7 +17,7 @@ from ovseg.io.run_lengths import decode_mask
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height,width) of an image once turned as its EXIF data say.
+    """Return (height, width) of an image, turned according to its EXIF data.
 
     Raises:
         OvsegError: it cannot be read.
@@ -31,7 +31,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def orientation(path: Path) -> int:
-    """:func:`ovseg.io.images.orientation_of` of a file; 1 where it cannot be read."""
+    """Return :func:`ovseg.io.images.orientation_of` of a file; 1 if it cannot be read."""
     try:
         with open_image(path) as image:
             return orientation_of(image)
@@ -40,14 +40,14 @@ def orientation(path: Path) -> int:
 
 
 def different_sizes(pair: Pair, labels: Sequence[int], image: Sequence[int]) -> str:
-    """A sentence on labels and an image of different (height,width)."""
+    """Return a sentence on labels and an image of different (height, width)."""
     text = f"{pair.where} has {labels[1]}x{labels[0]} pixels, but its image {pair.image} {image[1]}x{image[0]}"
     if tuple(labels) == tuple(image[::-1]) and orientation(pair.image) >= 5:
         text += " once turned as its EXIF data say: turn the labels, too, or take the orientation out of the image"
     return text
 
 
-_FURTHEST = 10  # times the longer side of an image, but 10,000 pixels at least; nobody draws further outside
+_FURTHEST = 10  # times the longer side of an image, but 10,000 pixels at least
 _LARGEST_RATIO = 16  # of the pixels of labels and their image: sizes that differ less are compared by others
 
 Key = TypeVar("Key", bound=Hashable)
@@ -72,7 +72,7 @@ class Ids(Generic[Key]):
             self._written[text] = None if text in self._written else key
 
     def find(self, value: Any) -> Key | None:
-        """The id that ``value`` means; None for none, and where two are written like it."""
+        """Return the id that ``value`` means; None for no id, and for several that are written like it."""
         if isinstance(value, Hashable) and value in self._known:
             return self._known[value]
         return self._written.get(_written(value))
@@ -83,7 +83,7 @@ def _written(value: Any) -> str:
 
 
 def whole_number(value: Any, what: str) -> int:
-    """The int that a JSON value is, be it written as 3, 3.0 or "3".
+    """Return the int that a JSON value stands for, written as 3, 3.0 or "3".
 
     Raises:
         ValueError: it is none; says what it should be.
@@ -98,7 +98,7 @@ def whole_number(value: Any, what: str) -> int:
 
 
 def labelled_size(height: Any, width: Any, image: Path) -> tuple[int, int]:
-    """(height,width) of labels as a JSON file says them; where it does not, those of the image.
+    """Return (height, width) of labels according to a JSON file, else those of the image.
 
     Raises:
         OvsegError: no size of an image, or the image cannot be read.
@@ -114,13 +114,13 @@ def labelled_size(height: Any, width: Any, image: Path) -> tuple[int, int]:
         largest = _LARGEST_RATIO * math.prod(image_size(image))
     if min(size) < 1 or math.prod(size) > largest:
         raise OvsegError(
-            f"{image} has {size[1]}x{size[0]} pixels by its labels, which cannot be: correct the size there"
+            f"{image} has {size[1]}x{size[0]} pixels by its labels, which is impossible: correct the size there"
         )
     return size
 
 
 def checked_points(values: Any, size: Sequence[int]) -> np.ndarray:
-    """(N,2) float64, x and y, of a list of numbers or of pairs.
+    """Return (N,2) float64, x and y, of a list of numbers or of pairs.
 
     Args:
         size: height and width of the image.
@@ -154,7 +154,7 @@ def refuse_fractions(points: np.ndarray) -> None:
 
 
 def checked_run_lengths(shape: Mapping[str, Any], size: Sequence[int]) -> np.ndarray:
-    """(H,W) bool mask of COCO's run lengths.
+    """Return the (H,W) bool mask of COCO's run lengths.
 
     Args:
         shape: ``size`` [height, width], and ``counts``, a list of numbers or COCO's compressed text.

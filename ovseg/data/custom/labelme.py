@@ -1,8 +1,6 @@
 """labelme's JSON files as label maps.
 
 Shapes are drawn as labelme's own ``shape_to_mask`` draws them, with Pillow, later ones over earlier ones.
-``supervision`` (0.31) reads labelme, too, but leaves out circles and masks, and holds the masks of all images in memory
-at once.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from ovseg.data.custom.pairing import Pair
 from ovseg.data.custom.values import UNLISTED, Labels, settle
 from ovseg.errors import OvsegError, reason_of, shown
 
-_OFFSET = 2  # canvas value of class 0, since drawing wants no negative numbers
+_OFFSET = 2  # canvas value of class 0, since drawing takes no negative numbers
 # labelme's own names, and those of its relatives, for a polygon of four corners
 _POLYGONS = (
     "polygon",
@@ -40,39 +38,34 @@ _UNUSABLE = (KeyError, TypeError, ValueError, IndexError, OSError, SyntaxError, 
 _WITHOUT_AREA = ("line", "linestrip", "linestring", "point", "points")
 
 
-class LabelmeLabels:
-    """Reads the labels of one image; labels are class names or synonyms, or what ``ids`` says."""
-
-    def __init__(self, classes: Classes):
-        self.classes = classes
-
-    def __call__(self, pair: Pair) -> Labels:
-        content = _read(pair.labels)
-        size = labelled_size(content.get("imageHeight"), content.get("imageWidth"), pair.image)
-        canvas = Image.new("I", size[::-1], self.classes.background + _OFFSET)
-        unlisted: dict[str, int] = {}
-        left_out: dict[str, int] = {}
-        for number, shape in enumerate(content["shapes"], start=1):
-            try:
-                if not isinstance(shape, dict):
-                    raise ValueError(f"{shown(shape)} is not an object with label and points")
-                label = str(shape["label"]).strip()
-                area = _area(shape, size)
-                pixels = int(np.count_nonzero(area))
-                if not pixels:
-                    raise NoArea("which covers no pixel")
-            except NoArea as error:
-                left_out[f"shape {number} ({shown(label)}), {error}"] = 0
-                continue
-            except _UNUSABLE as error:
-                raise OvsegError(f"{pair.labels}: shape {number} is unusable ({reason_of(error)})") from error
-            index = self.classes.table.get(text_key(label), UNLISTED)
-            if index == UNLISTED:
-                name = f"label {shown(label)}"
-                unlisted[name] = unlisted.get(name, 0) + pixels
-            canvas.paste(index + _OFFSET, mask=area)
-        indices = np.asarray(canvas, dtype=np.int32) - _OFFSET
-        return settle(Labels(indices, unlisted, left_out), self.classes.unlisted)
+def labelme_labels(classes: Classes, pair: Pair) -> Labels:
+    """Read the labels of one image; labels are class names or synonyms, or what ``ids`` says."""
+    content = _read(pair.labels)
+    size = labelled_size(content.get("imageHeight"), content.get("imageWidth"), pair.image)
+    canvas = Image.new("I", size[::-1], classes.background + _OFFSET)
+    unlisted: dict[str, int] = {}
+    left_out: dict[str, int] = {}
+    for number, shape in enumerate(content["shapes"], start=1):
+        try:
+            if not isinstance(shape, dict):
+                raise ValueError(f"{shown(shape)} is not an object with label and points")
+            label = str(shape["label"]).strip()
+            area = _area(shape, size)
+            pixels = int(np.count_nonzero(area))
+            if not pixels:
+                raise NoArea("which covers no pixel")
+        except NoArea as error:
+            left_out[f"shape {number} ({shown(label)}), {error}"] = 0
+            continue
+        except _UNUSABLE as error:
+            raise OvsegError(f"{pair.labels}: shape {number} is unusable ({reason_of(error)})") from error
+        index = classes.table.get(text_key(label), UNLISTED)
+        if index == UNLISTED:
+            name = f"label {shown(label)}"
+            unlisted[name] = unlisted.get(name, 0) + pixels
+        canvas.paste(index + _OFFSET, mask=area)
+    indices = np.asarray(canvas, dtype=np.int32) - _OFFSET
+    return settle(Labels(indices, unlisted, left_out), classes.unlisted)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -86,7 +79,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _area(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
-    """The pixels of a shape in an image of (height,width), mode L with 255 inside.
+    """Return the pixels of a shape in an image of (height, width), mode L with 255 inside.
 
     Raises:
         NoArea: a line, a point, or a click by accident.
@@ -130,7 +123,7 @@ def _area(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
 
 
 def _inside_mask(shape: Mapping[str, Any], size: tuple[int, int]) -> Image.Image:
-    """The image that a shape of the type mask holds, mode L with 255 inside."""
+    """Return the image that a shape of the type mask holds, mode L with 255 inside."""
     with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=("PNG",)) as bits:
         if bits.width > size[1] or bits.height > size[0]:
             text = f"its mask has {bits.width}x{bits.height} pixels, its image only {size[1]}x{size[0]}"

@@ -1,4 +1,4 @@
-"""Data sets whose name is the path of a YAML file, and names as people and systems write them."""
+"""Data sets whose name is the path of a YAML file, and comparison of names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ovseg.vocabulary.reading import clean_text
 
 
 def folder_name(name: str, others: Sequence[str] = ()) -> str:
-    """What folders for results on a data set are called: its name, or the stem of its YAML file.
+    """Return the name of folders for results on a data set: its name, or the stem of its YAML file.
 
     Args:
         name: registered.
@@ -28,11 +28,11 @@ def folder_name(name: str, others: Sequence[str] = ()) -> str:
 
 
 def text_key(text: str) -> str:
-    """What names, labels and categories are compared by: without upper case, blanks at the ends and invisible marks."""
+    """Return the text by which names, labels and categories are compared: casefolded, stripped, only visible."""
     return clean_text("".join(c for c in text if unicodedata.category(c) != "Cf")).casefold()
 
 
 def path_parts(text: str) -> tuple[str, ...]:
-    """The parts of a path that another system may have written, after NFC, without drive, root, ``.`` and ``..``."""
+    """Return the parts of a path of any system, after NFC, without drive, root, ``.`` and ``..``."""
     parts = PurePosixPath(clean_text(text).replace("\\", "/")).parts
     return tuple(part for part in parts if part not in ("/", "//", ".", "..") and not re.fullmatch("[A-Za-z]:", part))

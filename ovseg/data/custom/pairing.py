@@ -1,8 +1,7 @@
-"""Which image belongs to which label file: what the wildcards of both patterns stand for is the name they share.
+"""Pairing of images and label files by the text that the wildcards of both patterns stand for.
 
-Python's ``glob`` takes a folder called ``[train]`` for a pattern, and does not find a name that is written in another
-normal form of Unicode, as macOS and Linux write them; both are common in people's data. Here a name that is there
-literally is taken literally, and names are compared after NFC.
+Unlike in ``glob``, a name that exists literally, such as ``[train]``, is taken literally, and names are compared after
+NFC, since macOS and Linux write different normal forms of Unicode.
 """
 
 from __future__ import annotations
@@ -33,18 +32,17 @@ class Match(NamedTuple):
 
 
 def has_wildcard(text: str) -> bool:
-    """Whether a pattern leaves something open."""
     return _WILDCARD.search(text) is not None
 
 
 def split_suffix(path: str) -> tuple[str, str]:
-    """Before and from the last dot of the last part."""
+    """Return a path before its suffix, and the suffix with its dot."""
     suffix = PurePosixPath(path).suffix
     return path[: len(path) - len(suffix)], suffix
 
 
 def match_files(root: Path, pattern: str, suffixes: Collection[str]) -> list[Match]:
-    """Files that a pattern means; a folder means all files below it, ``**`` any number of folders.
+    """Return the files that a pattern means; a folder means all files below it, ``**`` any number of folders.
 
     Brackets that match nothing as a set of characters are taken literally, and backslashes that match nothing as
     slashes. Hidden files and folders are found only where the pattern says so.
@@ -67,7 +65,7 @@ def match_files(root: Path, pattern: str, suffixes: Collection[str]) -> list[Mat
 
 
 def _descend(folder: Path, parts: Sequence[str], suffixes: Collection[str], literal: bool) -> Iterator[Match]:
-    """Files below ``folder``; ``literal`` takes brackets for themselves."""
+    """Yield matches below ``folder``; with ``literal``, brackets stand for themselves."""
     part, *rest = parts or ("**",)
     if part == "..":
         yield from _descend(folder / part, rest, suffixes, literal)
@@ -93,7 +91,7 @@ def _descend(folder: Path, parts: Sequence[str], suffixes: Collection[str], lite
 def _folders(
     folder: Path, below: str = "", parents: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[tuple[str, Path]]:
-    """(path below ``folder``, path) of it and all folders within; links that lead back are not followed."""
+    """Yield (path below ``folder``, path) of it and all folders in it; links that lead back are not followed."""
     found = folder.stat()
     if (found.st_dev, found.st_ino) in parents:
         return
@@ -115,7 +113,7 @@ def _list(folder: Path) -> list[os.DirEntry]:
 
 
 def _groups(pattern: str, name: str, literal: bool) -> tuple[str, ...] | None:
-    """What the wildcards of one part stand for in a name; None where it does not match."""
+    """Return what the wildcards of one part stand for in a name; None if it does not match."""
     if name.startswith(".") and not pattern.startswith("."):
         return None
     shape = "".join(_as_expression(piece, literal) for piece in _WILDCARD.split(pattern))
@@ -124,7 +122,7 @@ def _groups(pattern: str, name: str, literal: bool) -> tuple[str, ...] | None:
 
 
 def _groups_of_file(pattern: str, name: str, suffixes: Collection[str], literal: bool) -> tuple[str, ...] | None:
-    """As :func:`_groups`; extensions are no part of a name."""
+    """Return :func:`_groups` of the name of a file without its extension, which must match, too."""
     (stem, suffix), (name_stem, name_suffix) = split_suffix(pattern), split_suffix(clean_text(name))
     if not suffix or has_wildcard(suffix):
         if name_suffix.lower() not in suffixes:
@@ -136,7 +134,7 @@ def _groups_of_file(pattern: str, name: str, suffixes: Collection[str], literal:
 
 
 def _as_expression(piece: str, literal: bool) -> str:
-    """A piece of a part as a regular expression; wildcards are groups."""
+    """Return a piece of a part as a regular expression; wildcards are groups."""
     if piece.startswith("*") and not piece.strip("*"):
         return "(.*)"
     if piece == "?":
@@ -156,7 +154,7 @@ class Pair:
         name: what both names share; with slashes for subfolders.
         image: absolute path.
         labels: the file that messages about the labels name.
-        entry: what a reader needs besides, such as the image's part of a JSON file.
+        entry: what a reader also needs, such as the image's part of a JSON file.
     """
 
     name: str
@@ -190,7 +188,7 @@ class Pairing:
 
 
 def find(own: Description, key: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Files that the patterns of a key match, by the name that an image shares with its labels.
+    """Return the files that the patterns of a key match, by the name that an image shares with its labels.
 
     The name is what the wildcards of the pattern stand for, without the file's extension:
     ``val/*/*_leftImg8bit.png`` finds ``val/bonn/7_leftImg8bit.png`` and calls it ``bonn/7``. A folder stands for all
@@ -205,7 +203,14 @@ def find(own: Description, key: str, suffixes: Collection[str] = IMAGE_SUFFIXES)
     """
     found: dict[str, Path] = {}
     for pattern in getattr(own, key):
-        for name, path in _matches(own, key, pattern, suffixes):
+        with own.errors_of(key):
+            matches = match_files(own.root, pattern, suffixes)
+        if not all(match.groups for match in matches):
+            raise own.error(
+                key, f"{pattern!r} has no *, which stands for the name that an image shares with its labels"
+            )
+        for groups, path in matches:
+            name = "/".join(filter(None, groups))
             if found.setdefault(name, path) != path:
                 raise own.error(key, f"{found[name]} and {path} have the same name {name!r}: keep one, or narrow {key}")
     if not found:
@@ -232,28 +237,15 @@ def pair(own: Description, images: Mapping[str, Path], labels: Mapping[str, Path
     )
 
 
-def _matches(own: Description, key: str, pattern: str, suffixes: Collection[str]) -> list[tuple[str, Path]]:
-    try:
-        found = match_files(own.root, pattern, suffixes)
-    except OvsegError as error:
-        raise own.error(key, str(error)) from error
-    if any(not match.groups for match in found):
-        raise own.error(key, f"{pattern!r} has no *, which stands for the name that an image shares with its labels")
-    return [("/".join(group for group in match.groups if group), match.path) for match in found]
-
-
 def split_names(own: Description) -> list[str]:
-    """What the split's list names, written as :func:`find` writes names."""
-    return list(dict.fromkeys(_without_suffix("/".join(path_parts(name))) for name in own.names or ()))
-
-
-def _without_suffix(name: str) -> str:
-    stem, suffix = split_suffix(name)
-    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+    """Return the names of the split's list, written as :func:`find` writes names."""
+    names = ["/".join(path_parts(name)) for name in own.names or ()]
+    parts = [(name, *split_suffix(name)) for name in names]
+    return list(dict.fromkeys(stem if suffix.lower() in IMAGE_SUFFIXES else name for name, stem, suffix in parts))
 
 
 def _what_is_there(own: Description, pattern: str) -> str:
-    """The folder in which a pattern starts to find nothing, and what it holds."""
+    """Return a clause with the folder in which a pattern ceases to match, and its content."""
     parts = []
     for part in PurePosixPath(pattern).parts:
         if has_wildcard(part) or not is_dir(own.root / Path(*parts, part)):

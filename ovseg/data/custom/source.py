@@ -1,9 +1,10 @@
-"""The labels of somebody's own data set, whatever their format: which pairs there are, and how one is read."""
+"""Labels of a user's data set in any format: its pairs, and the reading of one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from ovseg.data.custom.classes import Classes
 from ovseg.data.custom.coco import CocoFile, InstanceLabels, PanopticLabels, panoptic_folder
 from ovseg.data.custom.description import Description
-from ovseg.data.custom.labelme import LabelmeLabels
+from ovseg.data.custom.labelme import labelme_labels
 from ovseg.data.custom.pairing import Pair, Pairing, find, pair
 from ovseg.data.custom.values import UNLISTED, Labels, is_index_file, look_up, one_channel, packed_colors, raw_pixels
 from ovseg.errors import OvsegError, reason_of
@@ -35,7 +36,7 @@ class Source:
     reader: Callable[[Pair], Labels]
 
     def read(self, pair: Pair) -> Labels:
-        """The labels of one image.
+        """Return the labels of one image.
 
         Raises:
             OvsegError: the label file is missing, broken or not of its format; names it.
@@ -46,10 +47,10 @@ class Source:
             raise OvsegError(f"{pair.where}: the labels of {pair.image} are unusable ({reason_of(error)})") from error
 
     def usable_as_is(self, pair: Pair) -> bool:
-        """Whether the label file already holds class indices, one channel; reads its header only."""
+        """Return whether the label file holds class indices in one channel already; only its header is read."""
         own = self.own
-        told_otherwise = own.ids is not None or own.colors is not None or own.first_id or own.unlisted == "ignore"
-        return own.kind == "masks" and not told_otherwise and is_index_file(pair.labels)
+        converted = own.ids is not None or own.colors is not None or own.first_id or own.unlisted == "ignore"
+        return own.kind == "masks" and not converted and is_index_file(pair.labels)
 
 
 def open_source(own: Description) -> Source:
@@ -65,12 +66,12 @@ def open_source(own: Description) -> Source:
         return Source(own, classes, file.pairs(), decoder(file, classes))
     classes = Classes(own, own.classes)
     pairing = pair(own, find(own, "images"), _label_files(own))
-    reader = LabelmeLabels(classes) if own.kind == "labelme" else MaskLabels(classes)
+    reader = partial(labelme_labels if own.kind == "labelme" else mask_labels, classes)
     return Source(own, classes, pairing, reader)
 
 
 def input_files(own: Description) -> list[Path]:
-    """Every file but the description that the labels and pairs depend on, sorted; reads none of them.
+    """Return every file that labels and pairs depend on but the description, sorted, without reading any.
 
     Raises:
         OvsegError: a pattern that finds nothing, or a missing JSON file.
@@ -89,7 +90,7 @@ def input_files(own: Description) -> list[Path]:
 
 
 def advice_unlisted(own: Description) -> str:
-    """What to do about values, colours, labels or categories that have no class; a clause without an end."""
+    """Return a clause on what to do about values, colours, labels or categories without a class."""
     key = "colors" if own.colors is not None else "ids"
     quoted = "in quotes as it stands there; " if own.kind == "labelme" else ""
     return (
@@ -97,18 +98,13 @@ def advice_unlisted(own: Description) -> str:
     )
 
 
-class MaskLabels:
-    """Reads mask files: numbers, or colours where the description has them."""
-
-    def __init__(self, classes: Classes):
-        self.classes = classes
-
-    def __call__(self, pair: Pair) -> Labels:
-        colors, unlisted = self.classes.colors, self.classes.unlisted
-        if colors is not None:
-            return look_up(packed_colors(pair.labels), colors, unlisted, show=lambda color: f"colour #{color:06x}")
-        raw = one_channel(raw_pixels(pair.labels), pair.labels)
-        return look_up(raw, self.classes.table, unlisted, show=lambda value: f"value {value}")
+def mask_labels(classes: Classes, pair: Pair) -> Labels:
+    """Read a mask file: numbers, or colours where the description has them."""
+    if classes.colors is not None:
+        colors = packed_colors(pair.labels)
+        return look_up(colors, classes.colors, classes.unlisted, show=lambda color: f"colour #{color:06x}")
+    raw = one_channel(raw_pixels(pair.labels), pair.labels)
+    return look_up(raw, classes.table, classes.unlisted, show=lambda value: f"value {value}")
 
 
 def _label_files(own: Description) -> dict[str, Path]:
@@ -119,14 +115,14 @@ _LOOKED_AT = 16  # masks that are opened before the first use of a data set; too
 
 
 def count_pixels(indices: np.ndarray, num_classes: int) -> np.ndarray:
-    """(2 + K,) int64: pixels that are unlisted, ignored, of class 0, ..., of class K - 1."""
+    """Return (2 + K,) int64: pixels that are unlisted, ignored, of class 0, ..., of class K - 1."""
     return np.bincount(indices.ravel() - UNLISTED, minlength=num_classes - UNLISTED)
 
 
 def ignored_class(classes: Classes, pixels: np.ndarray, ignored: int) -> str:
-    """A sentence where the value that is ignored looks like a class of its own; empty otherwise.
+    """Return a sentence if the ignored value looks like a class of its own; empty otherwise.
 
-    Masks of 0 and 255 are the usual case: 255 is ignored, so the object that everybody sees is never learned.
+    Masks of 0 and 255 are the usual case: 255 is ignored, so the object is never learned.
 
     Args:
         pixels: (K,) of each class.
@@ -154,7 +150,7 @@ def ignored_class(classes: Classes, pixels: np.ndarray, ignored: int) -> str:
 
 
 def first_doubt(source: Source) -> str:
-    """What a few masks, evenly spread, show to be strange: no class at all, or :func:`ignored_class` of only one."""
+    """Return a doubt from a few masks, evenly spread: no class at all, or :func:`ignored_class` of only one."""
     pairs, classes = source.pairing.pairs, source.classes
     if source.own.kind != "masks":
         return ""

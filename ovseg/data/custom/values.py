@@ -13,7 +13,7 @@ from PIL import Image
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.images import open_image
 
-IGNORED, UNLISTED = -1, -2  # in place of a class index: does not count; has no class that we know of
+IGNORED, UNLISTED = -1, -2  # in place of a class index: does not count; has no known class
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Labels:
 
 
 def show_unlisted(unlisted: Mapping[str, int], most: int = 5) -> str:
-    """``value 7 (1,200 pixels), value 9 (3 pixels)``, the commonest first."""
+    """Return ``value 7 (1,200 pixels), value 9 (3 pixels)``, the most frequent first."""
     ordered = sorted(unlisted.items(), key=lambda item: -item[1])
     shown = [f"{name} ({pixels:,} pixels)" if pixels else name for name, pixels in ordered[:most]]
     return ", ".join(shown) + (f" and {len(ordered) - most:,} more" if len(ordered) > most else "")
 
 
 def settle(labels: Labels, unlisted: int) -> Labels:
-    """The labels themselves; with ``unlisted`` = IGNORED those in which nothing is unlisted any more, but left out."""
+    """Return the labels; with ``unlisted`` = IGNORED, what is unlisted is left out instead."""
     if unlisted == UNLISTED or not labels.unlisted:
         return labels
     indices = np.where(labels.indices == UNLISTED, np.int32(IGNORED), labels.indices)
@@ -50,7 +50,7 @@ def settle(labels: Labels, unlisted: int) -> Labels:
 def look_up(
     raw: np.ndarray, table: Mapping[int, int], unlisted: int = UNLISTED, show: Callable[[int], str] = str
 ) -> Labels:
-    """Class indices of raw values.
+    """Return the class indices of raw values.
 
     Args:
         raw: (H,W) integers.
@@ -76,7 +76,7 @@ def look_up(
 
 
 def one_channel(raw: np.ndarray, path: Path) -> np.ndarray:
-    """(H,W) integers of a mask file's pixels; of a grey picture saved with several equal channels, one of them.
+    """Return (H,W) integers of a mask file's pixels; of several equal channels, one.
 
     Raises:
         OvsegError: real colours, or numbers that are not whole.
@@ -84,9 +84,9 @@ def one_channel(raw: np.ndarray, path: Path) -> np.ndarray:
     if raw.ndim == 3:
         colors = raw if raw.shape[2] == 3 else raw[:, :, : 1 if raw.shape[2] == 2 else 3]  # without transparency
         if raw.shape[2] != 3 and np.ptp(raw[:, :, -1]) and not np.ptp(colors):
-            raise OvsegError(f"mask {path} says everything by its transparency: save that channel as grey values")
+            raise OvsegError(f"mask {path} has its labels in the transparency: save that channel as grey values")
         if (colors != colors[:, :, :1]).any():
-            raise OvsegError(f"mask {path} is a coloured picture: say in `colors` which class each colour is")
+            raise OvsegError(f"mask {path} is a colour image: list the class of each colour in `colors`")
         raw = colors[:, :, 0]
     if raw.dtype == bool:
         raw = raw.astype(np.uint8)
@@ -98,26 +98,27 @@ def one_channel(raw: np.ndarray, path: Path) -> np.ndarray:
 
 
 def packed_colors(path: Path) -> np.ndarray:
-    """(H,W) int32, R * 65536 + G * 256 + B of every pixel of a mask file; palettes are followed.
+    """Return (H,W) int32, R * 65536 + G * 256 + B of each pixel of a mask file, with its palette applied.
 
     Raises:
         OvsegError: the file cannot be read.
     """
-    red, green, blue = np.moveaxis(_pixels(path, "RGB").astype(np.int32), 2, 0)
+    red, green, blue = np.moveaxis(raw_pixels(path, "RGB").astype(np.int32), 2, 0)
     return red << 16 | green << 8 | blue
 
 
-def raw_pixels(path: Path) -> np.ndarray:
-    """(H,W) or (H,W,C): the values of a mask file as they are, palette indices included.
+def raw_pixels(path: Path, mode: str | None = None) -> np.ndarray:
+    """Return the values of a mask file, (H,W) or (H,W,C), with palette indices; with ``mode``, converted by Pillow.
 
     Raises:
         OvsegError: the file cannot be read.
     """
-    return _pixels(path, None)
+    with _opened(path) as image:
+        return np.array(image if mode is None else image.convert(mode))
 
 
 def is_index_file(path: Path) -> bool:
-    """Whether a file holds one channel of whole numbers, so that it can be used as it is; reads its header only.
+    """Return whether a file has one channel of whole numbers, usable without conversion; reads its header only.
 
     Raises:
         OvsegError: the file cannot be read.
@@ -127,7 +128,7 @@ def is_index_file(path: Path) -> bool:
 
 
 def _check_lossless(path: Path, image: Image.Image) -> None:
-    """Raise OvsegError where pixels are not what was saved, so that values and colours come out that nobody wrote.
+    """Raise OvsegError where compression changes pixels, and so adds values and colours.
 
     Nothing is decoded before, which for some other formats would start programs.
     """
@@ -156,7 +157,7 @@ def _is_lossy_webp(content: bytes) -> bool:
 
 
 def _is_lossy_jpeg2000(content: bytes) -> bool:
-    """By the wavelet of the coding style, 14 bytes after its mark: 1 is the one that can be undone."""
+    """Check the wavelet of the coding style, 14 bytes after its mark: 1 is the reversible one."""
     mark = content.find(b"\xff\x52")
     return mark < 0 or content[mark + 13 : mark + 14] != b"\x01"
 
@@ -166,14 +167,9 @@ _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "jp2000")
 _IS_LOSSY = {"WEBP": _is_lossy_webp, "JPEG2000": _is_lossy_jpeg2000}
 
 
-def _pixels(path: Path, mode: str | None) -> np.ndarray:
-    with _opened(path) as image:
-        return np.array(image if mode is None else image.convert(mode))
-
-
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """``open_image`` whose errors, those of decoding in the block included, are told in one sentence."""
+    """Yield the opened image; convert errors, including those of decoding in the block, to one sentence."""
     try:
         if path.stat().st_size == 0:
             raise OvsegError(f"mask {path} is empty (0 bytes): copy or make it again")

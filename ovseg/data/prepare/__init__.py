@@ -1,4 +1,4 @@
-"""What the scripts in ``datasets/`` share: archives -> raw labels -> label files of class indices -> checks.
+"""Common parts of the scripts in ``datasets/``: archives -> raw labels -> label files of class indices -> checks.
 
 Every script gives :func:`run` its :class:`Conversion` objects; unpacking archives, converting with several threads,
 going on after an interruption and checking the result are the same for all.

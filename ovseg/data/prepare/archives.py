@@ -1,8 +1,9 @@
-"""Unpacking archives where the data sets belong, without trusting what they hold."""
+"""Unpacking of archives to the places of data sets, without trust in their content."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import lzma
 import re
 import shutil
@@ -13,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -48,27 +50,8 @@ class Archive:
     digest: str | None = None
 
 
-ARCHIVES: dict[str, Archive] = {
-    "ADEChallengeData2016.zip": Archive(
-        "", ("ADEChallengeData2016",), digest="219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"
-    ),
-    "train2017.zip": Archive("coco", ("train2017",), digest="10ad623668ab00c62c096f0ed636d6aff41faca5"),
-    "val2017.zip": Archive("coco", ("val2017",), digest="4950dc9d00dbe1c933ee0170f5797584351d2a41"),
-    "annotations_trainval2017.zip": Archive(
-        "coco", ("annotations",), digest="8551ee4bb5860311e79dace7e79cb91e432e78b3"
-    ),
-    "stuffthingmaps_trainval2017.zip": Archive("coco/stuffthingmaps", ("train2017", "val2017")),
-    # holds two archives more
-    "panoptic_annotations_trainval2017.zip": Archive("coco", ("annotations",)),
-    "panoptic_train2017.zip": Archive("coco", ("panoptic_train2017",)),
-    "panoptic_val2017.zip": Archive("coco", ("panoptic_val2017",)),
-    "VOCtrainval_11-May-2012.tar": Archive("", ("VOCdevkit",), "md5", "6cd6e144f989b92b3379bac3b3de84fd"),
-    "SegmentationClassAug.zip": Archive("VOCdevkit/VOC2012", ("SegmentationClassAug",)),
-    "VOCtrainval_03-May-2010.tar": Archive("", ("VOCdevkit",), "md5", "da459979d0c395079b5c75ee67908abb"),
-    "trainval.tar.gz": Archive("VOCdevkit/VOC2010", ("trainval",)),
-    "leftImg8bit_trainvaltest.zip": Archive("cityscapes", ("leftImg8bit",)),
-    "gtFine_trainvaltest.zip": Archive("cityscapes", ("gtFine",)),
-}
+_TABLE = json.loads(resources.files(__package__).joinpath("archives.json").read_text(encoding="utf-8"))
+ARCHIVES = {name: Archive(**{**row, "folders": tuple(row["folders"])}) for name, row in _TABLE.items()}
 # an archive of another name (ADE20K's are personal) is unpacked in the root if it holds these
 ANY_ARCHIVE = Archive("", ("coco", "ADEChallengeData2016", "ADE20K_2021_17_01", "VOCdevkit", "cityscapes"))
 
@@ -125,9 +108,16 @@ def _unpack(path: Path, root: Path, archive: Archive, check: bool, kept: Sequenc
             if not missing:
                 console.print(f"{path.name}: all of its {len(wanted):,} files are there", soft_wrap=True, markup=False)
             else:
-                if check and archive.digest:
-                    _check_digest(path, archive)
-                _check_space(path, root, sum(missing.values()))
+                if check and archive.digest and (digest := file_digest(path, archive.algorithm)) != archive.digest:
+                    raise OvsegError(
+                        f"{path} has the {archive.algorithm} {digest}, the released file has {archive.digest}: "
+                        "download it again, or give --any-checksum if it is another packing of the same files"
+                    )
+                root.mkdir(parents=True, exist_ok=True)
+                needed, free = sum(missing.values()), shutil.disk_usage(root).free
+                if free < needed:
+                    sizes = f"{needed / 1e9:.1f} GB in {root}, and {free / 1e9:.1f} GB are free"
+                    raise OvsegError(f"{path.name} needs {sizes}: free some space")
                 with progress_bar(console=console) as bar:
                     task = bar.add_task(escape(path.name), total=len(missing))
                     for member in members():  # again, since a tar is best read from its begin to its end
@@ -167,7 +157,7 @@ def _check_places(path: Path, target: Path, members: Sequence[_Member], kept: Se
 
 @contextlib.contextmanager
 def _members(path: Path) -> Iterator[Callable[[], Iterator[_Member]]]:
-    """Opens an archive and gives a function that walks over its files; folders are left out, the rest is refused."""
+    """Yield a function that iterates over the files of an archive; other members than files and folders are refused."""
     if zipfile.is_zipfile(path) and not tarfile.is_tarfile(path):  # the end of a tar may be that of a zip inside it
         with zipfile.ZipFile(path) as archive:
             yield lambda: (member for info in archive.infolist() if (member := _zip_member(path, archive, info)))
@@ -223,7 +213,7 @@ _LONG_HEADERS = (
 
 
 def _place(path: Path, name: str) -> PurePosixPath:
-    """Where a member goes, below the folder that the archive is unpacked in."""
+    """Return the path of a member below the folder that the archive is unpacked in."""
     place = PurePosixPath(name.replace("\\", "/"))
     if place.is_absolute() or ".." in place.parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
         raise _refusal(path, name, "leads out of the folder")
@@ -231,7 +221,7 @@ def _place(path: Path, name: str) -> PurePosixPath:
 
 
 def _checked(path: Path, place: PurePosixPath) -> PurePosixPath:
-    """The place of a file, which must have a name."""
+    """Return the place of a file, which must have a name."""
     if not place.parts:
         raise _refusal(path, "", "has no name")
     if any(len(part.encode("utf-8", "surrogateescape")) > _LONGEST for part in place.parts):
@@ -265,20 +255,3 @@ def _write(path: Path, file: Path, member: _Member) -> None:
             shutil.copyfileobj(source, sink, 1 << 20)
         if temporary.stat().st_size != member.size:
             raise OvsegError(f"{path} is damaged: {member.place} ends early; download it again")
-
-
-def _check_digest(path: Path, archive: Archive) -> None:
-    if (digest := file_digest(path, archive.algorithm)) != archive.digest:
-        raise OvsegError(
-            f"{path} has the {archive.algorithm} {digest}, the released file has {archive.digest}: "
-            "download it again, or give --any-checksum if it is another packing of the same files"
-        )
-
-
-def _check_space(path: Path, root: Path, needed: int) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(root).free
-    if free < needed:
-        raise OvsegError(
-            f"{path.name} needs {needed / 1e9:.1f} GB in {root}, and {free / 1e9:.1f} GB are free: free some space"
-        )

@@ -22,7 +22,7 @@ from ovseg.io.files import locked_folder
 def parser(
     description: str, tree: str, splits: Sequence[str], default_splits: str = "those that are there"
 ) -> argparse.ArgumentParser:
-    """The options that all preparation scripts have; a script adds its own.
+    """Return the options that all preparation scripts have; a script adds its own.
 
     Args:
         description: of the script.
@@ -57,7 +57,7 @@ def run(
     conversions: Callable[[argparse.Namespace], Iterable[Conversion]],
     checks: Sequence[Callable[[Path], Iterable[str]]] = (),
 ) -> int:
-    """Unpack, then convert or verify, as the options of :func:`parser` say.
+    """Unpack, then convert or verify, according to the options of :func:`parser`.
 
     Args:
         args: the parsed options.

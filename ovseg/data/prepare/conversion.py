@@ -1,8 +1,7 @@
-"""Converting many files with several threads; what is there and up to date is not touched.
+"""Conversion of many files with several threads; what is there and up to date is not touched.
 
-Threads, not processes: Pillow decodes and encodes outside Python's lock, which measures as fast as processes, and a
-process would import the whole package again. Every file is written under another name and renamed, so a run that is
-killed leaves whole files, and the next one goes on after them.
+Pillow decodes and encodes outside Python's lock, so threads are as fast as processes. Every file is written under
+another name and renamed, so a run that is killed leaves whole files, and the next one continues after them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from ovseg.data.prepare.sources import BadFile, raw_labels, scan
+from ovseg.data.file_list import scan
+from ovseg.data.prepare.sources import BadFile, raw_labels
 from ovseg.data.prepare.stamps import Look, Sign, Stamp, look_at, signs_of
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.files import atomic_path
@@ -55,9 +55,9 @@ class Output:
 
     Attributes:
         folder: where they go.
-        make: (item, what ``read`` gave) -> (H,W) uint8 or uint16 labels, an (H,W,3) uint8 picture, the bytes of a
+        make: (item, what ``read`` gave) -> (H,W) uint8 or uint16 labels, an (H,W,3) uint8 image, the bytes of a
             file, or None where there is to be no file.
-        suffix: rest of the names; its end tells the format.
+        suffix: rest of the names; its end determines the format.
         recipe: changes when the same sources give other files.
     """
 
@@ -142,7 +142,7 @@ def convert(conversion: Conversion, workers: int) -> int:
 
 @dataclass(frozen=True)
 class _Done:
-    """What became of an item in one folder: its file was written, left out, or was right as it was."""
+    """Result of an item in one folder: its file was written, left out, or right already."""
 
     folder: _Folder
     name: str
@@ -169,18 +169,18 @@ class _Folder:
             self._files, self.stamp, self._written = {}, Stamp(output.recipe), True
 
     def has(self, item: Item, looks: list[Look]) -> bool:
-        """Whether the item's file is there, or left out on purpose, and its sources look untouched since."""
+        """Return whether an item's file is there, or left out on purpose, and its sources look untouched since."""
         signs = self._known(item)
         return signs is not None and [tuple(sign[1:5]) for sign in signs] == looks
 
     def is_right(self, item: Item, signs: list[Sign]) -> bool:
-        """Whether the sources, though they look otherwise, hold what they held; they are not newer than the file."""
+        """Return whether the sources have the noted content in spite of their look, and are not newer than the file."""
         known = self._known(item)
         same = known is not None and [sign[5] for sign in known] == [sign[5] for sign in signs]
         return same and not self._is_older(item, signs)
 
     def holds(self, item: Item, signs: list[Sign], made: np.ndarray | bytes) -> bool:
-        """Whether a file that no note knows, from another program or a run that was killed, is what would be made."""
+        """Return whether a file that no note lists, from another program or a killed run, is what would be made."""
         unknown = self._is_whole(item) and item.name not in self.stamp.made
         return unknown and not self._is_older(item, signs) and _holds(self.output.path(item), made)
 
@@ -195,7 +195,7 @@ class _Folder:
             self._save()
 
     def _known(self, item: Item) -> list[Sign] | None:
-        """The noted signs of what is there; None where nothing is there, or nothing noted."""
+        """Return the noted signs of the item's file or absence; None if it has no note."""
         if item.name in self._files:
             return self.stamp.made.get(item.name) if self._is_whole(item) else None
         return self.stamp.left_out.get(item.name)
@@ -214,7 +214,7 @@ class _Folder:
             self.stamp.save(self.output.folder)
 
     def _compare(self, items: Iterable[Item], conversion: Conversion) -> None:
-        """Other projects give the same folders and names to other orders of classes: do not mix with theirs."""
+        """Refuse files of other projects, which give the same folders and names to other orders of classes."""
         for item in items:
             path = self.output.path(item)
             ours = self.output.make(item, conversion.read(item))
@@ -228,7 +228,7 @@ class _Folder:
 
     @contextlib.contextmanager
     def stamped(self):
-        """The folder, cleaned of what killed runs left, with a note that is right even if this run ends early."""
+        """Remove what killed runs left, and keep the note right even if this run ends early."""
         if self._written:  # by another recipe: none of its files must count as ours
             self._save()
         remove_leftovers(self.output.folder, owned=True, below=True)
@@ -240,7 +240,6 @@ class _Folder:
 
 
 def _make(conversion: Conversion, item: Item, folders: Sequence[_Folder]) -> list[_Done] | BadFile:
-    """Do one item."""
     try:
         signs = {folder: signs_of(item.sources, folder.output.folder) for folder in folders}
         right = [folder for folder in folders if folder.is_right(item, signs[folder])]
@@ -268,7 +267,7 @@ def _make(conversion: Conversion, item: Item, folders: Sequence[_Folder]) -> lis
 
 
 def _holds(path: Path, made: np.ndarray | bytes) -> bool:
-    """Whether a file has this content: labels alike to the pixel, pictures but for what packing loses."""
+    """Return whether a file has this content: equal labels, images but for the loss of compression."""
     if isinstance(made, bytes):
         return path.read_bytes() == made
     try:
@@ -283,7 +282,7 @@ def _holds(path: Path, made: np.ndarray | bytes) -> bool:
 
 
 def write_file(path: Path, content: np.ndarray | bytes) -> None:
-    """Write the bytes, or the labels or picture in the format of the suffix, atomically.
+    """Write the bytes, or the labels or image in the format of the suffix, atomically.
 
     PNG is packed by runs, which for label maps is twice as fast as, and not larger than, Pillow's default.
     """
@@ -326,7 +325,7 @@ Result = TypeVar("Result")
 
 
 def spread(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
-    """Results of ``work`` on every job, in any order.
+    """Yield results of ``work`` on every job, in any order.
 
     Only a few jobs wait at a time, so memory does not grow with them. When the consumer stops early (after an error,
     Ctrl-C, or ``close()``), what has begun is finished and nothing else is begun.

@@ -1,4 +1,4 @@
-"""Raw label values -> class indices."""
+"""Conversion of raw label values to class indices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ovseg.vocabulary import label_set
 
 @dataclass(frozen=True, eq=False)
 class IdMap:
-    """What every raw value becomes.
+    """Map of raw values to class indices.
 
     Attributes:
         table: (V,) uint8 or uint16: the class index, or the ignore label, of raw value 0..V-1.
@@ -36,10 +36,10 @@ class IdMap:
 
 
 def class_table(label_set_name: str, num_values: int, *, offset: int = 0, void: int | None = None) -> IdMap:
-    """The map from raw values to the classes of a label set.
+    """Return the map from raw values to the classes of a label set.
 
     Args:
-        label_set_name: whose ``dataset_ids`` tell the raw value of each class. What is none of these becomes the class
+        label_set_name: whose ``dataset_ids`` are the raw values of the classes. What is none of these becomes the class
             that has no such number (a background), or else the ``ignore_label``.
         num_values: raw values are 0 .. num_values - 1.
         offset: added to a dataset id to get the raw value.
@@ -65,7 +65,7 @@ def class_table(label_set_name: str, num_values: int, *, offset: int = 0, void: 
 
 
 def look_up(id_map: IdMap, raw: np.ndarray, path: Path) -> np.ndarray:
-    """(H,W) class indices, of the table's type, of (H,W) raw labels from the file ``path``.
+    """Return (H,W) class indices, of the table's type, of (H,W) raw labels from the file ``path``.
 
     Raises:
         BadFile: not one channel of integers, or a value that must not occur.
@@ -87,21 +87,21 @@ def look_up(id_map: IdMap, raw: np.ndarray, path: Path) -> np.ndarray:
 
 
 def read_labels_of(item: Item) -> np.ndarray:
-    """The pixel values of an item's first source, as :func:`raw_labels`: what a conversion's ``read`` does mostly."""
+    """Return :func:`raw_labels` of an item's first source; the usual ``read`` of a conversion."""
     return raw_labels(item.sources[0])
 
 
 def label_output(
     folder: Path, id_map: IdMap, suffix: str = ".png", *, keep_empty: bool = True, made_by: str = ""
 ) -> Output:
-    """Label files made from raw labels by one map.
+    """Return the output of label files made from raw labels by one map.
 
     Args:
         folder: where they go.
         id_map: of the raw labels, which the conversion's ``read`` gives as (H,W).
         suffix: of their names; ``.tif`` for 16 bit.
         keep_empty: also write those in which every pixel is ignored; not so in the published files of some data sets.
-        made_by: tells apart files that are made by the same map of another source.
+        made_by: distinguishes files made by the same map from another source.
     """
 
     def make(item: Item, raw: Any) -> np.ndarray | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ovseg.data.file_list import scan
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.images import open_image
 
@@ -20,40 +20,8 @@ class NothingFound(OvsegError):
     """Files that should be below the root are not there; the command line adds the tree that it expects."""
 
 
-def scan(folder: Path, suffix: str, recursive: bool = False) -> dict[str, os.DirEntry]:
-    """Files of a folder whose names end with ``suffix``, by the rest of their names; hidden ones do not count.
-
-    Args:
-        folder: need not exist.
-        suffix: as ``".png"`` or ``"_gtFine_labelIds.png"``.
-        recursive: folders below, too; the keys are then relative paths with ``/``.
-
-    Returns:
-        Sorted by key. Asking an entry for its ``stat()`` costs little.
-    """
-    found: dict[str, os.DirEntry] = {}
-    pending = [(folder, "")]
-    while pending:
-        place, prefix = pending.pop()
-        try:
-            entries = os.scandir(place)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except PermissionError as error:
-            raise OvsegError(f"cannot read folder {place} ({error.strerror}): change its permissions") from error
-        with entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.name.endswith(suffix):
-                    found[prefix + entry.name.removesuffix(suffix)] = entry
-                elif recursive and entry.is_dir():
-                    pending.append((Path(entry.path), f"{prefix}{entry.name}/"))
-    return dict(sorted(found.items()))
-
-
 def find_files(folder: Path, suffix: str, recursive: bool = False) -> dict[str, Path]:
-    """As :func:`scan`, as paths.
+    """Return paths of the files that :func:`scan` finds.
 
     Raises:
         NothingFound: the folder is missing or holds no such file.
@@ -66,7 +34,7 @@ def find_files(folder: Path, suffix: str, recursive: bool = False) -> dict[str, 
 
 
 def find_splits(sources: Mapping[str, Path], chosen: Sequence[str] | None) -> list[str]:
-    """The splits to convert: the chosen ones, else those whose source (a folder or file) is there.
+    """Return the splits to convert: the chosen ones, else those whose source (a folder or file) exists.
 
     Raises:
         NothingFound: a chosen source is missing, or none is there.
@@ -79,7 +47,7 @@ def find_splits(sources: Mapping[str, Path], chosen: Sequence[str] | None) -> li
 
 
 def read_names(path: Path) -> list[str]:
-    """Names in a list file, one per line; blank lines do not count.
+    """Return the names in a list file, one per line, without blank lines.
 
     Raises:
         NothingFound: the file is missing or empty.
@@ -96,7 +64,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def raw_labels(path: Path) -> np.ndarray:
-    """The pixel values of an image file, palette indices included: (H,W), or (H,W,C) for colours.
+    """Return the values of an image file, including palette indices: (H,W), or (H,W,C) for colours.
 
     Raises:
         BadFile: the file is missing or damaged.

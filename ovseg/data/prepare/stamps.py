@@ -13,12 +13,12 @@ from ovseg.io.files import atomic_path, file_digest
 
 NAME = ".ovseg_prepare.json"
 
-Look = tuple[int, int, int, int]  # bytes, mtime in ns, inode, ctime in ns: equal as long as nobody touches the file
+Look = tuple[int, int, int, int]  # bytes, mtime in ns, inode, ctime in ns: equal while a file is untouched
 Sign = list  # of one source: its path from the note's folder, its Look and the SHA-256 of its content
 
 
 def look_at(path: str | Path) -> Look:
-    """Return what tells cheaply that a file is untouched.
+    """Return what shows cheaply that a file is untouched.
 
     The time of modification alone does not: backups, rsync, tar and ``cp -p`` set it to whatever it was elsewhere.
     """

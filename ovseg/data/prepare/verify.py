@@ -1,4 +1,4 @@
-"""Checking prepared data sets against :mod:`ovseg.data.prepare.facts`: what is wrong, and where."""
+"""Check of prepared data sets against :mod:`ovseg.data.prepare.facts`: what is wrong, and where."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from ovseg.data.file_list import file_list_checksum
+from ovseg.data.file_list import file_list_checksum, scan
 from ovseg.data.prepare.conversion import spread
 from ovseg.data.prepare.facts import Folder, Labels
-from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels, read_names, scan
+from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels, read_names
 from ovseg.data.prepare.stamps import Stamp
 from ovseg.io.images import open_image
 from ovseg.io.leftovers import find_leftovers
@@ -23,7 +23,7 @@ from ovseg.io.progress import progress_bar
 
 @dataclass
 class Report:
-    """What was found in one folder.
+    """Result of the check of one folder.
 
     Attributes:
         folder: what it should be.
@@ -80,7 +80,10 @@ def check_folder(root: Path, folder: Folder, workers: int, advance: Callable[[],
         if files[name].stat().st_size == 0:
             return [f"{path}: is empty (0 bytes)"]
         if labels is None:
-            return _check_image(path, folder.short_side) if folder.short_side else []
+            size, fault = _image_size(path) if folder.short_side else ((0, 0), "")
+            if folder.short_side and min(size) > folder.short_side:
+                fault = f"{path}: its shorter side has {min(size)} pixels, more than {folder.short_side}"
+            return [fault] if fault else []
         return _check_labels(path, labels, images.get(name) if images else None, bool(images), occurs)
 
     for faults in spread(check, files, workers):
@@ -124,7 +127,7 @@ def _check_names(
 
 
 def _listed(root: Path, folder: Folder) -> set[str] | None:
-    """Names that the folder should have, from its pattern or its list file; None if there is neither."""
+    """Return the names that the folder should have by its pattern or list file; None without either."""
     for name in folder.names:
         if "{" in name:
             return {name.format(number) for number in range(1, folder.counts[0] + 1)}
@@ -133,19 +136,10 @@ def _listed(root: Path, folder: Folder) -> set[str] | None:
     return None
 
 
-def _check_image(path: Path, short_side: int) -> list[str]:
-    size, fault = _image_size(path)
-    if fault:
-        return [fault]
-    return (
-        [f"{path}: its shorter side has {min(size)} pixels, more than {short_side}"] if min(size) > short_side else []
-    )
-
-
 def _check_labels(
     path: Path, labels: Labels, image: os.DirEntry | None, has_images: bool, occurs: np.ndarray
 ) -> list[str]:
-    """Faults of a label file; marks the values that occur in (65536,) ``occurs``."""
+    """Return faults of a label file; mark its values in (65536,) ``occurs``."""
     try:
         values = raw_labels(path)
     except BadFile as error:
@@ -176,7 +170,7 @@ def _check_labels(
 
 
 def _image_size(path: Path) -> tuple[tuple[int, int], str]:
-    """Width and height by the header, and a fault if it cannot be read."""
+    """Return width and height by the header, and a fault if it cannot be read."""
     try:
         with open_image(path) as image:
             return image.size, ""

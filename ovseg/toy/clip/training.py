@@ -38,7 +38,7 @@ _WORD_SCALE = 10.0  # inverse temperature between words: fixed, lest the tempera
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast.
+    """Settings of a training.
 
     Attributes:
         steps: of training.
@@ -158,7 +158,9 @@ class TrainingRun:
     def _batches(self, sampler: PairSampler) -> Iterator[tuple[Tensor, ...]]:
         for step in range(self.step, self.recipe.steps):
             if step >= self.recipe.text_steps and not sampler.encoded:
-                _lock_text(self.model)
+                self.model.requires_grad_(False)  # all but the image tower and the logit scale
+                self.model.visual.requires_grad_(True)
+                self.model.logit_scale.requires_grad_(True)
                 sampler.encode_texts(self.model)
                 logger.info("step %d: the text tower is locked", step)
             yield sampler.batch(self.recipe.seed, step, self.recipe.batch_size)
@@ -186,10 +188,3 @@ def _build_optimizer(model: CLIP, lr: float, weight_decay: float) -> torch.optim
     optimizer.register_step_pre_hook(clip)
     bound_logit_scale(optimizer, model)
     return optimizer
-
-
-def _lock_text(model: CLIP) -> None:
-    """Freeze everything but the image tower and the logit scale."""
-    model.requires_grad_(False)
-    model.visual.requires_grad_(True)
-    model.logit_scale.requires_grad_(True)

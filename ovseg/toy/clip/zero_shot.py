@@ -14,14 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovseg.toy.classes import CLASS_NAMES, SPLITS
-from ovseg.toy.clip.batches import normalise
-from ovseg.toy.clip.views import ViewRecipe, load_views
+from ovseg.toy.clip.batches import ViewRecipe, load_views, normalise
 from ovseg.toy.scene import Scene, make_scene
 from ovseg.vocabulary.templates import get_templates
 
 
 def encode_words(model: CLIP, tokenizer: SimpleTokenizer, words: tuple[str, ...]) -> Tensor:
-    """(K, D) unit vectors: the mean over the ``vild`` templates, as at test time."""
+    """Return (K, D) unit vectors: the mean over the ``vild`` templates, as at test time."""
     templates = get_templates("vild")
     tokens = tokenizer([template.format(word) for word in words for template in templates])
     features = model.encode_text(tokens, normalize=True).unflatten(0, (len(words), len(templates)))
@@ -55,7 +54,12 @@ def evaluate(model: CLIP, tokenizer: SimpleTokenizer, side: int) -> dict[str, fl
     small = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
     image_features = model.encode_image(normalise(small), normalize=True)
     text_features = model.encode_text(tokenizer([row[0] for row in captions]), normalize=True)
-    result = _retrieval(image_features @ text_features.T) | _words_of_scenes(image_features @ words.T, scenes)
+    similarity, target = image_features @ text_features.T, torch.arange(count)
+    result = {
+        "image_to_text_recall_at_1": (similarity.argmax(1) == target).float().mean(),
+        "text_to_image_recall_at_1": (similarity.argmax(0) == target).float().mean(),
+        "scene_words_mean_average_precision": _average_precision(image_features @ words.T, scenes),
+    }
     for kind in ("masked", "unmasked"):
         crops, classes = thing_crops(scenes, side, masked=kind == "masked")
         named = _names_of_crops(model.encode_image(crops, normalize=True) @ words.T, classes)
@@ -64,23 +68,14 @@ def evaluate(model: CLIP, tokenizer: SimpleTokenizer, side: int) -> dict[str, fl
     return {key: round(float(value), 4) for key, value in result.items()}
 
 
-def _retrieval(similarity: Tensor) -> dict[str, Tensor]:
-    """Return recalls of images and their captions, (N, N)."""
-    target = torch.arange(len(similarity))
-    return {
-        "image_to_text_recall_at_1": (similarity.argmax(1) == target).float().mean(),
-        "text_to_image_recall_at_1": (similarity.argmax(0) == target).float().mean(),
-    }
-
-
-def _words_of_scenes(similarity: Tensor, scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """Return how high the words of a scene's contents rank among all words, (N, K)."""
+def _average_precision(similarity: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    """Return the mean average precision of the words of scenes among all words, by similarities (N, K)."""
     present = torch.zeros(similarity.shape, dtype=torch.bool)
     for row, scene in enumerate(scenes):
         present[row, torch.from_numpy(np.unique(scene.labels)).long()] = True
     hits = present.gather(1, similarity.argsort(dim=1, descending=True)).float()
     precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
-    return {"scene_words_mean_average_precision": ((precision * hits).sum(1) / hits.sum(1)).mean()}
+    return ((precision * hits).sum(1) / hits.sum(1)).mean()
 
 
 def _names_of_crops(scores: Tensor, classes: Tensor) -> dict[str, float | Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 from ovseg.checkpoint.state_dicts import read_checkpoint, read_state_dict
-from ovseg.data.prepare.ade20k_index import read_index
+from ovseg.data.prepare.raw_formats import read_index
 from ovseg.errors import OvsegError
 from tests import pickle_crafting
 

@@ -1,27 +1,72 @@
-"""PASCAL Context's two sources of labels, and the check of its two orders of classes."""
+"""Raw formats of single data sets: ADE20K's index, PASCAL Context's two sources of labels and two orders of classes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels, scan
+from ovseg.data.file_list import scan
+from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.run_lengths import decode_mask
 from ovseg.vocabulary import label_set
 
+
+def read_index(path: Path) -> list[PurePosixPath]:
+    """Return the images that an index lists, as paths below the root of all data sets.
+
+    The index's big tables (objects by images, 817 MB in the release) are read over, not kept.
+
+    Raises:
+        NothingFound: there is no such file.
+        OvsegError: it is damaged, holds other things than an index does, or a path that leads out of the root.
+    """
+    from ovseg.checkpoint.pickles import BoundedFile, Call, StandIn, read_pickle  # needs torch, which takes seconds
+    from ovseg.checkpoint.stand_ins import stand_in
+
+    def any_object(name: str) -> Any:
+        return Call(array) if name.startswith("numpy.") else stand_in(name)
+
+    def array(*_: Any) -> StandIn:
+        """Stand for any NumPy object: nothing of it is kept but the list inside an array of objects."""
+        return StandIn(lambda state: state[-1] if isinstance(state, tuple) and isinstance(state[-1], list) else None)
+
+    try:
+        with path.open("rb") as file:
+            content = read_pickle(BoundedFile(file, path.stat().st_size), any_object)
+        names, folders = (_texts(content[key]) for key in ("filename", "folder"))
+        files = [PurePosixPath(folder) / name for folder, name in zip(folders, names, strict=True)]
+    except FileNotFoundError as error:
+        raise NothingFound(f"index {path} is missing") from error
+    except Exception as error:  # damaged pickles raise almost anything
+        raise OvsegError(
+            f"{path} is not ADE20K's index, or is damaged ({reason_of(error)}): unpack it again, or leave it out, "
+            "since the folders hold the same"
+        ) from error
+    for file in files:
+        if file.is_absolute() or ".." in file.parts:
+            raise OvsegError(f"{path} lists {str(file)!r}, which leads out of the data set: do not use this file")
+    return files
+
+
+def _texts(values: Any) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError("its filename and folder are not lists of texts")
+    return values
+
+
 FOLDER = "VOCdevkit/VOC2010"
-# label sets of 59 classes by their folder; the values of both are told by the 459 classes
+# label sets of 59 classes by their folder; both follow from the 459 classes
 ORDERS = {"pc59": "pascal_context_59", "pc59_alphabetical": "pascal_context_59_alphabetical"}
 
 
 def label_map(path: Path) -> np.ndarray:
-    """(H,W) uint16 values 0..459 of a ``.mat`` annotation.
+    """Return the (H,W) uint16 values 0..459 of a ``.mat`` annotation.
 
     Raises:
         BadFile: it is missing, damaged or something else.
@@ -51,7 +96,7 @@ class DetailImage:
     segments: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
 
     def draw(self, path: Path) -> np.ndarray:
-        """(H,W) uint16 category ids, 0 where there is none.
+        """Return (H,W) uint16 category ids, 0 where there is none.
 
         Raises:
             BadFile: a mask is damaged or of another size than the image; ``path`` is named as its file.
@@ -70,7 +115,7 @@ class DetailImage:
 
 
 def read_detail(path: Path) -> dict[str, DetailImage]:
-    """The images of ``trainval_merged.json`` by name.
+    """Return the images of ``trainval_merged.json`` by name.
 
     Raises:
         NothingFound: there is no such file.
@@ -97,7 +142,7 @@ def read_detail(path: Path) -> dict[str, DetailImage]:
 
 
 def check_orders(root: Path) -> Iterator[str]:
-    """Labels of 59 classes that do not fit the 459 classes; mostly, they are in the order of another project."""
+    """Yield labels of 59 classes that contradict the 459 classes; most are in the order of another project."""
     for folder in ORDERS:
         for split in ("val", "train"):
             place = root / FOLDER / "annotations_detectron2" / f"{folder}_{split}"
@@ -115,7 +160,7 @@ def check_orders(root: Path) -> Iterator[str]:
 
 
 def _fitting_orders(root: Path, split: str, name: str, path: Path) -> list[str] | None:
-    """Those of :data:`ORDERS` by which a label file says what the 459 classes say; None if that cannot be told."""
+    """Return those of :data:`ORDERS` in which a label file agrees with the 459 classes; None if unknown."""
     try:
         labels, values = raw_labels(path), _values(root, split, name)
     except BadFile:
@@ -128,7 +173,7 @@ def _fitting_orders(root: Path, split: str, name: str, path: Path) -> list[str] 
 
 
 def _values(root: Path, split: str, name: str) -> np.ndarray | None:
-    """(H,W) values 0..459 (0 or 65536: none), from the labels of 459 classes or from the ``.mat`` file."""
+    """Return (H,W) values 0..459 (0 or 65536: none), from labels of 459 classes or the ``.mat`` file."""
     base = root / FOLDER
     prepared, source = base / f"annotations_detectron2/pc459_{split}/{name}.tif", base / f"trainval/{name}.mat"
     if prepared.is_file():
