@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from ovseg.checkpoint import load_model
@@ -101,17 +102,18 @@ class Segmenter:
                 f"the weight file {weights} does not exist: give a trained OVSeg checkpoint "
                 "(--opts MODEL.WEIGHTS FILE, or weights=... in Python)"
             )
+        architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+        if not getattr(architecture, "takes_words", not architecture.__module__.startswith("detectron2.")):
+            raise OvsegError(
+                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has classes of its own and takes no "
+                "words: give a configuration of OVSeg or SCAN, or evaluate it with train_net.py --eval-only"
+            )
         cfg.MODEL.WEIGHTS = weights
         cfg.MODEL.DEVICE = str(
             configured_device(cfg.MODEL.DEVICE) if device is None else find_device(str(device), "--device")
         )
         cfg.freeze()
         model = load_model(cfg, complete=True).eval()
-        if getattr(model, "closed_vocabulary", None) is not None:
-            raise OvsegError(
-                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has classes of its own and takes no "
-                "words: give a configuration of OVSeg or SCAN, or evaluate it with train_net.py --eval-only"
-            )
         viewed = augmented_model(cfg, model, LARGEST_SUM)
         if cfg.TEST.DENSE_CRF:
             logger.warning("TEST.DENSE_CRF has an effect on evaluation only: this segmentation is not refined")

@@ -32,7 +32,7 @@ TUNED, ORIGINAL = f"{CLIP}visual.", "clip_adapter.original_clip."  # the towers 
 
 @PROPOSERS.register()
 def NoProposer(cfg: CfgNode) -> Part:
-    """A proposer without weights, which is never asked."""
+    """A proposer without weights, which is never called."""
     return Part()
 
 
@@ -41,8 +41,6 @@ def tiny_cfg(folder: Path, **keys: object) -> CfgNode:
     (folder / "clip.json").write_text(json.dumps(TINY))
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = "ProposeAndName", "cpu"
-    cfg.MODEL.SEM_SEG_HEAD.NAME = "OpenVocabMaskFormerHead"  # a name is asked for, though there is no head
-    cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "TransformerEncoderPixelDecoder"
     cfg.MODEL.PROPOSER.NAME, cfg.MODEL.NAMER.NAME = "NoProposer", ["MaskedCrops"]
     cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME = str(folder / "clip.json")
     cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS = cfg.MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR = "none"

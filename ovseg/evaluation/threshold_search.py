@@ -193,7 +193,10 @@ def _check(cfg: CfgNode, model: nn.Module, thresholds, weights, limit: int | Non
     if not cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE:
         raise OvsegError("MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE is False: neither key would have an effect; set it to True")
     if len(getattr(model, "namers", ())) != 2:
-        raise OvsegError("the model has not two namers, whose weight and threshold could be searched")
+        raise OvsegError(
+            f"{cfg.MODEL.META_ARCHITECTURE} does not have two namers, whose weight and threshold are searched: give a "
+            "configuration of OVSeg or SCAN, or set MODEL.NAMER.NAME to ['QueryEmbedding', 'MaskedCrops']"
+        )
     test = cfg.TEST
     if test.AUG.ENABLED or test.SLIDING_WINDOW or test.DENSE_CRF or test.ORACLE != "none":
         raise OvsegError(

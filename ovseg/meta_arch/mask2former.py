@@ -47,6 +47,9 @@ def Mask2Former(cfg: CfgNode) -> ProposeAndName:
     )
 
 
+Mask2Former.takes_words = False  # read by Segmenter before it builds the model
+
+
 class ClassLogits(Part):
     """The namer that reads embeddings (Q, K + 1) as the logits of K classes and "no object".
 

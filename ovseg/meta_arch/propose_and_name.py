@@ -20,6 +20,7 @@ from ovseg.errors import OvsegError, shown
 from ovseg.meta_arch.pixel_scores import RENDERINGS
 from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, Scores
 from ovseg.naming.crops import has_pixel
+from ovseg.proposals.network import MaskNetwork
 from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
@@ -98,9 +99,11 @@ class ProposeAndName(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the combination of ``MODEL.PROPOSER``, ``MODEL.NAMER``, ``MODEL.FUSION`` and ``MODEL.RENDERING``."""
-        check_model(cfg)
+        check_model(cfg, with_head=False)
         names, proposer = list(cfg.MODEL.NAMER.NAME), _entry(PROPOSERS, cfg.MODEL.PROPOSER.NAME, "MODEL.PROPOSER.NAME")
         kinds = [_entry(NAMERS, name, "MODEL.NAMER.NAME") for name in names]
+        if isinstance(proposer, type) and issubclass(proposer, MaskNetwork):
+            check_head(cfg)
         if not 1 <= len(set(names)) == len(names) <= 2 or (len(names) == 2 and names[0] != "QueryEmbedding"):
             raise OvsegError(
                 f"MODEL.NAMER.NAME is {names}: give one namer, or QueryEmbedding and another, such as "
@@ -262,10 +265,21 @@ def common(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def check_model(cfg: CfgNode) -> None:
-    """Raise OvsegError for a configuration that cannot be built."""
+def check_model(cfg: CfgNode, with_head: bool = True) -> None:
+    """Raise OvsegError for a configuration that cannot be built.
+
+    Args:
+        cfg: the configuration.
+        with_head: check the names of the head of :class:`MaskNetwork`, too.
+    """
     check_config(cfg)  # again: it may come from Detectron2's own get_cfg
     refuse_keys_without_effect(cfg)
+    if with_head:
+        check_head(cfg)
+
+
+def check_head(cfg: CfgNode) -> None:
+    """Raise OvsegError unless the configuration names a head and a pixel decoder of this package."""
     for key in ("MODEL.SEM_SEG_HEAD.NAME", "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"):
         check_kind(cfg, key)
 
