@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""ADE20K-150: labels 1..150 -> 0..149, unlabeled -> 255.
+"""Convert ADE20K-150: labels 1..150 -> 0..149, unlabeled -> 255.
 
 python datasets/prepare_ade20k_150.py [--archives ADEChallengeData2016.zip]
 python datasets/prepare_ade20k_150.py --verify
 
-Reads ADEChallengeData2016/annotations/{training,validation}, writes annotations_detectron2/ beside it.
+Reads ADEChallengeData2016/annotations/{training,validation}, writes annotations_detectron2/ next to it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     args = prepare.parser(__doc__, TREE, SPLITS).parse_args(argv)
     return prepare.run(args, "ade20k_150", TREE, conversions)
 

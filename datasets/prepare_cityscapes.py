@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Cityscapes: labelIds -> labelTrainIds, the 19 classes that are evaluated; the 15 other labels -> 255.
+"""Convert Cityscapes: labelIds -> labelTrainIds, the 19 classes that are evaluated; the 15 other labels -> 255.
 
 python datasets/prepare_cityscapes.py [--archives gtFine_trainvaltest.zip leftImg8bit_trainvaltest.zip]
 python datasets/prepare_cityscapes.py --verify
 
-Reads cityscapes/gtFine/{train,val}/<city>/*_gtFine_labelIds.png, writes *_gtFine_labelTrainIds.png beside them, as
+Reads cityscapes/gtFine/{train,val}/<city>/*_gtFine_labelIds.png, writes *_gtFine_labelTrainIds.png next to them, as
 cityscapesScripts' createTrainIdLabelImgs does from the polygons.
 """
 
@@ -37,7 +37,7 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     args = prepare.parser(__doc__, TREE, SPLITS).parse_args(argv)
     return prepare.run(args, "cityscapes", TREE, conversions)
 

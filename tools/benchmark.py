@@ -56,7 +56,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse()  # --help and mistakes are answered before what takes seconds is imported
+    parse()  # before slow imports, for --help and errors
 ovseg.register()
 
 import numpy as np

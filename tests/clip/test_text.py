@@ -75,7 +75,7 @@ def test_padding_behind_prompts_is_left_out():
 def test_each_word_is_encoded_once(clip_model, tmp_path):
     text = embedder(clip_model, tmp_path)
     first = text(["cat", "dog", "cat"])
-    assert text.tokenizer.prompts == 1 + 2 * len(TEMPLATES)  # one text tells which tokenizer it is
+    assert text.tokenizer.prompts == 1 + 2 * len(TEMPLATES)  # one text identifies the tokenizer
     assert torch.equal(first[0], first[2])
     text(["dog", "cat"])
     assert text.tokenizer.prompts == 1 + 2 * len(TEMPLATES)

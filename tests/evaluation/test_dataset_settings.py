@@ -102,7 +102,9 @@ def test_a_setting_that_the_model_does_not_have(tiny):
     ):
         pass
     with (
-        pytest.raises(OvsegError, match=r"sets REPLACE_RATIO, .* ProposeAndName \(MaskNetwork, QueryEmbedding, MaskedCrops\)"),
+        pytest.raises(
+            OvsegError, match=r"REPLACE_RATIO, .* ProposeAndName \(MaskNetwork, QueryEmbedding, MaskedCrops\)"
+        ),
         dataset_settings(model, {"MASK_THR": 0.9, "REPLACE_RATIO": 0.1}),
     ):
         pass

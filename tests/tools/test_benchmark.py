@@ -73,7 +73,9 @@ def test_weights_of_ones_own_keep_their_masks(config, tmp_path):
     assert len(requests) == 2 and requests[0]["image"].shape == (3, 64, 96)
     random, _ = tool.build(tool.parse(["--config", config, "--device", "cpu"]), config, "cpu", "fp32", 1)
     with torch.no_grad():
-        masks, masks_of_trained = (model.proposer(model.views(requests[:1]))[0].probabilities for model in (random, trained))
+        masks, masks_of_trained = (
+            model.proposer(model.views(requests[:1]))[0].probabilities for model in (random, trained)
+        )
         assert not torch.allclose(masks_of_trained, masks)
     assert (masks > 0.5).flatten(1).float().mean(1).sub(0.1).abs().max() < 0.25  # areas of ellipses
     assert (masks.flatten(1).amax(1) > 0.9).all()
