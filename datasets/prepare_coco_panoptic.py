@@ -65,12 +65,12 @@ def class_map(item: prepare.Item, class_of_category: dict[int, int]) -> np.ndarr
     present, inverse = np.unique(ids, return_inverse=True)
     if strange := set(present.tolist()) - {0} - item.extra.keys():
         raise prepare.BadFile(
-            f"{path} has the segment {min(strange)}, which {item.sources[1]} does not list: unpack both archives again"
+            f"{path} has the segment {min(strange)}, which {item.sources[1]} does not list: unpack both again"
         )
     categories = [item.extra.get(number) for number in present.tolist()]
     if strange := set(categories) - {None} - class_of_category.keys():
         raise prepare.BadFile(
-            f"{item.sources[1]} gives {path.name} the category {min(strange)}, which is not one of COCO: unpack it again"
+            f"{item.sources[1]} gives {path.name} the category {min(strange)}, which COCO lacks: unpack it again"
         )
     classes = [VOID if category is None else class_of_category[category] for category in categories]
     return np.array(classes, dtype=np.uint8)[inverse].reshape(ids.shape)

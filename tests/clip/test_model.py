@@ -1,4 +1,4 @@
-"""Which CLIP is meant by a name, what it was trained on, and what cannot be meant."""
+"""Names of CLIP: resolution, preprocessing and errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LAION = "laion2b_s32b_b82k"  # of ViT-L-14, whose images were normalised with 0.
 
 @pytest.fixture
 def files(tmp_path, monkeypatch) -> Path:
-    """The current folder, with clip.json, clip.safetensors, and an empty folder."""
+    """Return the current folder, with clip.json, clip.safetensors, and an empty folder."""
     monkeypatch.chdir(tmp_path)
     Path("clip.json").write_text(json.dumps(TINY))
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The plain Mask2Former: a closed vocabulary."""
+"""Mask2Former with a closed vocabulary."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_combination(proposer, naming, scene, tmp_path):
     assert result["proposals"].shape[1:] == size
     assert torch.isfinite(result["explanations"]["fused"]).all()
     right = (result["label_map"].numpy() == truth).mean()
-    assert right > 0.5, f"{right:.2f} of the pixels are right"  # chance is below 0.2; masks that were given: more
+    assert right > 0.5, f"{right:.2f} of the pixels are right"  # chance is below 0.2
     if given:
         assert len(result["proposals"]) == words
 
