@@ -206,7 +206,7 @@ class Segmenter:
         if self.many_views is not None:
             raise OvsegError(
                 "with TEST.SLIDING_WINDOW or TEST.AUG.ENABLED scores are averages over views with different "
-                "masks, which cannot be explained: set both to False, or do not explain"
+                "masks, and there are no masks to explain: set both to False, or do not explain"
             )
 
     @torch.inference_mode()

@@ -73,7 +73,7 @@ def test_manifest(config, manifest):
     ],
 )
 def test_scan(config, manifest, trained):
-    """Compare with the specification, section 11: 743 tensors train, 158.7 M and 135.6 M numbers; norms and embeddings undecayed."""
+    """Compare with the specification, section 11: 743 trained tensors, 158.7 M and 135.6 M numbers; norms undecayed."""
     cfg, model = build(config)
     assert shapes(model) == read(manifest)["state_dict"]
     frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}

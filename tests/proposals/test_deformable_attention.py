@@ -104,7 +104,7 @@ def test_no_query_at_all():
 
 
 def fake_op():
-    """Return a stand-in with the interface of the compiled op: points from 0 to 1, sizes and starts of levels as tensors."""
+    """Return a stand-in for the compiled op: points from 0 to 1, sizes and starts of levels as tensors."""
 
     def forward(value, shapes, starts, locations, weights, images_at_a_time):
         assert len(value) % images_at_a_time == 0
