@@ -27,7 +27,7 @@ from ovseg.adaptation.mining_options import MASK_KINDS, MiningOptions, check_opt
 from ovseg.cli.options import parse_with_options
 from ovseg.errors import user_errors
 
-FORMS = ("noun", "phrase", "both")  # of ovseg.vocabulary.nouns, whose import takes a second
+FORMS = ("noun", "phrase", "both")  # of ovseg.vocabulary.nouns, which imports slowly
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

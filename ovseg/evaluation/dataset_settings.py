@@ -11,7 +11,7 @@ from torch import nn
 from ovseg.config.per_dataset import KEY
 from ovseg.errors import OvsegError
 
-# the attribute of the model or of its parts that holds a setting
+# settings and their attributes of the model or of its parts
 _ATTRIBUTES = {"MASK_THR": "mask_threshold", "CLIP_ENSEMBLE_WEIGHT": "weight", "REPLACE_RATIO": "replace_ratio"}
 
 

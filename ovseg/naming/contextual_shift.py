@@ -32,8 +32,8 @@ class ContextCrops(MaskedCrops):
         clip_adapter: CLIP, with its original image tower.
         replace_ratio: part of a crop's background patches that is replaced, in [0, 1].
         replace_layers: numbers of the blocks after which patches are replaced, 1 for the first.
-        replace_seed: of the draws: each image is seeded by itself, by this number and its pixels; negative draws
-            from Python's global stream, as the original.
+        replace_seed: seed of the random patches; each image has a seed that depends on this number and its pixels.
+            Negative: draw from Python's global stream, as the original.
         context_of_first: give all images of a batch the context of the first, as in the original.
         crops: the remaining arguments of :class:`MaskedCrops`.
 

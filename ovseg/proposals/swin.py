@@ -343,7 +343,7 @@ def shifted_window_mask(height: int, width: int, window_size: int, device: torch
         float (nW, w * w, w * w) for the map padded to whole windows.
     """
     shift = window_size // 2
-    # After the roll, the last window of an axis holds two strips that were apart: before and after the seam.
+    # After the roll, the last window of an axis has two strips that are not neighbours: before and after the seam.
     rows, columns = (
         (position >= size - window_size).long() + (position >= size - shift).long()
         for size in (height + -height % window_size, width + -width % window_size)
