@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Segment images and videos into the words you give.
+"""Segment images and videos into given words.
 
 python demo.py --class-names grass "red star" --input scene.png
 python demo.py --config-file configs/ovseg_swinB_vitL_demo.yaml --class-names Oculus Ukulele \\
@@ -23,12 +23,12 @@ DEFAULT_OUTPUT = "predictions"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command line; its first five options are the original's."""
+    """Return the parser of the command line, which has the options of the original."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--config-file",
         default=str(TOY_CONFIG),
-        help="the model (default: the toy model that comes with ovseg; it knows toy scenes only)",
+        help="the model (default: the toy model of the package, for toy scenes only)",
     )
     words = parser.add_mutually_exclusive_group(required=True)
     words.add_argument(
@@ -44,8 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="WORD",
         default=[],
-        help="words for all the rest, such as 'other, background': what they get is unlabelled; without them every "
-        "pixel gets one of the words looked for",
+        help="background words, such as 'other, background', whose pixels are unlabelled; without them every "
+        "pixel gets one of the words to look for",
     )
     parser.add_argument(
         "--input", nargs="+", required=True, help="images, videos, folders, or patterns such as 'photos/**/*.jpg'"
@@ -74,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0, or 1 when an input failed. What the user must correct before anything can run exits with status 2.
+        0, or 1 if an input failed. Errors that prevent a run exit with status 2.
     """
     args = parse_with_options(build_parser(), argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with user_errors():
-        from ovseg.cli.segment import segment_inputs  # takes seconds: only once the arguments are right
+        from ovseg.cli.segment import segment_inputs  # imports slowly: after the arguments are checked
 
         return segment_inputs(args, is_toy=Path(args.config_file).resolve() == TOY_CONFIG)
 

@@ -7,7 +7,7 @@ python datasets/check_captions.py Train_GCC-training.tsv cc12m.tsv
 python datasets/check_captions.py Train_GCC-training_output.csv --image-root cc3m_parent
 python datasets/check_captions.py cc12m_filtered_subset_pair.csv --image-root cc12m/images
 
-Knows COCO Captions (.json), Localized Narratives (.jsonl, full or captions only), the lists of CC3M and CC12M (.tsv
+Supports COCO Captions (.json), Localized Narratives (.jsonl, full or captions only), the lists of CC3M and CC12M (.tsv
 without a header), tables with a header as Open-CLIP's and OVSeg's (tabs) and OVSegmentor's (commas). None of them needs
 to be converted.
 """
@@ -23,7 +23,7 @@ from ovseg.errors import user_errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--image-root", type=Path, help="folder that image names start from")

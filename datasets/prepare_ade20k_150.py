@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""ADE20K-150: labels 1..150 -> 0..149, unlabeled -> 255.
+"""Convert ADE20K-150: labels 1..150 -> 0..149, unlabeled -> 255.
 
 python datasets/prepare_ade20k_150.py [--archives ADEChallengeData2016.zip]
 python datasets/prepare_ade20k_150.py --verify
@@ -36,7 +36,7 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     args = prepare.parser(__doc__, TREE, SPLITS).parse_args(argv)
     return prepare.run(args, "ade20k_150", TREE, conversions)
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""ADE20K-847 (ADE20K_2021_17_01): images and 16-bit labels, the shorter side at most 512 pixels.
+"""Convert ADE20K-847 (ADE20K_2021_17_01): images and 16-bit labels, the shorter side at most 512 pixels.
 
 python datasets/prepare_ade20k_847.py [--splits training validation]
 python datasets/prepare_ade20k_847.py --verify
 
-Reads ADE20K_2021_17_01/images/ADE/{training,validation} (its folders too), writes images_detectron2/*/*.jpg and
-annotations_detectron2/*/*.tif. The list of files comes from the folders; from index_ade20k.pkl with --index, or when
-there are no such folders.
+Reads ADE20K_2021_17_01/images/ADE/{training,validation} (and its folders), writes images_detectron2/*/*.jpg and
+annotations_detectron2/*/*.tif. The list of files is that of the folders, or of index_ade20k.pkl with --index or without
+these folders.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ADE20K_2021_17_01/
 
 
 def object_ids(path: Path) -> np.ndarray:
-    """(H,W) int64 object numbers of a ``_seg.png``: floor(R / 10) * 256 + G."""
+    """Return the object numbers of a ``_seg.png``, floor(R / 10) * 256 + G; int64 (H, W)."""
     raw = prepare.raw_labels(path)
     if raw.ndim != 3 or raw.shape[2] < 3:
         raise prepare.BadFile(f"{path} has shape {raw.shape}: expected an RGB image")
@@ -42,7 +42,7 @@ def object_ids(path: Path) -> np.ndarray:
 
 
 def output_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width after bringing the shorter side to :data:`SHORTEST_SIDE` if it is longer."""
+    """Return height and width after reducing the shorter side to :data:`SHORTEST_SIDE` if it is longer."""
     shorter = min(height, width)
     if shorter <= SHORTEST_SIDE:
         return height, width
@@ -52,13 +52,13 @@ def output_size(height: int, width: int) -> tuple[int, int]:
 
 def resize(array: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
     """Resize by one of OpenCV's methods."""
-    import cv2  # here, since --help does not need it
+    import cv2  # imports slowly, and --help does not need it
 
     return cv2.resize(array, (width, height), interpolation=getattr(cv2, interpolation))
 
 
 def image_of(item: prepare.Item, ids: np.ndarray) -> np.ndarray | bytes:
-    """Return the image of (H,W) object ids, resized; the file's bytes where that is not needed."""
+    """Return the image of object ids (H, W), resized; the bytes of the file if it has the right size."""
     path = item.sources[1]
     try:
         image = read_image(path)
@@ -73,7 +73,7 @@ def image_of(item: prepare.Item, ids: np.ndarray) -> np.ndarray | bytes:
 
 
 def find_items(root: Path, split: str, from_index: bool) -> list[prepare.Item]:
-    """The annotations of a split, named after their images."""
+    """Return the annotations of a split, named after their images."""
     base = root / "ADE20K_2021_17_01"
     folder, index = base / "images" / "ADE" / split, base / "index_ade20k.pkl"
     if from_index or (not folder.is_dir() and index.is_file()):
@@ -88,7 +88,7 @@ def find_items(root: Path, split: str, from_index: bool) -> list[prepare.Item]:
 
 
 def is_in(split: str, name: str) -> bool:
-    """ADE_val_00000001.jpg belongs to validation, all else to training."""
+    """Return whether an image belongs to a split: ADE_val_00000001.jpg to validation, all others to training."""
     return (name.split("_")[1:2] == ["val"]) == (split == "validation")
 
 
@@ -113,7 +113,7 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     parser = prepare.parser(__doc__, TREE, SPLITS, default_splits="validation")
     parser.add_argument("--index", action="store_true", help="take the list of files from index_ade20k.pkl")
     return prepare.run(parser.parse_args(argv), "ade20k_847", TREE, conversions)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Cityscapes: labelIds -> labelTrainIds, the 19 classes that are evaluated; the 15 other labels -> 255.
+"""Convert Cityscapes: labelIds -> labelTrainIds, the 19 classes that are evaluated; the 15 other labels -> 255.
 
 python datasets/prepare_cityscapes.py [--archives gtFine_trainvaltest.zip leftImg8bit_trainvaltest.zip]
 python datasets/prepare_cityscapes.py --verify
@@ -37,7 +37,7 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     args = prepare.parser(__doc__, TREE, SPLITS).parse_args(argv)
     return prepare.run(args, "cityscapes", TREE, conversions)
 

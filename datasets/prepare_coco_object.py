@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""COCO-Object: things -> 1..80, everything else -> 0 (background); no pixel is ignored.
+"""Convert COCO-Object: things -> 1..80, everything else -> 0 (background); no pixel is ignored.
 
 python datasets/prepare_coco_object.py [--archives val2017.zip stuffthingmaps_trainval2017.zip]
 python datasets/prepare_coco_object.py --verify
@@ -38,7 +38,7 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     parser = prepare.parser(__doc__, TREE, SPLITS)
     parser.add_argument(
         "--groupvit-names",

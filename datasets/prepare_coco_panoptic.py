@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""COCO panoptic -> semantic labels of 133 classes, and PanopticFPN's targets (things 0, stuff 1..53); void -> 255.
+"""Convert COCO panoptic: semantic labels of 133 classes, and PanopticFPN's targets (things 0, stuff 1..53); void 255.
 
 python datasets/prepare_coco_panoptic.py [--archives val2017.zip panoptic_annotations_trainval2017.zip]
 python datasets/prepare_coco_panoptic.py --verify
@@ -24,7 +24,7 @@ from ovseg.errors import OvsegError, user_errors
 from ovseg.vocabulary import label_set
 
 SPLITS = ("train2017", "val2017")
-NUM_THINGS = 80  # they come before the stuff
+NUM_THINGS = 80  # things come before stuff
 VOID = 255
 TREE = """
 coco/
@@ -35,10 +35,10 @@ coco/
 
 
 def read_annotations(path: Path) -> list[tuple[str, dict[int, int]]]:
-    """(name of the PNG, category by segment id) of each annotation of a panoptic JSON.
+    """Return (name of the PNG, category by segment id) of each annotation of a panoptic JSON.
 
     Raises:
-        OvsegError: it is damaged or something else.
+        OvsegError: the file is damaged or of another format.
     """
     try:
         return [
@@ -55,7 +55,7 @@ def read_annotations(path: Path) -> list[tuple[str, dict[int, int]]]:
 
 
 def class_map(item: prepare.Item, class_of_category: dict[int, int]) -> np.ndarray:
-    """(H,W) uint8 classes 0..132 and 255, of the item's RGB PNG (segment id = R + 256 G + 65536 B) and segments."""
+    """Return classes 0..132 and 255, uint8 (H, W), of a PNG with segment ids R + 256 G + 65536 B."""
     path = item.sources[0]
     rgb = prepare.raw_labels(path)
     if rgb.ndim != 3 or rgb.shape[2] < 3:
@@ -64,16 +64,20 @@ def class_map(item: prepare.Item, class_of_category: dict[int, int]) -> np.ndarr
     ids = rgb[:, :, 0] + rgb[:, :, 1] * np.int32(256) + rgb[:, :, 2] * np.int32(65536)
     present, inverse = np.unique(ids, return_inverse=True)
     if strange := set(present.tolist()) - {0} - item.extra.keys():
-        raise prepare.BadFile(f"{path} holds the segment {min(strange)}, which {item.sources[1]} does not know")
+        raise prepare.BadFile(
+            f"{path} has the segment {min(strange)}, which {item.sources[1]} does not list: unpack both again"
+        )
     categories = [item.extra.get(number) for number in present.tolist()]
     if strange := set(categories) - {None} - class_of_category.keys():
-        raise prepare.BadFile(f"{item.sources[1]} gives {path.name} the category {min(strange)}, which COCO has not")
+        raise prepare.BadFile(
+            f"{item.sources[1]} gives {path.name} the category {min(strange)}, which COCO lacks: unpack it again"
+        )
     classes = [VOID if category is None else class_of_category[category] for category in categories]
     return np.array(classes, dtype=np.uint8)[inverse].reshape(ids.shape)
 
 
 def stuff_target(item: prepare.Item, classes: np.ndarray) -> np.ndarray:
-    """(H,W) uint8: things 0, stuff 1..53 in list order, void 255, from (H,W) uint8 classes."""
+    """Return the target of classes: things 0, stuff 1..53 in the order of the list, void 255; uint8 (H, W) both."""
     table = np.full(256, VOID, dtype=np.uint8)
     table[:NUM_THINGS] = 0
     table[NUM_THINGS : len(label_set("coco_panoptic_133"))] = np.arange(1, 54)
@@ -103,7 +107,7 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     args = prepare.parser(__doc__, TREE, SPLITS).parse_args(argv)
     return prepare.run(args, "coco_panoptic", TREE, conversions)
 

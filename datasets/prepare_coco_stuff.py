@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""COCO-Stuff: raw values (category id - 1) -> 0..170, everything else -> 255.
+"""Convert COCO-Stuff: raw values (category id - 1) -> 0..170, everything else -> 255.
 
 python datasets/prepare_coco_stuff.py [--archives train2017.zip val2017.zip stuffthingmaps_trainval2017.zip]
 python datasets/prepare_coco_stuff.py --split 156-15
@@ -46,7 +46,7 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     parser = prepare.parser(__doc__, TREE, SPLITS)
     parser.add_argument("--split", choices=["156-15"], help="also the labels of seen and of unseen classes alone")
     return prepare.run(parser.parse_args(argv), "coco_stuff", TREE, conversions)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""PASCAL Context: labels of 59 and of 459 classes, from the same .mat files.
+"""Convert PASCAL Context: labels of 59 and of 459 classes, from the same .mat files.
 
 python datasets/prepare_pascal_context.py [--archives VOCtrainval_03-May-2010.tar trainval.tar.gz]
 python datasets/prepare_pascal_context.py --classes 59 459 59-alphabetical 60
@@ -9,7 +9,7 @@ python datasets/prepare_pascal_context.py --verify
 Reads VOCdevkit/VOC2010/trainval/<name>.mat, or with --detail trainval_merged.json, which has the 59 classes only.
 Writes to annotations_detectron2: pc59_{val,train} (png, OVSeg's order, unlabeled 255), pc459_{val,train} (16-bit tif,
 unlabeled 65535), pc59_alphabetical_{val,train} (the order of SAN, CAT-Seg and FC-CLIP), pc60_{val,train} (the same
-behind background 0, mmsegmentation's).
+after background 0, mmsegmentation's).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ VOCdevkit/VOC2010/
 
 
 def find_items(base: Path, detail: bool) -> dict[str, prepare.Item]:
-    """The annotations of both splits, by name."""
+    """Return the annotations of both splits, by name."""
     if detail:
         path = base / "trainval_merged.json"
         return {name: prepare.Item(name, (path,), image) for name, image in read_detail(path).items()}
@@ -66,7 +66,7 @@ def names_of(base: Path, split: str, items: dict[str, prepare.Item]) -> list[str
 
 
 def read(item: prepare.Item) -> np.ndarray:
-    """(H,W) uint16 values 0..459."""
+    """Return values 0..459, uint16 (H, W)."""
     return item.extra.draw(item.sources[0]) if item.extra else label_map(item.sources[0])
 
 
@@ -94,7 +94,7 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     parser = prepare.parser(__doc__, TREE, SPLITS)
     parser.add_argument("--classes", nargs="+", choices=VARIANTS, help="default: 59 459, and 59 alone with --detail")
     parser.add_argument("--detail", action="store_true", help="take the labels from trainval_merged.json")

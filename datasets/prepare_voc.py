@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""PASCAL VOC 2012: labels of 20 classes (background ignored), 20b (background last) and 21 (background first).
+"""Convert PASCAL VOC 2012: labels of 20 classes (background ignored), 20b (background last) and 21 (background first).
 
 python datasets/prepare_voc.py [--archives VOCtrainval_11-May-2012.tar SegmentationClassAug.zip]
 python datasets/prepare_voc.py --classes 20 --splits val         all that OVSeg and SCAN need
 python datasets/prepare_voc.py --verify
 
 Reads the names in ImageSets/Segmentation/{train,val}.txt and the labels in SegmentationClassAug, else SegmentationClass
-(both hold the same for these); with SegmentationClassAug also train_aug, the training set with SBD's masks. Writes
+(with equal labels); with SegmentationClassAug also train_aug, the training set with SBD's masks. Writes
 annotations_detectron2 (20), annotations_detectron2_bg (20b) and annotations_detectron2_21, each with {train,val} and
 train_aug. The border (255) is always ignored. In the labels of 20 classes, images without any object get no file.
 """
@@ -35,7 +35,7 @@ VOCdevkit/VOC2012/
 
 
 def names_of(base: Path, split: str) -> list[str]:
-    """The names of a split."""
+    """Return the names of a split."""
     if split != "train_aug":
         return prepare.read_names(base / "ImageSets/Segmentation" / f"{split}.txt")
     for place in VOC_TRAIN_AUG_LISTS:
@@ -46,7 +46,7 @@ def names_of(base: Path, split: str) -> list[str]:
 
 
 def find_items(base: Path, names: Sequence[str]) -> list[prepare.Item]:
-    """Names with their label files."""
+    """Return the names with their label files."""
     folders = [base / "SegmentationClassAug", base / "SegmentationClass"]
     files = {}
     for folder in reversed(folders):
@@ -67,7 +67,7 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
     lists = {split: base / "ImageSets/Segmentation" / f"{split}.txt" for split in ("val", "train")}
     sources = {**lists, "train_aug": base / "SegmentationClassAug"}
     if not args.splits:
-        prepare.find_splits(lists, None)  # SegmentationClassAug alone is no data set
+        prepare.find_splits(lists, None)  # SegmentationClassAug alone is not a data set
     for split in prepare.find_splits(sources, args.splits):
         outputs = [
             prepare.label_output(
@@ -83,7 +83,7 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     parser = prepare.parser(__doc__, TREE, SPLITS)
     parser.add_argument("--classes", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
     return prepare.run(parser.parse_args(argv), "voc", TREE, conversions)

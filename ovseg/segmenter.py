@@ -1,4 +1,4 @@
-"""The Python face: ``Segmenter.from_config(config, weights)("photo.jpg", ["cat", "sofa"]) -> Segmentation``."""
+"""The Python API: ``Segmenter.from_config(config, weights)("photo.jpg", ["cat", "sofa"]) -> Segmentation``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from ovseg.checkpoint import load_model
@@ -26,28 +27,28 @@ from ovseg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# What the model may hold at the size of a map, in numbers of 4 bytes (2 GiB): the scores of a chunk of classes, and the
-# running best of all. A larger map is asked at a smaller size and enlarged by nearest neighbour: masks have a quarter
-# of the resolution that the model sees (INPUT.MAX_SIZE_TEST, 2560 in the published files), so nothing known is lost.
+# Limit of numbers of 4 bytes at the size of a map (2 GiB): the scores of a chunk of classes, and the running best.
+# Larger maps are computed at a smaller size and enlarged by nearest neighbour: masks have a quarter of the resolution
+# of the model's input (INPUT.MAX_SIZE_TEST, 2560 in the published files), so no detail is lost.
 LARGEST_MAPS = 2**29
-RUNNING_BEST = 8  # numbers a pixel: labels and scores, old and new
-# Sliding windows and test-time augmentation average the scores of all classes at once: their sum, those of a view, and
-# a copy while these are put together or mirrored. Sliding windows also sum at the size of the model's input.
+RUNNING_BEST = 8  # numbers per pixel: labels and scores, old and new
+# Sliding windows and test-time augmentation average the scores of all classes: their sum, the scores of a view, and a
+# temporary copy are in memory. Sliding windows also sum at the size of the model's input.
 COPIES_OF_VIEWS = 3
 LARGEST_SUM = 2**28  # numbers (1 GiB)
 
 
 class Segmenter:
-    """A loaded model that segments any image into any words. Calls do not change it; words differ from call to call.
+    """A loaded model that segments images into words, which may differ from call to call. Calls do not change it.
 
     Args:
-        model: Detectron2 model that answers ``outputs=("label_map",)``, in evaluation mode, with its weights.
-        min_size: the shortest side of an image is resized to this many pixels; 0 leaves images as they are.
-        max_size: unless the longest side would be more than this many pixels.
-        class_chunk_size: classes that the model paints at a time; with it the size of maps is bounded.
-        image_format: "RGB", or "BGR" if the model wants its images so.
-        many_views: ``model`` with the sliding window or test-time augmentation around it that segments
-            (:func:`ovseg.evaluation.tta.augmented_model`); None to look at each image once.
+        model: model with weights, in evaluation mode, that supports ``outputs=("label_map",)``.
+        min_size: the shorter side of images is resized to this number of pixels; 0 for no resizing.
+        max_size: limit of the longer side, pixels.
+        class_chunk_size: number of classes that the model renders at a time, which limits the size of maps.
+        image_format: "RGB" or "BGR", the channels of the model's input.
+        many_views: ``model`` with a sliding window or test-time augmentation
+            (:func:`ovseg.evaluation.tta.augmented_model`); None for one view of each image.
     """
 
     def __init__(
@@ -76,30 +77,36 @@ class Segmenter:
         opts: Sequence[Any] | Mapping[str, Any] = (),
         device: str | None = None,
     ) -> Segmenter:
-        """Build the model of a configuration file and load its weights, once.
+        """Build the model of a configuration file and load its weights.
 
         Args:
             config_file: YAML file.
             weights: checkpoint; None for the configuration's ``MODEL.WEIGHTS``.
             opts: override the file: ``[KEY, VALUE, ...]``, ``["KEY=VALUE", ...]``, or a dict, nested or not.
-            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, ...; None for ``MODEL.DEVICE``, or the CPU where
-                that is CUDA and there is none.
+            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, ...; None for ``MODEL.DEVICE``, or for the CPU
+                if that is CUDA and there is no GPU.
 
         Raises:
-            OvsegError: no weights named (a model with random weights would give nonsense), or unreadable, or of another
-                model; bad configuration; unknown or missing device.
+            OvsegError: the weights are not named, cannot be read or are of another model; the configuration is not
+                valid; or the device is unknown or missing.
         """
         cfg = load_cfg(str(config_file), opts)
         weights = str(weights or cfg.MODEL.WEIGHTS)
         if not weights:
             raise OvsegError(
-                f"{config_file} names no weights, and without trained weights every answer would be random: give a "
+                f"{config_file} names no weights, and without trained weights every result would be random: give a "
                 "checkpoint (MODEL.WEIGHTS, or weights=... in Python)"
             )
-        if "://" not in weights and not os.path.exists(weights):  # before minutes are spent on building a large model
+        if "://" not in weights and not os.path.exists(weights):  # before a large model is built
             raise OvsegError(
                 f"the weight file {weights} does not exist: give a trained OVSeg checkpoint "
                 "(--opts MODEL.WEIGHTS FILE, or weights=... in Python)"
+            )
+        architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+        if not getattr(architecture, "takes_words", not architecture.__module__.startswith("detectron2.")):
+            raise OvsegError(
+                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has classes of its own and takes no "
+                "words: give a configuration of OVSeg or SCAN, or evaluate it with train_net.py --eval-only"
             )
         cfg.MODEL.WEIGHTS = weights
         cfg.MODEL.DEVICE = str(
@@ -107,11 +114,6 @@ class Segmenter:
         )
         cfg.freeze()
         model = load_model(cfg, complete=True).eval()
-        if getattr(model, "closed_vocabulary", None) is not None:
-            raise OvsegError(
-                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has classes of its own and takes no "
-                "words: give a configuration of OVSeg or SCAN, or evaluate it with train_net.py --eval-only"
-            )
         viewed = augmented_model(cfg, model, LARGEST_SUM)
         if cfg.TEST.DENSE_CRF:
             logger.warning("TEST.DENSE_CRF has an effect on evaluation only: this segmentation is not refined")
@@ -126,16 +128,16 @@ class Segmenter:
 
     @torch.inference_mode()
     def prepare(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> Vocabulary:
-        """Let CLIP read the words now: images that follow find them cached, and words it cannot read fail here.
+        """Check and encode words; later calls use the cached text embeddings.
 
         Args:
             words: as for a call.
 
         Returns:
-            The words, checked, for use in calls.
+            The vocabulary, for use in calls.
 
         Raises:
-            OvsegError: bad words, or one too long for CLIP.
+            OvsegError: words are not valid, or one is too long for CLIP.
         """
         vocabulary = Vocabulary.of(words)
         self.model.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
@@ -151,26 +153,25 @@ class Segmenter:
     ) -> Segmentation:
         """Segment one image.
 
-        Where nothing was painted the result is unlabelled, and so is what a vocabulary's background words got. When
-        one word is asked and the model adds its own "others", what is "others" is unlabelled too; ask for
-        ``[word, "others"]`` to see it as a word.
+        Pixels without a score and pixels of background words are unlabelled. If the model adds "others" to a single
+        word, pixels of "others" are unlabelled; give ``[word, "others"]`` to label them.
 
-        ``TEST.SLIDING_WINDOW`` and ``TEST.AUG`` of the configuration are followed: label and score map are those of an
-        evaluation with the same keys. They hold the scores of all words at once: on images so large that these would
-        need more than 3 GiB the maps are made at a smaller size and enlarged.
+        With ``TEST.SLIDING_WINDOW`` and ``TEST.AUG`` of the configuration, label and score map are those of an
+        evaluation with the same keys. The scores of all words are then in memory; for images for which they would need
+        more than 3 GiB, the maps are computed at a smaller size and enlarged.
 
         Args:
-            image: as :func:`ovseg.io.images.as_rgb` takes it: file name, Pillow image, uint8 array (H,W,3) RGB or
-                (H,W) grey, uint8 tensor, a file's content as bytes or file object.
-            words: K words, or sequences of synonyms, or a text like "person, child; dog", or a :class:`Vocabulary`;
-                never changed.
-            explain: keep every mask's scores for :meth:`Segmentation.explain`; not with many views.
+            image: see :func:`ovseg.io.images.as_rgb`: file name, Pillow image, uint8 array (H, W, 3) RGB or
+                (H, W) grey, uint8 tensor, or the content of a file as bytes or file object.
+            words: K words, or sequences of synonyms, or a text like "person, child; dog", or a :class:`Vocabulary`.
+            explain: store the scores of all masks for :meth:`Segmentation.explain`; not with several views.
 
         Returns:
-            :class:`Segmentation` of the image's own size.
+            :class:`Segmentation` of the size of the image.
 
         Raises:
-            OvsegError: unreadable image, bad words, not enough memory, or an explanation of many views.
+            OvsegError: the image cannot be read, words are not valid, there is not enough memory, or several views are
+                to be explained.
         """
         if explain:
             self.refuse_to_explain_views()
@@ -201,25 +202,25 @@ class Segmenter:
         )
 
     def refuse_to_explain_views(self) -> None:
-        """Raise OvsegError if results are averages over views, each of which has masks of its own."""
+        """Raise OvsegError if results are averages over views, which have different masks."""
         if self.many_views is not None:
             raise OvsegError(
-                "with TEST.SLIDING_WINDOW or TEST.AUG.ENABLED scores are averages over views that have masks of their "
-                "own, and there are no masks to explain: set both to False, or do not ask for explanations"
+                "with TEST.SLIDING_WINDOW or TEST.AUG.ENABLED scores are averages over views with different "
+                "masks, and there are no masks to explain: set both to False, or do not explain"
             )
 
     @torch.inference_mode()
     def propose(self, image: ImageLike) -> torch.Tensor:
-        """Masks of one image without names; of the whole image, whatever ``many_views`` is, as in evaluation.
+        """Return the masks of one image without names, those of the whole image also with ``many_views``.
 
         Args:
             image: as for a call.
 
         Returns:
-            float32 (Q, H, W) probabilities on the model's device, of the image's own size; nothing limits their memory.
+            float32 (Q, H, W) probabilities on the model's device, of the size of the image.
 
         Raises:
-            OvsegError: unreadable image, or not enough memory.
+            OvsegError: the image cannot be read, or the memory is not sufficient.
         """
         pixels, source = as_rgb(image)
         request = {
@@ -232,7 +233,7 @@ class Segmenter:
             return self.model([request])[0]["soft_proposals"]
 
     def _vocabulary(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> Vocabulary:
-        """Return the words as a vocabulary; lists that were checked before, for other images, are not checked again."""
+        """Return the words as a vocabulary; a list that equals that of the previous call is not checked again."""
         if isinstance(words, Vocabulary):
             return words
         key = repr(words) if type(words) in (str, list, tuple) else None
@@ -240,11 +241,11 @@ class Segmenter:
             vocabulary = Vocabulary.of(words)
             if key is None:
                 return vocabulary
-            self._checked = {key: vocabulary}  # of one list: that of the images before
+            self._checked = {key: vocabulary}  # only the last list
         return self._checked[key]
 
     def _model_input(self, pixels: np.ndarray) -> torch.Tensor:
-        """(3,h,w), resized and in the order of channels that the model was configured for."""
+        """Return the model's input (3, h, w), resized, with the channels of ``image_format``."""
         resized = resize_transform(*pixels.shape[:2], self.min_size, self.max_size).apply_image(pixels)
         return torch.from_numpy(np.array(resized if self.image_format == "RGB" else resized[:, :, ::-1])).permute(
             2, 0, 1
@@ -255,7 +256,7 @@ class Segmenter:
 def _explain_memory(name: str) -> Iterator[None]:
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # PyTorch has no exception type of its own for the CPU
+    except (MemoryError, RuntimeError) as error:  # PyTorch raises RuntimeError on a CPU
         if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error):
             raise OvsegError(
                 f"not enough memory to segment {name}: lower INPUT.MAX_SIZE_TEST or "

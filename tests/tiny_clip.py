@@ -1,4 +1,4 @@
-"""A CLIP of a few thousand weights, by itself, in a namer, or in a model that makes no proposals."""
+"""A CLIP of a few thousand weights: alone, in a namer, or in a model without proposals."""
 
 from __future__ import annotations
 
@@ -32,17 +32,15 @@ TUNED, ORIGINAL = f"{CLIP}visual.", "clip_adapter.original_clip."  # the towers 
 
 @PROPOSERS.register()
 def NoProposer(cfg: CfgNode) -> Part:
-    """A proposer without weights, which is never asked."""
+    """Return a proposer without weights, which is never called."""
     return Part()
 
 
 def tiny_cfg(folder: Path, **keys: object) -> CfgNode:
-    """A configuration with the tiny CLIP, random; ``keys`` of MODEL.CLIP_ADAPTER."""
+    """Return a configuration with the tiny CLIP, random; ``keys`` of MODEL.CLIP_ADAPTER."""
     (folder / "clip.json").write_text(json.dumps(TINY))
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = "ProposeAndName", "cpu"
-    cfg.MODEL.SEM_SEG_HEAD.NAME = "OpenVocabMaskFormerHead"  # a name is asked for, though there is no head
-    cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "TransformerEncoderPixelDecoder"
     cfg.MODEL.PROPOSER.NAME, cfg.MODEL.NAMER.NAME = "NoProposer", ["MaskedCrops"]
     cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME = str(folder / "clip.json")
     cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS = cfg.MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR = "none"
@@ -62,19 +60,19 @@ def adapter_of(cfg: CfgNode, depths: Sequence[int] | None = None, **keys: object
 
 
 def namer_of(cfg: CfgNode, **keys: object) -> MaskedCrops:
-    """``MaskedCrops``."""
+    """Return :class:`MaskedCrops`."""
     cfg = with_keys(cfg, keys)
     return MaskedCrops.from_config(cfg, adapter_of(cfg)).eval()
 
 
 def context_namer_of(cfg: CfgNode, **keys: object) -> ContextCrops:
-    """``ContextCrops``, with half of the background shifted."""
+    """Return :class:`ContextCrops`, with half of the background patches replaced."""
     cfg = with_keys(cfg, {"REPLACE_RATIO": 0.5} | keys)
     return ContextCrops.from_config(cfg, adapter_of(cfg, depths=(2, 4))).eval()
 
 
 def model_of(cfg: CfgNode, checkpoint: Mapping[str, Tensor] | None = None, **keys: object) -> ProposeAndName:
-    """The whole model, from a checkpoint of these tensors; without one from CLIP's weights."""
+    """Return the whole model, with a checkpoint of these tensors, or with CLIP's weights."""
     cfg = with_keys(cfg, keys)
     if checkpoint is not None:
         cfg.MODEL.WEIGHTS = str(Path(cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME).parent / "checkpoint.safetensors")
@@ -83,7 +81,7 @@ def model_of(cfg: CfgNode, checkpoint: Mapping[str, Tensor] | None = None, **key
 
 
 def donor_of(cfg: CfgNode, folder: Path, seed: int, depth: int = 3) -> tuple[dict[str, Tensor], str]:
-    """The state of a CLIP with other weights, prompts included, and a file of it."""
+    """Return the state of a CLIP with other weights and prompts, and its file."""
     state = adapter_of(cfg, MASK_PROMPT_DEPTH=depth).clip_model.state_dict()
     random = torch.Generator().manual_seed(seed)
     state = {name: torch.randn(tensor.shape, generator=random) / 4 for name, tensor in state.items()}
@@ -92,14 +90,14 @@ def donor_of(cfg: CfgNode, folder: Path, seed: int, depth: int = 3) -> tuple[dic
 
 
 def views_of(*images: Tensor) -> Views:
-    """Views of images (3, H, W)."""
+    """Return the views of images (3, H, W)."""
     return Views([{"image": image} for image in images], [image.float() for image in images])
 
 
 def classify(
     namer: MaskedCrops, image: Tensor, masks: Tensor, words: Sequence[str] = ("cat", "dog")
 ) -> tuple[Tensor, Tensor]:
-    """Logits (V, K + 1), "no object" last, and which masks (Q, H, W) were seen."""
+    """Return logits (V, K + 1), "no object" last, and which masks (Q, H, W) have a pixel."""
     seen = has_pixel(masks, namer.mask_threshold)
     (features,) = namer.features(views_of(image), [(0, masks[seen])])
     return namer.clip_adapter.similarity(features, namer.clip_adapter.text_matrix(words)), seen

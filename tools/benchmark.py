@@ -13,6 +13,7 @@ and batch runs in a process of its own, so that peaks of memory are measured sep
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -55,7 +56,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse()  # --help and mistakes are answered before what takes seconds is imported
+    parse()  # before slow imports, for --help and errors
 ovseg.register()
 
 import numpy as np
@@ -80,7 +81,7 @@ COMPILED = (
     ("backbone", "forward"),
     ("sem_seg_head.pixel_decoder", "forward"),
     ("sem_seg_head.predictor", "forward"),
-    ("clip_adapter", "encode"),
+    ("mask_namer", "encode"),
 )
 Figures = dict[str, Any]
 
@@ -101,7 +102,7 @@ def build(args: argparse.Namespace, config: str, device: str, precision: str, ba
         model.sem_seg_head.predictor.register_forward_hook(_with_ellipses)
     if args.compile:
         for part, method in COMPILED:
-            owner = model.get_submodule(part)
+            owner = functools.reduce(getattr, part.split("."), model)
             setattr(owner, method, torch.compile(getattr(owner, method)))
     pixels = torch.from_numpy(transform.apply_image(image).copy()).permute(2, 0, 1)
     words = Vocabulary.from_words(args.class_names).class_names

@@ -5,10 +5,10 @@ python tools/compare_results.py output/a output/b                # a column each
 python tools/compare_results.py --rows output/study/*            # a row each for original, ft_0 + ft_1 + ft_2, ...
 python tools/compare_results.py a.json b.json --scores mIoU pACC
 
-A run is an OUTPUT_DIR of train_net.py --eval-only, or a results.json in it; one that is given twice, or a copy of it,
-counts once. Runs whose folders have the same name but for a last ``_0``, ``_1``, ... are one: their mean and the
-standard deviation of the sample. Results of different data, protocols (vocabulary, background, ignored label) or
-conventions of mean IoU are refused; --force prints them, marked. The tables are Markdown, in per cent.
+A run is an OUTPUT_DIR of train_net.py --eval-only, or a results.json in it; repeated runs and copies count once.
+Runs whose folders have equal names except for a last ``_0``, ``_1``, ... are shown as one: their mean and the standard
+deviation of the sample. Results of different data, protocols (vocabulary, background, ignored label) or conventions of
+mean IoU are refused; --force prints them, marked. The tables are Markdown, in per cent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+    parse_args()  # before slow imports, for --help and errors
 
 from rich.console import Console
 

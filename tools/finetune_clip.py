@@ -19,7 +19,7 @@
     torchrun --nproc-per-node 4 tools/finetune_clip.py ...
 
 A run that was stopped is resumed with --resume and the same arguments. It writes epoch_N.pt and last.pt as open_clip
-does, best.safetensors, metrics.jsonl, the recipe as it was used, and tensorboard/.
+does, best.safetensors, metrics.jsonl, the recipe that was used, and tensorboard/.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     given = read_recipe(args.recipe, args.tune) if args.recipe else {}
     recipe = recipe_from_flags(args, args.tune, args.recipe)
-    ovseg.register()  # takes seconds: mistakes have been answered before
+    ovseg.register()  # imports slowly: after the arguments are checked
     from ovseg.adaptation.finetune import Job, finetune
     from ovseg.engine.launch import World, choose_device, launch
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Mine mask-text pairs: a segmenter's masks, the nouns of captions, and CLIP, which finds each noun's best mask.
+"""Mine mask-text pairs: CLIP assigns the nouns of captions to the masks of a segmenter.
 
 # your own photographs, with a table that has the columns "filepath" and "caption"
 python tools/mine_mask_text_pairs.py --data photos/captions.csv --config-file CONFIG --weights MODEL --output pairs
@@ -11,8 +11,8 @@ python tools/mine_mask_text_pairs.py --data toy:train --config-file configs/toy/
     --output output/pairs
 python tools/mine_mask_text_pairs.py --data toy:train --masks ground-truth --names-from labels --output output/labels
 
-The output folder gets pairs-00000.tar, ... (WebDataset: KEY.png, the crop; KEY.mask.png; KEY.json), contact_sheet.png
-to look at, lists of what could not be used (bad_*.txt), and at last summary.json.
+The output folder gets pairs-00000.tar, ... (WebDataset: KEY.png, the crop; KEY.mask.png; KEY.json), contact_sheet.png,
+lists of unusable captions and images (bad_*.txt), and finally summary.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ovseg.adaptation.mining_options import MASK_KINDS, MiningOptions, check_opt
 from ovseg.cli.options import parse_with_options
 from ovseg.errors import user_errors
 
-FORMS = ("noun", "phrase", "both")  # of ovseg.vocabulary.nouns, whose import takes a second
+FORMS = ("noun", "phrase", "both")  # of ovseg.vocabulary.nouns, which imports slowly
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -43,7 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--image-column", help="column of a table with the image files; default: the usual names are tried")
     add("--caption-column", help="column of a table with the captions")
     add("--delimiter", help="between the columns of a table; default: tab, for .csv a comma")
-    add("--max-images", type=int, help="use only the first so many images")
+    add("--max-images", type=int, help="number of images to use, the first ones; default: all")
     add("--allow-bad", action="store_true", help="continue with more than 1 %% unusable captions or images")
 
     add = parser.add_argument_group("masks: of a segmenter, or from --masks").add_argument
@@ -53,11 +53,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--masks-are",
         choices=MASK_KINDS,
-        help="one label map for each image, or one instance map (0 is no mask), or a folder of mask files; "
-        "default: what the folder looks like",
+        help="one label map for each image, or one instance map (0: no mask), or a folder of mask files; "
+        "default: detected",
     )
     add("--label-names", metavar="WORDS", help="names of the values of label maps: a label set or a file")
-    add("--ignore-label", type=int, default=255, help="value of label maps that is no mask (default %(default)s)")
+    add("--ignore-label", type=int, default=255, help="value of label maps without a mask (default %(default)s)")
     add("--min-area", type=float, default=0.0005, help="least share of the image of a mask (default %(default)s)")
     add("--max-size", type=int, default=1024, help="larger images are shrunk first (default %(default)s pixels)")
 
@@ -94,7 +94,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     options = MiningOptions(**vars(parse(argv)))
     check_options(options)
-    ovseg.register()  # takes seconds: mistakes have been answered before
+    ovseg.register()  # imports slowly: after the arguments are checked
     import torch
 
     from ovseg.adaptation.mining_run import run

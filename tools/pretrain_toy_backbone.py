@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Teach the toy OVSeg's backbone to name things before it learns to find them, as ImageNet does for the real one.
+"""Pretrain the backbone of the toy OVSeg by classifying things, in place of the pretraining on ImageNet.
 
     python tools/pretrain_toy_backbone.py --output output/toy_backbone.safetensors
     python train_net.py --config-file configs/toy/ovseg_toy.yaml MODEL.WEIGHTS output/toy_backbone.safetensors
 
-First in windows of their own around the labelled things of ``toy_sem_seg_train`` (base words only), classified from
-the mean of the backbone's last feature map; then where they lie: every labelled region of whole scenes, from the mean
-of the last map within its mask. The first is fast, the second keeps neighbours apart.
+The first phase classifies windows around the labelled things of ``toy_sem_seg_train`` (base words only), from the mean
+of the backbone's last feature map; it is fast. The second classifies all labelled regions of whole scenes, from the
+mean of the last map within their masks; it separates neighbours.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", default=ROOT / "configs/toy/ovseg_toy.yaml", help="says which backbone")
+    parser.add_argument("--config-file", default=ROOT / "configs/toy/ovseg_toy.yaml", help="names the backbone")
     parser.add_argument("--output", type=Path, default=Path("output/toy_backbone.safetensors"))
     parser.add_argument("--window-steps", type=int, default=1500)
     parser.add_argument("--window-batch", type=int, default=64, help="windows of a step")
@@ -39,7 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse_args()  # --help and mistakes are answered before what takes seconds is imported
+    parse_args()  # before slow imports, for --help and errors
 ovseg.register()
 
 import cv2
@@ -63,9 +63,9 @@ from ovseg.toy.classes import IGNORE_LABEL
 
 logger = logging.getLogger("pretrain_toy_backbone")
 
-_SIDE = 80  # pixels of a window, as the backbone sees it
+_SIDE = 80  # pixels of a window in the backbone's input
 _MARGIN = (1.05, 1.7)  # half the side of a window, in half sides of the thing's box
-_SHIFT = 0.25  # how far a window's centre may lie off, in half sides of the box
+_SHIFT = 0.25  # largest offset of a window's centre, in half sides of the box
 _WARMUP = 50  # steps of linear warm-up
 
 
@@ -81,15 +81,15 @@ class RegionClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(cfg.MODEL.PIXEL_STD).view(3, 1, 1))
 
     def maps(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in 0 .. 255 -> (B, C, h, w)."""
+        """Return the last feature map (B, C, h, w) of images (B, 3, H, W), 0 .. 255."""
         return self.backbone((images - self.mean) / self.std)[self.last]
 
     def of_windows(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> logits (B, K)."""
+        """Return logits (B, K) of windows (B, 3, S, S)."""
         return self.head(self.maps(images).mean(dim=(2, 3)))
 
     def of_regions(self, samples: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Samples of one size, as the mapper makes them -> logits (n, K) and classes (n,) of all their regions."""
+        """Return logits (n, K) and classes (n,) of all regions of samples of one size, from the mapper."""
         means = []
         for features, sample in zip(self.maps(torch.stack([s["image"] for s in samples])), samples, strict=True):
             shares = F.adaptive_avg_pool2d(sample["instances"].gt_masks.float(), features.shape[-2:]).flatten(1)
@@ -98,7 +98,7 @@ class RegionClassifier(nn.Module):
 
 
 def labelled_things(records: Sequence[dict]) -> list[tuple[np.ndarray, tuple[float, float, float], int]]:
-    """(picture uint8 (H, W, 3), (centre x, centre y, half side) of its box in pixels, class) of every thing."""
+    """Return (image uint8 (H, W, 3), (centre x, centre y, half side) of the box in pixels, class) of every thing."""
     things = []
     for record in records:
         image = read_image(record["file_name"])
@@ -110,7 +110,7 @@ def labelled_things(records: Sequence[dict]) -> list[tuple[np.ndarray, tuple[flo
 
 
 def window(image: np.ndarray, place: tuple[float, float, float], rng: np.random.Generator) -> np.ndarray:
-    """A window around a thing, (S, S, 3) uint8, placed and mirrored at random."""
+    """Return a window around a thing, uint8 (S, S, 3), randomly placed and mirrored."""
     x, y, half = place
     x, y = (x, y) + rng.uniform(-_SHIFT, _SHIFT, 2) * half
     zoom, mirror = rng.uniform(*_MARGIN), rng.choice((-1.0, 1.0))
@@ -120,7 +120,7 @@ def window(image: np.ndarray, place: tuple[float, float, float], rng: np.random.
 
 
 def window_batches(things: Sequence, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of windows (B, 3, S, S) float32 and classes (B,)."""
+    """Yield endless batches of windows, float32 (B, 3, S, S), and classes (B,)."""
     rng = np.random.default_rng(seed)
     while True:
         rows = [things[row] for row in rng.integers(0, len(things), size)]
@@ -136,7 +136,7 @@ def train(
     lr: float,
     weight_decay: float,
 ) -> None:
-    """Minimise the cross entropy of what ``predict`` gives: logits and classes of a new batch at each call."""
+    """Minimise the cross entropy of ``predict``, which returns logits and classes of a new batch at each call."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -159,7 +159,7 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: RegionClassifier, cfg: CfgNode) -> dict[str, float]:
-    """Shares of val's base regions that are named right among base words, in their scenes: all, and things alone."""
+    """Return the accuracy on the base regions of the scenes of val, among base words: of all regions, and of things."""
     model.eval()
     mapper = SemSegTrainMapper(
         dataset_name="toy_sem_seg_val",

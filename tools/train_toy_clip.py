@@ -6,9 +6,9 @@
         --alone 1.0 --patches 2 --steps 1800 --work-dir output/toy_clip_2
     ... --resume                              # resumes a killed run
 
-The two commands reproduce the shipped file. The second one teaches the image tower more about shapes, with closer
-close-ups and less in them. After ``--text-steps`` the text tower is locked: it knows its 90 words by then, while the
-image tower needs much longer. Images: ``ovseg/toy/clip/batches.py``; loss:
+The two commands reproduce the shipped file. The second one improves the image tower on shapes, by closer
+close-ups with less in them. After ``--text-steps`` the text tower is frozen: it has learnt its 90 words by then, while
+the image tower needs much longer. Images: ``ovseg/toy/clip/batches.py``; loss:
 ``ovseg/toy/clip/training.py``.
 """
 

@@ -1,4 +1,4 @@
-"""Loading published checkpoints and our own into a model, with a report of what fitted."""
+"""Loading of published and own checkpoints into a model, with a report."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from ovseg.io.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
-# Part of the keys under a prefix that must be found for the file to count as this part of the model.
+# Share of the model's tensors below which a file is not a checkpoint of the model.
 MOSTLY = 0.5
 CLIP_ADAPTER = "clip_adapter."
 CLIP_PREFIX = f"{CLIP_ADAPTER}clip_model."
-# What a checkpoint lacks of these, MODEL.CLIP_ADAPTER.CLIP_WEIGHTS gives.
+# Tensors that MODEL.CLIP_ADAPTER.CLIP_WEIGHTS provides if a checkpoint lacks them.
 CLIP_PREFIXES = (CLIP_PREFIX, "clip_adapter.original_clip.")
-# In the official SCAN.pth, and used by nothing (specification of SCAN, section 13).
+# Unused tensors of the official SCAN.pth (specification of SCAN, section 13).
 LEFTOVERS = (f"{CLIP_PREFIX}visual.cxt_decoder.", f"{CLIP_PREFIX}visual.learnable_weight")
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each key.
+    """Keys of a model and a file, by the result of loading.
 
     Attributes:
-        loaded: keys of the model that the file gave.
+        loaded: keys that were loaded.
         missing: keys of the model that the file lacks; they keep their values.
         unexpected: keys of the file (as mapped) that the model lacks; they were ignored.
         mis_shaped: key -> (shape in the file, shape in the model).
@@ -69,17 +69,17 @@ class LoadReport:
 def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) -> LoadReport:
     """Load a weight file into ``model``, casting to the model's dtypes.
 
-    Besides whole checkpoints, files of a backbone alone are accepted: their names may lack ``backbone.``.
+    The file may have only a backbone, with or without ``backbone.`` in its names.
 
     Args:
         model: any model; the key maps are those of the systems in this package.
         path: a file (see :func:`ovseg.checkpoint.state_dicts.read_state_dict`), or a name that Detectron2's
             ``PathManager`` resolves (``detectron2://...``).
-        complete: refuse a file that lacks a part of the proposal network; training may start from a backbone alone,
-            but evaluating with the rest at random would give nonsense in silence.
+        complete: raise an error for a file that lacks a part of the proposal network. Training may start from a
+            backbone alone; an evaluation with random tensors would be meaningless.
 
     Raises:
-        OvsegError: unreadable file, a tensor of another shape, or most of the model missing.
+        OvsegError: the file cannot be read, a tensor has another shape, or most of the model is missing.
     """
     file = _local_path(path)
     content = read_checkpoint(file)
@@ -107,22 +107,22 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     _warn_of_prompts(read_settings(file, content), model, path)
     if (clip_adapter := _clip_adapter(model)) is not None:
         clip_adapter.share_equal_tensors()
-    # CLIP may come from a file of its own; it was read when the model was built
+    # CLIP may have a file of its own, which was read when the model was built
     surprising = [name for name in report.missing if not name.startswith(CLIP_PREFIXES)] or report.unexpected
     logger.log(logging.WARNING if surprising else logging.INFO, "%s: %s", path, report)
     return report
 
 
 def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
-    """Build the model of a configuration with its weights: those of ``MODEL.WEIGHTS``, and what they lack of CLIP's.
+    """Build the model of a configuration, and load ``MODEL.WEIGHTS`` and the weights of CLIP that they lack.
 
     Args:
-        complete: refuse a checkpoint that lacks a part of the proposal network; values that the checkpoint overwrites
-            are not initialised then. To train from a backbone alone, or without ``MODEL.WEIGHTS``, give False: the rest
-            is initialised at random.
+        complete: raise an error for a checkpoint that lacks a part of the proposal network, and do not initialise
+            tensors that the checkpoint overwrites. False to train from a backbone alone or without
+            ``MODEL.WEIGHTS``: the rest is initialised randomly.
 
     Raises:
-        OvsegError: see :func:`load_weights`; or CLIP's weights cannot be had.
+        OvsegError: see :func:`load_weights`; or CLIP's weights cannot be read or downloaded.
     """
     with skip_initialisation() if complete else contextlib.nullcontext():
         model = build_model(cfg)
@@ -135,7 +135,7 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
     report = load_weights(model, cfg.MODEL.WEIGHTS, complete=complete)
     read_with_clip = CLIP_PREFIXES if clip_adapter is not None and clip_adapter.source.fetch_weights else ()
     if complete and not all(name.startswith(read_with_clip) for name in report.missing):
-        model = build_model(cfg)  # what the file lacks is initialised
+        model = build_model(cfg)  # initialises tensors that the file lacks
         load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
     return model
 
@@ -147,10 +147,10 @@ def _clip_adapter(model: nn.Module) -> Any:
 
 
 def clip_names_in(path: str | Path) -> set[str] | None:
-    """Return the names, below ``clip_adapter.``, of the tensors of CLIP in a checkpoint, without reading these.
+    """Return the names, below ``clip_adapter.``, of the tensors of CLIP in a checkpoint, without reading the tensors.
 
     Returns:
-        None if no checkpoint is named, or it cannot be read; that is an error for :func:`load_weights` to raise.
+        None if no checkpoint is named, or it cannot be read, for which :func:`load_weights` raises an error.
     """
     if not path:
         return None
@@ -164,14 +164,14 @@ def clip_names_in(path: str | Path) -> set[str] | None:
 
 
 def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring the names of old and foreign checkpoints to those of our modules.
+    """Rename the tensors of old and foreign checkpoints to the names in this package.
 
-    * Checkpoints from before the pixel decoder was a module of its own (specification, section 7): names under
+    * Old checkpoints without a module for the pixel decoder (specification, section 7): names under
       ``sem_seg_head.`` that belong neither to ``predictor`` nor to ``pixel_decoder`` get ``pixel_decoder.``.
     * Mask2Former's first queries were called ``static_query`` (specification of SCAN, 5.2).
     * :data:`LEFTOVERS` are left out.
 
-    Only names are looked at: the versions that the originals go by get lost when a file is converted.
+    Only names are used: the version numbers in the originals' files are lost when a file is converted.
     """
     head, renamed = "sem_seg_head.", {}
     for name, tensor in state.items():
@@ -185,22 +185,22 @@ def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _complete_names(state: dict[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """Without what all names of the model begin with in the file, if that is no wrapper that is known anyway."""
+    """Remove a prefix that all names of the model have in the file."""
     if not own.keys().isdisjoint(state):
         return state
-    last = next(reversed(own))  # of the head or of an own module: CLIP, which other files hold, is no proof
+    last = next(reversed(own))  # of the head or another module of the system; CLIP is in other files, too
     anchors = {last, *[name for name in own if name.startswith("backbone.")][-1:]}
     prefixes = {name.removesuffix(anchor) for name in state for anchor in anchors if name.endswith(f".{anchor}")}
     if len(prefixes) > 1:
         raise OvsegError(f"{path} holds several models, under {' and '.join(sorted(prefixes))}: save one of them alone")
     for prefix in prefixes:
-        logger.info("%s: taking the model whose names begin with %s", path, prefix)
+        logger.info("%s: loading the model whose names begin with %s", path, prefix)
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     return state
 
 
 def _complete_backbone_names(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add ``backbone.`` where a file is a backbone alone, and drop what such files have beside it."""
+    """Add ``backbone.`` to the names of a file of a backbone alone, and remove its other tensors."""
     if any(name.startswith(("backbone.", "sem_seg_head.", "clip_adapter.")) for name in state):
         return state
     prefixed = {f"backbone.{name}": tensor for name, tensor in state.items() if f"backbone.{name}" in own}
@@ -208,7 +208,7 @@ def _complete_backbone_names(state: dict[str, Tensor], own: Mapping[str, Tensor]
 
 
 def _broadcast_prompts(name: str, tensor: Tensor, own: Mapping[str, Tensor]) -> Tensor:
-    """Mask prompts stored once for all patches, (depth, 1, width), serve every patch (specification, section 5)."""
+    """Expand mask prompts that are stored once for all patches, (depth, 1, width) (specification, section 5)."""
     if name.endswith("visual.mask_embedding") and name in own and tensor.dim() == 3 and tensor.shape[1] == 1:
         return tensor.expand(-1, own[name].shape[1], -1)
     return tensor
@@ -247,15 +247,15 @@ def _refuse_partial(report: LoadReport, path: str | Path, model: nn.Module) -> N
 def _without_other_pixels(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], model: nn.Module, path: str | Path
 ) -> dict[str, Tensor]:
-    """Leave out the preprocessing of another CLIP than the one that the configuration names.
+    """Remove the preprocessing of a CLIP other than that of the configuration.
 
-    Values that are equal but for half precision are loaded: the figures of the model were measured with them.
+    Values that differ only by half precision are loaded: published results were measured with them.
     """
     kept, clip_adapter = dict(state), _clip_adapter(model)
     for name in ("clip_adapter.pixel_mean", "clip_adapter.pixel_std") if clip_adapter is not None else ():
         if name in state and not torch.allclose(state[name].float().cpu(), own[name].cpu(), rtol=0, atol=0.5):
             logger.warning(
-                "%s has %s %s of CLIP's input, but %s has %s, which holds: if the checkpoint's CLIP is another one, "
+                "%s has %s %s of CLIP's input, but %s has %s, which is used: if the checkpoint's CLIP is another one, "
                 "name it as MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME (ViT-L-14:TAG, say).",
                 path,
                 name.rpartition(".")[2],
@@ -268,12 +268,12 @@ def _without_other_pixels(
 
 
 def _warn_of_prompts(settings: Mapping[str, Any], model: nn.Module, path: str | Path) -> None:
-    """Warn of mask prompts that are used but absent, or not used as the file's metadata asks for."""
+    """Warn of mask prompts that are used but absent, or not used as the metadata of the file states."""
     users = [namer for namer in getattr(model, "namers", ()) if hasattr(namer, "mask_prompts")]
     ours = any(namer.mask_prompts for namer in users) if users else None
     prompts = model.state_dict().get(f"{CLIP_PREFIX}visual.mask_embedding")
     if ours and prompts is not None and not prompts.any():
-        # the published training configurations ask for prompts, and start from a plain CLIP (specification 8 and 9.2)
+        # the published training configurations use prompts, and start from a plain CLIP (specification 8 and 9.2)
         logger.warning(
             "CLIP %s HAS NO MASK PROMPTS (visual.mask_embedding is all zeros), but MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD "
             "is True: masked patches become zeros, which makes its scores worse (training does not use them). Set the "
@@ -283,7 +283,7 @@ def _warn_of_prompts(settings: Mapping[str, Any], model: nn.Module, path: str | 
     wanted = settings.get(MASK_PROMPT_FWD)
     if wanted is not None and ours is not None and str(wanted) != str(ours):
         logger.warning(
-            "%s was made to be used with %s %s, but the model has %s: CLIP's answers will be worse. Set the key.",
+            "%s was made to be used with %s %s, but the model has %s: CLIP's scores will be worse. Set the key.",
             path,
             MASK_PROMPT_FWD,
             wanted,
@@ -292,7 +292,7 @@ def _warn_of_prompts(settings: Mapping[str, Any], model: nn.Module, path: str | 
 
 
 def _fitting_configuration(state: Mapping[str, Tensor]) -> str:
-    """The configuration of this package that a checkpoint was made with, as the end of a sentence; may be empty."""
+    """Return a hint with the configuration that fits a checkpoint, the end of a message; "" if there is none."""
     embedding = state.get(f"{CLIP_ADAPTER}non_object_embedding")
     swin, resnet = (any(name.startswith(f"backbone.{part}") for name in state) for part in ("layers.0.", "res2."))
     if embedding is None or embedding.dim() != 2 or swin == resnet:
@@ -323,7 +323,7 @@ def _shape_remedy(mis_shaped: Mapping[str, tuple], state: Mapping[str, Tensor]) 
     return "use the --config-file that it was trained with"
 
 
-# What gives a file away, by a part of its names; the first that matches.
+# Kinds of files, by a part of their names; the first that matches is used.
 _SIGNATURES = (
     ("sem_seg_head.predictor.query_feat.", "a Mask2Former-based checkpoint (SCAN)"),
     ("img_encoder.", "an OVSegmentor or GroupViT checkpoint"),
@@ -343,7 +343,7 @@ def _guess(report: LoadReport) -> str:
 
 
 def key_groups(keys: Sequence[str]) -> str:
-    """The keys' first two name parts with counts, for a message that stays short."""
+    """Return the first two parts of keys with counts, for messages."""
     counts: dict[str, int] = {}
     for key in keys:
         group = ".".join(key.split(".")[:2])
@@ -354,14 +354,14 @@ def key_groups(keys: Sequence[str]) -> str:
 def _local_path(path: str | Path) -> str:
     try:
         return PathManager.get_local_path(str(path))
-    except Exception as error:  # each download handler raises its own kind
+    except Exception as error:  # any type, by the download handler
         raise OvsegError(
             f"cannot fetch {path} ({error}): download it on a machine with network and give the file as MODEL.WEIGHTS"
         ) from error
 
 
 def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors through a temporary file; shared memory is copied apart.
+    """Write tensors as safetensors through a temporary file; tensors that share memory are copied.
 
     Raises:
         OvsegError: safetensors cannot hold one of them.
@@ -374,7 +374,7 @@ def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Ma
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path))
-        # the library writes under a name of its own first: in a folder that is known as ours after a kill
+        # the library writes a temporary file of its own: in a folder whose name identifies it after a kill
         folder = stack.enter_context(TemporaryDirectory(prefix=f"{temporary.name}.", dir=temporary.parent))
         try:
             save_file(tensors, Path(folder, "file"), dict(metadata or {}))
@@ -384,7 +384,7 @@ def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Ma
 
 
 def save_torch(content: Mapping[str, Any], path: str | Path) -> None:
-    """``torch.save`` a dictionary through a temporary file that is brought to the disk before it gets its name.
+    """Write a dictionary by ``torch.save`` through a temporary file, flushed to disk before it is renamed.
 
     Args:
         content: only tensors, numbers, strings and containers of these, which ``weights_only`` loading accepts.

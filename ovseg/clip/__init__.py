@@ -1,1 +1,1 @@
-"""CLIP as a classifier of regions: the model, text embeddings, crops and mask prompts."""
+"""CLIP as a classifier of regions: the model, its towers, text embeddings and mask prompts."""

@@ -1,4 +1,4 @@
-"""``ClipAdapter``: the frozen CLIP that all namers share (OVSeg, arXiv 2210.04150; specification, section 3)."""
+"""``ClipAdapter``: the frozen CLIP of all parts of a model (OVSeg, arXiv 2210.04150; specification, section 3)."""
 
 from __future__ import annotations
 
@@ -49,21 +49,22 @@ class ClipAdapter(nn.Module):
     """CLIP without its classifier: text embeddings of words, image features of crops, tokens of whole images.
 
     Its state has the learnt embedding of "no object", the mean and standard deviation of CLIP's input, CLIP
-    (``clip_model``) and, on request, a second image tower, the original CLIP's (``original_clip``), for SCAN, which
-    fine-tunes the first. Both are frozen. Tensors that are equal in both towers are in memory once.
+    (``clip_model``), and optionally a second image tower (``original_clip``): SCAN uses the original CLIP next to a
+    fine-tuned one. Both are frozen. Tensors that are equal in both towers are in memory once.
 
     Args:
         clip_model, tokenizer: from :func:`ovseg.clip.model.build_clip`, with their weights.
-        source: of the model.
+        source: origin of the model.
         templates: prompt templates, each with one ``{}``.
         mask_prompt_depth: number of levels of mask prompts; None gives CLIP no parameter for them.
-        original_depths: blocks of the original tower whose patch tokens are kept; None for no original tower.
+        original_depths: blocks of the original tower whose patch tokens are returned; None for no original tower.
         precision: "fp32", "bf16" or "fp16" (autocast).
         text_cache_dir: folder for text embeddings; None for memory only.
         truncate_prompts: cut prompts that are too long instead of refusing them.
 
     Raises:
-        OvsegError: a CLIP without a plain vision transformer, where that is needed; or blocks that it lacks.
+        OvsegError: mask prompts or an original tower for a CLIP without a plain vision transformer; or blocks that the
+            tower lacks.
     """
 
     @configurable
@@ -108,10 +109,10 @@ class ClipAdapter(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, **options: Any) -> dict[str, Any]:
-        """Build CLIP, and read those of its weights that the checkpoint ``MODEL.WEIGHTS`` lacks.
+        """Build CLIP, and load the weights of it that the checkpoint ``MODEL.WEIGHTS`` lacks.
 
         Args:
-            default_weights: open_clip's tag where ``CLIP_WEIGHTS`` is empty.
+            default_weights: open_clip's tag that is used if ``CLIP_WEIGHTS`` is empty.
             mask_prompt_depth, original_depths: see the class.
         """
         adapter = cfg.MODEL.CLIP_ADAPTER
@@ -149,7 +150,7 @@ class ClipAdapter(nn.Module):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How the images of CLIP's training were prepared."""
+        """Preprocessing of the images of CLIP's training."""
         return self.source.preprocessing
 
     def train(self, mode: bool = True) -> ClipAdapter:
@@ -165,7 +166,7 @@ class ClipAdapter(nn.Module):
 
         Args:
             texts: S texts.
-            templates: prompts that they are put into; None for the adapter's own.
+            templates: prompt templates; None for those of the adapter.
         """
         try:
             return torch.cat((self.text(texts, templates), unit(self.non_object_embedding)))
@@ -181,7 +182,7 @@ class ClipAdapter(nn.Module):
 
         Args:
             images: (3, H, W) each, 0 .. 255.
-            divisibility: the images are padded to one size whose sides are multiples of this.
+            divisibility: the images are padded to a common size whose sides are multiples of this.
         """
         squashed = squash(
             images,
@@ -195,19 +196,19 @@ class ClipAdapter(nn.Module):
             return look_at_whole(self.original_clip, squashed, self.original_depths)
 
     def autocast(self, device_type: str) -> contextlib.AbstractContextManager:
-        """Return the context that CLIP runs in: its own precision, whatever the caller's is."""
+        """Return the autocast context of CLIP's precision, which overrides that of the caller."""
         return torch.autocast(device_type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32")
 
     def require_weights(self) -> None:
-        """Raise OvsegError if the weights that the configuration names cannot be had; random ones it may name."""
+        """Raise OvsegError if the weights that the configuration names cannot be read or downloaded."""
         _fetch(self.source, "", strict=True)
 
     def separate_towers(self) -> None:
-        """Give the original tower parameters of its own, to be overwritten."""
+        """Copy the parameters that the towers share, so that those of the original tower can be overwritten."""
         self._replace_original(lambda ours, theirs: nn.Parameter(theirs.clone(), False) if ours is theirs else ours)
 
     def share_equal_tensors(self) -> None:
-        """Let the towers share the parameters that are equal in both, to have them in memory once."""
+        """Share the parameters that are equal in both towers, so that they are in memory once."""
         self._replace_original(lambda ours, theirs: theirs if torch.equal(ours, theirs) else ours)
 
     def _replace_original(self, choose: Any) -> None:
@@ -239,16 +240,16 @@ def load_clip(
 ) -> tuple[nn.Module, Any]:
     """Return CLIP with mask prompts and the weights that no checkpoint holds, and its tokenizer.
 
-    Mask prompts belong to the image tower that they were tuned with: they are read where all of the tower is. Prompts
-    that are nowhere stay zero.
+    Mask prompts belong to the image tower that they were tuned with: they are loaded only together with all of the
+    tower, and are zero otherwise.
 
     Args:
-        source: of the model.
-        depth: of the prompts; None for none.
-        held: names, below that of the adapter, of the tensors that a checkpoint holds, which is loaded later; None if
-            there is no checkpoint yet. In that case a warning is given for weights that cannot be had, not an error.
-        with_original: there will be an original image tower, a copy of this CLIP's.
-        device: of the model; on "meta" there is nothing to read.
+        source: origin of the model.
+        depth: of the prompts; None for no prompts.
+        held: names, below that of the adapter, of the tensors in the checkpoint that is loaded later; None if there is
+            no checkpoint yet. In that case, weights that cannot be read give a warning, not an error.
+        with_original: also load what an original image tower needs, which is a copy of this CLIP's.
+        device: of the model; on "meta" nothing is loaded.
     """
     path, reason = None, "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS is none"
     wanted = device != "meta" and not torch.empty(0).is_meta
@@ -282,7 +283,7 @@ def load_clip(
 
 
 def _fetch(source: ClipSource, reason: str, strict: bool) -> tuple[str | None, str]:
-    """Return the path of the weights; or None and the reason why there is none, unless ``strict``."""
+    """Return the path of the weights; or None and the reason; OvsegError instead if ``strict``."""
     if source.fetch_weights is None:
         return None, reason
     try:

@@ -1,4 +1,4 @@
-"""Find the CLIP that is named, build it with open_clip, unmodified, and read its weights."""
+"""Resolve the name of a CLIP, build it with open_clip, and load its weights."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ KEY, WEIGHTS_KEY = argument("name"), argument("weights")
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Where a CLIP comes from.
+    """Origin of a CLIP: architecture, weights and preprocessing.
 
     Attributes:
         name: as the user gave it.
         architecture: open_clip's model configuration.
-        fetch_weights: gives the path of the weights, downloading them if need be; None: they are to be random.
+        fetch_weights: returns the path of the weights and downloads them if necessary; None for random weights.
         weights_hint: the weights' file, for messages.
-        preprocessing: of the images that it was trained on.
+        preprocessing: of the images of its training.
     """
 
     name: str
@@ -51,22 +51,21 @@ class ClipSource:
 def find_clip(name: str, weights: str = "", *, default: str = "openai") -> ClipSource:
     """Resolve a model name and a source of weights, without building or downloading the model.
 
-    The preprocessing is that of the tag; without one, that of ``preprocess_cfg`` in the JSON configuration, or in an
-    ``open_clip_config.json`` beside the weight file (whose ``quick_gelu`` holds, too); else that of all the weights
-    that open_clip has for the architecture, where these agree; else OpenAI's. A file with the weights of a tag keeps
-    the tag's preprocessing when the name holds it ("ViT-L-14:laion2b_s32b_b82k"). What a segmenter's checkpoint holds
-    of CLIP changes nothing of that.
+    The preprocessing is the first of these that exists: that of the tag; ``preprocess_cfg`` in the JSON configuration,
+    or in an ``open_clip_config.json`` next to the weight file (whose ``quick_gelu`` is used, too); that of all weights
+    that open_clip has for the architecture, if they agree; OpenAI's. For a file with the weights of a tag, give the tag
+    in the name ("ViT-L-14:laion2b_s32b_b82k"). The checkpoint of a segmenter does not change the preprocessing.
 
     Args:
         name: OpenAI's name ("ViT-L/14"), open_clip's ("ViT-L-14", "ViT-L-14-quickgelu", "ViT-L-14:TAG"), the path of
             an open_clip JSON configuration, "hf-hub:ORG/MODEL" or "local-dir:FOLDER".
-        weights: an open_clip tag ("openai"), a file that exists, "none" for random weights, or "" for those that come
-            with the name, else ``default``.
-        default: open_clip's tag for names without one. Where it is "openai", OpenAI's names mean OpenAI's models,
+        weights: an open_clip tag ("openai"), a file that exists, "none" for random weights, or "" for the weights
+            of the name, or else ``default``.
+        default: open_clip's tag for names without one. If it is "openai", OpenAI's names denote OpenAI's models,
             which were trained with QuickGELU.
 
     Raises:
-        OvsegError: unknown name or tag, missing or bad file, Hugging Face's hub out of reach.
+        OvsegError: the name or tag is unknown, a file is missing or damaged, or the Hugging Face hub is unreachable.
     """
     name, weights = str(name), str(weights or "")
     if name.startswith("local-dir:"):
@@ -87,11 +86,11 @@ def find_clip(name: str, weights: str = "", *, default: str = "openai") -> ClipS
 def build_clip(source: ClipSource) -> tuple[nn.Module, Callable[[list[str]], Any]]:
     """Build the model with random weights, frozen and in evaluation mode, and its tokenizer.
 
-    The tokenizer maps n texts to int64 (n, context_length); its ``encode`` gives a text's tokens without the start
-    and end marks.
+    The tokenizer maps n texts to int64 (n, context_length); its ``encode`` returns the tokens of a text without the
+    start and end marks.
 
     Raises:
-        OvsegError: no CLIP of two towers, a package that it needs is missing, or a configuration that cannot work.
+        OvsegError: the model is not a CLIP of two towers, a package is missing, or the configuration is not valid.
     """
     architecture = dict(source.architecture)
     if "multimodal_cfg" in architecture:
@@ -99,7 +98,7 @@ def build_clip(source: ClipSource) -> tuple[nn.Module, Callable[[list[str]], Any
             f"{source.name} is a CoCa captioner: choose a CLIP of an image tower (vision transformer, ResNet, ConvNeXt "
             "or another of timm) and a text tower alone"
         )
-    # the towers' own pretraining would be downloaded only to be replaced
+    # without downloads of the towers' pretrained weights, which are replaced
     text = architecture["text_cfg"] = architecture["text_cfg"] | {"hf_model_pretrained": False}
     architecture["vision_cfg"] = architecture["vision_cfg"] | {"timm_model_pretrained": False}
     custom = architecture.pop("custom_text", False) or text.get("hf_model_name")
@@ -108,11 +107,13 @@ def build_clip(source: ClipSource) -> tuple[nn.Module, Callable[[list[str]], Any
         model = (CustomTextCLIP if custom else CLIP)(**architecture)
     except OvsegError:
         raise
-    except Exception as error:  # whatever a tower's code makes of a bad value, and the hub's client
+    except Exception as error:  # any type: from a tower's code for a bad value, or from the hub's client
         if package := missing_package(error):
             part = f"text tower {text['hf_model_name']}" if package == "transformers" else "image tower"
             raise lacks_package(source.name, part, package) from error
-        raise OvsegError(f"{source.name} is no usable CLIP configuration: {first_line(error)}") from error
+        raise OvsegError(
+            f"{source.name} is not a usable CLIP configuration ({first_line(error)}): check its JSON"
+        ) from error
     size = model.visual.image_size
     if not isinstance(size, int) and len(set(size)) != 1:
         raise OvsegError(
@@ -123,19 +124,19 @@ def build_clip(source: ClipSource) -> tuple[nn.Module, Callable[[list[str]], Any
 
 
 def load_clip_weights(model: nn.Module, source: ClipSource, names: Collection[str] | None = None) -> None:
-    """Load the weights of ``source`` into ``model``; mask prompts keep their values where the file has none.
+    """Load the weights of ``source`` into ``model``; mask prompts keep their values if the file has none.
 
     Args:
-        names: of the tensors to load, which the file must have; None for all.
+        names: names of the tensors to load, which the file must have; None for all.
 
     Raises:
-        OvsegError: the weights cannot be had, or are those of another model.
+        OvsegError: the weights cannot be read or downloaded, or are those of another model.
     """
     path = source.fetch_weights()
     state = bare_clip_names(read_state_dict(path))
-    if "vision_model.pre_layrnorm.weight" in state:  # their spelling
+    if "vision_model.pre_layrnorm.weight" in state:  # names of transformers
         raise OvsegError(
-            f"{path} is a CLIP of Hugging Face's transformers, which names its tensors otherwise: give open_clip's "
+            f"{path} is a CLIP of Hugging Face's transformers, which has other names of tensors: give open_clip's "
             f"file of {source.name} as {WEIGHTS_KEY}"
         )
     own = {name: tensor for name, tensor in model.state_dict().items() if names is None or name in names}
@@ -169,7 +170,8 @@ def _from_open_clip(name: str, weights: str, default: str) -> ClipSource:
         what = (
             "is a folder: write local-dir: before it"
             if os.path.isdir(given)
-            else (f"is no CLIP that open_clip knows, nor a .json file{_did_you_mean(known, open_clip.list_models())}")
+            else "is not a CLIP of open_clip, nor a .json file: give one of them"
+            + _did_you_mean(known, open_clip.list_models())
         )
         raise OvsegError(f"{KEY} = {given!r} {what}")
     tags = open_clip.list_pretrained_tags_by_model(known)
@@ -186,17 +188,17 @@ def _from_open_clip(name: str, weights: str, default: str) -> ClipSource:
         quick_gelu = pretrained.get("quick_gelu")
         preprocessing = Preprocessing.of(pretrained, f"open_clip's {known}:{tag}")
     else:
-        path, beside = _beside(chosen[1])
-        named = default == "openai" and "/" in name  # by OpenAI's name
-        quick_gelu = _architecture(beside, path).get("quick_gelu") if beside else named
-        preprocessing = _preprocessing(beside, path) or _common_preprocessing(known, tags)
-    if quick_gelu:  # open_clip's plain names do not say so
+        path, config = _config_next_to(chosen[1])
+        named = default == "openai" and "/" in name  # OpenAI's spelling
+        quick_gelu = _architecture(config, path).get("quick_gelu") if config else named
+        preprocessing = _preprocessing(config, path) or _common_preprocessing(known, tags)
+    if quick_gelu:  # open_clip's plain names do not imply it
         architecture["quick_gelu"] = True
     return ClipSource(name, architecture, *chosen, preprocessing)
 
 
 def _agreed_tag(known: str, of_name: str, weights: str, default: str) -> str:
-    """The tag of the name or of the weights; the default is no second tag."""
+    """Return the tag of the name or of the weights; the default does not conflict with the other."""
     if of_name and weights not in ("", default, of_name):
         raise OvsegError(
             f"{KEY} = '{known}:{of_name}' and {WEIGHTS_KEY} = {weights!r} name two tags: leave one of them out"
@@ -213,7 +215,7 @@ def _unknown_tag(known: str, tag: str, tags: Sequence[str]) -> str:
 
 
 def _common_preprocessing(known: str, tags: Sequence[str]) -> Preprocessing:
-    """That of all the weights which open_clip has for an architecture, where they agree; else OpenAI's."""
+    """Return the preprocessing of all weights that open_clip has for an architecture if they agree, else OpenAI's."""
     found = {Preprocessing.of(open_clip.get_pretrained_cfg(known, tag), f"{known}:{tag}") for tag in tags}
     return found.pop() if len(found) == 1 else OPENAI
 
@@ -227,10 +229,10 @@ def _weights_hint(pretrained: dict[str, str]) -> str:
 def _named_weights(
     weights: str, default: str, known: str = "", tags: Sequence[str] = ()
 ) -> tuple[Callable[[], str] | None, str] | None:
-    """``fetch_weights`` and ``weights_hint`` of a file or of "none"; None where nothing but the default is named.
+    """Return ``fetch_weights`` and ``weights_hint`` of a file or of "none"; None if only the default is named.
 
     Raises:
-        OvsegError: what is named is not there.
+        OvsegError: the named weights do not exist.
     """
     if weights.lower() == "none":
         return None, ""
@@ -248,8 +250,7 @@ def _named_weights(
     if known:
         raise OvsegError(_unknown_tag(known, weights, tags))
     raise OvsegError(
-        f"{WEIGHTS_KEY} = {weights!r} is no file, and only open_clip's own names have tags: give the path of the "
-        "weights"
+        f"{WEIGHTS_KEY} = {weights!r} is not a file, and only open_clip's names have tags: give the path of the weights"
     )
 
 
@@ -268,7 +269,7 @@ def _did_you_mean(name: str, names: Sequence[str]) -> str:
 
 
 def _no_weights(name: str) -> str:
-    raise OvsegError(f"nothing gives the weights of CLIP {name}: give their file as {WEIGHTS_KEY}")
+    raise OvsegError(f"CLIP {name} is a configuration without weights: give their file as {WEIGHTS_KEY}")
 
 
 def _download(fetch: Callable[[], str], name: str, hint: str) -> str:
@@ -289,7 +290,7 @@ def _from_folder(name: str, weights: str, default: str) -> ClipSource:
         chosen = (partial(str, min(files)), str(min(files))) if files else None
     source = _from_json(name, folder / CONFIG, chosen or (None, ""))
     if chosen is None:
-        raise OvsegError(f"{folder} has no weights: put open_clip_model.safetensors beside {CONFIG}")
+        raise OvsegError(f"{folder} has no weights: put open_clip_model.safetensors next to {CONFIG}")
     if any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
         text = source.architecture["text_cfg"]
         text["hf_tokenizer_name"] = text.get("hf_tokenizer_name") and str(folder)
@@ -314,13 +315,13 @@ def _from_hub(name: str, weights: str, default: str) -> ClipSource:
 
 def _from_json(name: str, path: Path, weights: tuple[Callable[[], str] | None, str]) -> ClipSource:
     content = _read_json(path)
-    other, beside = _beside(weights[1])
-    preprocessing = _preprocessing(content, path) or _preprocessing(beside, other) or OPENAI
+    other, config = _config_next_to(weights[1])
+    preprocessing = _preprocessing(content, path) or _preprocessing(config, other) or OPENAI
     return ClipSource(name, _architecture(content, path), *weights, preprocessing)
 
 
-def _beside(weights: str) -> tuple[Path, Any]:
-    """The path and the content of the configuration beside a weight file; None where there is none."""
+def _config_next_to(weights: str) -> tuple[Path, Any]:
+    """Return the path and the content of the configuration next to a weight file; None if there is none."""
     path = Path(weights).parent / CONFIG
     return path, _read_json(path) if os.path.isfile(weights) and path.is_file() else None
 
@@ -336,7 +337,7 @@ def _read_json(path: Path) -> Any:
     except OSError as error:
         raise OvsegError(f"cannot read the CLIP configuration {path} ({error.strerror}): check {KEY}") from error
     except (ValueError, RecursionError) as error:
-        raise OvsegError(f"the CLIP configuration {path} is not valid JSON: {error}") from error
+        raise OvsegError(f"the CLIP configuration {path} is not valid JSON ({error}): check {KEY}") from error
 
 
 def _architecture(content: Any, path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How the images were prepared that a CLIP was trained on: open_clip's ``preprocess_cfg``."""
+"""Preprocessing of the images of a CLIP: open_clip's ``preprocess_cfg``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _RESIZE_MODES = ("shortest", "longest", "squash")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What of a CLIP's ``preprocess_cfg`` is used wherever pixels go into the model; the defaults are OpenAI's.
+    """Values of a CLIP's ``preprocess_cfg``, used for all input of the model; the defaults are OpenAI's.
 
-    The mean and the standard deviation always are the model's own, and so is the colour behind masks, its mean. The
-    interpolation is the model's where that is "bilinear"; where it is open_clip's default, "bicubic", the published
-    protocol holds: bicubic without antialiasing for crops, nearest neighbour for SCAN's whole images. The resize mode
-    is never followed: both published systems squash crops and whole images to CLIP's square, also those of CLIPs with
-    the default, "shortest", whose centre crop would lose the borders that masks reach to.
+    Mean, standard deviation and the fill colour of masked crops (the mean) are those of the model. Interpolation is
+    bilinear if that of the model is; with open_clip's default, "bicubic", it is that of the published systems: bicubic
+    without antialiasing for crops, nearest neighbour for SCAN's whole images. The resize mode is not used: both
+    published systems squash crops and whole images to CLIP's square, also for CLIPs with the default, "shortest", whose
+    centre crop would remove the borders of the image.
 
     Attributes:
         mean, std: of RGB values in 0 .. 1.
@@ -38,14 +38,14 @@ class Preprocessing:
 
     @classmethod
     def of(cls, config: Any, source: str) -> Preprocessing:
-        """Check a ``preprocess_cfg``; what it lacks is OpenAI's, what only open_clip's own transforms use is ignored.
+        """Return the checked values of a ``preprocess_cfg``; defaults are OpenAI's, other keys are ignored.
 
         Args:
-            config: the mapping; None for none.
-            source: where it is from, for messages.
+            config: the mapping; None for the defaults.
+            source: file or tag of the mapping, for messages.
 
         Raises:
-            OvsegError: it is no mapping, or a value cannot be used.
+            OvsegError: it is not a mapping, or a value is not valid.
         """
         if config is None:
             return cls()
@@ -71,12 +71,12 @@ class Preprocessing:
 
     @property
     def fill(self) -> tuple[float, float, float]:
-        """The mean colour, RGB in 0 .. 255, as recipes write it."""
+        """Mean colour, RGB in 0 .. 255, rounded as in recipes."""
         return tuple(round(255 * value, 4) for value in self.mean)
 
     @property
     def whole_interpolation(self) -> str:
-        """How whole images are resized, in PyTorch's names."""
+        """Interpolation mode of whole images, in PyTorch's terms."""
         return "bilinear" if self.interpolation == "bilinear" else "nearest"
 
 
@@ -84,7 +84,7 @@ OPENAI = Preprocessing()
 
 
 def _colour(value: Any, key: str, source: str) -> tuple[float, float, float]:
-    """Three finite numbers in 0 .. 1; one stands for all three channels."""
+    """Return a colour as three finite numbers in 0 .. 1; a single number is used for all channels."""
     numbers = (
         [value] * 3 if isinstance(value, (int, float)) else list(value) if isinstance(value, (list, tuple)) else []
     )

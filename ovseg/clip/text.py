@@ -1,4 +1,4 @@
-"""Words -> unit vectors in CLIP's joint space, cached in memory and on disk (specification, section 4)."""
+"""Text embeddings of words, cached in memory and on disk (specification, section 4)."""
 
 from __future__ import annotations
 
@@ -25,24 +25,23 @@ logger = logging.getLogger(__name__)
 PROMPTS_AT_A_TIME = 512
 WORDS_IN_MEMORY = 8192
 _NORM_TOLERANCE = 1e-3
-_FORMAT = 4  # of a cache entry; raise it when the way of embedding changes, so that older entries are not used
+_FORMAT = 4  # of a cache entry; increase it when the computation changes, so that older entries are not used
 _PROBE = "Probe: 2 naïve CATS &amp; a dog's tail,  кошка"  # whose tokens differ between tokenizers
 
 
 class TextEmbedder:
-    """Average a word's prompt embeddings, and cache the result.
+    """Callable that averages the prompt embeddings of words, and caches the results.
 
-    An entry belongs to the exact text tower: a digest of its weights, its architecture (two CLIPs may share weights and
-    differ in their activation) and its tokens is part of every key. The digest is computed again when a weight has been
-    moved or written in place, by PyTorch's version counters, which cost nothing to read; writes through
-    ``parameter.data`` are not counted. The templates are part of the key, too: an entry is one word in one set of them.
-    Several threads may call it at once.
+    The key of an entry has a digest of the text tower: weights, architecture (CLIPs with equal weights may differ in
+    their activation) and tokens. The digest is computed again when a weight has been moved or written in place, as
+    PyTorch's version counters show; they do not count writes through ``parameter.data``. The key also has the prompt
+    templates. Calls are thread-safe.
 
     Args:
         clip_model: open_clip's model.
         tokenizer: see :func:`ovseg.clip.model.build_clip`.
         templates: each with one ``{}`` for the word.
-        autocast: gives the context in which the tower runs, for a device type ("cpu", "cuda").
+        autocast: returns the autocast context of the tower for a device type ("cpu", "cuda").
         precision: name of that context, part of the key.
         truncate: cut prompts that are too long instead of refusing them.
         cache_dir: folder of the cache on disk; None for memory only.
@@ -71,7 +70,7 @@ class TextEmbedder:
         self._state: list[tuple[int, int | None]] | None = None
         self._fingerprint = b""
         self._keys: dict[tuple[str, ...], str] = {}
-        # where the parameters of the text tower are: collecting them costs more than reading their version counters
+        # owners of the text tower's parameters: collecting them costs more than reading their version counters
         self._places = [
             (module, name)
             for path, module in clip_model.named_modules()
@@ -80,11 +79,11 @@ class TextEmbedder:
         ]
 
     def __call__(self, words: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
-        """Embed words.
+        """Return the embeddings of words.
 
         Args:
             words: K texts, used verbatim; repeated ones are encoded once.
-            templates: in place of the embedder's own.
+            templates: prompt templates; None for those of the embedder.
 
         Returns:
             float32 (K, D) unit vectors on the model's device.
@@ -104,7 +103,7 @@ class TextEmbedder:
         return features
 
     def _find(self, key: str, words: Sequence[str], templates: tuple[str, ...]) -> dict[str, Tensor]:
-        """Embeddings of words that are not in memory: from the disk, or new."""
+        """Return embeddings of words that are not in memory: read from disk, or computed."""
         device = next(self.clip_model.parameters()).device
         found = self.cache.read(key, words, embed_dim(self.clip_model)) if self.cache else {}
         found = {word: feature.to(device) for word, feature in found.items()}
@@ -121,10 +120,10 @@ class TextEmbedder:
         return self._memory[key, word]
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """int64 (n, context_length) token ids, padded with zeros.
+        """Return token ids, int64 (n, context_length), padded with zeros.
 
         Raises:
-            OvsegError: too long, see :meth:`__call__`.
+            OvsegError: a prompt is too long, and ``truncate`` is off.
         """
         tokens = self.tokenizer(list(prompts))
         if not self.truncate and hasattr(self.tokenizer, "encode"):
@@ -153,7 +152,7 @@ class TextEmbedder:
         return mean / mean.norm(dim=-1, keepdim=True)
 
     def _key(self, templates: tuple[str, ...]) -> str:
-        """Return the digest of everything but the word that an embedding depends on."""
+        """Return the digest of everything that an embedding depends on except the word."""
         parameters = [owner._parameters[name] for owner, name in self._places]
         state = [(p.data_ptr(), None if p.is_inference() else p._version) for p in parameters]
         if state == self._state and templates in self._keys:
@@ -169,7 +168,7 @@ class TextEmbedder:
         return self._keys[templates]
 
     def _architecture(self) -> list:
-        """Return what weights do not show: kinds of layers, their plain options (heads, pooling), a text's tokens."""
+        """Return types and options of the layers (heads, pooling), and the tokens of a text, for the digest."""
         layers = [
             (name, type(module).__name__, sorted(_options(module).items()))
             for name, module in self.clip_model.named_modules()
@@ -179,11 +178,11 @@ class TextEmbedder:
 
 
 def encode_text(clip_model: nn.Module, tokens: Tensor, length: int) -> Tensor:
-    """open_clip's ``encode_text`` without work for the padding behind the prompts, which no prompt's end looks at.
+    """Compute open_clip's ``encode_text`` without the padding after the longest prompt, which causal attention ignores.
 
     Args:
         tokens: int64 (n, context_length).
-        length: tokens of the longest prompt, its marks included.
+        length: number of tokens of the longest prompt, with marks.
 
     Returns:
         (n, D) features, not normalised.
@@ -200,7 +199,7 @@ def encode_text(clip_model: nn.Module, tokens: Tensor, length: int) -> Tensor:
 
 
 def embed_dim(clip_model: nn.Module) -> int:
-    """Dimension of the joint space of an open_clip model."""
+    """Return the dimension of the joint space of an open_clip model."""
     if hasattr(clip_model, "text"):
         return clip_model.text.output_dim
     projection = clip_model.text_projection
@@ -208,7 +207,7 @@ def embed_dim(clip_model: nn.Module) -> int:
 
 
 def _longest(tokens: Tensor) -> int:
-    """Tokens of the longest of some prompts; the mark of a prompt's end has the largest number of all."""
+    """Return the length of the longest of some prompts; the end mark has the largest token id."""
     return int(tokens.argmax(dim=1).max()) + 1
 
 
@@ -219,13 +218,13 @@ def _options(module: nn.Module) -> dict[str, Any]:
 
 
 class TextCache:
-    """A folder of embeddings, which several threads and processes may use at once.
+    """Cache of embeddings on disk, which several threads and processes may use at once.
 
-    An entry holds what it is of and a checksum beside the embedding; what is not whole, or of something else, counts
-    as absent and is written anew. A folder that cannot be used costs time, not results: it is warned of once.
+    An entry has the embedding, its key, its word and a checksum; damaged entries and entries of other words are
+    computed and written again. A folder that cannot be read or written gives one warning; results do not change.
 
     Args:
-        folder: of the entries; made when the first is written.
+        folder: of the entries; created for the first one.
     """
 
     def __init__(self, folder: Path):
@@ -233,10 +232,10 @@ class TextCache:
         self._warned: set[str] = set()
 
     def read(self, key: str, words: Sequence[str], width: int) -> dict[str, Tensor]:
-        """The embeddings that are there, float32 (width,) unit vectors, by word.
+        """Return the stored embeddings by word, float32 (width,) unit vectors.
 
         Args:
-            key: of all that an embedding depends on but its word.
+            key: digest of all that an embedding depends on except the word.
         """
         found = {}
         for word in words:
@@ -273,20 +272,24 @@ class TextCache:
 
 
 def _read_entry(path: Path, key: str, word: str, width: int) -> Tensor:
-    """An entry's embedding; ValueError says what is wrong with it."""
+    """Return the embedding of an entry.
+
+    Raises:
+        ValueError: the entry is damaged or of another word.
+    """
     with safe_open(path, framework="pt") as file:
         about = file.metadata() or {}
         if about.get("key") != key or about.get("word") != json.dumps(word):
-            raise ValueError("it is of another word or model, or from before entries said of which")
+            raise ValueError("it is of another word or model, or of an older format")
         if list(file.keys()) != ["feature"]:
-            raise ValueError("it holds something else")
+            raise ValueError("it holds other tensors")
         feature = file.get_tensor("feature")
     if feature.dtype != torch.float32 or feature.shape != (width,):
         raise ValueError(f"it is {feature.dtype} of shape {list(feature.shape)}")
     if about.get("sha256") != _checksum(key, word, feature):
         raise ValueError("its checksum is wrong")
     if not abs(float(feature.norm()) - 1) < _NORM_TOLERANCE:
-        raise ValueError("it is no unit vector")
+        raise ValueError("it is not a unit vector")
     return feature
 
 
@@ -295,7 +298,7 @@ def _checksum(key: str, word: str, feature: Tensor) -> str:
 
 
 class _Lock:
-    """A re-entrant lock; a copy, also one in another process, is a new lock that nobody holds."""
+    """Re-entrant lock whose copies, also in other processes, are new, unlocked locks."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()

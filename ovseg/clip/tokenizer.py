@@ -1,4 +1,4 @@
-"""The tokenizer of a CLIP: open_clip's own, or Hugging Face's for the towers that were trained with one."""
+"""The tokenizer of a CLIP: open_clip's own, or Hugging Face's for text towers that were trained with it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from ovseg.errors import OvsegError, argument, shown
 
-# what tokenizers and towers of open_clip's models need beyond open_clip itself, by the modules that they install
+# packages that tokenizers and towers of open_clip's models need: name -> module
 _PACKAGES = {name: name for name in ("sentencepiece", "tiktoken", "tokenizers", "timm", "transformers")}
 
 
 class _HuggingFaceTokenizer(HFTokenizer):
-    """Adds what finds prompts that are too long."""
+    """Tokenizer of Hugging Face with what :meth:`ovseg.clip.text.TextEmbedder.tokenize` needs to measure prompts."""
 
     @property
     def marks(self) -> int:
-        """Tokens that every prompt has beside its text's."""
+        """Number of start and end marks of a prompt."""
         return self.tokenizer.num_special_tokens_to_add()
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without marks."""
+        """Return the tokens of a text, without marks."""
         return self.tokenizer(self.clean_fn(text), add_special_tokens=False).input_ids
 
 
@@ -35,12 +35,12 @@ def build_tokenizer(name: str, text: Mapping[str, Any]) -> SimpleTokenizer | HFT
         text: ``text_cfg``.
 
     Raises:
-        OvsegError: a package that it needs is missing, its files cannot be had, or its vocabulary is another one.
+        OvsegError: a package is missing, the files cannot be read or downloaded, or the vocabulary has another size.
     """
     length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
     for key in ("context_length", "vocab_size"):
         if not isinstance(text.get(key, 1), int):
-            raise OvsegError(f"CLIP {name}: {key} of its text_cfg is {shown(text[key])}, not a whole number")
+            raise OvsegError(f"CLIP {name}: {key} of its text_cfg is {shown(text[key])}: give a whole number")
     wanted = text.get("hf_tokenizer_name")
     if not wanted:
         tokenizer = SimpleTokenizer(context_length=length, **options)
@@ -54,7 +54,7 @@ def build_tokenizer(name: str, text: Mapping[str, Any]) -> SimpleTokenizer | HFT
         return _HuggingFaceTokenizer(
             wanted, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options
         )
-    except Exception as error:  # each tokenizer and the hub's client raise kinds of their own
+    except Exception as error:  # any type, by the tokenizer or the hub's client
         if package := missing_package(error):
             raise lacks_package(name, f"tokenizer {wanted}", package) from error
         raise OvsegError(
@@ -66,7 +66,7 @@ def build_tokenizer(name: str, text: Mapping[str, Any]) -> SimpleTokenizer | HFT
 
 
 def lacks_package(name: str, part: str, package: str) -> OvsegError:
-    """The error for a part of a CLIP that needs a package which is not installed."""
+    """Return the error for a part of a CLIP that needs a package which is not installed."""
     return OvsegError(
         f"the {part} of CLIP {name} needs the package {package}, which is not installed: `pip install {package}`, or "
         "choose a CLIP that needs none, such as ViT-L-14"
@@ -74,7 +74,7 @@ def lacks_package(name: str, part: str, package: str) -> OvsegError:
 
 
 def missing_package(error: BaseException | None) -> str | None:
-    """The package that an error, or what caused it, is about, where that is not installed."""
+    """Return the missing package that an error, or its cause, names; None if it names none."""
     if error is None:
         return None
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -85,5 +85,5 @@ def missing_package(error: BaseException | None) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's first line, at most 200 characters; its kind where it says nothing."""
+    """Return the first line of an error, at most 200 characters; its type if it is empty."""
     return (str(error).strip() or type(error).__name__).split("\n")[0][:200]

@@ -1,8 +1,8 @@
-"""CLIP's plain vision transformer, run block by block, so that something can happen to the tokens in between.
+"""CLIP's plain vision transformer, run block by block, so that tokens can be replaced and read between blocks.
 
-The weights are open_clip's; the forward of its blocks is written anew here, and tested against open_clip's own on the
-oldest and the newest version that is supported: only what is asked for is computed, see :func:`encode_patches`. Both
-uses are here, too: mask prompts (OVSeg, arXiv 2210.04150, section 3.3; specification, section 5), and the tokens of
+Modules and weights are open_clip's; the forward pass of the blocks is implemented here, so that only required tokens
+are computed (see :func:`encode_patches`). Tests compare it with the oldest and the newest supported open_clip.
+Its uses are mask prompts (OVSeg, arXiv 2210.04150, section 3.3; specification, section 5), and the tokens of
 whole images (SCAN, arXiv 2312.04089; specification, sections 3 and 7.1).
 """
 
@@ -25,28 +25,28 @@ from ovseg.errors import OvsegError, argument
 
 @dataclass(frozen=True)
 class Replacement:
-    """Patch tokens that are replaced by others.
+    """Replacement of patch tokens.
 
     Attributes:
-        where: bool (B, P).
-        by: the new tokens; broadcast to (B, P, width).
+        where: patches to replace, bool (B, P).
+        by: the new tokens, broadcast to (B, P, width).
     """
 
     where: Tensor
     by: Tensor
 
     def apply(self, patches: Tensor) -> Tensor:
-        """(B, P, width) -> the same."""
+        """Return the patches (B, P, width) with the replaced ones."""
         return torch.where(self.where[..., None], self.by, patches)
 
 
 def is_plain_vit(visual: nn.Module) -> bool:
-    """Whether an image tower is a vision transformer whose class token is the image's feature."""
+    """Return whether an image tower is a vision transformer whose image feature is its class token."""
     return isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
 
 
 def embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
-    """Patches before position is added; (B, 3, S, S) normalised -> (B, P, width), row by row."""
+    """Return patch embeddings without positions, row by row; normalised (B, 3, S, S) -> (B, P, width)."""
     return visual.conv1(images).flatten(2).transpose(1, 2)
 
 
@@ -56,17 +56,17 @@ def encode_patches(
     replaced: Mapping[int, Replacement] = MappingProxyType({}),
     observe: Callable[[Tensor, int], None] | None = None,
 ) -> Tensor:
-    """The rest of the tower: class token, positions, blocks, projection.
+    """Run the tower from patch embeddings: class token, positions, blocks, projection.
 
-    Of the last block only the class token is computed, unless it is observed; patches that will be replaced are not
-    computed on a CPU. With open_clip's ``set_grad_checkpointing`` each block's activations are computed again in the
+    Of the last block only the class token is computed, unless it is observed; on a CPU, patches that will be replaced
+    are not computed. With open_clip's ``set_grad_checkpointing`` each block's activations are computed again in the
     backward pass.
 
     Args:
         patches: (B, P, width) from :func:`embed_patches`.
-        replaced: what happens after a block, by its number; 1 is the first.
-        observe: called with the tokens (B, 1 + P, width), class token first, and the number of the block that they
-            come from, 0 for the blocks' input.
+        replaced: replacements after blocks, by the number of the block; 1 is the first.
+        observe: called with the tokens (B, 1 + P, width), class token first, and the number of their block, 0 for
+            the input of the first.
 
     Returns:
         (B, D) features, not normalised.
@@ -86,15 +86,15 @@ def encode_patches(
 
 
 def foreground_patches(visual: VisionTransformer, masks: Tensor) -> Tensor:
-    """Which patches have a pixel of the mask; float (V, 1, S, S) -> bool (V, P), row by row."""
+    """Return which patches have a pixel of the mask, row by row; float (V, 1, S, S) -> bool (V, P)."""
     return F.max_pool2d(masks, visual.conv1.kernel_size).flatten(1) > 0
 
 
 def add_mask_prompts(visual: nn.Module, depth: int) -> None:
-    """Give the image tower the parameter ``mask_embedding`` (depth, patches, width), zeros.
+    """Add the parameter ``mask_embedding`` (depth, patches, width) to an image tower, zeros.
 
-    It lives on the tower because the published checkpoints name it so (``visual.mask_embedding``). A ResNet tower
-    has no patches and gets none.
+    It belongs to the tower as in published checkpoints (``visual.mask_embedding``). A ResNet tower has no patches and
+    gets no parameter.
 
     Raises:
         OvsegError: depth > 0 for a tower that is not a plain vision transformer, or deeper than the tower.
@@ -135,10 +135,10 @@ def encode_masked_image(visual: VisionTransformer, crops: Tensor, masks: Tensor)
 
 @dataclass(frozen=True)
 class WholeImages:
-    """Tokens of B whole images; depth 0 is the input of the first of L blocks, depth d the output of block d.
+    """Tokens of B whole images. Depth 0 is the input of the first of L blocks, depth d the output of block d.
 
     Attributes:
-        patches: float32 (B, n, width, g, g), patch tokens at the n depths asked for, in the order of asking.
+        patches: float32 (B, n, width, g, g), patch tokens at n depths, in the order of the argument ``depths``.
         class_tokens: float32 (L + 1, B, width), class tokens at every depth.
         features: float32 (B, D) in the joint space, not normalised.
     """
@@ -156,17 +156,17 @@ def squash(
     std: Tensor,
     interpolation: str = "nearest",
 ) -> Tensor:
-    """Whole images as CLIP's square input: normalised, padded to one size, resized.
+    """Return whole images as CLIP's square input: normalised, padded to one size, resized.
 
-    The aspect ratio is not kept and the padding is squashed along, as in the original (specification, section 3): so
-    CLIP's patches lie where the proposal network's features do.
+    Image and padding are resized together, without keeping the aspect ratio, as in the original (specification,
+    section 3): CLIP's patches correspond to the proposal network's features.
 
     Args:
         images: (3, H, W) each, 0 .. 255.
         divisibility: sides of the padded batch are multiples of it.
         size: side S of the result.
         mean, std: (3, 1, 1), 0 .. 255.
-        interpolation: "nearest", the original's, or "bilinear".
+        interpolation: "nearest", as the original, or "bilinear".
 
     Returns:
         float32 (B, 3, S, S).
@@ -177,11 +177,11 @@ def squash(
 
 @torch.no_grad()
 def look_at_whole(visual: VisionTransformer, images: Tensor, depths: Sequence[int]) -> WholeImages:
-    """Run a frozen image tower over whole images and keep what it thinks on the way.
+    """Run a frozen image tower over whole images and return the tokens of its blocks.
 
     Args:
         images: (B, 3, S, S) normalised.
-        depths: of the patch tokens to keep.
+        depths: depths of the patch tokens to return.
     """
     patches: dict[int, Tensor] = {}
     class_tokens: list[Tensor] = []
@@ -199,12 +199,12 @@ def look_at_whole(visual: VisionTransformer, images: Tensor, depths: Sequence[in
 
 
 def _run_block(block: nn.Module, x: Tensor, replacement: Replacement | None, class_only: bool) -> Tensor:
-    """Tokens (B, 1 + P, width) after a block and a replacement, or the class token alone, (B, 1, width)."""
+    """Return the tokens (B, 1 + P, width) after a block and a replacement, or only the class token, (B, 1, width)."""
     plain = isinstance(block, ResidualAttentionBlock)
     if plain and class_only:
         return _finish(block, x[:, :1], _attend(block.attn, block.ln_1(x), slice(1)))
     if plain and replacement is not None and x.device.type == "cpu":
-        # on a GPU the number of patches that stay would have to reach the host first
+        # CPU only: on a GPU the number of remaining patches would have to be copied to the host
         stay = F.pad(~replacement.where, (1, 0), value=True)  # (B, 1 + P)
         attended = _attend(block.attn, block.ln_1(x))
         tokens = F.pad(replacement.by.expand(len(x), x.shape[1] - 1, -1), (0, 0, 1, 0))
@@ -215,9 +215,9 @@ def _run_block(block: nn.Module, x: Tensor, replacement: Replacement | None, cla
 
 
 def _attend(attention: nn.MultiheadAttention, x: Tensor, queries: slice = slice(None)) -> Tensor:
-    """Self-attention of some tokens to all, before the output's projection; (B, N, width) -> (B, n, width).
+    """Compute the attention of some tokens to all, without output projection; (B, N, width) -> (B, n, width).
 
-    The module's own call takes PyTorch's "fast path", which on a CPU stores all the weights of the attention.
+    ``nn.MultiheadAttention`` would take PyTorch's "fast path", which on a CPU stores all attention weights.
     """
     width = x.shape[-1]
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
@@ -237,11 +237,11 @@ def _attend(attention: nn.MultiheadAttention, x: Tensor, queries: slice = slice(
 
 
 def _finish(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
-    """What a block does after the attention, to each token by itself; (..., width) both."""
+    """Compute the rest of a block after the attention, for each token; (..., width) both."""
     x = x + block.ls_1(block.attn.out_proj(attended))
     hidden = block.mlp.c_fc(block.ln_2(x))
     if isinstance(block.mlp.gelu, QuickGELU) and not hidden.requires_grad:
-        hidden = (1.702 * hidden).sigmoid_().mul_(hidden)  # the module's numbers, with one new array instead of three
+        hidden = (1.702 * hidden).sigmoid_().mul_(hidden)  # equal to the module, with one new array instead of three
     else:
         hidden = block.mlp.gelu(hidden)
     return x + block.ls_2(block.mlp.c_proj(hidden))

@@ -11,7 +11,7 @@ from torch import nn
 from ovseg.config.per_dataset import KEY
 from ovseg.errors import OvsegError
 
-# the attribute of the model or of its parts that holds a setting
+# settings and their attributes of the model or of its parts
 _ATTRIBUTES = {"MASK_THR": "mask_threshold", "CLIP_ENSEMBLE_WEIGHT": "weight", "REPLACE_RATIO": "replace_ratio"}
 
 
@@ -50,5 +50,9 @@ def _owners(model: nn.Module, name: str) -> list[Any]:
     )
     owners = [part for part in parts if hasattr(part, _ATTRIBUTES[name])]
     if not owners:
-        raise OvsegError(f"{KEY} sets {name}, which this model does not have: remove it")
+        kinds = ", ".join(type(part).__name__ for part in getattr(model, "parts", ()))
+        raise OvsegError(
+            f"{KEY} sets {name}, but the model {type(model).__name__}{kinds and f' ({kinds})'} has no such setting: "
+            f"remove {name} from {KEY}, or evaluate a system that has it, such as SCAN"
+        )
     return owners

@@ -1,6 +1,6 @@
-"""Oracles: what a part of the system would be worth if another were perfect (baselines, section 5).
+"""Oracles: evaluation with the ground truth in the place of a part of the model (baselines, section 5).
 
-Two of them: true masks, named by CLIP; and predicted masks, named by the labels that they overlap most.
+There are two: true masks, classified by CLIP; and predicted masks with the labels that they overlap most.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MASKS_AT_A_TIME = 16
 
 
 def present_segments(truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """One mask for each class in the truth.
+    """Return one mask for each class in the truth.
 
     Args:
         truth: int64 (H, W) in [0, K]; K marks ignored pixels.
@@ -33,7 +33,7 @@ def present_segments(truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
 
 
 def paint_segments(classes: Tensor, segments: Tensor, names: Tensor) -> Tensor:
-    """Label map of true segments under predicted names; pixels in none of them are 0 and shall not count.
+    """Return the label map of true segments with predicted classes; pixels outside are 0 and must be ignored.
 
     Args:
         classes: (n,) as from :func:`present_segments`.
@@ -48,16 +48,16 @@ def paint_segments(classes: Tensor, segments: Tensor, names: Tensor) -> Tensor:
 
 
 def label_weights(overlaps: Tensor, ious: Tensor, how: str) -> Tensor:
-    """The score of each true class for each proposal.
+    """Return the score of each true class for each proposal.
 
     Args:
         overlaps: float64 (Q, n) pixels shared with each of n >= 1 classes.
         ious: float64 (Q, n).
-        how: "iou" or "intersection" gives 1 to the class that is best by it (the first among equals); "soft_iou" shares
-            the 1 by IoU.
+        how: "iou" or "intersection" for 1 at the class with the highest value (the first of equals) and 0 elsewhere;
+            "soft_iou" for the IoU divided by the sum over the classes.
 
     Returns:
-        float64 (Q, n); a proposal that overlaps no class has zeros and paints nothing.
+        float64 (Q, n); zeros for a proposal that overlaps no class.
 
     Raises:
         OvsegError: unknown ``how``.
@@ -70,7 +70,7 @@ def label_weights(overlaps: Tensor, ious: Tensor, how: str) -> Tensor:
 
 
 def name_by_overlap(masks: Tensor, truth: Tensor, num_classes: int, how: str = "iou") -> Tensor:
-    """Predicted masks under the truth's names: sum over the proposals of label weight x soft mask, argmax.
+    """Return the label map of predicted masks with true classes: argmax of the sum of label weight x soft mask.
 
     Args:
         masks: (Q, h, w) mask probabilities; resized bilinearly to the truth's size, and binarised at 0.5 there.
@@ -79,7 +79,7 @@ def name_by_overlap(masks: Tensor, truth: Tensor, num_classes: int, how: str = "
         how: see :func:`label_weights`.
 
     Returns:
-        int64 (H, W); 0 where no proposal paints, as the argmax over zeros.
+        int64 (H, W); 0 where all sums are zero.
     """
     counted = truth < num_classes
     classes, segments = truth[counted].unique(return_inverse=True)
@@ -97,7 +97,7 @@ def name_by_overlap(masks: Tensor, truth: Tensor, num_classes: int, how: str = "
 
 
 def resize_soft(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (n, h, w) to (n, H, W), ``align_corners=False``, as the models resize their scores."""
+    """Resize (n, h, w) bilinearly to (n, H, W), ``align_corners=False``, as the models resize scores."""
     return masks if masks.shape[1:] == size else F.interpolate(masks[None], tuple(size), mode="bilinear")[0]
 
 

@@ -1,4 +1,4 @@
-"""A model that is told a part of the truth, in the place of the model that is evaluated (TEST.ORACLE)."""
+"""Models that replace a part of the evaluated model by the ground truth (TEST.ORACLE)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ovseg.proposals.given_masks import resize_masks
 
 
 def oracle_model(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module:
-    """``model`` with the oracle that ``cfg.TEST.ORACLE`` asks for, or as it is.
+    """Return ``model`` with the oracle of ``cfg.TEST.ORACLE``, or unchanged.
 
     Raises:
-        OvsegError: unknown oracle, one that the model has no use for, or options that do not go together.
+        OvsegError: the oracle is unknown, does not apply to the model, or other options exclude it.
     """
     check_oracle(cfg)
     if cfg.TEST.ORACLE == "none":
@@ -35,18 +35,21 @@ def oracle_model(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module
     truth = GroundTruth(dataset_name)
     if cfg.TEST.ORACLE == "masks":
         if getattr(model, "mask_namer", None) is None:
-            raise OvsegError(f"TEST.ORACLE masks: {type(model).__name__} cannot name masks that it is given")
+            raise OvsegError(
+                f"TEST.ORACLE is masks, but {type(model).__name__} cannot name masks: evaluate OVSeg or SCAN, or set "
+                "TEST.ORACLE to labels"
+            )
         return OracleMasks(model, truth)
     if (protocol := protocol_of(dataset_name, cfg.TEST.VOCABULARY)).to_class is not None:
         raise OvsegError(
-            f"TEST.ORACLE labels names masks by classes, but in {dataset_name!r} ({protocol.tag}) the words that are "
-            "asked are not the classes: use TEST.ORACLE masks, or TEST.VOCABULARY synonyms"
+            f"TEST.ORACLE labels names masks by classes, but in {dataset_name!r} ({protocol.tag}) the "
+            "words are not the classes: use TEST.ORACLE masks, or TEST.VOCABULARY synonyms"
         )
     return OracleLabels(model, truth, cfg.TEST.ORACLE_LABEL)
 
 
 def check_oracle(cfg: CfgNode) -> None:
-    """Raise OvsegError unless the oracle's keys have values that work and go together."""
+    """Raise OvsegError unless the keys of the oracle have valid values that agree."""
     oracle, test = cfg.TEST.ORACLE, cfg.TEST
     if oracle not in ORACLES:
         raise OvsegError(f"TEST.ORACLE is {oracle!r}; choose one of {', '.join(ORACLES)}")
@@ -59,7 +62,7 @@ def check_oracle(cfg: CfgNode) -> None:
 
 
 def describe_oracle(cfg: CfgNode) -> dict[str, str] | None:
-    """What results.json says about the oracle; None without one."""
+    """Return the description of the oracle for results.json; None without an oracle."""
     if cfg.TEST.ORACLE == "masks":
         crops = "masked" if cfg.MODEL.CLIP_ADAPTER.MASK_CROPS else "with background"
         return {"oracle": "masks", "names": "CLIP alone", "crops": crops}
@@ -69,7 +72,7 @@ def describe_oracle(cfg: CfgNode) -> dict[str, str] | None:
 
 
 class _Oracle(nn.Module):
-    """Answers ``label_map`` and ``proposals`` for inputs whose labels can be looked up."""
+    """Base class of models that compute ``label_map`` and ``proposals`` from inputs with labels."""
 
     def __init__(self, model: nn.Module, truth: GroundTruth) -> None:
         super().__init__()
@@ -77,11 +80,11 @@ class _Oracle(nn.Module):
         self.truth = truth
 
     def forward(self, batched_inputs: list[dict]) -> list[dict[str, Tensor]]:
-        """Model inputs with ``file_name`` -> ``label_map`` int64 and ``proposals`` bool (n,H,W), at label size."""
+        """Return ``label_map`` int64 and ``proposals`` bool (n, H, W) of inputs with ``file_name``, at label size."""
         return [self.answer(sample, self._labels(sample)) for sample in batched_inputs]
 
     def answer(self, sample: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
-        """One input and its labels, int64 (H,W) in [0,K], K ignored."""
+        """Return the result of one input with labels int64 (H, W) in [0, K], K ignored."""
         raise NotImplementedError
 
     def _labels(self, sample: dict[str, Any]) -> Tensor:
@@ -94,10 +97,10 @@ class _Oracle(nn.Module):
 
 
 class OracleMasks(_Oracle):
-    """The true segments, each named by CLIP alone: no proposals, no ensemble, no "no object" (baselines, 5.1)."""
+    """True segments, classified by CLIP alone, without "no object" (baselines, 5.1)."""
 
     def answer(self, sample: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
-        """See :class:`_Oracle`; CLIP sees the segments at the size of the image, where none is lost."""
+        """Return the result of one input; segments are classified at the size of the image."""
         classes, segments = present_segments(labels, self.num_classes)
         names = classes
         if len(classes):
@@ -107,7 +110,7 @@ class OracleMasks(_Oracle):
 
 
 class OracleLabels(_Oracle):
-    """The predicted masks, each named by what it overlaps most (baselines, 5.2).
+    """Predicted masks with the true classes that they overlap most (baselines, 5.2).
 
     Args:
         how: see :func:`ovseg.evaluation.oracle.label_weights`.
@@ -118,10 +121,10 @@ class OracleLabels(_Oracle):
         self.how = how
 
     def answer(self, sample: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
-        """See :class:`_Oracle`; overlaps are counted at the size of the labels."""
+        """Return the result of one input; overlaps are counted at the size of the labels."""
         height, width = sample["image"].shape[1:]
         request = {**sample, "height": height, "width": width, "outputs": ("soft_proposals",)}
-        masks = self.model([request])[0]["soft_proposals"]  # at the image's size: fewer pixels than the labels, mostly
+        masks = self.model([request])[0]["soft_proposals"]  # at the image's size, which is usually smaller
         answer = {"label_map": name_by_overlap(masks, labels.to(masks.device), self.num_classes, self.how)}
         if "proposals" in sample.get("outputs", ()):
             answer["proposals"] = resize_soft(masks, tuple(labels.shape)) > 0.5

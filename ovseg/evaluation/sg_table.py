@@ -1,13 +1,13 @@
-"""Which classes are fathers of which, for SG-IoU: out of a file, or out of CLIP's text embeddings.
+"""Tables of parent classes ("fathers") for SG-IoU, from a file or from CLIP's text embeddings.
 
-The file is JSON, ``{child: father}`` or ``{child: [father, ...]}``; a class is named by its index or its name, and one
-file may hold ``{data set: table}`` for several data sets.
+The file is JSON, ``{child: father}`` or ``{child: [father, ...]}``; a class is given by its index or its name. A file
+may also be ``{data set: table}`` for several data sets.
 
-Without a file, class f is a father of class c when the cosine of their text embeddings is at least
-TEST.SG_IOU_THRESHOLD, that of their nearest synonyms where a class has several. Similarity has no direction, so such
-entries are always mutual: the rule finds what nearly means the same, and cannot tell that an animal contains a dog.
-Scores by tables of different models cannot be compared. The table is written beside the results, in the format of the
-file, to be corrected by hand and used for all.
+Without a file, class f is a father of class c if the cosine of their text embeddings is at least
+TEST.SG_IOU_THRESHOLD; of synonyms the highest cosine counts. Similarity has no direction, so such entries are mutual:
+the rule finds words of nearly the same meaning, not that a dog is an animal. Scores by tables of different models
+cannot be compared. The table is written next to the results, in the format of the file, so that it can be corrected and
+used for all models.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ FROM_TEXT = "CLIP text embeddings"
 
 @dataclass(frozen=True)
 class FatherTable:
-    """A checked table.
+    """Checked table of parent classes.
 
     Attributes:
-        fathers: class index -> indices of its fathers, ascending; classes without any are left out.
+        fathers: class index -> indices of its fathers, ascending; classes without fathers are left out.
         class_names: K names.
-        origin: a file, or :data:`FROM_TEXT`.
-        threshold: the cosine that it takes, if it is from texts.
+        origin: path of the file, or :data:`FROM_TEXT`.
+        threshold: the least cosine, for a table from text embeddings.
     """
 
     fathers: Mapping[int, tuple[int, ...]]
@@ -52,16 +52,16 @@ class FatherTable:
 
     @property
     def pairs(self) -> set[tuple[int, int]]:
-        """All (child, father)."""
+        """Set of all (child, father)."""
         return {(child, father) for child, above in self.fathers.items() for father in above}
 
     @property
     def digest(self) -> str:
-        """sha256 of the pairs: equal for equal tables, whatever they were read from."""
+        """SHA-256 of the pairs, equal for equal tables."""
         return hashlib.sha256(json.dumps(sorted(self.pairs)).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What ``results.json`` says of it; ``fathers`` is the table, see :meth:`named`."""
+        """Return the description of the table for ``results.json``; ``fathers`` is the table, see :meth:`named`."""
         pairs = self.pairs
         return {
             "origin": self.origin,
@@ -74,20 +74,20 @@ class FatherTable:
         }
 
     def named(self) -> dict[str, list[str]]:
-        """The table in the format of the file: by name, or by index where two classes have the same name."""
+        """Return the table in the format of the file: by name, or by index if two classes have the same name."""
         unique = len(set(self.class_names)) == len(self.class_names)
         names = self.class_names if unique else [str(index) for index in range(len(self.class_names))]
         return {names[child]: [names[father] for father in above] for child, above in self.fathers.items()}
 
 
 def build_table(cfg: CfgNode, model: nn.Module, protocol: Protocol) -> FatherTable:
-    """The table that TEST.SG_IOU_TABLE and TEST.SG_IOU_THRESHOLD ask for.
+    """Return the table of TEST.SG_IOU_TABLE, or by TEST.SG_IOU_THRESHOLD.
 
     Args:
-        model: has ``clip_adapter.text_matrix``, as OVSeg; only asked without a file.
+        model: model with ``clip_adapter.text_matrix``, such as OVSeg; used only without a file.
 
     Raises:
-        OvsegError: see :func:`read_table` and :func:`table_from_text`, or a model that reads no words.
+        OvsegError: see :func:`read_table` and :func:`table_from_text`, or the model has no CLIP.
     """
     if cfg.TEST.SG_IOU_TABLE:
         return read_table(cfg.TEST.SG_IOU_TABLE, protocol)
@@ -104,13 +104,13 @@ def build_table(cfg: CfgNode, model: nn.Module, protocol: Protocol) -> FatherTab
 def table_from_text(
     embeddings: np.ndarray, classes: Sequence[int], class_names: Sequence[str], threshold: float
 ) -> FatherTable:
-    """Fathers by similarity.
+    """Return the table of parent classes by the similarity of text embeddings.
 
     Args:
-        embeddings: (T,D) unit vectors.
-        classes: (T,) the class in [0,K) of each.
+        embeddings: (T, D) unit vectors.
+        classes: (T,) the class in [0, K) of each.
         class_names: K names.
-        threshold: cosine, in (0,1].
+        threshold: least cosine, in (0, 1].
 
     Raises:
         OvsegError: the threshold is out of range.
@@ -127,11 +127,11 @@ def table_from_text(
 
 
 def read_table(path: str | Path, protocol: Protocol) -> FatherTable:
-    """The table of a data set's classes in a JSON file.
+    """Read the table of a data set's classes from a JSON file.
 
     Raises:
-        OvsegError: missing or unreadable file, no JSON, a key twice, none for this data set, or a class that the data
-            set does not have.
+        OvsegError: the file cannot be read, is not JSON, repeats a key, or has no table for this data set, or the data
+            set does not have a class.
     """
     content = _read_json(Path(path))
     if not isinstance(content, dict):
@@ -159,7 +159,7 @@ def _read_json(path: Path) -> Any:
         if len(seen) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise OvsegError(f"{path} holds the key {short(repr(twice))} twice: which one is meant? Remove the other")
+            raise OvsegError(f"{path} holds the key {short(repr(twice))} twice: remove one of them")
         return seen
 
     try:
@@ -173,10 +173,10 @@ def _read_json(path: Path) -> Any:
 
 
 def _class_index(entry: object, names: Sequence[str], path: str | Path) -> int:
-    """A class by its name, else by its index; JSON's keys are texts even where they are numbers."""
+    """Return the index of a class that is given by its name or index; keys of JSON are always texts."""
     if isinstance(entry, str) and (found := names.count(entry.strip())):
         if found > 1:
-            raise OvsegError(f"{path} names {entry.strip()!r}, which {found} classes are called: give their indices")
+            raise OvsegError(f"{path} names {entry.strip()!r}, the name of {found} classes: give their indices")
         return names.index(entry.strip())
     if isinstance(entry, str) and entry.strip().isdecimal() and len(entry) < 10:
         entry = int(entry)
@@ -188,7 +188,7 @@ def _class_index(entry: object, names: Sequence[str], path: str | Path) -> int:
 
 
 def _texts(protocol: Protocol) -> tuple[list[str], list[int]]:
-    """All that CLIP reads for a data set, and the class of each."""
+    """Return all texts of a data set, and the class of each."""
     texts, classes = [], []
     for word, synonyms in enumerate(protocol.vocabulary.synonyms):
         texts += synonyms

@@ -1,4 +1,4 @@
-"""Evaluating a grid of MASK_THR x CLIP_ENSEMBLE_WEIGHT at the cost of little more than one evaluation per threshold."""
+"""Search of MASK_THR and CLIP_ENSEMBLE_WEIGHT on a grid, at about the cost of one evaluation per threshold."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from ovseg.evaluation.dataset_settings import dataset_settings
 from ovseg.evaluation.ground_truth import GroundTruth
 
 THRESHOLD, WEIGHT = "MODEL.CLIP_ADAPTER.MASK_THR", "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
-_REPORTED = ("val", "validation", "test", "minival")  # parts of a name that tell a split whose results are published
+_REPORTED = ("val", "validation", "test", "minival")  # parts of names of splits whose results are published
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Scores at every setting.
+    """Scores at every setting of a grid.
 
     Attributes:
-        dataset: the split that was searched on.
-        num_images: how many of its images.
+        dataset: name of the split.
+        num_images: number of evaluated images.
         thresholds: MASK_THR values, (T,).
         weights: CLIP_ENSEMBLE_WEIGHT values, (W,).
-        scores: ``scores[t][w]`` is what an evaluation at that setting gives, by name, in percent.
+        scores: ``scores[t][w]`` are the scores of an evaluation at that setting, by name, in percent.
     """
 
     dataset: str
@@ -47,28 +47,28 @@ class Grid:
     scores: tuple[tuple[dict[str, float], ...], ...]
 
     def values(self, score: str = "mIoU") -> np.ndarray:
-        """(T, W) float64 of one score."""
+        """Return one score at all settings, float64 (T, W)."""
         return np.array([[cell[score] for cell in row] for row in self.scores])
 
     @property
     def best(self) -> tuple[float, float]:
-        """Threshold and weight of the highest mIoU; of equals the first."""
+        """Threshold and weight of the highest mIoU, the first of equals."""
         row, column = np.unravel_index(np.nanargmax(self.values()), (len(self.thresholds), len(self.weights)))
         return self.thresholds[row], self.weights[column]
 
     @property
     def best_opts(self) -> str:
-        """The best setting as options to paste."""
+        """The best setting as command-line options."""
         threshold, weight = self.best
         return f"{THRESHOLD} {threshold} {WEIGHT} {weight}"
 
     @property
     def is_reported_split(self) -> bool:
-        """Whether results on this split are usually published, so that choosing settings on it is not fair."""
+        """Whether results on this split are usually published, which settings tuned on it would bias."""
         return any(part in _REPORTED for part in folder_name(self.dataset).lower().replace("-", "_").split("_"))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each setting: data set, images, both keys, mean IoUs and pixel accuracy."""
+        """Return one row for each setting: data set, images, both keys, mean IoUs and pixel accuracy."""
         return [
             {
                 "tuned_on": self.dataset,
@@ -99,19 +99,19 @@ def search(
 ) -> Grid:
     """Evaluate every setting of the grid, image by image.
 
-    The proposal network sees each image once, CLIP once for each threshold; a weight costs the painting alone. The
-    scores are those of :func:`ovseg.evaluation.runner.evaluate_dataset` at each setting; what TEST.PER_DATASET says of
-    other keys holds.
+    The proposer runs once for each image, CLIP once for each threshold, and only the rendering for each weight. The
+    scores equal those of :func:`ovseg.evaluation.runner.evaluate_dataset` at each setting; TEST.PER_DATASET applies to
+    other keys.
 
     Args:
         model: a :class:`ovseg.meta_arch.propose_and_name.ProposeAndName` with two namers; unchanged after.
         thresholds: in [0, 1).
         weights: at most 1; not positive means CLIP alone.
-        limit: use so many images, evenly spread over the split; None for all.
-        on_image: told (images done, images in all).
+        limit: number of images to use, evenly spread over the split; None for all.
+        on_image: called with the numbers of finished and of all images.
 
     Raises:
-        OvsegError: a value out of range, options that do not go together, or unusable data.
+        OvsegError: a value is out of range, options exclude each other, or the data cannot be used.
     """
     _check(cfg, model, thresholds, weights, limit)
     truth, protocol = GroundTruth(dataset_name), protocol_of(dataset_name, cfg.TEST.VOCABULARY)
@@ -158,7 +158,7 @@ def search(
 
 
 def draw_heat_map(grid: Grid, path: str | Path) -> None:
-    """Write a picture of the mIoU at every setting, the best one framed; the title names the split."""
+    """Draw the mIoU at every setting to an image file, with the best one framed and the split in the title."""
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
     from matplotlib.patches import Rectangle
 
@@ -186,14 +186,17 @@ def _check(cfg: CfgNode, model: nn.Module, thresholds, weights, limit: int | Non
         if not values or any(not low <= value <= high for value in values):
             raise OvsegError(f"--{name} must be numbers from {low} to {high}, not {list(values)}")
         if len(set(values)) < len(values):
-            raise OvsegError(f"--{name} holds a value twice: {list(values)}")
+            raise OvsegError(f"--{name} holds a value twice ({list(values)}): remove one of them")
     check_per_dataset(cfg)
     if limit is not None and limit < 1:
         raise OvsegError(f"--limit must be at least 1, not {limit}")
     if not cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE:
         raise OvsegError("MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE is False: neither key would have an effect; set it to True")
     if len(getattr(model, "namers", ())) != 2:
-        raise OvsegError("the model has not two namers, whose weight and threshold could be searched")
+        raise OvsegError(
+            f"{cfg.MODEL.META_ARCHITECTURE} does not have two namers, whose weight and threshold are searched: give a "
+            "configuration of OVSeg or SCAN, or set MODEL.NAMER.NAME to ['QueryEmbedding', 'MaskedCrops']"
+        )
     test = cfg.TEST
     if test.AUG.ENABLED or test.SLIDING_WINDOW or test.DENSE_CRF or test.ORACLE != "none":
         raise OvsegError(
@@ -203,7 +206,7 @@ def _check(cfg: CfgNode, model: nn.Module, thresholds, weights, limit: int | Non
 
 
 def _spread(loader: SampleLoader, limit: int | None, num_workers: int) -> SampleLoader:
-    """The same loader over ``limit`` images, from the first to the last."""
+    """Return the loader restricted to ``limit`` images, evenly spread."""
     size = len(loader.dataset)
     if limit is None or limit >= size:
         return loader

@@ -1,6 +1,6 @@
-"""Several views of one image, one averaged answer: test-time augmentation and sliding windows (spec section 10.2).
+"""Test-time augmentation and sliding windows: scores averaged over views of an image (specification, section 10.2).
 
-Both are models around a model: they take and give what every meta-architecture takes and gives, so they combine.
+Both wrap a model and have the inputs and outputs of a meta-architecture, so they can be combined.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ovseg.io.images import resize_transform
 
 
 def augmented_model(cfg: CfgNode, model: nn.Module, largest_sum: int | None = None) -> nn.Module:
-    """``model`` with the sliding window and the test-time augmentation that ``cfg.TEST`` asks for, or as it is.
+    """Return ``model`` with the sliding window and the test-time augmentation of ``cfg.TEST``, or unchanged.
 
-    ``largest_sum`` bounds the memory of the sliding window, see :class:`SlidingWindow`.
+    ``largest_sum`` limits the memory of the sliding window, see :class:`SlidingWindow`.
     """
     if cfg.TEST.SLIDING_WINDOW:
         model = SlidingWindow(model, cfg.TEST.SLIDING_TILE_SIZE, cfg.TEST.SLIDING_OVERLAP, largest_sum)
@@ -33,27 +33,26 @@ def augmented_model(cfg: CfgNode, model: nn.Module, largest_sum: int | None = No
 
 
 class _ManyViews(nn.Module):
-    """Answers a request from scores that a subclass averages; proposals come from the plain, whole image."""
+    """Base class of models with averaged scores; proposals are those of the whole image."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
-        """Same input and output as the wrapped model's inference; ``outputs`` may ask for all it can give.
+        """Return the results of the requests, as the wrapped model in evaluation mode.
 
         Args:
-            batched_inputs: dicts with ``image`` (3,H,W), optional ``height``, ``width``, and the words.
+            batched_inputs: dicts with ``image`` (3, H, W), the words, and optional ``height``, ``width``, ``outputs``.
 
         Returns:
-            for each input ``sem_seg`` (K,height,width) float32, or ``label_map`` (height,width) int64 and
-            ``score_map`` (height,width) float32, and/or ``proposals`` (Q,height,width) bool. The averaged
-            scores are held in full: K x height x width float32.
+            For each input ``sem_seg`` float32 (K, height, width); ``label_map`` int64 and ``score_map`` float32
+            (height, width); and ``proposals`` bool (Q, height, width). All K x height x width scores are in memory.
         """
         return [self._answer(sample) for sample in batched_inputs]
 
     def average_scores(self, sample: dict) -> Tensor:
-        """(K,height,width) float32 scores of one input that has ``height`` and ``width``."""
+        """Return scores float32 (K, height, width) of one input that has ``height`` and ``width``."""
         raise NotImplementedError
 
     def _answer(self, sample: dict) -> dict:
@@ -73,27 +72,27 @@ class _ManyViews(nn.Module):
         return answer
 
     def _scores_of_view(self, sample: dict, image: Tensor, height: int, width: int) -> Tensor:
-        """(K,height,width) scores of the wrapped model for another image with the sample's words."""
+        """Return scores (K, height, width) of the wrapped model for a view with the words of the sample."""
         view = {**sample, "image": image, "height": height, "width": width, "outputs": ("sem_seg",)}
         return self.model([view])[0]["sem_seg"]
 
 
 class TestTimeAugmentation(_ManyViews):
-    """Mean of the scores over resized and mirrored views, at output size; one forward pass per view.
+    """Test-time augmentation: mean of the scores over resized and mirrored views, one forward pass each.
 
     Args:
         model: a meta-architecture, or a :class:`SlidingWindow`.
         mapper: Detectron2's ``DatasetMapperTTA``, for its sizes: one view per size, and its mirror image.
     """
 
-    __test__ = False  # not a test case, whatever its name makes pytest think
+    __test__ = False  # not a test case of pytest, despite its name
 
     def __init__(self, model: nn.Module, mapper: DatasetMapperTTA) -> None:
         super().__init__(model)
         self.mapper = mapper
 
     def average_scores(self, sample: dict) -> Tensor:
-        """See :class:`_ManyViews`; views are added to a running sum, one at a time."""
+        """Return the mean scores of one input; views are added to a running sum."""
         height, width = sample["height"], sample["width"]
         pixels = sample["image"].cpu().permute(1, 2, 0).numpy()
         mirrored = (False, True) if self.mapper.flip else (False,)
@@ -105,20 +104,20 @@ class TestTimeAugmentation(_ManyViews):
                 scores = self._scores_of_view(sample, image.flip(-1) if mirror else image, height, width)
                 scores = scores.flip(-1) if mirror else scores
                 total = scores.clone() if total is None else total.add_(scores)
-                del scores  # while the next view is looked at
+                del scores  # before the next view is computed
         return total.div_(len(self.mapper.min_sizes) * len(mirrored))
 
 
 class SlidingWindow(_ManyViews):
-    """Scores from overlapping square tiles, averaged where they overlap, then resized to the output size.
+    """Sliding window: scores of overlapping square tiles, averaged and resized to the output size.
 
     Args:
         model: a meta-architecture.
-        tile_size: side of a tile in pixels of the model's input; an image that is smaller is one tile.
-        overlap: share of a tile, in [0, 1), that the next one covers again; the stride is
+        tile_size: side of a tile in pixels of the model's input; a smaller image is one tile.
+        overlap: share of a tile, in [0, 1), that the next tile overlaps; the stride is
             ``ceil(tile_size * (1 - overlap))``, and the last tile of a row or column is shifted inside.
-        largest_sum: the scores of all tiles are summed at the size of the model's input, K numbers a pixel; where these
-            would be more than this many numbers, at a smaller size. None: never.
+        largest_sum: largest number of summed scores, K for each pixel of the model's input; above it, they are summed
+            at a smaller size. None for no limit.
 
     Raises:
         OvsegError: ``tile_size`` is not positive, or ``overlap`` out of range.
@@ -128,8 +127,8 @@ class SlidingWindow(_ManyViews):
         super().__init__(model)
         if tile_size <= 0:
             raise OvsegError(
-                f"TEST.SLIDING_TILE_SIZE is {tile_size}: give the side of a tile in pixels (the original has a "
-                "table of sizes for values <= 0, which is not documented and not offered here)"
+                f"TEST.SLIDING_TILE_SIZE is {tile_size}: give the side of a tile in pixels (the original's "
+                "table of sizes for values <= 0 is not supported)"
             )
         if not 0 <= overlap < 1:
             raise OvsegError(f"TEST.SLIDING_OVERLAP is {overlap}: use a share of the tile from 0 to below 1")
@@ -138,7 +137,7 @@ class SlidingWindow(_ManyViews):
         self.largest_sum = largest_sum
 
     def average_scores(self, sample: dict) -> Tensor:
-        """See :class:`_ManyViews`."""
+        """Return the averaged scores of one input."""
         image = sample["image"]
         scale = self._scale(sample)
         height, width = (max(1, round(side * scale)) for side in image.shape[-2:])
@@ -157,20 +156,20 @@ class SlidingWindow(_ManyViews):
         return sem_seg_postprocess(total.div_(count), (height, width), sample["height"], sample["width"])
 
     def _scale(self, sample: dict) -> float:
-        """The size at which scores are summed, as a part of the image's side."""
+        """Return the factor on the sides of the image at which scores are summed."""
         if self.largest_sum is None:
             return 1.0
         classes = len(requested_words(sample)) + 1  # 1: the model may add "others"
         return min(1.0, (self.largest_sum / (classes * sample["image"][0].numel())) ** 0.5)
 
     def _spans(self, length: int) -> Iterator[slice]:
-        """Where the tiles of one row or column lie in [0, length)."""
+        """Yield the spans of the tiles of one row or column in [0, length)."""
         last = max(length - self.tile_size, 0)
         for start in [*range(0, last, self.stride), last]:
             yield slice(start, min(start + self.tile_size, length))
 
 
 def _scaled(span: slice, scale: float, length: int) -> slice:
-    """Where a span lies in a row or column of ``length`` pixels that is scaled by ``scale``; at least one pixel."""
+    """Return a span scaled by ``scale``, in a row or column of ``length`` pixels; at least one pixel."""
     start = min(round(span.start * scale), length - 1)
     return slice(start, min(max(round(span.stop * scale), start + 1), length))

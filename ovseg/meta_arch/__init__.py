@@ -1,4 +1,4 @@
-"""One file per system; importing this package registers them with Detectron2."""
+"""Segmentation systems, one file each; importing this package registers them with Detectron2."""
 
 from ovseg.meta_arch.mask2former import Mask2Former
 from ovseg.meta_arch.ovseg import OVSeg, OVSegDEMO

@@ -23,9 +23,9 @@ BLOCKS = 5
 
 
 class LookAtClip(Part):
-    """Class embeddings read the tokens of the whole image in the original CLIP.
+    """Calibration of class embeddings by the tokens of the whole image in the original CLIP.
 
-    The patch tokens, enhanced in the frequency domain, are read by cross-attention; the image feature is added.
+    Class embeddings attend to the patch tokens, enhanced in the frequency domain; the image feature is added.
 
     Args:
         clip_adapter: CLIP, with its original image tower and the depths of the patch tokens.
@@ -33,7 +33,7 @@ class LookAtClip(Part):
         feedforward: width between the two linear layers of the lightweight transformer's blocks.
 
     Raises:
-        OvsegError: other numbers of widths than depths, or a CLIP that the attention heads cannot share.
+        OvsegError: the numbers of widths and depths differ, or the heads cannot share CLIP's dimension.
     """
 
     def __init__(self, clip_adapter: ClipAdapter, frequency_sigmas: Sequence[float], feedforward: int = 2048):
@@ -64,7 +64,7 @@ class LookAtClip(Part):
             return cls(clip_adapter, cfg.MODEL.FREQUENCY_SIGMA, cfg.MODEL.SCAN_FEEDFORWARD)
 
     def forward(self, embeddings: Tensor, views: Views) -> Tensor:
-        """(B, N, D) -> the same, each embedding by itself."""
+        """Return calibrated class embeddings, each independent of the others; (B, N, D) -> (B, N, D)."""
         whole = whole_images(views, self.clip_adapter)
         enhanced = self.LFM(whole.patches)  # (B, levels, width, g, g)
         memory = self.oriclip_mlp(enhanced.flatten(3).transpose(2, 3).flatten(1, 2))  # (B, levels * g * g, D)
@@ -73,10 +73,10 @@ class LookAtClip(Part):
 
 
 class LFM(nn.Module):
-    """Low-frequency enhancement: add to maps their filtered version.
+    """Low-frequency enhancement module: adds to feature maps their filtered version.
 
-    The filter is centred on the middle of a spectrum that is not shifted, so it damps the highest frequencies most,
-    and with a wide filter the mean, too (specification, section 7.2).
+    The filter is centred on the middle of an unshifted spectrum, as in the original: it damps the highest frequencies
+    most, and a wide filter also damps the mean (specification, section 7.2).
 
     Args:
         channels: V of the maps.
@@ -94,7 +94,7 @@ class LFM(nn.Module):
         self.register_buffer("keep", keep[:, None], persistent=False)  # (levels, 1, g, g)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, levels, V, g, g) -> the same shape, float32 whatever the autocast."""
+        """Return enhanced maps, float32 also under autocast; (B, levels, V, g, g) -> (B, levels, V, g, g)."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             spectrum = torch.fft.fft2(x) * self.keep
@@ -105,7 +105,7 @@ class LFM(nn.Module):
 
 
 class FusionDecoder(nn.Module):
-    """Queries read a memory by cross-attention, each by itself (specification, section 7.4)."""
+    """Stack of cross-attention layers, without self-attention of the queries (specification, section 7.4)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -113,7 +113,7 @@ class FusionDecoder(nn.Module):
         self.ln = nn.ModuleList(nn.LayerNorm(dim) for _ in range(BLOCKS - 1))
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
-        """(B, Q, D), (B, M, D) -> (B, Q, D)."""
+        """Return updated queries; queries (B, Q, D), memory (B, M, D) -> (B, Q, D)."""
         for attention, norm in zip(self.multiattn, (*self.ln, nn.Identity()), strict=True):
             queries = norm(queries + attention(queries, memory, memory, need_weights=False)[0])
         return queries
@@ -122,8 +122,8 @@ class FusionDecoder(nn.Module):
 class LoneEncoderLayer(nn.Module):
     """PyTorch's ``TransformerEncoderLayer`` (post-norm, ReLU) for sequences of one element.
 
-    Attention over one element gives that element's value whatever queries and keys say, so these are not computed;
-    their weights keep their names, and get a gradient of zero.
+    Attention over one element returns the value of that element for any queries and keys, so these are not computed;
+    their weights keep their names and have no effect.
 
     Args:
         dim: D.
@@ -141,7 +141,7 @@ class LoneEncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D), each row by itself."""
+        """Return the layer's output for each row; (..., D) -> (..., D)."""
         x = self.norm1(x + self.dropout(self._attend(x)))
         return self.norm2(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
 
@@ -153,14 +153,14 @@ class LoneEncoderLayer(nn.Module):
 
 
 class LightweightTransformer(nn.Module):
-    """Encoder that sees each query as a sequence of its own, as the original does (specification, section 7.5)."""
+    """Transformer encoder with each query as a sequence of its own, as in the original (specification, section 7.5)."""
 
     def __init__(self, dim: int, feedforward: int = 2048):
         super().__init__()
         self.layers = nn.ModuleList(LoneEncoderLayer(dim, feedforward) for _ in range(BLOCKS))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D), each row by itself."""
+        """Return the encoder's output for each row; (..., D) -> (..., D)."""
         for layer in self.layers:
             x = layer(x)
         return x

@@ -1,6 +1,6 @@
 """``Mask2Former``: proposals with a closed vocabulary of their own (Cheng et al., CVPR 2022, arXiv 2112.01527).
 
-The proposal generator of SCAN by itself: no CLIP, no words. The head is the same, ``OpenVocaMask2FormerHead``; its
+The proposal network of SCAN without CLIP and words. The head is the same, ``OpenVocaMask2FormerHead``; its
 class embedding is read as the logits of the training classes and "no object", so ``MODEL.SEM_SEG_HEAD.EMBEDDING_DIM``
 is ``NUM_CLASSES + 1``, and with ``EMBED_LAYERS: 1`` the classifier is a linear layer, as in the paper.
 """
@@ -27,8 +27,8 @@ from ovseg.vocabulary import Vocabulary
 def Mask2Former(cfg: CfgNode) -> ProposeAndName:
     """Return the model, which segments into the classes of its training set.
 
-    :class:`ProposeAndName` documents its inputs and outputs. Words are not needed; where there are, they must be as
-    many as the classes.
+    :class:`ProposeAndName` documents its inputs and outputs. A request may omit words; if it has words, their number
+    must be the number of classes.
     """
     check_model(cfg)
     head = cfg.MODEL.SEM_SEG_HEAD
@@ -47,8 +47,11 @@ def Mask2Former(cfg: CfgNode) -> ProposeAndName:
     )
 
 
+Mask2Former.takes_words = False  # read by Segmenter before it builds the model
+
+
 class ClassLogits(Part):
-    """The namer that reads embeddings (Q, K + 1) as the logits of K classes and "no object".
+    """Namer that interprets embeddings (Q, K + 1) as the logits of K classes and "no object".
 
     Args:
         num_classes: K.
@@ -68,5 +71,5 @@ class ClassLogits(Part):
         ]
 
     def class_logits(self, vocabulary: Vocabulary) -> Callable[[Tensor], Tensor]:
-        """Return the function embeddings -> logits, which are the same."""
+        """Return the identity: the embeddings are the logits."""
         return lambda embeddings: embeddings

@@ -23,7 +23,7 @@ from ovseg.proposals.network import MaskNetwork
 def OVSeg(cfg: CfgNode, rendering: str | None = None) -> ProposeAndName:
     """Return the model; :class:`ProposeAndName` documents its inputs and outputs.
 
-    ``CLIP_ENSEMBLE`` False leaves the crops out, so that the proposer's own scores decide.
+    With ``CLIP_ENSEMBLE`` False, masks are scored by the proposer's class embeddings alone.
     """
     check_model(cfg)
     clip_adapter = ClipAdapter(cfg)

@@ -1,4 +1,4 @@
-"""Rendering: class scores of masks -> class scores of pixels (specification, sections 2.3 and 2.4)."""
+"""Rendering of class scores of masks to class scores of pixels (specification, sections 2.3 and 2.4)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ovseg.vocabulary import Vocabulary
 
 
 class MaskSum:
-    """Sum over all masks of score x mask probability (OVSeg's and SCAN's evaluation).
+    """Rendering by the sum over all masks of score x mask probability (evaluation of OVSeg and SCAN).
 
     Args:
-        class_chunk_size: classes rendered at a time; it bounds the memory and changes no result.
+        class_chunk_size: number of classes rendered at a time, which limits memory and does not change results.
     """
 
     adds_others = False
@@ -33,7 +33,7 @@ class MaskSum:
     def __call__(
         self, scores: Tensor, masks: Tensor, words: Vocabulary, size: tuple[int, int], outputs: Collection[str]
     ) -> dict[str, Any]:
-        """Render those of ``sem_seg``, ``label_map`` that are in ``outputs``.
+        """Render ``sem_seg`` and ``label_map``, each if it is in ``outputs``.
 
         Args:
             scores: (Q, K).
@@ -53,7 +53,7 @@ class MaskSum:
 
 
 class ClassWinner(MaskSum):
-    """The masks that are the best of some class, each with all its scores (OVSeg's published demo).
+    """Rendering of the binary masks that have the highest score of some class (published demo of OVSeg).
 
     A single word is always segmented against "others".
 
@@ -85,14 +85,14 @@ RENDERINGS = {"mask_sum": MaskSum, "class_winner": ClassWinner}
 
 
 def class_winner_weights(probabilities: Tensor, drop_last: bool) -> Tensor:
-    """Keep the rows of masks that are the best of some class, set the others to zero.
+    """Keep the rows of masks that have the highest score of some class, and set other rows to zero.
 
     Args:
         probabilities: (n, K) of each class for each mask.
-        drop_last: the last class does not choose a mask.
+        drop_last: do not select a mask for the last class.
 
     Returns:
-        (n, K). A kept row is kept whole: inside a mask the argmax is the mask's own best class.
+        (n, K). Kept rows are unchanged, so the argmax of a pixel in one mask is the best class of that mask.
     """
     weights = torch.zeros_like(probabilities)
     if len(probabilities):
@@ -104,7 +104,7 @@ def class_winner_weights(probabilities: Tensor, drop_last: bool) -> Tensor:
 
 
 def render_scores(weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int) -> Tensor:
-    """Scores of all classes, sum_n weights[n, k] * maps[n], resized bilinearly.
+    """Return the scores of all classes, sum_n weights[n, k] * maps[n], resized bilinearly.
 
     Args:
         weights: (n, K).
@@ -119,7 +119,7 @@ def render_scores(weights: Tensor, maps: Tensor, size: tuple[int, int], class_ch
 
 
 def render_labels(weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int) -> tuple[Tensor, Tensor]:
-    """Argmax over the classes of :func:`render_scores`, exactly, without ever holding all classes.
+    """Return the exact argmax over the classes of :func:`render_scores` without storing the scores of all classes.
 
     Returns:
         labels int64 (height, width), the lowest index among equals, and their scores float32 (height, width).
@@ -135,14 +135,14 @@ def render_labels(weights: Tensor, maps: Tensor, size: tuple[int, int], class_ch
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (n, H, W) to (n, height, width), ``align_corners=False``; no copy at the same size."""
+    """Resize (n, H, W) bilinearly to (n, height, width), ``align_corners=False``; maps of that size are not copied."""
     if maps.shape[1:] == size:
         return maps
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def _chunks(weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int) -> Iterator[tuple[int, Tensor]]:
-    # resizing is linear, so it may come before the sums or after them: where it is less work
+    # resizing is linear: it commutes with the sums and is done where it costs less
     if size[0] * size[1] <= maps.shape[1] * maps.shape[2] and 0 < len(maps) <= weights.shape[1]:
         maps = resize(maps, size)
     for start in range(0, weights.shape[1], class_chunk):

@@ -1,4 +1,4 @@
-"""``ProposeAndName``: a proposer, namers, their fusion and rendering make a segmenter."""
+"""``ProposeAndName``: the model that is composed of a proposer, namers, their fusion and a rendering."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ovseg.errors import OvsegError, shown
 from ovseg.meta_arch.pixel_scores import RENDERINGS
 from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, Scores
 from ovseg.naming.crops import has_pixel
+from ovseg.proposals.network import MaskNetwork
 from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
@@ -29,7 +30,7 @@ WITHOUT_NAMES = {"proposals", "soft_proposals"}  # outputs that need no namer
 
 @META_ARCH_REGISTRY.register()
 class ProposeAndName(nn.Module):
-    """Segment images by proposing masks, scoring each mask for each word, and rendering the scores.
+    """Model that segments images by proposing masks, scoring each mask for each word, and rendering the scores.
 
     ::
 
@@ -41,7 +42,7 @@ class ProposeAndName(nn.Module):
 
     * ``image``: (3, H, W) RGB, 0 .. 255, any dtype; ``height``, ``width``: size of the result (default: H, W)
     * the words: ``class_names``, a :class:`ovseg.vocabulary.Vocabulary` or K entries, each a str or a sequence of
-      synonyms; or ``meta["dataset_name"]``; without both, those of the configuration's first data set
+      synonyms; or ``meta["dataset_name"]``; default: the words of the configuration's first data set
     * ``templates``: prompts for the words, in place of the model's own
     * ``outputs``: what to return, a subset of :data:`OUTPUTS`; default the first, ``("sem_seg",)``
     * in training ``instances``: ``gt_classes`` int64 (n,), ``gt_masks`` bool (n, H, W); or ``sem_seg``, labels (H, W)
@@ -50,7 +51,7 @@ class ProposeAndName(nn.Module):
 
     * ``sem_seg``: float32 (K, height, width) scores, not probabilities
     * for ``label_map``: ``label_map`` int64 (height, width), the argmax of ``sem_seg``, and ``score_map`` float32,
-      its maximum; much less memory than ``sem_seg``
+      its maximum; needs much less memory than ``sem_seg``
     * ``proposals``: bool (Q, height, width), mask probability > 0.5; ``soft_proposals``: float32, the probability
     * ``explanations``: the scores of each mask by each namer, see :func:`explain`
 
@@ -61,11 +62,11 @@ class ProposeAndName(nn.Module):
         namers: one or two, see :mod:`ovseg.naming.scores`. The first trains with the proposer.
         fuse: scores of all namers -> (Q, K), see :class:`ovseg.naming.scores.GeometricMean`.
         render: scores of masks -> scores of pixels, see :class:`ovseg.meta_arch.pixel_scores.MaskSum`.
-        mask_namer: names masks from elsewhere, see :meth:`name_masks`; default: the :class:`MaskedCrops` of the namers.
+        mask_namer: the namer of :meth:`name_masks`; default: the :class:`MaskedCrops` of the namers.
         mask_threshold: probability above which a pixel belongs to a mask in ``explanations``.
         add_others: segment a single word against a second one, "others".
         closed_vocabulary: the classes of a model that takes no words; None for an open vocabulary.
-        test_sets, train_sets: data sets whose words requests without words get in evaluation, and in training.
+        test_sets, train_sets: data sets whose words are the default of requests in evaluation, and in training.
     """
 
     @configurable
@@ -84,7 +85,7 @@ class ProposeAndName(nn.Module):
         train_sets: Sequence[str] = (),
     ):
         super().__init__()
-        self.register_buffer("anchor", torch.empty(0), persistent=False)  # is where the model is
+        self.register_buffer("anchor", torch.empty(0), persistent=False)  # holds the device of the model
         self.parts = (proposer, *namers)  # a tuple, which nn.Module does not register: see Part
         for part in self.parts:
             _register(self, part)
@@ -98,9 +99,11 @@ class ProposeAndName(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the combination of ``MODEL.PROPOSER``, ``MODEL.NAMER``, ``MODEL.FUSION`` and ``MODEL.RENDERING``."""
-        check_model(cfg)
+        check_model(cfg, with_head=False)
         names, proposer = list(cfg.MODEL.NAMER.NAME), _entry(PROPOSERS, cfg.MODEL.PROPOSER.NAME, "MODEL.PROPOSER.NAME")
         kinds = [_entry(NAMERS, name, "MODEL.NAMER.NAME") for name in names]
+        if isinstance(proposer, type) and issubclass(proposer, MaskNetwork):
+            check_head(cfg)
         if not 1 <= len(set(names)) == len(names) <= 2 or (len(names) == 2 and names[0] != "QueryEmbedding"):
             raise OvsegError(
                 f"MODEL.NAMER.NAME is {names}: give one namer, or QueryEmbedding and another, such as "
@@ -122,7 +125,7 @@ class ProposeAndName(nn.Module):
         }
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Segment, or compute the losses in training mode: see the class for inputs and outputs."""
+        """Segment images, or compute the losses in training mode; the class documents inputs and outputs."""
         views = self.views(batched_inputs)
         if self.training:
             return self.proposer.losses(views, self._class_logits(views))
@@ -152,12 +155,12 @@ class ProposeAndName(nn.Module):
         return self._mask_namer[0] if self._mask_namer else None
 
     def views(self, requests: Sequence[Mapping[str, Any]]) -> Views:
-        """Return the images of requests on our device."""
+        """Return the images of requests on the device of the model."""
         images = [request["image"].to(self.device).float() for request in requests]
         return Views(requests, images, getattr(self.proposer, "size_divisibility", 32))
 
     def words_of(self, request: Mapping[str, Any]) -> Vocabulary:
-        """Return the request's words, with "others" where that is to be added."""
+        """Return the words of a request, with "others" if :attr:`add_others` applies to them."""
         words = request.get("class_names")
         if self.closed_vocabulary is not None:
             return self._closed_words(request)
@@ -166,7 +169,7 @@ class ProposeAndName(nn.Module):
         return words.with_others() if self.add_others and len(words) == 1 else words
 
     def name_masks(self, request: Mapping[str, Any], masks: Tensor) -> Tensor:
-        """Return the class probabilities that CLIP gives to masks from elsewhere; no proposal is made.
+        """Return the class probabilities by CLIP of given masks, without proposals.
 
         Args:
             request: see the class.
@@ -177,7 +180,9 @@ class ProposeAndName(nn.Module):
         """
         given = Masks(masks.to(self.device).float())
         if self.mask_namer is None:
-            raise OvsegError("this model has no namer of masks from elsewhere: it needs MaskedCrops or ContextCrops")
+            raise OvsegError(
+                "this model has no namer of given masks: add MaskedCrops or ContextCrops to MODEL.NAMER.NAME"
+            )
         return self.mask_namer(self.views([request]), [given], [self.words_of(request)])[0].probabilities
 
     def train(self, mode: bool = True) -> ProposeAndName:
@@ -188,9 +193,9 @@ class ProposeAndName(nn.Module):
         return self
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a state; constants that published files hold beside the weights are left out.
+        """Load a state, except for constants that published files contain.
 
-        Image towers of CLIP that shared tensors are separated first: the state may have different values for them.
+        Image towers of CLIP that share tensors are separated first, since the state may have different values for them.
         """
         if (clip_adapter := getattr(self, "clip_adapter", None)) is not None:
             clip_adapter.separate_towers()
@@ -216,15 +221,15 @@ class ProposeAndName(nn.Module):
         known = len(self.closed_vocabulary)
         if ("class_names" in request or "meta" in request) and (asked := len(requested_words(request))) != known:
             raise OvsegError(
-                f"this model knows the {known} classes it was trained on, and was given {asked} words: use OVSeg or "
-                "SCAN for words of your own"
+                f"this model has the {known} classes of its training and takes no other words, but {asked} were given: "
+                "use OVSeg or SCAN for open vocabularies"
             )
         return self.closed_vocabulary
 
     def _answer(
         self, request: Mapping[str, Any], masks: Masks, words: Vocabulary | None, *scores: Scores
     ) -> dict[str, Any]:
-        """Return the outputs that a request asks for."""
+        """Return the outputs of a request for one image."""
         size, outputs = output_size(request), outputs_of(request)
         result: dict[str, Any] = {}
         if outputs & WITHOUT_NAMES:
@@ -244,7 +249,7 @@ class ProposeAndName(nn.Module):
         scores: Sequence[Scores],
         outputs: Collection[str],
     ) -> dict[str, Any]:
-        """Fuse the scores of all namers for one image, and return those of ``outputs`` that need names."""
+        """Fuse the scores of all namers for one image, and return those of ``outputs`` that depend on words."""
         fused = self.fuse(scores, request.get("meta", {}).get("dataset_name"))
         result = self.render(fused, masks.probabilities, words, output_size(request), outputs)
         if "explanations" in outputs:
@@ -253,7 +258,7 @@ class ProposeAndName(nn.Module):
 
 
 def common(cfg: CfgNode) -> dict[str, Any]:
-    """Return the arguments of :class:`ProposeAndName` that all systems take from the same keys."""
+    """Return the arguments of :class:`ProposeAndName` that all systems read from the same keys."""
     return {
         "mask_threshold": cfg.MODEL.CLIP_ADAPTER.MASK_THR,
         "add_others": cfg.MODEL.MASK_FORMER.TEST.ADD_OTHERS,
@@ -262,10 +267,21 @@ def common(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def check_model(cfg: CfgNode) -> None:
-    """Raise OvsegError for a configuration that cannot be built."""
+def check_model(cfg: CfgNode, with_head: bool = True) -> None:
+    """Raise OvsegError for a configuration that cannot be built.
+
+    Args:
+        cfg: the configuration.
+        with_head: check the names of the head of :class:`MaskNetwork`, too.
+    """
     check_config(cfg)  # again: it may come from Detectron2's own get_cfg
     refuse_keys_without_effect(cfg)
+    if with_head:
+        check_head(cfg)
+
+
+def check_head(cfg: CfgNode) -> None:
+    """Raise OvsegError unless the configuration names a head and a pixel decoder of this package."""
     for key in ("MODEL.SEM_SEG_HEAD.NAME", "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"):
         check_kind(cfg, key)
 
@@ -273,18 +289,18 @@ def check_model(cfg: CfgNode) -> None:
 def explain(
     namers: Sequence[Part], masks: Tensor, scores: Sequence[Scores], fused: Tensor, threshold: float
 ) -> dict[str, Tensor]:
-    """Return the scores by each namer of the masks that have a pixel above the threshold, and where the masks are.
+    """Return the scores by each namer, areas and boxes of the masks that have a pixel above the threshold.
 
     Args:
-        namers: their ``explains`` names their scores in the result, "own" or "clip".
+        namers: the namers; the attribute ``explains`` is the key of their scores in the result, "own" or "clip".
         masks: (Q, H, W) probabilities.
         scores: by each namer.
         fused: (Q, K).
         threshold: probability above which a pixel belongs to a mask.
 
     Returns:
-        ``own``, ``clip`` and ``fused`` float32 (V, K), NaN for a namer that is not there; ``fractions`` (V,) of the
-        image's area; ``boxes`` (V, 4) x0, y0, x1, y1 in parts of the image's width and height.
+        ``own``, ``clip`` and ``fused`` float32 (V, K), NaN for an absent namer; ``fractions`` (V,) of the image's
+        area; ``boxes`` (V, 4) x0, y0, x1, y1 in parts of the image's width and height.
     """
     seen = has_pixel(masks, threshold)
     binary = masks[seen] > threshold
@@ -307,18 +323,22 @@ def explain(
 
 
 def output_size(request: Mapping[str, Any]) -> tuple[int, int]:
-    """Return height and width of the result: those asked for, else the image's."""
+    """Return height and width of the result; default: those of the image."""
     height, width = request["image"].shape[1:]
     return request.get("height", height), request.get("width", width)
 
 
 def outputs_of(request: Mapping[str, Any]) -> Collection[str]:
-    """Return the names of the outputs that a request asks for."""
+    """Return the names of the outputs of a request."""
     return set(request.get("outputs", OUTPUTS[:1]))
 
 
 def _entry(registry: Iterable[tuple[str, Any]] | Mapping[str, Any], name: str, key: str) -> Any:
-    """Return an entry of a registry; OvsegError names the configuration key and the names that are there."""
+    """Return an entry of a registry.
+
+    Raises:
+        OvsegError: the name is not registered; the message has the configuration key and the registered names.
+    """
     entries = dict(registry.items() if isinstance(registry, Mapping) else registry)
     if name not in entries:
         raise OvsegError(f"{key} is {shown(name)}: choose one of {', '.join(entries)}")

@@ -28,9 +28,9 @@ def SCAN(cfg: CfgNode, variant: str | None = None, add_others: bool = False) -> 
     """Return the model; :class:`ProposeAndName` documents its inputs and outputs.
 
     Args:
-        cfg: the configuration. ``CLIP_ENSEMBLE`` False leaves the crops out.
+        cfg: the configuration. With ``CLIP_ENSEMBLE`` False, crops are not classified.
         variant: of the fusion, in place of ``ENSEMBLE_VARIANT``.
-        add_others: segment a single word against "others", whatever ``ADD_OTHERS`` is.
+        add_others: segment a single word against "others", even if ``ADD_OTHERS`` is False.
     """
     check_model(cfg)
     clip_adapter = ClipAdapter(
@@ -57,13 +57,13 @@ def SCAN(cfg: CfgNode, variant: str | None = None, add_others: bool = False) -> 
 
 @META_ARCH_REGISTRY.register()
 def SCANDEMO(cfg: CfgNode) -> ProposeAndName:
-    """Return :func:`SCAN` as published for single images: a single word is segmented against "others", no "log"."""
+    """Return :func:`SCAN` as in its published demo: a single word is segmented against "others", "auto" is "plain"."""
     variant = cfg.MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT
     return SCAN(cfg, variant="plain" if variant == "auto" else variant, add_others=True)
 
 
 def _check_sizes(cfg: CfgNode, clip_adapter: ClipAdapter) -> None:
-    """Raise OvsegError unless the keys that repeat CLIP's sizes are right."""
+    """Raise OvsegError if a key for a size of CLIP has another value than CLIP."""
     visual = clip_adapter.original_clip
     sizes = {
         "SCAN_DIM": clip_adapter.embed_dim,

@@ -1,4 +1,4 @@
-"""From an image, its masks and words to class scores of masks: the namers, and the fusion of several.
+"""Namers, which compute class scores of masks from an image and words, and the fusion of their scores.
 
 Importing this package registers the namers and fusions for ``MODEL.NAMER.NAME`` and ``MODEL.FUSION.NAME``.
 """

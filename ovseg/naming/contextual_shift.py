@@ -1,4 +1,4 @@
-"""``ContextCrops``: CLIP names each mask by a crop that knows the whole image.
+"""``ContextCrops``: the namer that classifies masked crops in the context of the whole image.
 
 Contextual shift: the tokens of background patches of the crop are replaced by the class token of the whole image (SCAN,
 arXiv 2312.04089, section 3.3; specification, section 8).
@@ -31,10 +31,10 @@ class ContextCrops(MaskedCrops):
     Args:
         clip_adapter: CLIP, with its original image tower.
         replace_ratio: part of a crop's background patches that is replaced, in [0, 1].
-        replace_layers: blocks after which it is.
-        replace_seed: of the draws: each image is seeded by itself, by this number and its pixels; negative draws
-            from Python's global stream, as the original.
-        context_of_first: all images of a batch get the context of the first, as in the original.
+        replace_layers: numbers of the blocks after which patches are replaced, 1 for the first.
+        replace_seed: seed of the random patches; each image has a seed that depends on this number and its pixels.
+            Negative: draw from Python's global stream, as the original.
+        context_of_first: give all images of a batch the context of the first, as in the original.
         crops: the remaining arguments of :class:`MaskedCrops`.
 
     Raises:
@@ -102,7 +102,7 @@ class ContextCrops(MaskedCrops):
 
 
 def whole_images(views: Views, clip_adapter: ClipAdapter) -> WholeImages:
-    """Return the tokens of the whole images in the original CLIP, computed once for all parts that ask."""
+    """Return the tokens of the whole images in the original CLIP, computed once for each batch."""
     return views.once("whole images", lambda: clip_adapter.encode_whole(views.images, views.divisibility))
 
 
@@ -113,7 +113,7 @@ class Generator(Protocol):
 
 
 def shifted_blocks(layers: Iterable[int], visual: VisionTransformer) -> tuple[int, ...]:
-    """The blocks that tokens are replaced after: those of ``layers`` that the tower has, each once, ascending.
+    """Return the blocks after which tokens are replaced: those of ``layers`` that the tower has, each once, ascending.
 
     Raises:
         OvsegError: a number below 1.
@@ -125,7 +125,7 @@ def shifted_blocks(layers: Iterable[int], visual: VisionTransformer) -> tuple[in
 
 
 def draw(counts: Sequence[int], ratio: float, layers: int, generator: Generator) -> list[list[list[int]]]:
-    """Draw background patches without replacement, afresh for every layer and region.
+    """Draw background patches without replacement, independently for each layer and region.
 
     Args:
         counts: number of background patches of each region.
@@ -140,7 +140,7 @@ def draw(counts: Sequence[int], ratio: float, layers: int, generator: Generator)
 
 
 def drawn_patches(foreground: Tensor, picks: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-    """Where the drawn background patches are.
+    """Return a mask of the drawn background patches.
 
     Args:
         foreground: bool (V, P), see :func:`ovseg.clip.vit.foreground_patches`.

@@ -1,4 +1,4 @@
-"""``MaskedCrops``: CLIP names each mask by the crop that it cuts out of the image.
+"""``MaskedCrops``: the namer that classifies the crop around each mask with CLIP.
 
 OVSeg, arXiv 2210.04150, section 3.1; specification, section 3.
 """
@@ -26,7 +26,7 @@ CROPS_AT_A_TIME = {"cpu": 8, "cuda": 32}
 
 @NAMERS.register()
 class MaskedCrops(Part):
-    """CLIP on the crop of each mask, its background filled with one colour or replaced by mask prompts.
+    """Namer that encodes the crop of each mask with CLIP, its background filled with one colour or mask prompts.
 
     The crops of all images of a batch go through CLIP as one stream.
 
@@ -34,9 +34,9 @@ class MaskedCrops(Part):
         clip_adapter: CLIP.
         mask_fill: "mean" or "zero", the colour behind the masks.
         mask_expand_ratio: factor on the sides of the masks' boxes.
-        mask_threshold: probability above which a pixel belongs to a mask. Masks without such a pixel are not seen.
-        mask_matting: cut with the soft mask.
-        mask_crops: False shows the mask's box with its background, and nothing is left for prompts to replace.
+        mask_threshold: probability above which a pixel belongs to a mask. Masks without such a pixel get no scores.
+        mask_matting: multiply crops by the mask probability instead of the binary mask.
+        mask_crops: fill the background; if False, crops keep it and prompts replace nothing.
         mask_prompts: replace fully masked patches by the prompts of CLIP's image tower.
         crops_at_a_time: crops that CLIP encodes at a time; 0 for :data:`CROPS_AT_A_TIME`.
     """
@@ -159,7 +159,7 @@ class MaskedCrops(Part):
 
     @property
     def chunk_size(self) -> int:
-        """Crops that CLIP encodes at a time."""
+        """Number of crops that CLIP encodes at a time."""
         device = self.clip_adapter.pixel_mean.device.type
         return self.crops_at_a_time or CROPS_AT_A_TIME.get(device, CROPS_AT_A_TIME["cuda"])
 
@@ -170,7 +170,7 @@ def has_pixel(probabilities: Tensor, threshold: float) -> Tensor:
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Bounding boxes of masks that all have a pixel.
+    """Return the bounding boxes of masks, each of which has a pixel.
 
     Args:
         masks: bool (V, H, W).
@@ -238,7 +238,7 @@ def crop_regions(
 
 
 def resample_each(image: Tensor, masks: Tensor, boxes: Tensor, size: int, interpolation: str = "bicubic") -> Tensor:
-    """Boxes of ``image * mask``, resized, one after the other: the quickest way on a CPU; (V, 3, S, S)."""
+    """Return boxes of ``image * mask``, resized one after the other, which is fastest on a CPU; (V, 3, S, S)."""
     crops = image.new_empty(len(masks), len(image), size, size)
     for crop, mask, (x0, y0, x1, y1) in zip(crops, masks, boxes.tolist(), strict=True):
         region = image[:, y0:y1, x0:x1] * mask[y0:y1, x0:x1]
@@ -247,7 +247,7 @@ def resample_each(image: Tensor, masks: Tensor, boxes: Tensor, size: int, interp
 
 
 def resample_together(image: Tensor, masks: Tensor, boxes: Tensor, size: int, interpolation: str = "bicubic") -> Tensor:
-    """:func:`resample_each` of all boxes at once, whose places stay on the device."""
+    """Return the crops of :func:`resample_each`, computed at once without a transfer to the host."""
     regions, width = len(masks), image.shape[2]
     pixels = image.flatten(1).T.contiguous()  # (H*W, 3): one look-up fetches a pixel's three values
     flat_masks = masks.reshape(regions, -1)
@@ -268,7 +268,7 @@ def resample_together(image: Tensor, masks: Tensor, boxes: Tensor, size: int, in
 
 
 def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """The second result of :func:`crop_regions` alone."""
+    """Return the masks in boxes, resized by nearest neighbour: the second result of :func:`crop_regions`."""
     start, length = boxes[:, :2, None], (boxes[:, 2:] - boxes[:, :2])[:, :, None]  # (V, 2, 1), x and y
     nearest = (torch.arange(size, device=boxes.device) * (length.float() / size)).floor().long()
     columns, rows = (start + nearest.minimum(length - 1)).unbind(1)  # (V, S) each
@@ -277,10 +277,10 @@ def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def regroup(pieces: Iterable[tuple[Tensor, ...]], size: int) -> Iterator[tuple[Tensor, ...]]:
-    """Rows in groups of ``size``, the last one smaller, whatever the pieces are that they come in.
+    """Yield the rows of pieces in groups of ``size``; the last group may be smaller.
 
     Args:
-        pieces: tensors of equal length each; a piece is asked for when its rows are needed.
+        pieces: tuples of tensors of equal length, consumed lazily.
     """
     waiting: list[list[Tensor]] = []
     count = 0
@@ -298,7 +298,7 @@ def regroup(pieces: Iterable[tuple[Tensor, ...]], size: int) -> Iterator[tuple[T
 
 
 def _bicubic_taps(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Source indices and weights of bicubic resizing [start, stop) to ``size`` samples: (V, size, 4) each."""
+    """Return source indices and weights of bicubic resizing [start, stop) to ``size`` samples: (V, size, 4) each."""
     source, length = _centres(start, stop, size)
     first = source.floor()
     t = source - first
@@ -310,7 +310,7 @@ def _bicubic_taps(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tenso
 
 
 def _bilinear_taps(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The same of bilinear resizing: (V, size, 2) each."""
+    """Return source indices and weights of bilinear resizing [start, stop) to ``size`` samples: (V, size, 2) each."""
     source, length = _centres(start, stop, size)
     source = source.clamp(min=0)
     first = source.floor()
@@ -320,7 +320,7 @@ def _bilinear_taps(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tens
 
 
 def _centres(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Where the centres of ``size`` samples of [start, stop) lie, (V, size), and the lengths, (V, 1)."""
+    """Return the centres of ``size`` samples of [start, stop), (V, size), and the lengths, (V, 1)."""
     length = (stop - start)[:, None]
     scale = length.float() / size
     # PyTorch's kernel rounds this product and difference once (fused multiply-add): hence float64
@@ -329,7 +329,7 @@ def _centres(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _cubic_kernel(x: Tensor, outer: bool) -> Tensor:
-    """Keys' cubic convolution kernel (1981) at distance ``x``: 1 <= x <= 2 if outer, else 0 <= x <= 1."""
+    """Return Keys' cubic convolution kernel (1981) at distance ``x``: 1 <= x <= 2 if outer, else 0 <= x <= 1."""
     a = BICUBIC_A
     if outer:
         return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a

@@ -1,4 +1,4 @@
-"""Scores of masks: what namers return, the namer that reads the proposer's own embeddings, and the fusion of two.
+"""Class scores of masks, the namer that reads the proposer's class embeddings, and the fusion of two namers.
 
 A namer is a :class:`ovseg.proposals.views.Part` that is called with :class:`ovseg.proposals.views.Views`, the masks and
 the vocabulary of each image, and returns the :class:`Scores` of each image; None for images without a vocabulary.
@@ -26,7 +26,7 @@ NAMERS.__doc__ = "Namers by an element of ``MODEL.NAMER.NAME``: called with the 
 FUSIONS = Registry("FUSION")
 FUSIONS.__doc__ = "Fusions by the value of ``MODEL.FUSION.NAME``: called with the configuration."
 LOG_EPSILON = 1e-8
-LOG_DATASETS = ("ade20k_full_sem_seg_val", "pascal_context_459_sem_seg_val")  # those of the original's "auto"
+LOG_DATASETS = ("ade20k_full_sem_seg_val", "pascal_context_459_sem_seg_val")  # where the original uses "log"
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class Scores:
     """The class probabilities of the masks of one image by one namer.
 
     Attributes:
-        probabilities: float32 (V, K), of the masks that the namer has seen, in their order. They may sum to less than
-            1; what is missing is the probability of "no object".
-        seen: bool (Q,), the V masks that it has seen; None for all.
+        probabilities: float32 (V, K), of the masks that the namer has scored, in their order. If they sum to less
+            than 1, the rest is the probability of "no object".
+        seen: bool (Q,), which masks the namer has scored, V of them; None for all.
     """
 
     probabilities: Tensor
     seen: Tensor | None = None
 
     def of_all(self, unseen: float) -> Tensor:
-        """Return probabilities (Q, K), with the value ``unseen`` for masks that were not seen."""
+        """Return probabilities (Q, K), with the value ``unseen`` for masks without scores."""
         if self.seen is None:
             return self.probabilities
         filled = self.probabilities.new_full((len(self.seen), self.probabilities.shape[1]), unseen)
@@ -68,11 +68,11 @@ def best_synonym(logits: Tensor, vocabulary: Vocabulary) -> Tensor:
 
 @NAMERS.register()
 class QueryEmbedding(Part):
-    """The proposer's own class scores: cosines of its class embeddings and CLIP's text embeddings.
+    """Namer by the proposer's class embeddings: cosines to CLIP's text embeddings.
 
     Args:
-        clip_adapter: embeds the words, and "no object".
-        drop_no_object: leave "no object" out of the softmax; otherwise it takes its share of the probability.
+        clip_adapter: CLIP, for the embeddings of the words and of "no object".
+        drop_no_object: leave "no object" out of the softmax; otherwise the class probabilities sum to less than 1.
     """
 
     explains: ClassVar[str] = "own"
@@ -93,7 +93,7 @@ class QueryEmbedding(Part):
         return cls(clip_adapter, cfg.MODEL.CLIP_ADAPTER.DROP_NO_OBJECT_BEFORE_SOFTMAX)
 
     def forward(self, views: Views, masks: Sequence[Masks], words: Sequence[Vocabulary | None]) -> list[Scores | None]:
-        """Return the scores of each image, see the module; all masks are seen."""
+        """Return the scores of each image, of all masks; None for images without a vocabulary."""
         scores: list[Scores | None] = []
         for found, vocabulary in zip(masks, words, strict=True):
             if vocabulary is None:
@@ -101,8 +101,8 @@ class QueryEmbedding(Part):
                 continue
             if found.embeddings is None:
                 raise OvsegError(
-                    "these masks have no class embeddings of their own: name them by MaskedCrops or ContextCrops "
-                    "(MODEL.NAMER.NAME)"
+                    "the masks of the proposer have no class embeddings: set MODEL.NAMER.NAME to MaskedCrops or "
+                    "ContextCrops"
                 )
             logits = best_synonym(self.class_logits(vocabulary)(found.embeddings), vocabulary)  # (Q, K + 1)
             own = logits[:, :-1].softmax(-1) if self.drop_no_object else logits.softmax(-1)[:, :-1]
@@ -117,7 +117,7 @@ class QueryEmbedding(Part):
 
 @FUSIONS.register()
 class SingleNamer:
-    """The scores of one namer; masks that it has not seen get none."""
+    """Scores of a single namer; masks without scores get zeros."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> SingleNamer:
@@ -132,10 +132,10 @@ class SingleNamer:
 
 @FUSIONS.register()
 class GeometricMean:
-    """own^(1 - weight) * other^weight (OVSeg, arXiv 2210.04150, equation 4; specification, section 2.3).
+    """Weighted geometric mean, own^(1 - weight) * other^weight (OVSeg, arXiv 2210.04150, equation 4).
 
-    A mask that the other namer has not seen has the factor 1 in place of its score. A weight that is not positive means
-    the other namer alone.
+    For a mask that the other namer has not scored, the factor of the other namer is 1. With a weight that is not
+    positive, the scores of the other namer alone are used.
 
     Args:
         weight: of the second namer.
@@ -149,10 +149,10 @@ class GeometricMean:
         return cls(cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT)
 
     def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None) -> Tensor:
-        """Fuse the scores of two namers, the first of which has seen all masks.
+        """Fuse the scores of two namers, the first of which has scored all masks.
 
         Args:
-            scores: of each namer; of one alone these are returned.
+            scores: of each namer; the scores of a single namer are returned unchanged.
             dataset_name: of the data set that the image belongs to, if any.
 
         Returns:
@@ -168,11 +168,11 @@ class GeometricMean:
 
 @FUSIONS.register()
 class ObjectNormalizedMean(GeometricMean):
-    """SCAN's fusion: the geometric mean, on some data sets also normalised over the classes.
+    """SCAN's fusion: the geometric mean, normalised over the classes on some data sets.
 
     Args:
         weight: of the second namer.
-        variant: "plain", the geometric mean; "log", also normalised; "auto", as the original: log on
+        variant: "plain", the geometric mean; "log", also normalised; "auto", as in the original: "log" on
             :data:`LOG_DATASETS`. Scores of one namer alone are never normalised.
     """
 
@@ -195,11 +195,11 @@ class ObjectNormalizedMean(GeometricMean):
 def normalise_over_classes(fused: Tensor, own: Tensor) -> Tensor:
     """Scale each mask's scores to sum to the probability that it is an object, and smooth them (SCAN's variant "log").
 
-    The original's detour by logarithms (specification of SCAN, section 9, step 5) comes to this.
+    Equivalent to the original's computation by logarithms (specification of SCAN, section 9, step 5).
 
     Args:
         fused: (Q, K) from :class:`GeometricMean`.
-        own: (Q, K) the network's own probabilities; what is missing to 1 is "no object".
+        own: (Q, K) probabilities by the class embeddings; 1 minus their sum is the probability of "no object".
     """
     objects = own.sum(-1, keepdim=True)
     scores = fused / fused.sum(-1, keepdim=True).clamp_min(torch.finfo(fused.dtype).tiny) * objects + LOG_EPSILON

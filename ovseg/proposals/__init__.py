@@ -1,4 +1,4 @@
-"""From pixels to mask proposals: backbones, pixel decoders, transformers, matching and losses.
+"""Proposers of masks: backbones, pixel decoders, transformers, matching and losses.
 
 Two networks propose masks, MaskFormer and Mask2Former; they share the backbones, matching and losses. Importing this
 package registers the backbones and heads with Detectron2.

@@ -1,6 +1,6 @@
 """Losses of mask classification (MaskFormer, arXiv 2107.06278, section 3.2; specification 9.2).
 
-Mask2Former's are the same, with masks compared at points (arXiv 2112.01527, section 3.3; specification of SCAN, 5.3).
+Mask2Former has the same losses, computed at points (arXiv 2112.01527, section 3.3; specification of SCAN, 5.3).
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from ovseg.errors import OvsegError
 from ovseg.proposals.mask_comparison import EveryPixel, MaskComparison, RandomPoints, dice
 from ovseg.proposals.matcher import match
 
-POINT_HEAD = "OpenVocaMask2FormerHead"  # whose masks are compared at points
+POINT_HEAD = "OpenVocaMask2FormerHead"  # the head whose masks are compared at points
 
 
 class MaskClassificationCriterion(nn.Module):
-    """Cross entropy of all queries, and losses of the matched masks, for every prediction.
+    """Losses of mask classification: cross entropy of all queries, and losses of the matched masks.
 
     Args:
         num_classes: size K of the training vocabulary.
         no_object_weight: class weight of unmatched queries in the cross entropy.
-        mask_weight, dice_weight, class_weight: of the comparison's loss, of dice and of the cross entropy, in the
-            matching and in the total.
+        mask_weight, dice_weight, class_weight: weights of the loss of the comparison, of dice and of the cross
+            entropy, in the matching and in the total.
         comparison: where masks are compared and how; default :class:`EveryPixel`, MaskFormer's.
-        drop_last_auxiliary: leave out the losses of the prediction before the last, but draw its random numbers.
+        drop_last_auxiliary: leave out the losses of the prediction before the last, but draw its random numbers, as
+            the original.
     """
 
     @configurable
@@ -80,12 +81,12 @@ class MaskClassificationCriterion(nn.Module):
         """Compute the weighted losses.
 
         Args:
-            predictions: the last one last; each class logits (B, Q, K + 1) and mask logits (B, Q, h, w).
+            predictions: of each layer, the last one last: class logits (B, Q, K + 1) and mask logits (B, Q, h, w).
             gt_classes: per image int64 (n,).
             gt_masks: per image bool (n, H, W), padded to the batch's size.
 
         Returns:
-            Scalars ``loss_ce``, ``loss_mask``, ``loss_dice`` of the last prediction, with suffix ``_i`` of the i-th.
+            Scalars ``loss_ce``, ``loss_mask`` and ``loss_dice`` of the last prediction; with suffix ``_i`` of the i-th.
 
         Raises:
             OvsegError: the vocabulary's size is not ``num_classes``.
@@ -139,16 +140,16 @@ class MaskClassificationCriterion(nn.Module):
         }
 
     def _cross_entropy(self, class_logits: Tensor, wanted: Tensor) -> Tensor:
-        """Mean over all queries of the batch, weighted by class; class logits (B, Q, K + 1), wanted int64 (B, Q).
+        """Return the mean over all queries, weighted by class; class logits (B, Q, K + 1), wanted int64 (B, Q).
 
-        The weights are summed over all processes, so several of them give the loss of one with the whole batch.
+        The weights are summed over all processes: the mean does not depend on the number of processes.
         """
         total = F.cross_entropy(class_logits.transpose(1, 2), wanted, self.empty_weight, reduction="sum")
         return total / _average_over_processes(self.empty_weight[wanted].sum())
 
 
 def _average_over_processes(value: Tensor) -> Tensor:
-    """Mean of a scalar without gradient over all processes."""
+    """Return the mean over all processes of a scalar without gradient."""
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(value)
     return value / comm.get_world_size()

@@ -16,7 +16,7 @@ from ovseg.proposals.transformer import EncoderLayer
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Where the pixels of several maps lie on each of them.
+    """Coordinates of the pixels of several maps on each of these maps.
 
     Attributes:
         sizes: (height, width) of each of the L levels, S pixels together.
@@ -29,8 +29,10 @@ class Pyramid:
 
     @classmethod
     def of(cls, sizes: Sequence[tuple[int, int]], device: torch.device | None = None) -> Pyramid:
+        """Return the pyramid of maps with these (height, width)."""
+
         def centres(lengths: Sequence[int]) -> list[Tensor]:
-            """Per level (length, L)."""
+            """Return the centres along one axis, (length, L) for each level."""
             scale = torch.tensor(lengths, dtype=torch.float32, device=device)
             return [(torch.arange(n, device=device) + 0.5)[:, None] / n * scale - 0.5 for n in lengths]
 
@@ -41,11 +43,11 @@ class Pyramid:
 
 
 class DeformableAttention(nn.Module):
-    """Each query looks at a few points of each level, near its own place.
+    """Attention of each query to a few points of each level, near the position of the query.
 
     Args:
         dim: channels C.
-        heads, levels, points: each head of a query looks at ``levels * points`` points.
+        heads, levels, points: each head of a query attends to ``levels * points`` points.
     """
 
     def __init__(self, dim: int, heads: int, levels: int, points: int):
@@ -62,7 +64,7 @@ class DeformableAttention(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Equal attention; head h's point k lies k pixels away in the h-th direction (appendix A.4 of the paper)."""
+        """Set equal attention, to points at k pixels in the h-th direction for head h (appendix A.4 of the paper)."""
         angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
         direction = torch.stack((angle.cos(), angle.sin()), -1)
         direction = direction / direction.abs().amax(-1, keepdim=True)  # onto the square
@@ -77,7 +79,7 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(self, query: Tensor, value: Tensor, pyramid: Pyramid) -> Tensor:
-        """Attend.
+        """Return the attention output of each query.
 
         Args:
             query, value: (B, S, C), a token for each pixel of the pyramid.
@@ -88,7 +90,7 @@ class DeformableAttention(nn.Module):
         grid = (self.heads, self.levels, self.points)
         value = self.value_proj(value).unflatten(-1, (self.heads, -1))  # (B, S, heads, C / heads)
         weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, grid[1:])
-        # half precision is too coarse for places: the sums are in float32
+        # half precision is too coarse for coordinates: the sums are in float32
         dx, dy = self.sampling_offsets(query).float().unflatten(-1, (*grid, 2)).unbind(-1)
         x, y = pyramid.x[:, None, :, None] + dx, pyramid.y[:, None, :, None] + dy
         return self.output_proj(sample_levels(value, pyramid.sizes, x, y, weights).flatten(2))

@@ -3,7 +3,7 @@
 Zhu et al., "Deformable DETR", ICLR 2021, arXiv 2010.04159, equation 3. One bilinear sample is a weighted sum of four
 pixels, so a query's whole result is one weighted sum of rows of a table of all pixels of all levels, which PyTorch's
 ``embedding_bag`` computes without storing the samples. Each map gets a border of zeros in the table: points outside
-are clamped onto it and need no case of their own.
+are clamped to the border and need no special case.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 logger = logging.getLogger(__name__)
 
 COMPILED_OP = "MultiScaleDeformableAttention"  # the extension module that Deformable DETR's setup builds
-BORDER = (1, 2)  # pixels of zeros before and after each axis: a point at the last of them has a neighbour still
+BORDER = (1, 2)  # pixels of zeros before and after each axis: a point on the last pixel still has a neighbour
 
 Sizes = Sequence[tuple[int, int]]
 
@@ -31,7 +31,7 @@ Sizes = Sequence[tuple[int, int]]
 def sample_levels(value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """Sum up weighted bilinear samples of several maps; outside of a map everything is zero.
 
-    On CUDA the compiled op does it where it is installed.
+    On CUDA the compiled op is used if it is installed.
 
     Args:
         value: (B, S, heads, D) pixels of all levels, level after level, each row by row.
@@ -50,7 +50,7 @@ def sample_levels(value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Te
 
 
 class _SampleTable(Function):
-    """:func:`sample_levels`; the backward pass computes indices again instead of storing 8 numbers per sample."""
+    """Autograd function of :func:`sample_levels`, whose backward pass recomputes indices instead of storing them."""
 
     @staticmethod
     def forward(ctx, value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
@@ -74,16 +74,16 @@ class _SampleTable(Function):
 
 
 class _Corners:
-    """The four pixels around every sample: rows of the table and weights.
+    """The four pixels around every sample: their rows in the table, and their weights.
 
-    A bag is what one query of one head sums up, 4 x L x P pixels; there are B * Q * heads bags.
+    A bag is the sum of one query of one head over 4 x L x P pixels; there are B * Q * heads bags.
     """
 
     def __init__(self, x: Tensor, y: Tensor, weights: Tensor, sizes: Sizes):
         self.shape = x.shape
         self.sizes = sizes
         batch, queries, heads, levels, points = x.shape
-        flat = (batch, queries, heads * levels * points)  # long inner axes: constants that vary in it cost nothing
+        flat = (batch, queries, heads * levels * points)  # one long inner axis: fewer, larger operations
 
         def per_sample(numbers: Sequence[int], dtype: torch.dtype) -> Tensor:
             row = torch.tensor(numbers, device=x.device).to(dtype)
@@ -107,11 +107,11 @@ class _Corners:
 
     @staticmethod
     def _inside(position: Tensor, limit: Tensor) -> Tensor:
-        """In pixels of the bordered map; what is not finite (training has diverged) must still be an index."""
+        """Return positions in pixels of the bordered map, clamped to it; 0 for values that are not finite."""
         return (position + 1).nan_to_num_(0.0).clamp_(limit.new_zeros(()), limit)
 
     def _bags(self, corners: Sequence[Tensor]) -> Tensor:
-        """Four tensors (B, Q, heads * L * P), or scalars to broadcast, -> (bags, 4 * L * P)."""
+        """Return four tensors (B, Q, heads * L * P) as one (bags, 4 * L * P)."""
         batch, queries, heads, levels, points = self.shape
         parts = [corner.view(batch, queries, heads, levels * points) for corner in corners]
         return torch.stack(parts, 3).view(-1, 4 * levels * points)
@@ -128,34 +128,34 @@ class _Corners:
         return upper - upper_right, upper_right, lower - lower_right, lower_right
 
     def sum_up(self, table: Tensor) -> Tensor:
-        """(rows, D) -> (bags, D)."""
+        """Return the weighted sum of rows of the table for each bag; (rows, D) -> (bags, D)."""
         weights = self._bags(self.corner_weights())
         return F.embedding_bag(self.rows(), table, per_sample_weights=weights, mode="sum")
 
     def gradients(self, table: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of x, y and the weights, (B, Q, heads, L, P) each, from that of the result, (bags, D)."""
+        """Return gradients of x, y and the weights, (B, Q, heads, L, P) each, from that of the result, (bags, D)."""
         weights = self._bags(self.corner_weights()).requires_grad_()
         with torch.enable_grad():
             result = F.embedding_bag(self.rows(), table, per_sample_weights=weights, mode="sum")
-        (products,) = torch.autograd.grad(result, weights, gradient)  # of each pixel and its bag's gradient
+        (products,) = torch.autograd.grad(result, weights, gradient)  # of each pixel and the gradient of its bag
         products = products.view(*self.shape[:3], 4, -1).unbind(3)
         upper_left, upper_right, lower_left, lower_right = (part.reshape(self.x.shape) for part in products)
         upper = torch.lerp(upper_left, upper_right, self.fraction_x)
         lower = torch.lerp(lower_left, lower_right, self.fraction_x)
         of_x = torch.lerp(upper_right - upper_left, lower_right - lower_left, self.fraction_y) * self.weights
         of_y = (lower - upper) * self.weights
-        # beyond the border a sample is zero wherever it moves to
+        # a sample beyond the border is constant zero
         of_x.mul_((self.x > -1) & (self.x + 1 < self.limit_x))
         of_y.mul_((self.y > -1) & (self.y + 1 < self.limit_y))
         of_weights = torch.lerp(upper, lower, self.fraction_y)
         return of_x.view(self.shape), of_y.view(self.shape), of_weights.view(self.shape)
 
     def scatter(self, gradient: Tensor, batch: int) -> Tensor:
-        """Gradient of the table, (B, rows of an image, heads * D), from that of the result, (bags, D).
+        """Return the gradient of the table, (B, rows of an image, heads * D), from that of the result, (bags, D).
 
-        The sum over the samples of a pixel is a weighted sum of bags: again ``embedding_bag``, over the samples in the
-        order of their pixels. Sorting the upper left pixels is enough: the others are next to them. Nothing here
-        depends on the order in which threads finish, unlike with atomic additions.
+        The sum over the samples of a pixel is a weighted sum of bags, which ``embedding_bag`` computes over the samples
+        in the order of their pixels. Sorting the upper left pixels is enough: the others are next to them. The result
+        is deterministic, unlike that of atomic additions.
         """
         order = self.first.flatten().argsort()
         lengths = [height * width for height, width in _bordered(self.sizes)]
@@ -184,14 +184,14 @@ def _bordered(sizes: Sizes) -> list[tuple[int, int]]:
 
 
 def _with_border(value: Tensor, sizes: Sizes) -> Tensor:
-    """(B, S, heads, D) -> the table: (B * bordered pixels * heads, D)."""
+    """Return the table of pixels with borders; (B, S, heads, D) -> (B * bordered pixels * heads, D)."""
     maps = value.flatten(2).split([height * width for height, width in sizes], 1)
     maps = [F.pad(map_.unflatten(1, size), (0, 0, *BORDER, *BORDER)) for map_, size in zip(maps, sizes, strict=True)]
     return torch.cat([map_.flatten(1, 2) for map_ in maps], 1).view(-1, value.shape[-1])
 
 
 def _without_border(table: Tensor, sizes: Sizes, shape: torch.Size) -> Tensor:
-    """(B, bordered pixels, heads * D) -> (B, S, heads, D)."""
+    """Remove the borders; (B, bordered pixels, heads * D) -> (B, S, heads, D)."""
     before = BORDER[0]
     bordered = _bordered(sizes)
     maps = table.split([height * width for height, width in bordered], 1)
@@ -204,18 +204,18 @@ def _without_border(table: Tensor, sizes: Sizes, shape: torch.Size) -> Tensor:
 
 @functools.cache
 def compiled_op() -> ModuleType | None:
-    """The compiled op, if it is installed and can be imported."""
+    """Return the compiled op; None if it is not installed or cannot be imported."""
     try:
         return importlib.import_module(COMPILED_OP)
     except ModuleNotFoundError:
         return None
     except (ImportError, OSError) as error:
-        logger.warning("%s is installed but cannot be used (%s): going on without it", COMPILED_OP, error)
+        logger.warning("%s is installed but cannot be used (%s): continuing without it", COMPILED_OP, error)
         return None
 
 
 def sample_compiled(op: ModuleType, value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """:func:`sample_levels` by the compiled op, whose points go from 0 to 1 over each map."""
+    """Compute :func:`sample_levels` by the compiled op, whose coordinates are 0 to 1 over each map."""
     height, width = value.new_tensor(sizes).T[:, :, None]  # (L, 1) each
     locations = torch.stack(((x + 0.5) / width, (y + 0.5) / height), -1)
     shapes = torch.tensor(sizes, device=value.device)
@@ -229,7 +229,7 @@ class _SampleCompiled(Function):
     def forward(ctx, value, shapes, starts, locations, weights, op):
         ctx.op = op
         ctx.save_for_backward(value, shapes, starts, locations, weights)
-        # the last argument: images at a time, which must divide their number
+        # the last argument: number of images at a time, a divisor of the batch size
         return op.ms_deform_attn_forward(value, shapes, starts, locations, weights, len(value))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Proposers that are no network: ground truth, and masks from files."""
+"""Proposers without a network: ground truth, and masks from files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEY = "MODEL.PROPOSER.MASKS"
 
 
 class GivenMasks(Part):
-    """A proposer that takes the masks of each image from elsewhere; a subclass says from where."""
+    """Base class of proposers without a network; child classes implement :meth:`masks_of`."""
 
     gives_embeddings: ClassVar[bool] = False
 
@@ -48,7 +48,7 @@ class GivenMasks(Part):
 
 @PROPOSERS.register()
 class GroundTruth(GivenMasks):
-    """The true masks of a request: ``gt_masks`` of its ``instances``, or one mask per class of its label map.
+    """Proposer of the true masks of a request: ``gt_masks`` of its ``instances``, or one per class of its label map.
 
     The label map is ``sem_seg`` (H, W), or the file ``sem_seg_file_name``.
 
@@ -79,14 +79,14 @@ class GroundTruth(GivenMasks):
 
 @PROPOSERS.register()
 class MaskFiles(GivenMasks):
-    """Masks that another program has written.
+    """Proposer of masks from files, which another program has written.
 
     Args:
         path: a JSON file with COCO's run-length encoded masks: a list of records with ``segmentation`` and
             ``file_name`` or ``image_id``, or a mapping with ``annotations`` and ``images``. Or a folder with a file for
-            each image, of the same stem: a label map (PNG or TIFF; each value but ``ignore_label`` is a mask), or a
-            JSON file as above.
-        ignore_label: value of label maps that is no mask.
+            each image, of the same stem: a label map (PNG or TIFF; each value except ``ignore_label`` is a
+            mask), or a JSON file as above.
+        ignore_label: value of pixels without a mask in label maps.
 
     Raises:
         OvsegError: the path is missing or of another kind; when called, an image without ``file_name`` or without
@@ -119,7 +119,9 @@ class MaskFiles(GivenMasks):
         if (path := self.path / f"{Path(name).stem}.json").is_file():
             records = _read_records(path, Path(name).name)
             return self._decoded(records, Path(name), request, path)
-        raise OvsegError(f"{self.path} has no {Path(name).stem}.png, .tif or .json: there are no masks of {name}")
+        raise OvsegError(
+            f"{self.path} has no {Path(name).stem}.png, .tif or .json: give a file with the masks of {name}"
+        )
 
     def _decoded(
         self, records: Mapping[Any, list], name: Path, request: Mapping[str, Any], path: Path
@@ -133,13 +135,13 @@ class MaskFiles(GivenMasks):
 
 
 def masks_of_map(labels: np.ndarray, ignore_label: int) -> np.ndarray:
-    """Return one mask for each value of a label map (H, W) but ``ignore_label``, ascending; bool (n, H, W)."""
+    """Return one mask for each value of a label map (H, W) except ``ignore_label``, ascending; bool (n, H, W)."""
     values = np.unique(labels)
     return labels[None] == values[values != ignore_label][:, None, None]
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-neighbour resizing that loses no mask: one that falls between the samples keeps every cell it touches.
+    """Resize masks by nearest neighbour; a mask that would have no pixel left gets every pixel that it overlaps.
 
     Args:
         masks: bool (n, H, W), each with a pixel.
@@ -167,7 +169,7 @@ def _read_records(path: Path, of_one: str | None = None) -> dict[Any, list]:
     """Return the records of each image by its name, its file's name, its stem and its number.
 
     Args:
-        of_one: name of the image that all records belong to, where they do not say so.
+        of_one: name of the image of records that name none.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -176,11 +178,13 @@ def _read_records(path: Path, of_one: str | None = None) -> dict[Any, list]:
     images = content.get("images", []) if isinstance(content, dict) else []
     records = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in (*records, *images)):
-        raise OvsegError(f"{path} is no list of masks: give COCO's annotations or results, records with a segmentation")
+        raise OvsegError(
+            f"{path} is not a list of masks: give COCO's annotations or results, records with a segmentation"
+        )
     names = {image.get("id"): image.get("file_name") for image in images}
     by_image: dict[Any, list] = defaultdict(list)
     for image in images:
-        by_image[image.get("file_name")] = []  # known, and may be without masks
+        by_image[image.get("file_name")] = []  # an image may have no masks
     for record in records:
         name = record.get("file_name") or names.get(record.get("image_id")) or of_one
         by_image[name or record.get("image_id")].append(record)
@@ -193,7 +197,7 @@ def _read_records(path: Path, of_one: str | None = None) -> dict[Any, list]:
 def _decode(record: Mapping[str, Any], path: Path) -> np.ndarray:
     code = record.get("segmentation")
     if not isinstance(code, dict) or not {"size", "counts"} <= code.keys():
-        raise OvsegError(f"{path} has a mask that is no run-length code: give segmentation as {{size, counts}}")
+        raise OvsegError(f"{path} has a mask that is not a run-length code: give segmentation as {{size, counts}}")
     try:
         height, width = (int(side) for side in code["size"])
         return decode_mask(code["counts"], height, width)

@@ -31,7 +31,7 @@ from ovseg.proposals.transformer import (
     sine_position_encoding,
 )
 
-GROUPS = 32  # of the GroupNorm behind each input projection
+GROUPS = 32  # of the GroupNorm after each input projection
 FEEDFORWARD = 1024  # inner channels of the encoder's layers; not MASK_FORMER.DIM_FEEDFORWARD
 POINTS = 4  # per head and level
 LEVELS = 3  # maps that the predictor reads
@@ -101,7 +101,7 @@ class DeformableEncoder(nn.Module):
                 module.initialise()
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """(B, C, h_l, w_l) of each level -> the same."""
+        """Return the encoded maps, (B, C, h_l, w_l) of each level, of the same sizes."""
         sizes = [tuple(x.shape[-2:]) for x in maps]
         position = torch.cat(
             [
@@ -118,13 +118,13 @@ class DeformableEncoder(nn.Module):
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class MSDeformAttnPixelDecoder(nn.Module):
-    """Deformable encoder over the coarse features, then lateral 1x1 + bilinear upsampling and 3x3 for the finer ones.
+    """Deformable encoder over the coarse features, then a feature pyramid (1x1, bilinear, 3x3) for the finer ones.
 
-    Everything runs in float32 (or float64), under autocast too: half precision is too coarse for places.
+    Runs in float32 (or float64), also under autocast: half precision is too coarse for coordinates.
 
     Args:
         input_shape: channels and stride of each input feature.
-        encoded: names of the features that the encoder sees, the coarsest of all.
+        encoded: names of the features that the encoder reads, the coarsest ones.
         conv_dim: channels of all inner maps.
         mask_dim: channels of the mask features.
         norm: Detectron2's name of the pyramid's normalisation ("GN"), "" for none.
@@ -184,7 +184,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         }
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Decode.
+        """Return mask features and the maps that the predictor reads.
 
         Args:
             features: the backbone's maps (B, C_i, H / s_i, W / s_i).
@@ -207,7 +207,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
 
 class MultiScalePredictor(nn.Module):
-    """Each layer attends to one map, inside of the masks predicted so far.
+    """Transformer decoder whose layers attend to one map each, inside the masks of the previous prediction.
 
     Args:
         in_channels: channels of the maps.
@@ -216,7 +216,7 @@ class MultiScalePredictor(nn.Module):
         embedding_dim, embed_hidden_dim, embed_layers: of the class embedding's MLP.
         mask_dim: channels of the mask features.
         enforce_input_proj: project the maps even where their channels already match.
-        decoder_layers: how many there are; Mask2Former's own code has one less than its configuration says.
+        decoder_layers: number of layers; the published Mask2Former has one less than its configuration file states.
         heads, feedforward, pre_norm: of every layer. There is no dropout.
     """
 
@@ -259,7 +259,7 @@ class MultiScalePredictor(nn.Module):
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
 
     def forward(self, maps: Sequence[Tensor], mask_features: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Predict from the queries alone and after every layer, the last one last; in evaluation mode only that one.
+        """Predict from the queries alone and after every layer, the last one last; in evaluation mode only the last.
 
         Args:
             maps: three of (B, in_channels, h_l, w_l), coarsest first.
@@ -277,8 +277,8 @@ class MultiScalePredictor(nn.Module):
             x.flatten(2).transpose(1, 2) + embedding
             for x, embedding in zip(projected, self.level_embed.weight, strict=True)
         ]  # (B, h*w, C) each
-        # enlarging is linear, so masks of reduced features are reduced masks: much less work where no one asks for
-        # the masks themselves
+        # resizing is linear: masks of reduced features equal reduced masks and cost less; in evaluation the full-size
+        # masks of these layers are not needed
         reduced = [resize(mask_features, x.shape[-2:]) for x in maps] if not self.training else None
 
         x = self.query_feat.weight[None].expand(len(mask_features), -1, -1)
@@ -307,6 +307,6 @@ class MultiScalePredictor(nn.Module):
 
 
 def inside(logits: Tensor) -> Tensor:
-    """Where masked attention may look: bool (B, Q, h*w) from mask logits (B, Q, h, w); everywhere for empty masks."""
+    """Return where masked attention is allowed, everywhere for empty masks; logits (B, Q, h, w) -> bool (B, Q, h*w)."""
     allowed = logits.flatten(2) >= 0
     return allowed | ~allowed.any(-1, keepdim=True)

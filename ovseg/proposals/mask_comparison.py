@@ -1,4 +1,4 @@
-"""How a predicted mask is compared with a true one, in matching and in the losses.
+"""Comparison of predicted with true masks, in matching and in the losses.
 
 MaskFormer compares every pixel, with the focal loss (arXiv 2107.06278, section 3.2). Mask2Former compares random
 points, with the cross entropy (arXiv 2112.01527, section 3.3; specification of SCAN, 5.3). Both add the dice loss.
@@ -22,26 +22,26 @@ FOCAL_GAMMA = 2.0
 
 
 class MaskComparison(Protocol):
-    """Masks as lists of P values, and the measure of their difference beside dice."""
+    """Protocol of a comparison: masks as vectors of P values, and the measure of difference next to dice."""
 
     def for_matching(self, masks: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """All masks of one image: logits (Q, h, w), truth float (n, H, W) -> (Q, P), (n, P)."""
+        """Return the values of all masks of one image: logits (Q, h, w), truth float (n, H, W) -> (Q, P), (n, P)."""
 
     def for_loss(self, masks: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """Matched pairs: logits (M, h, w), truth float (M, H, W) -> (M, P) both."""
+        """Return the values of matched pairs: logits (M, h, w), truth float (M, H, W) -> (M, P) both."""
 
     def pairwise(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """Cost of each pair: (Q, P), (n, P) -> (Q, n)."""
+        """Return the cost of each pair: (Q, P), (n, P) -> (Q, n)."""
 
     def loss(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """Loss of matched pairs: (M, P), (M, P) -> (M,)."""
+        """Return the loss of matched pairs: (M, P), (M, P) -> (M,)."""
 
     def skip(self, queries: int, counts: Sequence[int], device: torch.device) -> None:
-        """Use up the random numbers of one comparison, of images with so many true masks, without comparing."""
+        """Draw the random numbers of one comparison, of images with ``counts`` true masks, and discard them."""
 
 
 class EveryPixel:
-    """Focal loss of all pixels: in matching at the predictions' size, in the loss at the size of the truth."""
+    """Comparison by the focal loss of all pixels: at the predictions' size in matching, at the truth's in the loss."""
 
     def for_matching(self, masks: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         truth = F.interpolate(truth[:, None], masks.shape[-2:], mode="nearest")
@@ -61,11 +61,11 @@ class EveryPixel:
 
 
 class RandomPoints:
-    """Cross entropy at random points: uniform ones in matching, mostly uncertain ones in the loss.
+    """Comparison by the cross entropy at random points: uniform ones in matching, mostly uncertain ones in the loss.
 
     Random numbers come from PyTorch's global generator of the masks' device. For one prediction they are, in this
     order: (1, N, 2) for each image's matching; (M, N * oversample_ratio, 2), the points of which the uncertain ones are
-    chosen, for all M matched masks; (M, rest, 2), points that are taken as they are.
+    chosen, for all M matched masks; (M, rest, 2), the other points.
 
     Args:
         points: N per mask.
@@ -117,7 +117,7 @@ class RandomPoints:
 
 
 def pairwise_focal(logits: Tensor, truth: Tensor) -> Tensor:
-    """Sigmoid focal loss (alpha 0.25, gamma 2), averaged over pixels, of each pair; (Q, P), (n, P) -> (Q, n)."""
+    """Return the sigmoid focal loss (alpha 0.25, gamma 2), mean over pixels, of each pair; (Q, P), (n, P) -> (Q, n)."""
     probability = logits.sigmoid()
     if_foreground = FOCAL_ALPHA * (1 - probability) ** FOCAL_GAMMA * F.softplus(-logits)
     if_background = (1 - FOCAL_ALPHA) * probability**FOCAL_GAMMA * F.softplus(logits)
@@ -125,7 +125,7 @@ def pairwise_focal(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def pairwise_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
-    """Binary cross entropy, averaged over points, of each pair; (Q, P), (n, P) -> (Q, n)."""
+    """Return the binary cross entropy, mean over points, of each pair; (Q, P), (n, P) -> (Q, n)."""
     return _pairwise(F.softplus(-logits), F.softplus(logits), truth)
 
 
@@ -134,20 +134,20 @@ def _pairwise(if_foreground: Tensor, if_background: Tensor, truth: Tensor) -> Te
 
 
 def pairwise_dice(logits: Tensor, truth: Tensor) -> Tensor:
-    """Dice loss 1 - (2 sum(s t) + 1) / (sum s + sum t + 1) of each pair; (Q, P), (n, P) -> (Q, n)."""
+    """Return the dice loss 1 - (2 sum(s t) + 1) / (sum s + sum t + 1) of each pair; (Q, P), (n, P) -> (Q, n)."""
     probability = logits.sigmoid()
     total = probability.sum(1)[:, None] + truth.sum(1)[None]
     return 1 - (2 * probability @ truth.T + 1) / (total + 1)
 
 
 def dice(logits: Tensor, truth: Tensor) -> Tensor:
-    """Dice loss of matched pairs; (M, P), (M, P) -> (M,)."""
+    """Return the dice loss of matched pairs; (M, P), (M, P) -> (M,)."""
     probability = logits.sigmoid()
     return 1 - (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (B, C, h, w) to (B, C, *size); batches may be empty."""
+    """Resize (B, C, h, w) bilinearly to (B, C, *size); batches may be empty."""
     if len(maps) == 0:
         return maps.new_zeros(0, maps.shape[1], *size) + maps.sum()
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""MaskFormer: backbone features -> mask features and queries -> masks with a class embedding each.
+"""Head of MaskFormer: masks and their class embeddings from the features of a backbone.
 
 Cheng et al., "Per-Pixel Classification is Not All You Need for Semantic Segmentation" (MaskFormer), NeurIPS 2021,
 arXiv 2107.06278, section 3.3 and appendix; details from the specification, section 6.3. The class head is open: an
@@ -25,7 +25,7 @@ from ovseg.proposals.transformer import Encoder, Transformer, initialise, sine_p
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class OpenVocabMaskFormerHead(nn.Module):
-    """Pixel decoder and a transformer predictor over one feature map.
+    """MaskFormer's head: pixel decoder and a transformer predictor over one feature map.
 
     Args:
         pixel_decoder: :class:`BasePixelDecoder` or :class:`TransformerEncoderPixelDecoder`.
@@ -77,7 +77,7 @@ class OpenVocabMaskFormerHead(nn.Module):
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class BasePixelDecoder(nn.Module):
-    """FPN: from the coarsest map to the finest, lateral 1x1 + nearest upsampling, then 3x3.
+    """Feature pyramid, from the coarsest map to the finest: lateral 1x1 + nearest upsampling, then 3x3.
 
     Args:
         input_shape: channels and stride of each input feature.
@@ -116,14 +116,14 @@ class BasePixelDecoder(nn.Module):
         }
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Decode.
+        """Return mask features and the maps that the predictor reads.
 
         Args:
             features: the backbone's maps (B, C_i, H / s_i, W / s_i).
 
         Returns:
-            mask features (B, mask_dim, H / 4, W / 4), and what the predictor can read: the transformer encoder's map
-            of the coarsest feature (B, conv_dim, h, w); empty without such an encoder.
+            mask features (B, mask_dim, H / 4, W / 4), and a list with the transformer encoder's map of the coarsest
+            feature (B, conv_dim, h, w), empty without such an encoder.
         """
         *finer, coarsest = self.in_features
         encoded = self.encode(features[coarsest])
@@ -134,7 +134,7 @@ class BasePixelDecoder(nn.Module):
         return self.mask_features(y), [] if encoded is None else [encoded]
 
     def encode(self, coarsest: Tensor) -> Tensor | None:
-        """Refine the coarsest map (B, C, h, w); None where there is nothing to refine it with."""
+        """Return the coarsest map (B, C, h, w) encoded; None without an encoder."""
         return None
 
 
@@ -163,7 +163,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         super().__init__(input_shape, conv_dim=conv_dim, mask_dim=mask_dim, norm=norm)
         self.input_proj = Conv2d(input_shape[self.in_features[-1]].channels, conv_dim, kernel_size=1)
         weight_init.c2_xavier_fill(self.input_proj)
-        self.transformer = nn.Module()  # the published key names say "transformer.encoder"
+        self.transformer = nn.Module()  # published checkpoints have the names "transformer.encoder"
         self.transformer.encoder = Encoder(
             encoder_layers, conv_dim, pre_norm, heads=heads, feedforward=feedforward, dropout=dropout
         )
@@ -192,7 +192,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
 
 
 class OpenVocabPredictor(nn.Module):
-    """Transformer over one feature map; each query gives a mask and an embedding in CLIP's joint space.
+    """Transformer over one feature map, whose queries predict a mask and an embedding in CLIP's joint space.
 
     Args:
         in_channels: channels of the feature map.
@@ -258,7 +258,7 @@ class MLP(nn.Module):
 
 
 def input_projection(in_channels: int, hidden_dim: int, enforce: bool) -> nn.Module:
-    """1x1 convolution to the transformer's channels; nothing where they already match, unless enforced."""
+    """Return a 1x1 convolution to the transformer's channels; the identity if they already match, unless enforced."""
     if in_channels == hidden_dim and not enforce:
         return nn.Identity()
     projection = nn.Conv2d(in_channels, hidden_dim, kernel_size=1)
@@ -267,12 +267,12 @@ def input_projection(in_channels: int, hidden_dim: int, enforce: bool) -> nn.Mod
 
 
 def mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
-    """(B, Q, mask_dim), (B, mask_dim, h, w) -> (B, Q, h, w)."""
+    """Return mask logits; (B, Q, mask_dim), (B, mask_dim, h, w) -> (B, Q, h, w)."""
     return torch.einsum("bqc,bchw->bqhw", mask_embeddings, mask_features)
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, norm: str, relu: bool) -> Conv2d:
-    """Convolution that keeps the size, with a normalisation instead of a bias (bias where ``norm`` is "").
+    """Return a convolution that keeps the size, with a normalisation, or a bias if ``norm`` is "".
 
     Raises:
         OvsegError: Detectron2 has no such normalisation.
@@ -300,7 +300,7 @@ def read_features(names: Sequence[str], offered: Mapping[str, ShapeSpec]) -> dic
     """Return the features of the backbone that a decoder reads.
 
     Raises:
-        OvsegError: none, or one that the backbone does not give.
+        OvsegError: there is none, or the backbone lacks one.
     """
     if not names or set(names) - set(offered):
         raise OvsegError(f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {shown(names)}: choose among {', '.join(offered)}")

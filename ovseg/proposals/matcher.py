@@ -22,7 +22,7 @@ def match(
     class_weight: float = 1.0,
     comparison: MaskComparison | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Assign to each ground-truth mask its own query, at the lowest total cost (Hungarian algorithm).
+    """Assign each ground-truth mask to a different query, at the lowest total cost (Hungarian algorithm).
 
     Cost of a pair: - ``class_weight`` x class probability + ``mask_weight`` x the comparison's measure (focal or cross
     entropy) + ``dice_weight`` x dice.
@@ -40,11 +40,11 @@ def match(
     Raises:
         FloatingPointError: a cost is not finite, that is, training has diverged.
     """
-    from scipy.optimize import linear_sum_assignment  # takes most of a second to import, and inference needs none
+    from scipy.optimize import linear_sum_assignment  # imports slowly, and inference does not need it
 
     comparison = comparison or EveryPixel()
     matches = []
-    # half precision, as autocast would have it, is too coarse for sums over so many pixels
+    # half precision (autocast) is too coarse for sums over all pixels
     with torch.autocast(class_logits.device.type, enabled=False):
         for logits, masks, classes, truth in zip(class_logits, mask_logits, gt_classes, gt_masks, strict=True):
             cost = -class_weight * logits.float().softmax(-1)[:, classes]  # (Q, n)

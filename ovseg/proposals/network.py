@@ -1,4 +1,4 @@
-"""``MaskNetwork``: the proposer that learns, a backbone with the head of MaskFormer or Mask2Former."""
+"""``MaskNetwork``: the trainable proposer, a backbone with the head of MaskFormer or Mask2Former."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
 
 
 class PixelNormalizer(nn.Module):
-    """Subtract a mean and divide by a standard deviation, RGB values 0 .. 255."""
+    """Module that subtracts a mean and divides by a standard deviation, of RGB values 0 .. 255."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
@@ -26,12 +26,12 @@ class PixelNormalizer(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(3, H, W) -> (3, H, W)."""
+        """Return the normalised image (3, H, W)."""
         return (image - self.mean) / self.std
 
 
 class MaskNetwork(Part):
-    """Queries that give a mask and a class embedding each (MaskFormer, arXiv 2107.06278; Mask2Former, 2112.01527).
+    """Proposer whose queries predict masks and class embeddings (MaskFormer, arXiv 2107.06278, and Mask2Former).
 
     Args:
         backbone, sem_seg_head, criterion: the network and its losses.
@@ -39,7 +39,7 @@ class MaskNetwork(Part):
         size_divisibility: inputs are padded to a multiple; negative means the backbone's own.
         deep_supervision: train with the losses of all predictions, not of the last one only.
         ignore_label: value of pixels without a class in requests' ``sem_seg``.
-        refine: changes the class embeddings, called with embeddings (B, N, D) and :class:`Views`; None for no change.
+        refine: module that returns refined class embeddings, called with embeddings (B, N, D) and :class:`Views`.
     """
 
     @configurable
@@ -82,7 +82,7 @@ class MaskNetwork(Part):
         }
 
     def forward(self, views: Views) -> list[Masks]:
-        """Propose masks; for use in evaluation mode."""
+        """Return the masks of each image, in evaluation mode."""
         predictions, padded_size = self.predict(views)
         embeddings, logits = predictions[-1]
         found = []
@@ -93,10 +93,10 @@ class MaskNetwork(Part):
         return found
 
     def predict(self, views: Views) -> tuple[list[tuple[Tensor, Tensor]], torch.Size]:
-        """Return the predictions in use and the padded size of the batch.
+        """Return the predictions and the padded size of the batch.
 
-        A prediction is class embeddings (B, Q, D), refined, and mask logits (B, Q, h, w) at stride 4. In training with
-        deep supervision there is one for each layer of the decoder, the last one last; else that one alone.
+        A prediction is a pair of refined class embeddings (B, Q, D) and mask logits (B, Q, h, w) at stride 4. In
+        training with deep supervision there is one for each layer of the decoder, in their order; else only the last.
         """
         batch = ImageList.from_tensors([self.normalize(image) for image in views.images], self.size_divisibility).tensor
         predictions = self.sem_seg_head(self.backbone(batch))
@@ -109,7 +109,7 @@ class MaskNetwork(Part):
         return predictions, batch.shape[-2:]
 
     def losses(self, views: Views, class_logits: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Compute the losses of the criterion against the requests' truth.
+        """Compute the losses of the criterion against the ground truth of the requests.
 
         Args:
             class_logits: embeddings (B, Q, D) -> logits (B, Q, K + 1), "no object" last.
@@ -122,7 +122,7 @@ class MaskNetwork(Part):
         return self.criterion([(class_logits(e), logits) for e, logits in predictions], gt_classes, gt_masks)
 
     def _instances(self, request: Mapping[str, Any]) -> Instances:
-        """Return the request's ``instances``, or one per class of the label map that Detectron2's own mapper gives."""
+        """Return the request's ``instances``, or one for each class of its label map (Detectron2's mapper)."""
         if "instances" in request:
             return request["instances"]
         if "sem_seg" not in request:
@@ -163,11 +163,11 @@ def _build_backbone(cfg: CfgNode) -> Backbone:
     """Return the backbone, with the features that the head reads.
 
     Raises:
-        OvsegError: it lacks one of them, or Detectron2 cannot build it.
+        OvsegError: the backbone lacks a feature, or Detectron2 cannot build it.
     """
     try:
         backbone = build_backbone(cfg)
-    except (AssertionError, KeyError, ValueError) as error:  # how Detectron2 and PyTorch refuse what they cannot build
+    except (AssertionError, KeyError, ValueError) as error:  # raised by Detectron2 and PyTorch
         raise OvsegError(
             f"the backbone {cfg.MODEL.BACKBONE.NAME} cannot be built ({error}): check MODEL.BACKBONE, "
             "MODEL.RESNETS and MODEL.FPN"

@@ -49,7 +49,7 @@ class WindowAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend within each window.
+        """Return the attention output within each window.
 
         Args:
             x: (B * nW, w * w, C) tokens of all windows, windows of one image next to each other.
@@ -96,7 +96,7 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
 
     def forward(self, x: Tensor, shift_mask: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); ``shift_mask`` comes from :func:`shifted_window_mask`."""
+        """Return the block's output (B, H, W, C); ``shift_mask``: see :func:`shifted_window_mask`."""
         batch, height, width, channels = x.shape
         size = self.window_size
         y = F.pad(self.norm1(x), (0, 0, 0, -width % size, 0, -height % size))
@@ -129,7 +129,7 @@ class Mlp(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halve the resolution by joining 2 x 2 neighbours; (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 2C)."""
+    """Module that halves the resolution by joining 2 x 2 neighbours; (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 2C)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -168,7 +168,7 @@ class SwinStage(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to tokens; (B, 3, H, W) -> (B, ceil(H/p), ceil(W/p), C)."""
+    """Embedding of non-overlapping patches as tokens; (B, 3, H, W) -> (B, ceil(H/p), ceil(W/p), C)."""
 
     def __init__(self, patch_size: int, dim: int, norm: bool):
         super().__init__()
@@ -186,7 +186,7 @@ class PatchEmbed(nn.Module):
 class D2SwinTransformer(Backbone):
     """Swin-V1 with outputs ``res2`` .. ``res5`` at strides 4 .. 32 (patch size 4).
 
-    Inputs of any size: maps are padded to whole windows inside each block. Stage outputs are taken before
+    Inputs may have any size: maps are padded to whole windows inside each block. Stage outputs are taken before
     merging, each through its own LayerNorm.
 
     Args:
@@ -328,7 +328,7 @@ class D2SwinTransformer(Backbone):
 
 
 def relative_position_index(window_size: int) -> Tensor:
-    """Row of the bias table for each pair of tokens in a window; int64 (w * w, w * w)."""
+    """Return the row of the bias table for each pair of tokens in a window; int64 (w * w, w * w)."""
     axis = torch.arange(window_size)
     y, x = (grid.flatten() for grid in torch.meshgrid(axis, axis, indexing="ij"))
     dy = y[:, None] - y[None] + window_size - 1
@@ -337,13 +337,13 @@ def relative_position_index(window_size: int) -> Tensor:
 
 
 def shifted_window_mask(height: int, width: int, window_size: int, device: torch.device) -> Tensor:
-    """Attention mask of cyclically shifted windows: -100 between tokens that are not neighbours in the map.
+    """Return the attention mask of cyclically shifted windows, -100 between tokens that are not neighbours in the map.
 
     Returns:
         float (nW, w * w, w * w) for the map padded to whole windows.
     """
     shift = window_size // 2
-    # After the roll, the last window of an axis holds two strips that were apart: before and after the seam.
+    # After the roll, the last window of an axis has two strips that are not neighbours: before and after the seam.
     rows, columns = (
         (position >= size - window_size).long() + (position >= size - shift).long()
         for size in (height + -height % window_size, width + -width % window_size)

@@ -53,7 +53,7 @@ class EncoderLayer(Block):
         self.pre_norm = pre_norm
 
     def forward(self, x: Tensor, position: Tensor, *geometry) -> Tensor:
-        """(B, tokens, C), positions (1 or B, tokens, C) -> (B, tokens, C); ``geometry`` is for :meth:`attention`."""
+        """Return encoded tokens (B, tokens, C); positions (1 or B, tokens, C), ``geometry`` for :meth:`attention`."""
         x = self.leave(x, self.attention(self.enter(x, self.norm1), position, *geometry), self.norm1)
         return self.leave(x, self.feedforward(self.enter(x, self.norm2)), self.norm2)
 
@@ -81,7 +81,7 @@ class DecoderLayer(Block):
         self.pre_norm = pre_norm
 
     def forward(self, x: Tensor, memory: Tensor, position: Tensor, query_position: Tensor) -> Tensor:
-        """(B, Q, C), image and positions (B, tokens, C), positions of the queries (B, Q, C) -> (B, Q, C)."""
+        """Return updated queries (B, Q, C); image and positions (B, tokens, C), positions of the queries (B, Q, C)."""
         y = self.enter(x, self.norm1)
         x = self.leave(x, attend(self.self_attn, y + query_position, y + query_position, y), self.norm1)
         y = self.enter(x, self.norm2)
@@ -90,7 +90,7 @@ class DecoderLayer(Block):
 
 
 class CrossAttention(Block):
-    """Attention of the queries to the image, alone."""
+    """Cross-attention of the queries to the image, a block of Mask2Former's decoder."""
 
     def __init__(self, dim: int, heads: int, dropout: float, pre_norm: bool):
         super().__init__()
@@ -102,13 +102,13 @@ class CrossAttention(Block):
     def forward(
         self, x: Tensor, memory: Tensor, position: Tensor, query_position: Tensor, allowed: Tensor | None = None
     ) -> Tensor:
-        """(B, Q, C), (B, tokens, C) -> (B, Q, C); ``allowed``: see :func:`attend`."""
+        """Return updated queries; (B, Q, C), (B, tokens, C) -> (B, Q, C); ``allowed``: see :func:`attend`."""
         query = self.enter(x, self.norm) + query_position
         return self.leave(x, attend(self.multihead_attn, query, memory + position, memory, allowed), self.norm)
 
 
 class SelfAttention(Block):
-    """Attention of the queries to each other, alone."""
+    """Self-attention of the queries, a block of Mask2Former's decoder."""
 
     def __init__(self, dim: int, heads: int, dropout: float, pre_norm: bool):
         super().__init__()
@@ -118,13 +118,13 @@ class SelfAttention(Block):
         self.pre_norm = pre_norm
 
     def forward(self, x: Tensor, query_position: Tensor) -> Tensor:
-        """(B, Q, C) -> (B, Q, C)."""
+        """Return updated queries (B, Q, C)."""
         y = self.enter(x, self.norm)
         return self.leave(x, attend(self.self_attn, y + query_position, y + query_position, y), self.norm)
 
 
 class FeedForward(Block):
-    """The ReLU feed-forward network, alone."""
+    """ReLU feed-forward network, a block of Mask2Former's decoder."""
 
     def __init__(self, dim: int, feedforward: int, dropout: float, pre_norm: bool):
         super().__init__()
@@ -135,7 +135,7 @@ class FeedForward(Block):
         self.pre_norm = pre_norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, Q, C) -> (B, Q, C)."""
+        """Return updated queries (B, Q, C)."""
         return self.leave(x, self.feedforward(self.enter(x, self.norm)), self.norm)
 
 
@@ -153,14 +153,14 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(dim) if pre_norm else None
 
     def forward(self, x: Tensor, position: Tensor, *geometry) -> Tensor:
-        """See :meth:`EncoderLayer.forward`."""
+        """Return the output of all layers; arguments as those of :meth:`EncoderLayer.forward`."""
         for layer in self.layers:
             x = layer(x, position, *geometry)
         return x if self.norm is None else self.norm(x)
 
 
 class Decoder(nn.Module):
-    """A stack of :class:`DecoderLayer` and the LayerNorm that the output of each goes through."""
+    """A stack of :class:`DecoderLayer` with a shared LayerNorm of the outputs of all layers."""
 
     def __init__(self, layers: int, dim: int, **layer):
         super().__init__()
@@ -209,7 +209,7 @@ class Transformer(nn.Module):
 def attend(
     attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None
 ) -> Tensor:
-    """Attention output without the weights, by PyTorch's fused kernels.
+    """Compute the output of an attention module by PyTorch's fused kernels, without the attention weights.
 
     Args:
         query: (B, Q, C).
@@ -233,7 +233,7 @@ def attend(
 
 
 def initialise(module: nn.Module) -> None:
-    """Xavier-uniform for every weight of more than one dimension, as DETR does."""
+    """Initialise every weight of more than one dimension by Xavier-uniform, as DETR does."""
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)

@@ -1,4 +1,4 @@
-"""What the parts of a model exchange: views of the images, and masks."""
+"""Data that the parts of a model exchange: views of the images, and masks."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Result = TypeVar("Result")
 class Part(nn.Module):
     """A proposer, a namer, or a module that refines their results.
 
-    Parts are assembled by :class:`ovseg.meta_arch.propose_and_name.ProposeAndName`, which registers the sub-modules and
-    parameters of a part under the names that they have in the part. These are the names in published checkpoints, and a
-    module that several parts share, such as CLIP, is there once. A part has no buffers of its own.
+    Parts are composed by :class:`ovseg.meta_arch.propose_and_name.ProposeAndName`, which registers the sub-modules and
+    parameters of a part under the names that they have in the part. These are the names in published checkpoints; a
+    module that several parts share, such as CLIP, is registered once. A part has no buffers, only its sub-modules may.
     """
 
 
 @dataclass
 class Views:
-    """A batch of images, and what is computed of it once for all parts.
+    """A batch of images, and results that several parts share.
 
     Attributes:
         requests: B dictionaries, see :class:`ovseg.meta_arch.propose_and_name.ProposeAndName`.
@@ -42,7 +42,7 @@ class Views:
     _results: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, compute: Callable[[], Result]) -> Result:
-        """Return the result of ``compute``, which is called the first time that ``key`` is asked for."""
+        """Return the result of ``compute``, which is called only for the first use of ``key``."""
         if key not in self._results:
             self._results[key] = compute()
         return self._results[key]

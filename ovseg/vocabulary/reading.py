@@ -1,4 +1,4 @@
-"""Words as people type them: what a text must be to be a word, and files with one word per line."""
+"""Reading of words from lists, texts and files, and checks of single words."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path
 from ovseg.errors import OvsegError, reason_of, shown
 from ovseg.io.files import check_file
 
-_LARGEST_FILE = 16 * 2**20  # bytes; a list of words is never larger, a model or a film given by mistake is
+_LARGEST_FILE = 16 * 2**20  # bytes; larger files are not lists of words
 
-# a list of classes that numbers them: "0: road", "1 car", "2,sky", "(3) tree"
+# numbered classes: "0: road", "1 car", "2,sky", "(3) tree"
 _NUMBERED = re.compile(r"[(\[]?(\d+)\s*(?:[\s:;,=.)\]|-])\s*(\S.*)")
-# or that has ids or colours after them: "road 7", "road,128,64,128", "road #804080"
+# classes followed by ids or colours: "road 7", "road,128,64,128", "road #804080"
 _FOLLOWED = re.compile(r"(.*?[^\W\d].*?)[\s:;,=|(\[-]+((?:\d+[\s;,]+)*\d+|#[\da-fA-F]{6})[)\]]?")
 _NUMBERS = re.compile(r"[\d\s:;,.]+")
-_LONGEST_ROW = 200  # characters; longer ones are no names
+_LONGEST_ROW = 200  # characters; longer rows are not names
 _FORMATS = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML", ".pbtxt": "a label map", ".xml": "XML"}
 # byte order mark, zero-width space, word joiner, soft hyphen, marks of direction; zero-width joiners belong to words
 _INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u2060\u00ad\u200e\u200f"))
 
-Entry = tuple[str, ...]  # a name and its synonyms; mostly the texts that CLIP is asked
+Entry = tuple[str, ...]  # a name and its synonyms
 
 
 def unique(texts: Sequence[str]) -> Entry:
-    """Each text once, in order."""
+    """Return each text once, in order."""
     return tuple(dict.fromkeys(texts))
 
 
@@ -36,14 +36,14 @@ def clean_text(text: str) -> str:
 
 
 def fold_text(text: str) -> str:
-    """Return what is equal for texts that are one word: composed, without letter case."""
+    """Return a text in the form in which words are compared: cleaned, without letter case."""
     return clean_text(text).casefold()
 
 
 def check_text(text: str, where: str) -> None:
-    """Raise OvsegError for what is no text, a blank or invisible one, undecodable bytes or control characters."""
+    """Raise OvsegError unless a value is a visible text without undecodable bytes and control characters."""
     if not isinstance(text, str):
-        raise OvsegError(f"{where} is {shown(text)}, which is not a text")
+        raise OvsegError(f"{where} is {shown(text)}, which is not a text: give a str")
     if not text.strip() or all(unicodedata.category(character) in ("Cf", "Zs") for character in text):
         raise OvsegError(f"{where} is blank: remove it, or give it a name")
     for character in text:
@@ -54,10 +54,10 @@ def check_text(text: str, where: str) -> None:
 
 
 def read_list(words: Sequence[str | Sequence[str]], origin: str) -> list[Entry]:
-    """Words given in Python or on a command line, stripped; see :meth:`ovseg.vocabulary.Vocabulary.from_words`.
+    """Return cleaned words of a list; see :meth:`ovseg.vocabulary.Vocabulary.from_words`.
 
     Raises:
-        OvsegError: one str instead of a list, a word that is no text, a comma at a word's end.
+        OvsegError: one str instead of a list, a word that is not a text, or a comma at the end of a word.
     """
     if isinstance(words, str):
         raise OvsegError(f"{origin} is the single text {shown(words)}: give a list, for example ['cat', 'dog']")
@@ -67,7 +67,7 @@ def read_list(words: Sequence[str | Sequence[str]], origin: str) -> list[Entry]:
         entry = tuple(word) if isinstance(word, (list, tuple)) else (word,)
         for text in entry:
             if not isinstance(text, str):
-                raise OvsegError(f"word {position} in {origin} is {shown(text)}, which is not a text")
+                raise OvsegError(f"word {position} in {origin} is {shown(text)}, which is not a text: give a str")
         entries.append(entry)
     for position, entry in enumerate(entries, start=1):
         _check_commas(entry, position, entries, origin)
@@ -76,16 +76,20 @@ def read_list(words: Sequence[str | Sequence[str]], origin: str) -> list[Entry]:
 
 
 def _members(words: Iterable, origin: str) -> list:
-    """The elements of whatever holds words in an order."""
+    """Return the elements of an ordered collection of words."""
     kind = type(words).__name__
     if isinstance(words, (Set, Mapping, bytes, bytearray)) and not isinstance(words, (KeysView, ItemsView)):
-        why = " has no order, and results follow the words' order" if isinstance(words, Set) else " is no list of words"
+        why = (
+            " has no order, and results follow the words' order"
+            if isinstance(words, Set)
+            else " is not a list of words"
+        )
     elif getattr(words, "ndim", 1) > 1 and not hasattr(words, "tolist"):
         why = " is a table"
     elif (isinstance(words, Iterable) or hasattr(words, "tolist")) and getattr(words, "ndim", 1):
         return words.tolist() if hasattr(words, "tolist") else list(words)
     else:
-        why = " is no list of words"
+        why = " is not a list of words"
     raise OvsegError(
         f"{origin}: {shown(words)} ({kind}){why}: give a list, for example ['cat', 'dog'], or with synonyms "
         "['cat', ['sofa', 'couch']]"
@@ -93,7 +97,7 @@ def _members(words: Iterable, origin: str) -> list:
 
 
 def read_string(text: str, origin: str) -> list[Entry]:
-    """``"person, child; dog"``: words divided by semicolons, a word's synonyms by commas; the last ``;`` may end it.
+    """Return the words of ``"person, child; dog"``: separated by semicolons, synonyms by commas; may end in ``;``.
 
     Raises:
         OvsegError: an empty synonym, or an empty word between others.
@@ -112,7 +116,7 @@ def read_string(text: str, origin: str) -> list[Entry]:
 
 
 def read_file(path: Path) -> list[Entry]:
-    """One word per line; see :meth:`ovseg.vocabulary.Vocabulary.from_file`.
+    """Return the words of a file with one word per line; see :meth:`ovseg.vocabulary.Vocabulary.from_file`.
 
     Raises:
         OvsegError: missing or unreadable file, not UTF-8 text, a bad line; names file and line.
@@ -150,29 +154,29 @@ def read_file(path: Path) -> list[Entry]:
 
 
 def _check_numbered(words: Sequence[str], origin: str) -> None:
-    """Raise OvsegError for words that are numbers, and where all, or all below a heading, have ids or colours."""
+    """Raise OvsegError if words are numbers, or if all words, or all but the first, have ids or colours."""
     if len(words) > 1 and all(_NUMBERS.fullmatch(word.partition(":")[2] or word) for word in words):
         raise OvsegError(
-            f"{origin} has numbers for names or synonyms ({words[0]!r}), and CLIP would be asked for them: write names"
+            f"{origin} has numbers for names or synonyms ({words[0]!r}), which CLIP would read as words: write names"
         )
     for rows in (words, words[1:]):
         if len(rows) > 1 and (_are_numbered(rows) or _are_followed(rows)):
             raise OvsegError(
-                f"{origin} numbers its words ({rows[0]!r}), and CLIP would be asked for the numbers: write the names "
+                f"{origin} numbers its words ({rows[0]!r}), and CLIP would read the numbers: write the names "
                 "only, in their order; values and colours of masks go into `ids` or `colors` of the data set's YAML "
                 "file"
             )
 
 
 def _are_numbered(rows: Sequence[str]) -> bool:
-    """Whether every row begins with another number, ascending, and another name."""
+    """Return whether the rows begin with ascending numbers, and their names differ."""
     found = [match.groups() for match in map(_NUMBERED.fullmatch, rows) if match]
     numbers, names = [int(number[:9]) for number, _ in found], {name for _, name in found}
     return len(found) == len(rows) == len(names) and numbers == sorted(set(numbers))
 
 
 def _are_followed(rows: Sequence[str]) -> bool:
-    """Whether every row ends in a colour, or they end in 0, 1, 2, ... or 1, 2, 3, ..., each after another name."""
+    """Return whether all rows end in colours, or in 0, 1, 2, ... or 1, 2, 3, ..., and their names differ."""
     found = [match.groups() for row in rows if (match := _FOLLOWED.fullmatch(row[:_LONGEST_ROW]))]
     if not len(found) == len(rows) == len({name for name, _ in found}):
         return False
@@ -182,7 +186,7 @@ def _are_followed(rows: Sequence[str]) -> bool:
 
 
 def _check_commas(entry: Entry, position: int, entries: Sequence[Entry], origin: str) -> None:
-    """``cat, dog`` unquoted reaches us as ``cat,`` and ``dog``; CLIP would read the comma as part of the name."""
+    """Raise OvsegError for commas at the ends of texts: unquoted, ``cat, dog`` arrives as ``cat,`` and ``dog``."""
     for text in entry:
         if clean_text(text).strip(" ,") != clean_text(text):
             bare = [clean_text(other[0]).strip(" ,") for other in entries if other]
@@ -196,7 +200,7 @@ def _check_commas(entry: Entry, position: int, entries: Sequence[Entry], origin:
 def _read_lines(path: Path) -> list[str]:
     try:
         if check_file(path, "vocabulary file").st_size > _LARGEST_FILE:
-            raise OvsegError(f"{path} is larger than {_LARGEST_FILE >> 20} MB: is it really a list of words?")
+            raise OvsegError(f"{path} is larger than {_LARGEST_FILE >> 20} MB: give a list of words, one per line")
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() in _FORMATS or text.lstrip().startswith(("{", "[", "item {", "---")):
             what = _FORMATS.get(path.suffix.lower(), "JSON, YAML or a label map")

@@ -1,4 +1,4 @@
-"""``Vocabulary``: the words of one request, names with their synonyms, from the user to the text embeddings."""
+"""``Vocabulary``: the words of a request, names with their synonyms."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ VARIANTS = ("names", "synonyms")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """K words to look for, in order; immutable, hashable, equal when the same is asked.
+    """K words to segment, in order; immutable, hashable, and equal if names, texts, background and templates are.
 
     Attributes:
         names: K names, shown in legends; unique (letter case does not count), composed (Unicode NFC), without blanks
             at their ends or invisible characters, as the synonyms.
-        synonyms: K non-empty tuples, the texts that CLIP is asked for each name. A name's score is the maximum over
-            its synonyms. The name itself is asked only where its tuple says so.
-        origin: where the words come from, for error messages; no part of what makes vocabularies equal.
-        background: the last B of the names, if they are asked only so that what is none of the others has a word to
-            go to: a :class:`ovseg.segmenter.Segmenter` leaves their pixels unlabelled.
-        templates: prompts that the texts are put into, each with one ``{}``; None for the model's own
+        synonyms: K non-empty tuples, the texts that CLIP encodes for each name; the score of a name is the maximum over
+            them. The name itself is encoded only if its tuple contains it.
+        origin: source of the words, for error messages; not compared.
+        background: background words, the last B of the names: they compete for pixels, and
+            :class:`ovseg.segmenter.Segmenter` leaves their pixels unlabelled.
+        templates: prompt templates of the texts, each with one ``{}``; None for those of the model
             (``MODEL.CLIP_ADAPTER.TEXT_TEMPLATES``).
-        verbatim: names and texts are taken as they are, without the checks below, and may repeat: the registered class
-            names of data sets, which published figures depend on.
+        verbatim: names and texts are neither checked nor changed, and may repeat: for registered class names of data
+            sets, on which published results depend.
 
     Raises:
-        OvsegError: no word at all, a blank word, a word twice, control characters, background alone or not at the end.
+        OvsegError: there is no word, a word is blank, repeated or has control characters, or the background words are
+            not the last or are the only ones.
     """
 
     names: tuple[str, ...]
@@ -83,30 +84,30 @@ class Vocabulary:
 
     @property
     def foreground(self) -> tuple[str, ...]:
-        """The names that are no background."""
+        """Names without the background words."""
         return self.names[: len(self.names) - len(self.background)]
 
     @property
     def class_names(self) -> list[str | tuple[str, ...]]:
-        """K entries for the model's ``class_names``, a new list: str, or a tuple of str where there are synonyms."""
+        """New list of K entries for the model's ``class_names``: str, or a tuple of str for a name with synonyms."""
         pairs = zip(self.names, self.synonyms, strict=True)
         return [name if texts == (name,) else texts for name, texts in pairs]
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
-        """The S texts of all names, in order; those of a name follow each other."""
+        """S texts of all names, in the order of the names."""
         return tuple(text for texts in self.synonyms for text in texts)
 
     @cached_property
     def classes(self) -> tuple[int, ...]:
-        """For each of the S texts the index of its name."""
+        """Index of the name of each of the S texts."""
         return tuple(index for index, texts in enumerate(self.synonyms) for _ in texts)
 
     @cached_property
     def version(self) -> str:
-        """12 hexadecimal digits that tell names, texts, background and templates, and their order.
+        """12 hexadecimal digits that identify names, texts, background and templates, in their order.
 
-        The same in every process and version of Python: SHA-256 of the plain JSON of what :meth:`__eq__` compares.
+        A SHA-256 of JSON, equal in every process and version of Python.
         """
         content = [self.names, self.synonyms, self.background, self.templates]
         text = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
@@ -119,15 +120,15 @@ class Vocabulary:
         origin: str = "the list of words",
         background: Sequence[str | Sequence[str]] = (),
     ) -> Vocabulary:
-        """Words as given in Python or on a command line.
+        """Return the vocabulary of words that are given in Python or on a command line.
 
         Args:
-            words: each a str, or a sequence of str: synonyms, the first of which is the name.
-            origin: where they come from, for error messages.
+            words: each a str, or a sequence of synonyms, the first of which is the name.
+            origin: source of the words, for error messages.
             background: in the same form, see the class.
 
         Raises:
-            OvsegError: as the class; also a comma at a word's end, or when one str is given instead of a list.
+            OvsegError: as the class; also for a comma at the end of a word, or one str instead of a list.
         """
         entries = read_list(words, origin)
         return cls(tuple(entry[0] for entry in entries), tuple(entries), origin).with_background(background)
@@ -139,18 +140,18 @@ class Vocabulary:
         origin: str = "class_names",
         templates: Sequence[str] | None = None,
     ) -> Vocabulary:
-        """Take the words of a model's input as they are, see the attribute ``verbatim``.
+        """Return the vocabulary of a model's input, unchanged: see the attribute ``verbatim``.
 
         Args:
             class_names: K entries, each a str or a sequence of synonyms, the first of which is the name.
-            origin: where they come from, for error messages.
+            origin: source of the words, for error messages.
             templates: see the class.
 
         Raises:
-            OvsegError: no word at all, a blank word, or one str instead of a list.
+            OvsegError: there is no word, a word is blank, or one str is given instead of a list.
         """
         if isinstance(class_names, str):
-            raise OvsegError(f"{origin} must be a list of words, not the text {class_names!r}")
+            raise OvsegError(f"{origin} must be a list of words, not the text {class_names!r}: give [{class_names!r}]")
         entries = tuple((entry,) if isinstance(entry, str) else tuple(entry) for entry in class_names)
         if not entries:
             raise OvsegError(f"{origin} is empty: give at least one word")
@@ -161,19 +162,21 @@ class Vocabulary:
 
     @classmethod
     def from_string(cls, text: str, origin: str = "the text of words") -> Vocabulary:
-        """``"person, child; dog"``: words divided by semicolons, a word's synonyms by commas, the name first.
+        """Return the vocabulary of ``"person, child; dog"``: words separated by semicolons, synonyms by commas.
+
+        The first text of a word is its name.
 
         Raises:
-            OvsegError: as the class; also for a comma or semicolon too many.
+            OvsegError: as the class; also for an extra comma or semicolon.
         """
         entries = read_string(text, origin)
         return cls(tuple(entry[0] for entry in entries), tuple(entries), origin)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Vocabulary:
-        """One word per line, UTF-8: ``name`` or ``name: synonym, synonym``.
+        """Return the vocabulary of a UTF-8 file with one word per line, ``name`` or ``name: synonym, synonym``.
 
-        The name itself is always one of the texts asked. Blank lines and lines that begin with ``#`` are left out.
+        The name is always one of the texts. Blank lines and lines that begin with ``#`` are left out.
 
         Raises:
             OvsegError: missing or unreadable file, not UTF-8 text, or as the class; the message names file and line.
@@ -183,15 +186,15 @@ class Vocabulary:
 
     @classmethod
     def from_label_set(cls, name: str, variant: str = "synonyms") -> Vocabulary:
-        """The classes of a known data set, e.g. ``"ade20k_150"`` (:func:`ovseg.vocabulary.label_set_names` lists them).
+        """Return the classes of a label set, such as ``"ade20k_150"`` (see :func:`ovseg.vocabulary.label_set_names`).
 
         Args:
-            name: label set.
-            variant: ``"synonyms"`` asks every synonym of a class; ``"names"`` its registered name alone, as the
-                published figures of OVSeg and SCAN do, and background as :attr:`LabelSet.background` tells.
+            name: name of the label set.
+            variant: ``"synonyms"`` for every synonym of a class; ``"names"`` for its registered name alone, as in the
+                published results of OVSeg and SCAN, and background by :attr:`LabelSet.background`.
 
         Raises:
-            OvsegError: no such label set or variant.
+            OvsegError: the label set or variant does not exist.
         """
         if variant not in VARIANTS:
             raise OvsegError(f"there is no variant {variant!r} of label set {name}: choose {' or '.join(VARIANTS)}")
@@ -212,10 +215,10 @@ class Vocabulary:
     def of(
         cls, words: str | Sequence[str | Sequence[str]] | Vocabulary, origin: str = "the list of words"
     ) -> Vocabulary:
-        """A vocabulary from any form: itself, a text with semicolons (:meth:`from_string`), or a list.
+        """Return the vocabulary of any form: itself, a text with semicolons (:meth:`from_string`), or a list.
 
         Raises:
-            OvsegError: as those; also for a text without a semicolon: is it one word, or several?
+            OvsegError: as :meth:`from_string` and :meth:`from_words`; also for a text without a semicolon.
         """
         if isinstance(words, Vocabulary):
             return words
@@ -224,10 +227,10 @@ class Vocabulary:
         return cls.from_words(words, origin)
 
     def as_string(self) -> str:
-        """What :meth:`from_string` reads back as the same words; background and templates are not told.
+        """Return the text that :meth:`from_string` reads as the same words, without background and templates.
 
         Raises:
-            OvsegError: a text holds a comma or semicolon, or a name is not the first of the texts asked for it.
+            OvsegError: a text has a comma or semicolon, or a name is not the first of its texts.
         """
         for name, texts in zip(self.names, self.synonyms, strict=True):
             if name != texts[0] or any(mark in text for text in texts for mark in ",;"):
@@ -242,26 +245,26 @@ class Vocabulary:
         return Vocabulary(names, synonyms, self.origin, (), self.templates, verbatim=True)
 
     def names_only(self) -> Vocabulary:
-        """The same words, each asked by its name alone."""
+        """Return the same words without synonyms."""
         return replace(self, synonyms=tuple((name,) for name in self.names))
 
     def with_templates(self, templates: str | Sequence[str] | None) -> Vocabulary:
-        """The same words in other prompts: a set's name (``"vild"``, ``"imagenet"``), a list, or None for the model's.
+        """Return the same words with other templates: the name of a set, a list, or None for those of the model.
 
         Raises:
-            OvsegError: unknown set, or a template without exactly one ``{}``.
+            OvsegError: the set is unknown, or a template does not have exactly one ``{}``.
         """
         named = get_templates(templates) if isinstance(templates, str) else templates
         return replace(self, templates=tuple(named) if isinstance(named, Iterable) else named)
 
     def with_background(self, words: Sequence[str | Sequence[str]]) -> Vocabulary:
-        """The same words and more background words, which compete for pixels and leave theirs unlabelled.
+        """Return the same words with more background words, whose pixels are unlabelled.
 
         Args:
             words: in the form of :meth:`from_words`.
 
         Raises:
-            OvsegError: bad words, or one that is here already.
+            OvsegError: see the class; or a word exists already.
         """
         void = read_list(words, f"the background of {self.origin}")
         names = tuple(entry[0] for entry in void)
@@ -273,12 +276,12 @@ class Vocabulary:
         )
 
     def union(self, other: Vocabulary) -> Vocabulary:
-        """The words of both, in order; a name in both (letter case does not count) gets the synonyms of both.
+        """Return the words of both, in order; a name in both (ignoring letter case) gets the synonyms of both.
 
-        What is background in one and looked for in the other is looked for.
+        A word that is background in only one of them is not background in the union.
 
         Raises:
-            OvsegError: both have templates, and not the same.
+            OvsegError: both have templates, which differ.
         """
         if self.templates and other.templates and self.templates != other.templates:
             raise OvsegError(f"{self.origin} and {other.origin} have different templates: set them on the union")
@@ -300,10 +303,10 @@ class Vocabulary:
         )
 
     def subset(self, names: Sequence[str]) -> Vocabulary:
-        """Some of the words, in the order given (letter case does not count), and all of the background.
+        """Return some of the words, in the given order (ignoring letter case), and all background words.
 
         Raises:
-            OvsegError: a name that is not here (the nearest one is told), twice, or none at all.
+            OvsegError: a name does not exist (the nearest one is shown) or repeats, or there is none.
         """
         chosen = [self._index(name) for name in names]
         void = [index for index in range(len(self.foreground), len(self)) if index not in chosen]
@@ -315,10 +318,10 @@ class Vocabulary:
         )
 
     def rename(self, names: Mapping[str, str]) -> Vocabulary:
-        """The same words shown under other names, ``{old: new}``; CLIP is asked what it was asked before.
+        """Return the same words with other names, ``{old: new}``; the texts that CLIP encodes do not change.
 
         Raises:
-            OvsegError: an old name that is not here (the nearest one is told), or a new one that is taken.
+            OvsegError: an old name does not exist (the nearest one is shown), or a new one exists already.
         """
         new = {self._index(old): name for old, name in names.items()}
         renamed = tuple(new.get(index, name) for index, name in enumerate(self.names))

@@ -1,4 +1,4 @@
-"""The CLIP that all parts share: which of its weights are read, its towers, its text features."""
+"""The CLIP of all parts of a model: loaded weights, towers, text features."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def cfg(tmp_path):
 
 @pytest.fixture
 def two(cfg):
-    """A configuration whose CLIP has the original tower, too."""
+    """Return a configuration whose CLIP also has the original tower."""
     cfg.MODEL.NAMER.NAME = ["ContextCrops"]
     return cfg
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The names of the tensors that each reading of CLIP's file is asked for."""
+    """Return a list to which each reading of CLIP's file adds the names of its tensors."""
     names, load = [], module.load_clip_weights
     monkeypatch.setattr(
         module, "load_clip_weights", lambda model, source, wanted: names.append(wanted) or load(model, source, wanted)
@@ -64,7 +64,7 @@ def test_prompts_of_zeros_are_warned_of_once(cfg, tmp_path, caplog):
         return caplog.text.count("HAS NO MASK PROMPTS")
 
     assert warnings_of(plain, True) == 1 and "Set the key to False" in caplog.text
-    trained = model_of(cfg, CLIP_WEIGHTS=plain).state_dict()  # zeros that are there: training from a plain CLIP
+    trained = model_of(cfg, CLIP_WEIGHTS=plain).state_dict()  # prompts of zeros: training from a plain CLIP
     assert not trained[f"{CLIP}visual.mask_embedding"].any()
     assert warnings_of("none", True, trained) == 1
     assert warnings_of("none", False, trained) == 0
@@ -107,7 +107,7 @@ def test_a_checkpoint_with_the_image_tower_gets_the_text_tower_from_the_file(cfg
 
 def test_prompts_of_one_tower_do_not_go_to_another(cfg, tmp_path):
     adapted, _ = donor_of(cfg, tmp_path, 1)
-    _, file = donor_of(cfg, tmp_path, 2, depth=1)  # another depth, too: not looked at
+    _, file = donor_of(cfg, tmp_path, 2, depth=1)  # another depth: not read
     del adapted["visual.mask_embedding"]
     visual = {CLIP + name: tensor for name, tensor in adapted.items() if name.startswith("visual.")}
     model = model_of(cfg, visual, CLIP_WEIGHTS=file, MASK_PROMPT_DEPTH=3)
@@ -117,7 +117,7 @@ def test_prompts_of_one_tower_do_not_go_to_another(cfg, tmp_path):
 
 
 def test_text_cached_on_disk_follows_the_weights(cfg, tmp_path):
-    """The same model gets one text tower from the file, then another from a state."""
+    """One model has the text tower of a file, then that of a state."""
     plain, file = donor_of(cfg, tmp_path, 2)
     other, _ = donor_of(cfg, tmp_path, 3)
     keys = {"CLIP_WEIGHTS": file, "TEXT_CACHE_DIR": str(tmp_path / "cache")}
@@ -125,7 +125,7 @@ def test_text_cached_on_disk_follows_the_weights(cfg, tmp_path):
     first = model.clip_adapter.text_matrix(["cat"])[0]
     model.load_state_dict({CLIP + name: t for name, t in other.items()}, strict=False)
     assert not torch.allclose(first, model.clip_adapter.text_matrix(["cat"])[0], atol=1e-2)
-    # the image tower is no part of an entry
+    # entries do not depend on the image tower
     mixed = {name: (other if name.startswith("visual.") else plain)[name] for name in plain}
     again = model_of(cfg, {CLIP + name: t for name, t in mixed.items()}, **keys).clip_adapter
     assert torch.equal(again.text_matrix(["cat"])[0], first)
@@ -217,12 +217,12 @@ def test_resnet_clip_has_no_prompts_and_no_tokens_to_replace(cfg, tmp_path):
 
 @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B/16"])
 def test_the_published_clip_of_scan_is_datacomps_with_exact_gelu(name):
-    datacomp = "datacomp_xl_s13b_b90k"  # what ovseg/meta_arch/scan.py gives as default_weights
+    datacomp = "datacomp_xl_s13b_b90k"  # default_weights in ovseg/meta_arch/scan.py
     source = find_clip(name, "", default=datacomp)
     assert not source.architecture.get("quick_gelu")
     assert "DataComp" in source.weights_hint
     assert not find_clip(name, "none", default=datacomp).architecture.get("quick_gelu")
-    # who asks for OpenAI's gets what they were trained with
+    # OpenAI's weights have the activation of their training
     assert find_clip(name, "openai", default=datacomp).architecture["quick_gelu"]
 
 
@@ -231,7 +231,7 @@ def numbers_in_memory(adapter: ClipAdapter) -> int:
 
 
 def two_towers(cfg) -> dict[str, torch.Tensor]:
-    """A model's state in which both towers have other values, each its own."""
+    """Return a state of the model in which both towers have new, different values."""
     state = model_of(cfg).state_dict()
     random = torch.Generator().manual_seed(9)
     return {
@@ -258,7 +258,7 @@ def test_equal_towers_are_in_memory_once(two, tmp_path):
         load_weights(model, file)
         assert numbers_in_memory(adapter) == numbers and is_equal(model, state)
     assert numbers_in_memory(model_of(two, same).clip_adapter) == once
-    model.load_state_dict(different)  # as resuming does
+    model.load_state_dict(different)  # as for a resumed training
     assert is_equal(model, different)
     assert not any(p.requires_grad for name, p in model.named_parameters() if name.startswith((TUNED, ORIGINAL)))
 

@@ -1,4 +1,4 @@
-"""Which CLIP is meant by a name, what it was trained on, and what cannot be meant."""
+"""Names of CLIP: resolution, preprocessing and errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LAION = "laion2b_s32b_b82k"  # of ViT-L-14, whose images were normalised with 0.
 
 @pytest.fixture
 def files(tmp_path, monkeypatch) -> Path:
-    """The current folder, with clip.json, clip.safetensors, and an empty folder."""
+    """Return the current folder, with clip.json, clip.safetensors, and an empty folder."""
     monkeypatch.chdir(tmp_path)
     Path("clip.json").write_text(json.dumps(TINY))
     torch.manual_seed(0)
@@ -58,14 +58,14 @@ def adapter_of(**keys: object) -> ClipAdapter:
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
-        ("clip.json", "clip", "'clip' is no file, and only open_clip's own names have tags"),
-        ("clip.json", "laion2b_s32b_b82k", "is no file, and only open_clip's own names have tags"),
+        ("clip.json", "clip", "'clip' is not a file, and only open_clip's names have tags"),
+        ("clip.json", "laion2b_s32b_b82k", "is not a file, and only open_clip's names have tags"),
         ("clip.json", "./clip", "the weight file ./clip does not exist.*; did you mean clip.safetensors"),
-        ("clip.json", "clip.safetensor", "'clip.safetensor' is no file"),
+        ("clip.json", "clip.safetensor", "'clip.safetensor' is not a file"),
         ("clip.json", "clip.pt", "the weight file clip.pt does not exist"),
         ("clip.json", "nowhere/clip", "the weight file nowhere/clip does not exist"),
         ("clip.json", "folder", "is a folder: give the file in it"),
-        ("clip.json", "x" * 300, "is no file"),
+        ("clip.json", "x" * 300, "is not a file"),
         ("clp.json", "clip.safetensors", "cannot read the CLIP configuration clp.json"),
         ("ViT-L-14", "clip", "open_clip has no weights 'clip' for ViT-L-14, and there is no file of this name"),
         ("ViT-L-14", "./clip.safetensor", "the weight file ./clip.safetensor does not exist"),
@@ -73,11 +73,11 @@ def adapter_of(**keys: object) -> ClipAdapter:
         ("ViT-L-14:laion2b_s32b_b83k", "none", "did you mean laion2b_s32b_b82k"),
         ("ViT-L-14:laion2b_s32b_b82k", "datacomp_xl_s13b_b90k", "name two tags"),
         ("ViT-L-14-336", "laion2b_s32b_b82k", "its tags are openai"),
-        ("vit-l-14", "none", "is no CLIP .*; did you mean ViT-L-14"),
-        ("clip", "none", "is no CLIP that open_clip knows, nor a .json file"),
+        ("vit-l-14", "none", "is not a CLIP .*; did you mean ViT-L-14"),
+        ("clip", "none", "is not a CLIP of open_clip, nor a .json file: give"),
         ("folder", "none", "is a folder: write local-dir: before it"),
         ("local-dir:folder", "", "cannot read the CLIP configuration folder/open_clip_config.json"),
-        ("local-dir:nowhere", "clip", "is no file"),
+        ("local-dir:nowhere", "clip", "is not a file"),
         ("hf-hub:nobody/nothing", "nowhere.pt", "the weight file nowhere.pt does not exist"),
     ],
 )
@@ -95,7 +95,7 @@ def test_clips_of_transformers_are_called_by_their_name(files):
 @pytest.mark.parametrize("weights", ["", "openai"])
 def test_random_weights_are_for_those_who_say_none(files, weights):
     source = find_clip("clip.json", weights)
-    with pytest.raises(OvsegError, match=r"nothing gives the weights of CLIP clip\.json"):
+    with pytest.raises(OvsegError, match=r"CLIP clip\.json is a configuration without weights: give"):
         source.fetch_weights()
     assert find_clip("clip.json", "none").fetch_weights is None
     assert find_clip("clip.json", "clip.safetensors").fetch_weights() == "clip.safetensors"
@@ -134,8 +134,8 @@ def test_where_the_preprocessing_of_a_file_is_from(files):
     assert find_clip(f"ViT-L-14:{LAION}", file).preprocessing.mean == (0.5, 0.5, 0.5)
     assert find_clip("ViT-B-16-SigLIP", file).preprocessing.mean == (0.5, 0.5, 0.5)  # all its weights agree
 
-    beside = {"model_cfg": TINY | {"quick_gelu": True}, "preprocess_cfg": {"mean": 0.25}}
-    Path(CONFIG).write_text(json.dumps(beside))
+    config = {"model_cfg": TINY | {"quick_gelu": True}, "preprocess_cfg": {"mean": 0.25}}
+    Path(CONFIG).write_text(json.dumps(config))
     for name in ("clip.json", "ViT-L-14"):
         found = find_clip(name, file).preprocessing
         assert (found.mean, found.std) == ((0.25, 0.25, 0.25), OPENAI.std)
@@ -215,13 +215,13 @@ def test_a_checkpoint_does_not_change_the_preprocessing(files, caplog):
         ({"text_cfg": TINY["text_cfg"] | {"vocab_size": 32000}}, "has a vocabulary of 32000 tokens"),
         ({"multimodal_cfg": {}}, "is a CoCa captioner: choose a CLIP of an image tower"),
         ({"vision_cfg": TINY["vision_cfg"] | {"image_size": [32, 64]}}, "32 x 64 pixels: crops are squares"),
-        ({"vision_cfg": {"timm_model_name": "no_such_model", "image_size": 32}}, "is no usable CLIP configuration"),
-        ({"vision_cfg": TINY["vision_cfg"] | {"head_width": 0}}, "is no usable CLIP configuration"),
+        ({"vision_cfg": {"timm_model_name": "no_such_model", "image_size": 32}}, "is not a usable CLIP configuration"),
+        ({"vision_cfg": TINY["vision_cfg"] | {"head_width": 0}}, "is not a usable CLIP configuration"),
         ({"vision_cfg": 3}, "vision_cfg in the CLIP configuration .* is not a mapping"),
-        ({"surprise": 1}, "is no usable CLIP configuration"),
+        ({"surprise": 1}, "is not a usable CLIP configuration"),
         (
             {"text_cfg": TINY["text_cfg"] | {"vocab_size": "49408"}},
-            "vocab_size of its text_cfg is '49408', not a whole",
+            "vocab_size of its text_cfg is '49408': give a whole",
         ),
     ],
 )

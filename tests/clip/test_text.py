@@ -23,7 +23,7 @@ TEMPLATES = ("a photo of a {}.", "There is a {} in the scene")
 
 
 class CountingTokenizer(SimpleTokenizer):
-    """Counts the prompts that had to be encoded."""
+    """Tokenizer that counts encoded prompts."""
 
     prompts = 0
 
@@ -66,7 +66,7 @@ def test_padding_behind_prompts_is_left_out():
     tokens = SimpleTokenizer()(["a", "a photo of many small houses by the sea", "two cats"])
     longest = int((tokens != 0).sum(1).max())
     assert longest < 20
-    tokens[:, longest:] = 7  # whatever the padding is
+    tokens[:, longest:] = 7  # any padding
     for model in (plain, linear):
         torch.testing.assert_close(encode_text(model, tokens, longest), model.encode_text(tokens))
     assert torch.equal(encode_text(open_ended, tokens, longest), open_ended.encode_text(tokens))  # the padding counts
@@ -75,7 +75,7 @@ def test_padding_behind_prompts_is_left_out():
 def test_each_word_is_encoded_once(clip_model, tmp_path):
     text = embedder(clip_model, tmp_path)
     first = text(["cat", "dog", "cat"])
-    assert text.tokenizer.prompts == 1 + 2 * len(TEMPLATES)  # one text tells which tokenizer it is
+    assert text.tokenizer.prompts == 1 + 2 * len(TEMPLATES)  # one text identifies the tokenizer
     assert torch.equal(first[0], first[2])
     text(["dog", "cat"])
     assert text.tokenizer.prompts == 1 + 2 * len(TEMPLATES)
@@ -86,7 +86,7 @@ def test_each_word_is_encoded_once(clip_model, tmp_path):
 
 @pytest.mark.parametrize("how", ["in place", "state", "replaced"])
 def test_never_stale_after_weights_change(clip_model, tmp_path, how):
-    """Writes that PyTorch's version counters count; those through ``parameter.data`` are not among them."""
+    """PyTorch's version counters show writes, except those through ``parameter.data``."""
     clip_model = copy.deepcopy(clip_model)
     text = embedder(clip_model, tmp_path)
     before = text(["cat"])
@@ -122,7 +122,7 @@ def test_templates_of_a_call_are_those_of_an_embedder(clip_model, tmp_path):
     alone = embedder(clip_model)
     alone.templates = ("{}",)
     assert torch.equal(alone(["cat"]), other) and not torch.equal(own, other)
-    assert torch.equal(text(["cat"]), own)  # no entry of another set is taken
+    assert torch.equal(text(["cat"]), own)  # an entry of other templates is not used
     again = embedder(clip_model, tmp_path)
     assert torch.equal(again(["cat"], ("{}",)), other) and again.tokenizer.prompts == 1
 
@@ -175,7 +175,7 @@ def test_usable_in_training_after_inference_mode(clip_model):
     assert scale.grad is not None
 
 
-# Embeddings on disk are used only when they are whole, and of the word that is asked.
+# Embeddings on disk are used only if they are not damaged and belong to the word.
 def content(path: Path) -> tuple[torch.Tensor, dict[str, str]]:
     with safe_open(path, framework="pt") as file:
         return file.get_tensor("feature"), file.metadata() or {}
@@ -224,7 +224,7 @@ def test_a_damaged_entry_is_computed_again(clip_model, tmp_path, caplog, how):
     with caplog.at_level(logging.WARNING):
         assert torch.allclose(again(WORDS), first, atol=1e-6)
     assert caplog.text.count("damaged text embedding") == 1
-    for file, before in whole.items():  # entries are written anew
+    for file, before in whole.items():  # entries are written again
         assert torch.allclose(content(file)[0], before, atol=1e-6)
     caplog.clear()
     assert torch.allclose(embedder(clip_model, tmp_path)(WORDS), first, atol=1e-6)
@@ -257,7 +257,7 @@ def test_a_failing_write_is_warned_of_once_and_does_not_end_the_cache(
 
 
 def test_threads_get_what_one_gets(clip_model, tmp_path):
-    """Eight threads ask for new words at once: with one embedder, and with one for each, all with one folder."""
+    """Eight threads embed new words at once: with one embedder, and with one each, all with one folder."""
     words = [f"thing {n}" for n in range(40)]
     lists = [words[n : n + 12] for n in range(0, 32, 4)]
     expected = [embedder(clip_model)(part) for part in lists]

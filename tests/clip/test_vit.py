@@ -1,4 +1,4 @@
-"""The image tower that computes only what is asked for, against open_clip's own forward pass.
+"""The image tower that computes only required tokens, against open_clip's forward pass.
 
 The forward of open_clip's blocks is written anew in ovseg/clip/vit.py. The suite tests it on the version of open_clip
 that is installed, the newest; on the oldest that pyproject.toml allows it is tested by::
@@ -34,7 +34,7 @@ def visual(request):
     tower = VisionTransformer(
         32, 8, WIDTH, BLOCKS, 2, 4.0, ls_init_value=scale, output_dim=8, act_layer=activation
     ).eval()
-    for parameter in tower.parameters():  # no bias is zero, no layer does nothing
+    for parameter in tower.parameters():  # no zeros and identities
         nn.init.normal_(parameter, std=0.3)
     return tower
 
@@ -45,7 +45,7 @@ def images():
 
 
 def open_clip_forward(visual, x, replaced):
-    """All tokens of all blocks, by open_clip's modules; ``x``: tokens before the first block."""
+    """Return all tokens of all blocks by open_clip's modules; ``x``: tokens before the first block."""
     for number, block in enumerate(visual.transformer.resblocks, 1):
         x = block(x)
         if number in replaced:
@@ -56,7 +56,7 @@ def open_clip_forward(visual, x, replaced):
 
 def replacements(seed=2):
     random = torch.Generator().manual_seed(seed)
-    whose = {1: (1, PATCHES), 2: (1, 1), BLOCKS: (3, 1)}  # prompts, one context for all, each one's own
+    whose = {1: (1, PATCHES), 2: (1, 1), BLOCKS: (3, 1)}  # prompts, one context for all, one context each
     return {
         block: Replacement(torch.rand(3, PATCHES, generator=random) < 0.5, torch.randn(*shape, WIDTH, generator=random))
         for block, shape in whose.items()
@@ -87,7 +87,7 @@ def test_gradients_are_open_clips(visual, images, checkpointing):
 @torch.no_grad()
 @pytest.mark.parametrize("replaced", [{}, replacements()])
 def test_each_block_is_open_clips(visual, images, replaced):
-    """All tokens after each block, and after the last the class token alone, as without an observer."""
+    """Compare all tokens after each block, and the class token after the last block without an observer."""
     seen = []
     features = encode_patches(
         visual, embed_patches(visual, images), replaced, observe=lambda tokens, block: seen.append(tokens)
@@ -105,7 +105,7 @@ def test_each_block_is_open_clips(visual, images, replaced):
 
 @torch.no_grad()
 def test_a_replaced_patch_has_no_say(visual, images):
-    """Nor is it computed, on a CPU."""
+    """Replaced patches have no effect, and on a CPU they are not computed."""
     replaced = {1: Replacement(torch.zeros(3, PATCHES, dtype=torch.bool), torch.ones(1, 1, WIDTH))}
     replaced[1].where[:, 5] = True
     block = visual.transformer.resblocks[0]

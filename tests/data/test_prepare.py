@@ -222,7 +222,7 @@ def test_a_damaged_annotation_is_named_and_the_others_are_done(name, tmp_path):
         ("voc", 21, r"holds the value 21, expected are 0\.\.20 and 255"),
         ("cityscapes", 34, r"holds the value 34, expected are 0\.\.33"),
         ("ade20k_847", 255, r"holds the value 6655, expected are 0\.\.3688"),
-        ("coco_panoptic", 255, r"holds the segment 16777215, which .*panoptic_val2017\.json does not know"),
+        ("coco_panoptic", 255, r"has the segment 16777215, which .*panoptic_val2017\.json does not list: unpack"),
     ],
 )
 def test_labels_out_of_range(name, value, message, tmp_path):

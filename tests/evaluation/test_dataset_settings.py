@@ -97,12 +97,14 @@ def test_a_setting_that_the_model_does_not_have(tiny):
     _, model = tiny
     former = model.mask_namer.mask_threshold
     with (
-        pytest.raises(OvsegError, match="sets CLIP_ENSEMBLE_WEIGHT, which this model does not have"),
+        pytest.raises(OvsegError, match="sets CLIP_ENSEMBLE_WEIGHT, but the model StandIn has no such setting: remove"),
         dataset_settings(standin.StandIn(), {"CLIP_ENSEMBLE_WEIGHT": 0.1}),
     ):
         pass
     with (
-        pytest.raises(OvsegError, match="sets REPLACE_RATIO, which this model does not have"),
+        pytest.raises(
+            OvsegError, match=r"REPLACE_RATIO, .* ProposeAndName \(MaskNetwork, QueryEmbedding, MaskedCrops\)"
+        ),
         dataset_settings(model, {"MASK_THR": 0.9, "REPLACE_RATIO": 0.1}),
     ):
         pass

@@ -142,7 +142,7 @@ def test_a_file_names_classes_by_name_or_index(tmp_path):
 
 def test_classes_of_the_same_name_are_distinguished_by_index(tmp_path):
     twice = protocol(("door", "wall", "door"), words=("door", "wall", "the other door"))
-    with pytest.raises(OvsegError, match="'door', which 2 classes are called: give their indices"):
+    with pytest.raises(OvsegError, match="'door', the name of 2 classes: give their indices"):
         read_table(write(tmp_path / "t.json", '{"door": "wall"}'), twice)
     table = read_table(write(tmp_path / "t.json", '{"2": "wall"}'), twice)
     assert table.named() == {"2": ["1"]}

@@ -82,7 +82,7 @@ def test_bad_grids(data_folder, arguments, message):
     arguments = {"thresholds": [0.5], "weights": [0.5], "limit": None} | arguments
     with pytest.raises(OvsegError, match=message):
         search(cfg, standin.StandIn(), standin.NAME, **arguments)
-    with pytest.raises(OvsegError, match="the model has not two namers"):
+    with pytest.raises(OvsegError, match=r"does not have two namers.*: give a configuration of OVSeg or SCAN"):
         search(cfg, standin.StandIn(), standin.NAME, [0.5], [0.5])
 
 

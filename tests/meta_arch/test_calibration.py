@@ -14,10 +14,10 @@ def _seed():
 
 
 def test_frequency_filter_by_numpy():
-    """With convolutions that change nothing, the filter alone: specification, section 7.2, for each level."""
+    """Compare the filter alone, with identities as convolutions, for each level (specification, section 7.2)."""
     channels, grid, sigmas = 3, (6, 6), (4, 1.5)
     lfm = LFM(channels, grid, sigmas)
-    for conv, shift in ((lfm.conv1, 1000.0), (lfm.conv2, -1000.0)):  # the shift takes all numbers past the ReLU
+    for conv, shift in ((lfm.conv1, 1000.0), (lfm.conv2, -1000.0)):  # the shift makes all numbers positive for the ReLU
         nn.init.eye_(conv.weight.data.flatten(1))
         nn.init.constant_(conv.bias, shift)
     x = torch.randn(2, len(sigmas), channels, *grid)
@@ -29,7 +29,7 @@ def test_frequency_filter_by_numpy():
 
 
 def test_frequency_filter_of_a_published_level():
-    """Sigma 9 on a grid of 16 damps even the mean, to 0.546 of it."""
+    """Sigma 9 on a grid of 16 also damps the mean, to 0.546 of it."""
     assert LFM(1, (16, 16), [9]).keep[0, 0, 0, 0].item() == pytest.approx(0.546, abs=5e-4)
 
 
@@ -52,7 +52,7 @@ def test_queries_do_not_see_each_other():
 
 @pytest.fixture
 def twins():
-    """Ours and PyTorch's layer with the same weights."""
+    """Return this package's and PyTorch's layer with equal weights."""
     ours = LoneEncoderLayer(16, 32).eval()
     theirs = nn.TransformerEncoderLayer(16, 8, 32, batch_first=True).eval()
     theirs.load_state_dict(ours.state_dict())

@@ -1,4 +1,4 @@
-"""The contract of the meta-architecture, beyond the recorded numbers."""
+"""OVSeg beyond the recorded numbers: words, requests, rendering and errors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from torch.nn import functional as F
 from ovseg.data.requested_words import requested_words
 from ovseg.errors import OvsegError
 from ovseg.meta_arch.pixel_scores import class_winner_weights, render_labels, render_scores
-from ovseg.naming.scores import best_synonym
-from ovseg.vocabulary import Vocabulary
 from tests.parity.fixture import REDUCED, Parity
 
 WEIGHT = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
@@ -34,11 +32,7 @@ def scores(model, tiny, class_names, **extra):
     return model([tiny.request(0) | {"class_names": class_names} | extra])[0]["sem_seg"]
 
 
-def test_a_synonym_scores_as_the_best_of_its_names(model, tiny):
-    words = Vocabulary.from_class_names([("sky", "water"), "striped cat", ["a", "b"]])
-    logits = torch.tensor([[1.0, 3.0, 2.0, 5.0, 4.0, 9.0], [3.0, 1.0, 2.0, 4.0, 5.0, -9.0]])
-    assert best_synonym(logits, words).tolist() == [[3, 2, 5, 9], [3, 2, 5, -9]]
-    # asking the same name twice changes nothing
+def test_a_repeated_synonym_changes_nothing(model, tiny):
     twice = scores(model, tiny, [("sky", "sky"), "striped cat"])
     torch.testing.assert_close(twice, scores(model, tiny, ["sky", "striped cat"]))
 
@@ -119,7 +113,7 @@ SIZES = [(61, 77), (30, 40), (20, 33), (31, 39)]  # of results, from maps of 30 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("classes", [5, 150])
 def test_scores_are_the_resized_sums(size, classes):
-    """Whatever comes first."""
+    """The order of resizing and summing depends on the sizes."""
     torch.manual_seed(0)
     weights, maps = torch.rand(20, classes).softmax(1), torch.rand(20, 30, 40)
     sums = (weights.T @ maps.flatten(1)).view(classes, 30, 40)

@@ -39,7 +39,7 @@ def context():
 
 
 def test_draws_come_as_in_the_original():
-    """Layer by layer, then region by region, from Python's global stream."""
+    """Draws are layer by layer, then region by region, from Python's global stream."""
     counts = [7, 0, 16, 3]
     random.seed(5)
     expected = [[random.sample(list(range(n)), int(0.4 * n)) for n in counts] for _ in range(3)]
@@ -99,7 +99,7 @@ def test_the_tower_trains_through_what_stays(visual, crops, context):
     drawn[0, 0] = True
     crops.requires_grad_(True)
     encode_shifted(visual, crops, drawn, context, (1,)).sum().backward()
-    assert crops.grad.abs().sum((1, 2, 3)).min() > 0  # by the class token, even where all patches are gone
+    assert crops.grad.abs().sum((1, 2, 3)).min() > 0  # by the class token, also if all patches are replaced
     visual.zero_grad()
 
 
@@ -150,7 +150,7 @@ def test_context_matters_and_draws_do(cfg, scene):
 
 
 def test_an_image_is_seeded_by_itself(cfg, scene):
-    """Whatever came before it, and whatever type its pixels have."""
+    """Draws depend neither on previous images nor on the type of the pixels."""
     image, masks = scene
     namer = context_namer_of(cfg)
     first = classify(namer, image, masks)[0]

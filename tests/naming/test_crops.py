@@ -111,8 +111,8 @@ def test_crops_of_several_images_are_one_stream(cfg, monkeypatch):
     namer = namer_of(cfg, REGION_CHUNK_SIZE=4)
     images = [torch.rand(3, *size) * 255 for size in ((40, 50), (30, 20), (25, 60), (10, 10))]
     masks = [torch.rand(3, *image.shape[1:]) for image in images]
-    masks[1].mul_(0.1)  # nothing above the threshold
-    words = [*(("cat", "dog")[:count] for count in (1, 2, 2)), None]  # of the last image no names are asked
+    masks[1].mul_(0.1)  # no pixel above the threshold
+    words = [*(("cat", "dog")[:count] for count in (1, 2, 2)), None]  # no words for the last image
     alone = [classify(namer, *asked) for asked in zip(images[:3], masks, words, strict=False)]
     sizes, encode = [], namer.encode
     monkeypatch.setattr(namer, "encode", lambda crops, masks: sizes.append(len(crops)) or encode(crops, masks))
@@ -130,7 +130,7 @@ def test_crops_at_a_time_suit_the_device(cfg):
     assert namer_of(cfg).chunk_size == 8
     on_meta = namer_of(cfg)
     on_meta.clip_adapter.to("meta")
-    assert on_meta.chunk_size == 32  # what is no CPU
+    assert on_meta.chunk_size == 32  # any device but the CPU
     assert namer_of(cfg, REGION_CHUNK_SIZE=5).chunk_size == 5
 
 
@@ -179,7 +179,7 @@ def test_a_resnet_encodes_crops(cfg, tmp_path):
 
 @pytest.mark.parametrize("kind", [namer_of, context_namer_of])
 def test_eight_threads_answer_as_one(cfg, tmp_path, kind):
-    """All ask for new words, of one namer."""
+    """Threads classify with new words, with one namer."""
     keys = {"CLIP_WEIGHTS": donor_of(cfg, tmp_path, 1)[1], "TEXT_CACHE_DIR": str(tmp_path / "cache")}
     image, masks = torch.rand(3, 40, 50) * 255, torch.rand(3, 40, 50)
     words = [[f"thing {k}", f"thing {k + 1}"] for k in range(8)]

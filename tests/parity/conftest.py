@@ -5,7 +5,7 @@ from tests.parity import fixture
 
 @pytest.fixture(scope="session")
 def parity():
-    """OVSeg's recording."""
+    """Return the recording of OVSeg."""
     recording = fixture.load_ovseg()
     yield recording
     print(f"\nparity, {recording.report()}")
@@ -13,7 +13,7 @@ def parity():
 
 @pytest.fixture(scope="session")
 def scan_parity():
-    """SCAN's recording."""
+    """Return the recording of SCAN."""
     recording = fixture.load_scan()
     yield recording
     print(f"\nparity, {recording.report()}")

@@ -24,7 +24,7 @@ RELATIVE_TOLERANCE = 1e-4  # of the array's largest magnitude, on CPU in float32
 
 
 class RecordedBackbone(Backbone):
-    """A backbone whose last stages, too large for the reduced copy, are played back."""
+    """Backbone whose last stages, too large for the reduced copy, return recorded maps."""
 
     def __init__(self, backbone: Backbone, recorded: Mapping[str, Tensor]):
         super().__init__()
@@ -70,7 +70,7 @@ class Recording:
         return cfg
 
     def model(self, *opts):
-        """A new model with the recorded weights; ``opts`` are KEY VALUE pairs."""
+        """Return a new model with the recorded weights; ``opts`` are KEY VALUE pairs."""
         if not self.reduced:
             weights = self.folder / "weights.safetensors"
             return load_model(self.config("MODEL.WEIGHTS", weights, *opts), complete=True).eval()
@@ -83,7 +83,7 @@ class Recording:
         return model.eval()
 
     def replace_stages(self, model, recorded: Mapping[str, str]) -> None:
-        """In the reduced copy, replace stages of the backbone by what they gave for this input.
+        """Replace stages of the backbone by their recorded output, in the reduced copy.
 
         Args:
             recorded: stage -> name of the recorded array.
@@ -116,7 +116,7 @@ class Recording:
             assert error <= tolerance, f"{name}: relative difference {error:.2e}"
 
     def report(self) -> str:
-        """What was compared, in one sentence."""
+        """Return a summary of the comparisons in one sentence."""
         if not self.compared:
             return f"{self.folder.name}: nothing compared"
         name, error = max(self.compared, key=lambda item: item[1])
@@ -127,7 +127,7 @@ class Recording:
 
 
 class Parity(Recording):
-    """OVSeg's."""
+    """Recording of OVSeg."""
 
     def names(self, which: str) -> list[str]:
         return [str(name) for name in self.inputs[f"names/{which}"]]
@@ -147,15 +147,15 @@ class Parity(Recording):
 
 
 class ScanParity(Recording):
-    """SCAN's."""
+    """Recording of SCAN."""
 
     @cached_property
     def case(self) -> dict:
-        """Settings of each run, with their seeds."""
+        """Return the settings of each run, with their seeds."""
         return json.loads((self.folder / "case.json").read_text())
 
     def names(self, which: str) -> list[str]:
-        """``class_names`` or ``train_class_names``."""
+        """Return the recorded ``class_names`` or ``train_class_names``."""
         return [str(name) for name in self.inputs[which]]
 
     def request(self, image: int) -> dict:
@@ -164,12 +164,12 @@ class ScanParity(Recording):
         return {"image": pixels, "height": height, "width": width, "class_names": self.names("class_names")}
 
     def play_back(self, model, run: str) -> None:
-        """``run``: run0, run1 or train."""
+        """Replace the backbone by its recorded output; ``run``: run0, run1 or train."""
         self.replace_stages(model, {stage: f"{run}/backbone/{stage}" for stage in ("res4", "res5")})
 
 
 def _unpacked(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-    """Undo the reduced copies' way of storing float16: its two bytes along the first axis."""
+    """Return arrays of a reduced copy, which stores the two bytes of float16 along the first axis."""
     if not name.endswith("@bytes"):
         return name, array
     values = array.reshape(2, -1).T.copy().view(np.float16)

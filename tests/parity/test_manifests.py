@@ -28,12 +28,12 @@ def build(config):
         return cfg, build_model(cfg)
 
 
-# What the published files hold in addition to weights: it follows from the configuration, and files of ours lack it.
+# Constants of published files, which follow from the configuration; files of this package lack them.
 CONSTANTS = re.compile(r"criterion\.empty_weight|.+\.relative_position_index")
 
 
 def shapes(model):
-    """Of the model's tensors and of its constants that the published files hold."""
+    """Return the shapes and dtypes of the model's tensors and of the constants in published files."""
     own = model.state_dict()
     constants = {name: buffer for name, buffer in model.named_buffers() if CONSTANTS.fullmatch(name)}
     assert not own.keys() & constants.keys()
@@ -73,7 +73,7 @@ def test_manifest(config, manifest):
     ],
 )
 def test_scan(config, manifest, trained):
-    """The specification, section 11: 743 tensors train, 158.7 M and 135.6 M numbers; norms and embeddings undecayed."""
+    """Compare with the specification, section 11: 743 trained tensors, 158.7 M and 135.6 M numbers; norms undecayed."""
     cfg, model = build(config)
     assert shapes(model) == read(manifest)["state_dict"]
     frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}

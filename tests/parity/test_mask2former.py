@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ovseg.proposals import criterion, mask_comparison
 
 RUNS = ("run0", "run1")
-TIGHT = 1e-5  # relative; much less than the recording asks for
+TIGHT = 1e-5  # relative; much less than the tolerance of the recording
 LOSS_TOLERANCE = 1e-4  # relative
 NORM_TOLERANCE = 1e-3  # of gradients, relative
 # parameters that only the masks' losses reach, through modules whose input does not depend on CLIP
@@ -22,7 +22,7 @@ MASKS_ONLY = ("mask_embed.", "pixel_decoder.mask_features.", "pixel_decoder.adap
 
 
 class ProposalNetwork(nn.Module):
-    """Backbone, head and criterion under the names that the whole model has for them."""
+    """Backbone, head and criterion under their names in the whole model."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -45,7 +45,7 @@ def network(scan_parity, run: str, *opts) -> ProposalNetwork:
 
 
 def normalised(scan_parity, names: list[str]) -> Tensor:
-    """The padded batch (B, 3, H, W) of the images of these names."""
+    """Return the padded batch (B, 3, H, W) of the images with these names."""
     cfg = scan_parity.config().MODEL
     mean, std = (torch.tensor(values)[:, None, None] for values in (cfg.PIXEL_MEAN, cfg.PIXEL_STD))
     images = [torch.from_numpy(scan_parity.inputs[name]).permute(2, 0, 1) for name in names]
@@ -88,7 +88,7 @@ def test_predictions(scan_parity, run):
 
 
 class Step:
-    """The recorded training step from our masks and the recorded class logits: what it drew, matched and compared."""
+    """Training step from predicted masks and recorded class logits: its random points, matches and comparisons."""
 
     def __init__(self, scan_parity, monkeypatch, *opts):
         self.model = network(scan_parity, "train", *opts).train()
@@ -115,7 +115,7 @@ def recorded(results: list, result):
 
 
 def targets(scan_parity) -> Iterator[tuple[Tensor, Tensor]]:
-    """Classes (n,) and masks (n, H, W) of each training image."""
+    """Return classes (n,) and masks (n, H, W) of each training image."""
     for index in (0, 1):
         label = torch.from_numpy(scan_parity.inputs[f"train/label{index}"])
         classes = label.unique()

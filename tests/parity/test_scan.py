@@ -30,7 +30,7 @@ DEPTHS = (2, 3, 4)  # SELECT_ORI_CLIP_ID
 
 
 class Recorded(nn.Module):
-    """A module's recorded output, whatever its input."""
+    """Module that returns its recorded output for any input."""
 
     def __init__(self, output: Tensor):
         super().__init__()
@@ -41,7 +41,7 @@ class Recorded(nn.Module):
 
 
 def whole_image(scan_parity, run: str) -> WholeImages:
-    """What the original CLIP saw, as recorded; the reduced copy has patch tokens of one run only, zeros otherwise."""
+    """Return the recorded tokens of whole images; the reduced copy has patch tokens of one run, and zeros otherwise."""
 
     def read(name: str) -> Tensor:
         name = f"{run}/oriclip/{name}"
@@ -64,7 +64,7 @@ def model_for(scan_parity, run: str, architecture: str):
 
 
 def model_with(scan_parity, run: str, setting: str):
-    """The model with a setting's values; where configuration keys put them is tested in tests/meta_arch."""
+    """Return the model with the values of a setting; tests/meta_arch tests the configuration keys."""
     values = scan_parity.case["settings"][setting]
     model = model_for(scan_parity, run, "SCANDEMO" if setting in DEMO else "SCAN")
     crops = model.mask_namer
@@ -163,7 +163,7 @@ def test_setting(scan_parity, monkeypatch, run, setting):
 
 
 def check_draws(scan_parity, place: str, visual, masks: Tensor, setting: str, layers: int) -> None:
-    """The background patches of each region and the numbers drawn, padded with -1."""
+    """Compare the number of background patches of each region and the drawn numbers, padded with -1."""
     background = (~foreground_patches(visual, masks)).sum(1)
     scan_parity.check(f"{place}/n_background", background)
     ratio = scan_parity.case["settings"][setting]["REPLACE_RATIO"]
@@ -190,7 +190,7 @@ def test_crops_and_their_tokens(scan_parity, run):
     seed(scan_parity, "A")
     drawn = namer.draw(masks, random)
     tokens = {}
-    hooks = [  # what the next block is given
+    hooks = [  # input of the next block
         visual.transformer.resblocks[depth].ln_1.register_forward_pre_hook(
             lambda norm, given, depth=depth: tokens.update({depth: given[0]})
         )
@@ -208,7 +208,7 @@ def test_crops_and_their_tokens(scan_parity, run):
 @pytest.mark.parametrize("run", RUNS)
 @torch.no_grad()
 def test_raw_logits_that_the_original_renders_without_clip(scan_parity, run):
-    """CLIP_ENSEMBLE False gives class probabilities here, as in OVSeg; the original's map follows from its logits."""
+    """CLIP_ENSEMBLE False gives class probabilities, as in OVSeg; the original renders logits."""
     model = model_with(scan_parity, run, "E_noclip")
     asked = request(scan_parity, run, "E_noclip")
     masks = model.proposer(model.views([asked]))[0].probabilities
@@ -233,7 +233,7 @@ def training_batch(scan_parity) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def step(scan_parity):
-    """Model after one backward pass, and its losses."""
+    """Return the model after one backward pass, and its losses."""
     if scan_parity.reduced:
         pytest.skip("the reduced copy lacks the weights that training needs: set SCAN_PARITY")
     model = scan_parity.model().train()
@@ -273,7 +273,7 @@ def test_gradients(scan_parity, step):
     for name, expected in zip(names, scan_parity.outputs["train/grad_norms"], strict=True):
         norm = 0.0 if gradients[name] is None else gradients[name].norm().item()
         assert norm == pytest.approx(expected, rel=NORM_TOLERANCE, abs=1e-5), name
-    for layer in model.lightweight_transformer.layers:  # queries and keys of a sequence of one do nothing
+    for layer in model.lightweight_transformer.layers:  # queries and keys have no effect for a sequence of one
         assert not layer.self_attn.in_proj_weight.grad[:64].any()
         assert layer.self_attn.in_proj_weight.grad[64:].any()
 
@@ -287,7 +287,7 @@ def test_one_step_lowers_the_loss(scan_parity, step):
 
 
 def test_fine_tuning_forward(scan_parity):
-    """CS-CLIP: each crop is shifted to the context of its own image."""
+    """In the fine-tuning of CS-CLIP, each crop has the context of its own image."""
     model = scan_parity.model()
     adapter, settings = model.clip_adapter, scan_parity.case["settings"]["cs"]
     visual = adapter.clip_model.visual.requires_grad_(True)

@@ -12,13 +12,13 @@ from ovseg.engine.solver import build_lr_scheduler, build_optimizer
 from ovseg.proposals.matcher import match
 
 NORM_TOLERANCE = 1e-3
-# gradients that the reduced copy can check: those behind the played-back backbone stage
+# gradients that the reduced copy can check: those after the recorded stage of the backbone
 HEAD = ("sem_seg_head.", "clip_adapter.")
 
 
 @pytest.fixture(scope="module")
 def trained(parity):
-    """Model after one backward pass, its raw predictions, and the losses."""
+    """Return the model after one backward pass, its raw predictions, and the losses."""
     model = parity.model().train()
     parity.play_back(model, "train/backbone/res5")
     losses = model(batch(parity))
@@ -137,7 +137,7 @@ def test_learning_rate_curve(parity):
 
 
 def test_one_step(parity):
-    """One AdamW step with all gradients together clipped to 0.01, at the groups' plain learning rates."""
+    """Compare one AdamW step with all gradients together clipped to 0.01, at the groups' plain learning rates."""
     cfg = parity.config()
     model = parity.model().train()
     optimizer = build_optimizer(cfg, model)
@@ -147,7 +147,7 @@ def test_one_step(parity):
     before = {name: p.detach().clone() for name, p in parameters.items()}
     gradients = [p.grad for p in parameters.values() if p.grad is not None]
     coefficient = float(parity.outputs["opt/clip_coefficient"])
-    if parity.reduced:  # the norm of all gradients is not to be had, so the optimizer's own clipping stays idle
+    if parity.reduced:  # the norm of all gradients is unknown: no clipping by the optimizer
         torch._foreach_mul_(gradients, coefficient)
     else:
         total = torch.stack([gradient.norm() for gradient in gradients]).norm()

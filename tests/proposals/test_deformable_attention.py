@@ -104,7 +104,7 @@ def test_no_query_at_all():
 
 
 def fake_op():
-    """The interface of the compiled op: points from 0 to 1, sizes and starts of levels as tensors."""
+    """Return a stand-in for the compiled op: points from 0 to 1, sizes and starts of levels as tensors."""
 
     def forward(value, shapes, starts, locations, weights, images_at_a_time):
         assert len(value) % images_at_a_time == 0
@@ -148,7 +148,7 @@ def test_compiled_op_is_found(monkeypatch, fresh_search):
     op = fake_op()
     monkeypatch.setitem(sys.modules, deformable_sampling.COMPILED_OP, op)
     assert compiled_op() is op
-    # it works on CUDA only: here ours is used
+    # the op works on CUDA only, and is not used here
     op.ms_deform_attn_forward = None
     sample_levels(*operands())
 
@@ -163,7 +163,7 @@ def test_compiled_op_is_used_on_cuda(monkeypatch, fresh_search):
         is_cuda = True
 
     sample_levels(value.as_subclass(OnCuda), *rest)
-    assert given[0].dtype == torch.float32  # the op knows no half precision
+    assert given[0].dtype == torch.float32  # the op does not support half precision
 
 
 def test_broken_compiled_op_is_left_alone(monkeypatch, fresh_search, caplog):
@@ -193,7 +193,7 @@ def test_new_attention_looks_around_each_place_equally():
     assert torch.equal(offsets[:, 0], offsets[:, 1])
     directions = {tuple(direction) for direction in offsets[:, 0, 0].round().int().tolist()}
     assert directions == {(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)}
-    # constant maps: wherever a query looks inside, it sees the same
+    # constant maps: all points inside have equal values
     with torch.no_grad():
         attention.value_proj.weight.copy_(torch.eye(16))
         attention.output_proj.weight.copy_(torch.eye(16))

@@ -1,4 +1,4 @@
-"""Mask2Former's parts beyond the recorded numbers: other sizes, optional parts, mistakes, and points."""
+"""Parts of Mask2Former beyond the recorded numbers: other sizes, optional parts, errors, and points."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_head(pre_norm):
         assert masks.shape == (2, 5, 16, 24)
     sum((a.square().mean() + b.square().mean()) for a, b in predictions).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    (final,) = model.eval()(features())  # it takes another way to the masks between the layers
+    (final,) = model.eval()(features())  # masks between the layers are computed in another way
     torch.testing.assert_close(final, predictions[-1], rtol=1e-4, atol=1e-5)
 
 
@@ -118,14 +118,14 @@ def test_autocast(dtype):
     with torch.autocast("cpu", dtype=dtype):
         mask_features, maps = model.pixel_decoder({name: x.to(dtype) for name, x in features().items()})
         ((embeddings, masks),) = model(features())
-    assert all(x.dtype == torch.float32 for x in (mask_features, *maps))  # too coarse for places otherwise
+    assert all(x.dtype == torch.float32 for x in (mask_features, *maps))  # half precision is too coarse for coordinates
     assert embeddings.dtype == masks.dtype == dtype
     assert (embeddings - exact[0]).abs().max() < 0.1 * exact[0].abs().max()
 
 
 def test_attention_stays_inside_the_masks():
     logits = torch.tensor([[[[1.0, -1.0], [0.0, -2.0]], [[-1.0, -1.0], [-1.0, -1.0]]]])
-    assert inside(logits).tolist() == [[[True, False, True, False], [True] * 4]]  # an empty mask sees everything
+    assert inside(logits).tolist() == [[[True, False, True, False], [True] * 4]]  # everywhere for an empty mask
 
 
 def test_masked_attention_equals_the_librarys():
@@ -148,7 +148,7 @@ def test_pairwise_cross_entropy():
 
 
 def truth_and_predictions():
-    """Two images; the first has two masks, the left and the right half, the second none."""
+    """Return truth and predictions of two images: the first has two masks, its halves, the second none."""
     truth = torch.zeros(2, 16, 16, dtype=torch.bool)
     truth[0, :, :8] = truth[1, :, 8:] = True
     masks = torch.full((2, 3, 8, 8), -20.0)

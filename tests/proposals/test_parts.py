@@ -1,4 +1,4 @@
-"""What the parity fixtures do not reach: other sizes, optional parts, and the pieces against plain formulas."""
+"""Parts of proposers beyond the recorded numbers: other sizes, optional parts, and plain formulas."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ TOKENS = WINDOW * WINDOW
 
 
 def plain(attention: WindowAttention, x, mask):
-    """All weights of the attention, window by window and head by head."""
+    """Compute the attention with all its weights, for each window and head."""
     qkv = attention.qkv(x).view(len(x), TOKENS, 3, HEADS, DIM // HEADS)
     bias = attention.relative_position_bias_table[attention.relative_position_index]  # (TOKENS, TOKENS, HEADS)
     results = []

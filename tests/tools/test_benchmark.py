@@ -25,13 +25,13 @@ def test_stages_of_every_batch_as_table_and_json(config, tmp_path, capsys):
     once = ["--precision", "fp32", "--device", "cpu", "--warm-up", "0", "--repeat", "1", "--processor-time"]
     tool.main(["--config", config, *once, "--json", str(earlier)], run=tool.measure)
     (first,) = json.loads(earlier.read_text())
-    opts = ["--opts", "MODEL.CLIP_ADAPTER.MASK_THR", "0.999999"]  # no mask has a pixel: CLIP sees nothing
+    opts = ["--opts", "MODEL.CLIP_ADAPTER.MASK_THR", "0.999999"]  # no mask has a pixel: no crops
     argv = ["--config", config, "--compare", config, str(earlier), *once, "--batch", "1", "2"]
     tool.main([*argv, "--json", str(tmp_path / "now.json"), *opts], run=tool.measure)
     results = json.loads((tmp_path / "now.json").read_text())
     assert [(figures["config"], figures["batch"]) for figures in results] == [("tiny", 1)] * 2 + [("tiny", 2)] * 2
-    assert set(first["seconds"]) == {*STAGES, "rest"}
-    assert {"backbone", "pixel decoder", "decoder", "crops", "CLIP", "paint"} <= {
+    assert set(first["seconds"]) == {*STAGES, "rest"} - {"whole image in CLIP", "calibration"}  # of SCAN
+    assert {"backbone", "pixel decoder", "decoder", "masks", "crops", "CLIP", "render"} <= {
         stage for stage, seconds in first["seconds"].items() if seconds > 0
     }
     assert results[0]["seconds"]["CLIP"] < first["seconds"]["CLIP"]
@@ -73,8 +73,10 @@ def test_weights_of_ones_own_keep_their_masks(config, tmp_path):
     assert len(requests) == 2 and requests[0]["image"].shape == (3, 64, 96)
     random, _ = tool.build(tool.parse(["--config", config, "--device", "cpu"]), config, "cpu", "fp32", 1)
     with torch.no_grad():
-        masks = random.propose(requests[:1])[0].masks
-        assert not torch.allclose(trained.propose(requests[:1])[0].masks, masks)
+        masks, masks_of_trained = (
+            model.proposer(model.views(requests[:1]))[0].probabilities for model in (random, trained)
+        )
+        assert not torch.allclose(masks_of_trained, masks)
     assert (masks > 0.5).flatten(1).float().mean(1).sub(0.1).abs().max() < 0.25  # areas of ellipses
     assert (masks.flatten(1).amax(1) > 0.9).all()
 

@@ -111,13 +111,13 @@ def test_rows_of_an_array_are_synonyms():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (None, r"None \(NoneType\) is no list of words: give a list, for example \['cat', 'dog'\]"),
-        ({"cat": "kitty"}, r"\(dict\) is no list of words: .* with synonyms \['cat', \['sofa', 'couch'\]\]"),
+        (None, r"None \(NoneType\) is not a list of words: give a list, for example \['cat', 'dog'\]"),
+        ({"cat": "kitty"}, r"\(dict\) is not a list of words: .* with synonyms \['cat', \['sofa', 'couch'\]\]"),
         ({"cat"}, r"\(set\) has no order"),
         (frozenset({"cat"}), r"\(frozenset\) has no order"),
-        (b"cat", r"\(bytes\) is no list"),
-        (7, r"7 \(int\) is no list"),
-        (np.array("cat"), r"\(ndarray\) is no list"),
+        (b"cat", r"\(bytes\) is not a list"),
+        (7, r"7 \(int\) is not a list"),
+        (np.array("cat"), r"\(ndarray\) is not a list"),
         (Frame(), r"\(Frame\) is a table"),
         (np.array([1, 2]), "word 1 in the list of words is 1, which is not a text"),
         ([None], "word 1 in the list of words is None, which is not a text"),
