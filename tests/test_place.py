@@ -27,9 +27,8 @@ from ovseg.checkpoint import save_safetensors, save_torch
 from ovseg.engine import run
 from ovseg.errors import CannotWrite, OvsegError, user_errors
 from ovseg.io import files
-from ovseg.io.files import atomic_path, cache_dir, check_writable, locked_folder
+from ovseg.io.files import atomic_path, cache_dir, check_writable, find_leftovers, locked_folder, remove_leftovers
 from ovseg.io.inputs import choose_outputs, find_inputs
-from ovseg.io.leftovers import find_leftovers, remove_leftovers
 from ovseg.result.segmentation import Segmentation
 from ovseg.segmenter import Segmenter
 from tests.engine import toy

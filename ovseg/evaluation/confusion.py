@@ -109,11 +109,7 @@ def label_runs(
 
 
 def confusion_matrix(
-    pred: np.ndarray,
-    gt: np.ndarray,
-    num_classes: int,
-    ignore_label: int | None,
-    **sources: str,
+    pred: np.ndarray, gt: np.ndarray, num_classes: int, ignore_label: int | None, **sources: str
 ) -> np.ndarray:
     """Count pixels by predicted and true class; arguments and errors are those of :func:`label_runs`.
 

@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from ovseg.errors import OvsegError
 from ovseg.evaluation.identity import differences
 from ovseg.evaluation.tally import State, Tally, read_arrays
-from ovseg.io.files import atomic_path
+from ovseg.io.files import atomic_path, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +140,7 @@ class PartialEvaluation:
             else:
                 logger.warning("removing the unfinished evaluation in %s (--resume continues one)", self.folder)
             remove_parts(self.folder.parent)
-        with atomic_path(self.folder / _RUN) as temporary:
-            temporary.write_text(json.dumps({"session": self._session, "fingerprint": fingerprint}))
+        write_text(self.folder / _RUN, json.dumps({"session": self._session, "fingerprint": fingerprint}))
         return fits
 
     def _read_parts(self) -> dict[str, State]:

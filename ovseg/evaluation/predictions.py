@@ -42,9 +42,7 @@ def encode_label_map(label_map: np.ndarray, file_name: str, dataset_ids: Mapping
     for label in np.unique(label_map).tolist():
         rle = coco_mask.encode(np.asfortranarray(label_map == label, dtype=np.uint8))
         rle["counts"] = rle["counts"].decode("ascii")
-        records.append(
-            {"file_name": file_name, "category_id": dataset_ids.get(label, label), "segmentation": rle},
-        )
+        records.append({"file_name": file_name, "category_id": dataset_ids.get(label, label), "segmentation": rle})
     return records
 
 

@@ -25,7 +25,7 @@ from ovseg.evaluation.predictions import WORST_FILE, WorstImage, read_worst
 from ovseg.evaluation.proposals import MEAN_BEST_IOU, RECALL
 from ovseg.evaluation.record import RECORD_FILE
 from ovseg.evaluation.tally import read_arrays
-from ovseg.io.files import atomic_path
+from ovseg.io.files import atomic_path, write_text
 from ovseg.io.images import read_image
 from ovseg.io.label_maps import read_labels
 
@@ -100,9 +100,7 @@ def print_results(record: Mapping[str, Any], folder: Path) -> None:
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON atomically; NaN and infinities, which JSON lacks, become null."""
-    with atomic_path(path) as temporary:
-        text = json.dumps(_strict(content), indent=2, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # lone surrogates
+    write_text(path, json.dumps(_strict(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -206,8 +204,7 @@ def write_report(folder: Path, record: Mapping[str, Any], confusion: np.ndarray)
         worst_images=_worst_images(folder / WORST_FILE, names, record["protocol"]["ignore_label"]),
     )
     path = folder / HTML_FILE
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_text(path, text)
     return path
 
 
@@ -263,19 +260,14 @@ def _percent(value: float) -> str:
 
 def _worst_images(path: Path, names: Sequence[str], ignore_label: int | None) -> list[dict[str, Any]]:
     return [
-        {
-            "file_name": image.file_name,
-            "accuracy": 100 * image.accuracy,
-            **_images(image, names, ignore_label),
-        }
+        {"file_name": image.file_name, "accuracy": 100 * image.accuracy, **_images(image, names, ignore_label)}
         for image in read_worst(path) or ()
     ]
 
 
 def _images(image: WorstImage, names: Sequence[str], ignore_label: int | None) -> dict[str, Any]:
     """Return ``images``, the data URLs of image, ground truth and prediction; or ``problem``, an error message."""
-    from ovseg.result.colors import colors_of  # these import matplotlib, which evaluations without a report do not need
-    from ovseg.result.drawing import draw_regions
+    from ovseg.result.drawing import colors_of, draw_regions  # late: most evaluations write no report
 
     try:
         pixels, truth, predicted = read_image(image.file_name), read_labels(image.label_file), image.label_map()

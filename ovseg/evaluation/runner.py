@@ -32,14 +32,7 @@ from ovseg.evaluation.ground_truth import GroundTruth
 from ovseg.evaluation.identity import fingerprint, model_digest
 from ovseg.evaluation.oracle_model import check_oracle, oracle_model
 from ovseg.evaluation.partial import PartialEvaluation, remove_parts
-from ovseg.evaluation.predictions import (
-    PNG_FOLDER,
-    RLE_FILE,
-    WORST_FILE,
-    PngPredictions,
-    RlePredictions,
-    WorstImages,
-)
+from ovseg.evaluation.predictions import PNG_FOLDER, RLE_FILE, WORST_FILE, PngPredictions, RlePredictions, WorstImages
 from ovseg.evaluation.proposals import ProposalRecallEvaluator
 from ovseg.evaluation.record import finished_record, results_record
 from ovseg.evaluation.report import print_results, write_results

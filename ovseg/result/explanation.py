@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -82,18 +82,13 @@ class Explanation:
         masks = []
         for n in np.argsort(-scores.fractions, kind="stable"):
             best = np.argsort(-scores.fused[n], kind="stable")[:top_k]
-            words = tuple(
-                WordScores(
-                    scores.names[k],
-                    float(scores.own[n, k]),
-                    None if math.isnan(scores.clip[n, k]) else float(scores.clip[n, k]),
-                    float(scores.fused[n, k]),
-                )
-                for k in best
-            )
+            words = []
+            for k in best:
+                own, clip, fused = (float(kind[n, k]) for kind in (scores.own, scores.clip, scores.fused))
+                words.append(WordScores(scores.names[k], own, None if math.isnan(clip) else clip, fused))
             x0, y0, x1, y1 = (int(value) for value in np.rint(scores.boxes[n] * (width, height, width, height)))
             area = int(np.rint(scores.fractions[n] * height * width))
-            masks.append(MaskExplanation(area, (x0, y0, x1, y1), float(max(0, 1 - scores.own[n].sum())), words))
+            masks.append(MaskExplanation(area, (x0, y0, x1, y1), float(max(0, 1 - scores.own[n].sum())), tuple(words)))
         return cls(tuple(masks))
 
     def __len__(self) -> int:
@@ -125,14 +120,4 @@ class Explanation:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return a dict per mask for ``json.dump``: ``area``, ``box`` [x0,y0,x1,y1], ``no_object``, ``words``."""
-        return [
-            {
-                "area": mask.area,
-                "box": list(mask.box),
-                "no_object": mask.no_object,
-                "words": [
-                    {"word": word.word, "own": word.own, "clip": word.clip, "fused": word.fused} for word in mask.words
-                ],
-            }
-            for mask in self.masks
-        ]
+        return [asdict(mask) for mask in self.masks]

@@ -16,10 +16,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ovseg.errors import OvsegError
-from ovseg.io.files import atomic_path, is_dir
+from ovseg.io.files import atomic_path, is_dir, shorten, write_text
 from ovseg.io.images import label_areas, save_image
 from ovseg.io.inputs import OUTPUT_SUFFIXES, output_files
-from ovseg.io.leftovers import shorten
 from ovseg.result.explanation import Explanation, MaskScores
 from ovseg.vocabulary.reading import fold_text
 
@@ -165,7 +164,7 @@ class Segmentation:
         Args:
             image: (H,W,3) uint8 RGB to draw on; None for the segmented image.
             colors: colour of each word found, by its index, for series of images
-                (:func:`ovseg.result.colors.colors_of`).
+                (:func:`ovseg.result.drawing.colors_of`).
 
         Returns:
             (H,W,3) uint8 RGB, new.
@@ -259,9 +258,7 @@ class Segmentation:
         labels = np.where(self.label_map < 0, blank, self.label_map).astype(bits)
         _save_image(self.picture(), drawing_file)
         _save_image(labels, labels_file)
-        with atomic_path(json_file) as temporary:
-            text = json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n"
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are not text
+        write_text(json_file, json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
         return drawing_file, labels_file, json_file
 
     def _drawing_file(self, where: str | Path) -> Path:
