@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import torch
@@ -67,19 +68,18 @@ class _Archive:
     def _storage(self, identifier: Any) -> Tensor:
         _, kind, key, _, count = _checked(identifier, 5)
         if key not in self.storages:
-            self.storages[key] = self._record(f"data/{key}") if self.data else self._unread(f"data/{key}")
+            self.storages[key] = self._record(f"data/{key}", self.data)
         data = self.storages[key].view(kind.dtype)
         if len(data) != count:
             raise Damaged("a storage does not have the declared size")
         return data
 
-    def _unread(self, name: str) -> Tensor:
-        return torch.empty(self.members[self.root + name].file_size, dtype=torch.uint8, device="meta")
-
-    def _record(self, name: str) -> Tensor:
-        """Return the bytes of a member, uint8, after comparing them with its checksum."""
+    def _record(self, name: str, read: bool = True) -> Tensor:
+        """Return the bytes of a member, uint8, after comparing them with its checksum; on the meta device if unread."""
         info = self.members[self.root + name]
-        data = torch.empty(info.file_size, dtype=torch.uint8)
+        data = torch.empty(info.file_size, dtype=torch.uint8, device="cpu" if read else "meta")
+        if not read:
+            return data
         view = memoryview(data.numpy())
         if info.compress_type == zipfile.ZIP_STORED:
             self._read_stored(info, view)
@@ -129,7 +129,9 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
     if set(keys) != storages.keys():
         raise Damaged("its list of storages does not match its tensors")
     for data in map(storages.get, keys):
-        if file.read(8) != struct.pack("<q", len(data)) or _fill(file, data) != data.nbytes:
+        if file.read(8) != struct.pack("<q", len(data)):
+            raise Damaged("a storage does not have the declared size")
+        if len(data) and file.readinto(memoryview(data.view(torch.uint8).numpy())) != data.nbytes:
             raise Damaged("it ends too early")
     return content
 
@@ -140,50 +142,33 @@ def read_plain(file: BinaryIO, size: int) -> Any:
     Raises:
         Damaged, NeedsCode: see :func:`ovseg.checkpoint.pickles.read_pickle`.
     """
-    return read_pickle(BoundedFile(file, size), _plain_stand_in)
-
-
-def _plain_stand_in(name: str) -> Any:
-    return Call(_nested) if name == "torch.storage._load_from_bytes" else stand_in(name)
-
-
-def _nested(content: bytes) -> Any:
-    return read_legacy(io.BytesIO(content), len(content))
-
-
-def _fill(file: BinaryIO, data: Tensor) -> int:
-    return file.readinto(memoryview(data.view(torch.uint8).numpy())) if len(data) else 0
+    nested = Call(lambda content: read_legacy(io.BytesIO(content), len(content)))
+    return read_pickle(
+        BoundedFile(file, size), lambda name: nested if name == "torch.storage._load_from_bytes" else stand_in(name)
+    )
 
 
 def _checked(identifier: Any, parts: int) -> tuple:
-    if (
-        type(identifier) is not tuple
-        or len(identifier) != parts
-        or identifier[0] != "storage"
-        or not isinstance(identifier[1], StorageKind)
-        or not isinstance(identifier[2], str)
-        or type(identifier[4]) is not int
-        or identifier[4] < 0
-    ):
+    kinds = (str, StorageKind, str, object, int)
+    valid = type(identifier) is tuple and len(identifier) == parts and all(map(isinstance, identifier, kinds))
+    if not valid or identifier[0] != "storage" or identifier[4] < 0:
         raise Damaged("it refers to something that is not a storage")
     return identifier
 
 
 def _script_stand_in(name: str) -> Any:
     if name.startswith("__torch__."):
-        return Call(lambda *_: StandIn(lambda state: _Module(state)))
+        return Call(lambda *_: StandIn(_Module))
     if name.startswith("torch.jit._pickle."):  # lists, and values with a note of their type
         return Call(lambda value, *_: value)
     return stand_in(name)
 
 
+@dataclass
 class _Module:
     """Attributes of a module in a TorchScript archive."""
 
-    def __init__(self, state: Any):
-        if not isinstance(state, Mapping):
-            raise Damaged("a module has no attributes")
-        self.attributes = state
+    attributes: Any
 
 
 def _flattened(module: Any) -> dict[str, Tensor]:
@@ -196,6 +181,8 @@ def _flattened(module: Any) -> dict[str, Tensor]:
         count += 1
         if count > _MOST_MODULES or len(prefix) > _LONGEST_NAME:
             raise Damaged("its modules contain each other")
+        if not isinstance(module.attributes, Mapping):
+            raise Damaged("a module has no attributes")
         for name, value in module.attributes.items():
             if isinstance(value, Tensor):
                 tensors[f"{prefix}{name}"] = value

@@ -87,10 +87,6 @@ def _set(values: Any = ()) -> set:
     return set(map(plain_key, values))
 
 
-def _size(values: Any = ()) -> torch.Size:
-    return torch.Size(_counts(values))
-
-
 def _counts(values: Any) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or not all(type(n) is int and 0 <= n < 2**63 for n in values):
         raise Damaged("a size, a stride or an offset is not a count")
@@ -122,12 +118,9 @@ def _numpy_type(code: Any, *_: Any) -> StandIn:
     return StandIn(finish)
 
 
-def _numpy_array(*_: Any) -> StandIn:
-    def finish(state: Any) -> np.ndarray:
-        _, shape, dtype, fortran, data = state
-        return _filled(data, dtype, shape, "F" if fortran else "C")
-
-    return StandIn(finish)
+def _array_of(state: Any) -> np.ndarray:
+    _, shape, dtype, fortran, data = state
+    return _filled(data, dtype, shape, "F" if fortran else "C")
 
 
 def _filled(data: Any, dtype: Any, shape: tuple, order: str, axes: Any = None) -> np.ndarray:
@@ -144,10 +137,6 @@ def _filled(data: Any, dtype: Any, shape: tuple, order: str, axes: Any = None) -
     array = array if kind.isnative else array.astype(kind.newbyteorder("="))
     array = array.reshape(shape, order="F" if order == "F" else "C")
     return array.transpose(_counts(axes)) if order == "K" and axes is not None else array
-
-
-def _numpy_scalar(dtype: Any, data: Any) -> np.generic:
-    return _filled(data, dtype, (), "C")[()]
 
 
 STAND_INS: dict[str, Any] = {
@@ -167,7 +156,7 @@ STAND_INS: dict[str, Any] = {
     "torch._tensor._rebuild_from_type_v2": Call(_rebuild_with_attributes),
     "torch.Tensor": None,
     "torch.nn.parameter.Parameter": None,
-    "torch.Size": Call(_size),
+    "torch.Size": Call(lambda values=(): torch.Size(_counts(values))),
     "torch.storage._load_from_bytes": None,  # plain pickles have one that can be called
     "torch.device": Call(torch.device),
     "numpy.dtype": Call(_numpy_type),
@@ -186,8 +175,8 @@ STAND_INS: dict[str, Any] = {
         f"numpy.{core}.{name}": Call(function)
         for core in ("core", "_core")
         for name, function in {
-            "multiarray._reconstruct": _numpy_array,
-            "multiarray.scalar": _numpy_scalar,
+            "multiarray._reconstruct": lambda *_: StandIn(_array_of),
+            "multiarray.scalar": lambda dtype, data: _filled(data, dtype, (), "C")[()],
             "numeric._frombuffer": _filled,
         }.items()
     },

@@ -169,8 +169,10 @@ def read_checkpoint(path: str | Path, *, data: bool = True) -> dict[str, Any]:
     try:
         if _is_safetensors(path, head):
             with safe_open(path, framework="pt") as file:
-                read = file.get_tensor if data else partial(_meta_tensor, file)
-                return {name: read(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                if data:
+                    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+                return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         reader, size = _reader(head), path.stat().st_size
         if reader is read_archive:
             reader = partial(read_archive, data=data)
@@ -195,10 +197,6 @@ def read_checkpoint(path: str | Path, *, data: bool = True) -> dict[str, Any]:
         raise OvsegError(
             f"{path} is truncated or damaged, or not a weight file ({reason}): download or save it again"
         ) from error
-
-
-def _meta_tensor(file: safe_open, name: str) -> Tensor:
-    return torch.empty(file.get_slice(name).get_shape(), device="meta")
 
 
 def is_plain_pickle(path: Path) -> bool:

@@ -17,10 +17,11 @@ from detectron2.utils import comm
 
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import MIOU_CONVENTIONS
-from ovseg.evaluation.identity import digest_of, file_digest, flatten, git_commit, short, versions
+from ovseg.evaluation.identity import digest_of, flatten, git_commit, short, versions
 from ovseg.evaluation.oracle_model import describe_oracle
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.evaluation.sg_table import FatherTable
+from ovseg.io.files import file_digest, is_file
 
 RECORD_FILE = "results.json"
 SCHEMA = 2  # 1 had neither a number nor a protocol
@@ -166,8 +167,10 @@ def _views(cfg: CfgNode) -> dict[str, Any]:
 def _weights(cfg: CfgNode, iteration: int | None) -> dict[str, Any]:
     if iteration is not None:
         return {"iteration": iteration}
-    files = {"model": cfg.MODEL.WEIGHTS, "clip": cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS}
-    return {name: {"name": file, "sha256": file_digest(file)} for name, file in files.items()}
+    files = {"model": cfg.MODEL.WEIGHTS, "clip": cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS}  # the latter may be a tag
+    return {
+        name: {"name": file, "sha256": file_digest(file) if is_file(file) else None} for name, file in files.items()
+    }
 
 
 def _is_text(value: Any) -> bool:

@@ -41,6 +41,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 _NUMBER = re.compile(r"\(os error (\d+)\)")  # in messages of safetensors
 _TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|iostream error|unexpected pos")
 _cleaned: set[str] = set()  # folders in which this process has looked for leftovers
+is_file, is_dir = os.path.isfile, os.path.isdir  # False for invalid names (too long, a zero byte), unlike Path's
 _held: set[str] = set()  # folders that this process has locked
 
 # .STEM.PROCESS.TOKEN.tmp.SUFFIX; older versions wrote no token, and a second suffix is added by libraries that write
@@ -183,7 +184,7 @@ def temporary_name(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            temporary.unlink()
         _writing.discard(temporary.name)
 
 
@@ -332,22 +333,6 @@ def check_file(path: Path, what: str) -> os.stat_result:
     if not stat.S_ISREG(found.st_mode):
         raise OvsegError(f"{path} is not a regular file")
     return found
-
-
-def is_file(path: Path) -> bool:
-    """Return whether a path is a file; False for invalid names, too (too long, a zero byte)."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def is_dir(path: Path) -> bool:
-    """Return whether a path is a folder; False for invalid names, too."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def cache_dir() -> Path:
