@@ -104,10 +104,15 @@ class PartialEvaluation:
         Raises:
             OvsegError: the disk is full, or another evaluation has started in the folder.
         """
-        self._check_that_it_is_ours()
+        if comm.is_main_process():
+            run = _read_run(self.folder / _RUN)
+            if run is None or run["session"] != self._session:
+                raise OvsegError(
+                    f"another evaluation is writing to {self.folder.parent}: wait for it, or choose another OUTPUT_DIR"
+                )
         content: dict[str, np.ndarray] = {_DONE: np.array(self._counted, dtype=np.int64)}
         for name, tally in self._tallies.items():
-            content.update({f"{name}/{key}": value for key, value in tally.state().items()})
+            content |= {f"{name}/{key}": value for key, value in tally.state().items()}
         with atomic_path(self.part(".npz")) as temporary, open(temporary, "wb") as file:
             np.savez(file, **content)
         self._saved = time.monotonic()
@@ -176,14 +181,6 @@ class PartialEvaluation:
         for name, tally in self._tallies.items():
             tally.check(_state_of(name, content), images)
         return images
-
-    def _check_that_it_is_ours(self) -> None:
-        if comm.is_main_process():
-            run = _read_run(self.folder / _RUN)
-            if run is None or run["session"] != self._session:
-                raise OvsegError(
-                    f"another evaluation is writing to {self.folder.parent}: wait for it, or choose another OUTPUT_DIR"
-                )
 
 
 def remove_parts(folder: str | Path) -> None:

@@ -27,35 +27,18 @@ RLE_FILE, PNG_FOLDER = "sem_seg_predictions.json", "predictions"
 WORST_FILE, WORST_COUNT = "worst_images.npz", 12
 
 
-def encode_label_map(label_map: np.ndarray, file_name: str, dataset_ids: Mapping[int, int]) -> list[dict]:
-    """Encode a label map as COCO-Stuff result records, one per label that occurs.
-
-    Args:
-        label_map: (H,W) integers.
-        file_name: name of the image, copied into the records.
-        dataset_ids: category id by class index; classes without an entry keep their index.
-
-    Returns:
-        ``[{"file_name", "category_id", "segmentation": {"size": [H,W], "counts": str}}, ...]``.
-    """
-    records = []
-    for label in np.unique(label_map).tolist():
-        rle = coco_mask.encode(np.asfortranarray(label_map == label, dtype=np.uint8))
-        rle["counts"] = rle["counts"].decode("ascii")
-        records.append({"file_name": file_name, "category_id": dataset_ids.get(label, label), "segmentation": rle})
-    return records
-
-
 class RlePredictions(Keeper):
-    """Keeper that streams the records of each process to a file, and merges these files in the order of the images.
+    """Keeper that writes predictions as COCO-Stuff results, one record for each label in an image.
 
-    As a tally, its state is the valid length of the stream: the part that belongs to counted images. All processes
-    must share the file system of the output folder.
+    Each process streams its records to a file; at the end, these are merged in the order of the images. As a tally, its
+    state is the valid length of the stream: the part that belongs to counted images. All processes must share the file
+    system of the output folder.
 
     Args:
-        path: JSON file that is written at the end, a list of the records of :func:`encode_label_map`.
+        path: JSON file that is written at the end, a list of ``{"file_name", "category_id", "segmentation": {"size":
+            [H,W], "counts": str}}``.
         stream: file of this process, in an existing folder; the caller removes it.
-        dataset_ids: category id by class index.
+        dataset_ids: category id by class index; classes without an entry keep their index.
     """
 
     def __init__(self, path: str | Path, stream: str | Path, dataset_ids: Mapping[int, int]) -> None:
@@ -66,7 +49,12 @@ class RlePredictions(Keeper):
 
     def see(self, seen: SeenImage) -> None:
         """Append one line: the image's index and its records."""
-        records = encode_label_map(seen.label_map, seen.file_name, self._dataset_ids)
+        records = []
+        for label in np.unique(seen.label_map).tolist():
+            rle = coco_mask.encode(np.asfortranarray(seen.label_map == label, dtype=np.uint8))
+            rle["counts"] = rle["counts"].decode("ascii")
+            category = self._dataset_ids.get(label, label)
+            records.append({"file_name": seen.file_name, "category_id": category, "segmentation": rle})
         self._file.write(f"{seen.index}\t{json.dumps(records)}\n")
 
     def state(self) -> State:

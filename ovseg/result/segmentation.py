@@ -175,15 +175,13 @@ class Segmentation:
 
     def to_detections(self) -> sv.Detections:
         """Return one detection per word found, largest first: mask, box, ``class_id``, score, ``class_name``."""
-        found = list(self.found)
-        masks = np.zeros((len(found), *self.label_map.shape), bool)
-        for mask, k in zip(masks, found, strict=True):
-            mask[:] = self.label_map == k
+        found = np.array(self.found, int)
+        masks = self.label_map == found[:, None, None]
         return sv.Detections(
             xyxy=sv.mask_to_xyxy(masks).astype(np.float32),
             mask=masks,
             confidence=self.scores[found],
-            class_id=np.array(found, int),
+            class_id=found,
             data={"class_name": np.array([self.names[k] for k in found], str)},
         )
 
