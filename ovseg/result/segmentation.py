@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import supervision as sv
@@ -21,9 +20,6 @@ from ovseg.io.images import label_areas, save_image
 from ovseg.io.inputs import OUTPUT_SUFFIXES, output_files
 from ovseg.result.explanation import Explanation, MaskScores
 from ovseg.vocabulary.reading import fold_text
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 UNLABELLED = -1
 
