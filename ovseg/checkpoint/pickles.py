@@ -7,12 +7,10 @@ Python, lets each operation be replaced.
 
 from __future__ import annotations
 
-import difflib
 import pickle
 import pickletools
 import struct
-import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -89,13 +87,6 @@ def read_pickle(file: BoundedFile, find: Callable[[str], Any], persistent: Calla
         raise
     except Exception as error:  # wrong operations on the stack raise almost anything
         raise Damaged("its parts do not fit together") from error
-
-
-def miswritten(name: str, known: Collection[str]) -> bool:
-    """Whether a name does not exist but resembles a known one, as in a file with damaged letters."""
-    module, _, leaf = name.rpartition(".")
-    exists = leaf in vars(sys.modules.get(module, object))
-    return not exists and bool(difflib.get_close_matches(name, known, n=1, cutoff=0.8))
 
 
 def plain_key(key: Any) -> Any:

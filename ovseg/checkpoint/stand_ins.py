@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovseg.checkpoint.pickles import Call, Damaged, NeedsCode, StandIn, miswritten, plain_key
+from ovseg.checkpoint.pickles import Call, Damaged, NeedsCode, StandIn, plain_key
 
 # A tensor may repeat its storage (stride 0): up to this size, or this many times.
 _REPEATED_BYTES, _REPEATED_TIMES = 1 << 30, 16
@@ -188,8 +190,10 @@ def stand_in(name: str) -> Any:
 
     Raises:
         KeyError: there is none.
-        Damaged: there is none, and the name resembles one of the table.
+        Damaged: the name does not exist and resembles one of the table, as in a file with damaged letters.
     """
-    if name not in STAND_INS and miswritten(name, STAND_INS):
+    module, _, leaf = name.rpartition(".")
+    exists = name in STAND_INS or leaf in vars(sys.modules.get(module, object))
+    if not exists and difflib.get_close_matches(name, STAND_INS, n=1, cutoff=0.8):
         raise Damaged(f"{name} is miswritten")
     return STAND_INS[name]

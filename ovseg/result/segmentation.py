@@ -191,16 +191,10 @@ class Segmentation:
         results = []
         for k in self.found:
             rle = coco_mask.encode(np.asfortranarray(self.label_map == k, dtype=np.uint8))
-            results.append(
-                {
-                    "category_id": k,
-                    "category_name": self.names[k],
-                    "segmentation": {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")},
-                    "bbox": [float(v) for v in coco_mask.toBbox(rle)],
-                    "area": int(self.areas[k]),
-                    "score": float(self.scores[k]),
-                }
-            )
+            mask = {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
+            category = {"category_id": k, "category_name": self.names[k]}
+            place = {"segmentation": mask, "bbox": coco_mask.toBbox(rle).tolist(), "area": int(self.areas[k])}
+            results.append({**category, **place, "score": float(self.scores[k])})
         return results
 
     def to_json(self) -> dict:
