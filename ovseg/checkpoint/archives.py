@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -19,7 +18,7 @@ from ovseg.checkpoint.stand_ins import StorageKind, stand_in
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MOST_COMPRESSED = 100  # times; torch.save does not compress, and weights cannot be compressed far
 _MOST_MODULES, _LONGEST_NAME = 100_000, 1000
-_CHUNK = 1 << 22
+_CHUNK = 1 << 22  # bytes
 
 
 def read_archive(file: BinaryIO, size: int, data: bool = True) -> Any:
@@ -39,12 +38,12 @@ def read_archive(file: BinaryIO, size: int, data: bool = True) -> Any:
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise Damaged(f"not a complete zip archive: {error}") from error
     with archive:
-        return _Archive(archive, file, size, data).read()
+        return _Archive(archive, size, data).read()
 
 
 class _Archive:
-    def __init__(self, archive: zipfile.ZipFile, file: BinaryIO, size: int, data: bool):
-        self.archive, self.file, self.data = archive, file, data
+    def __init__(self, archive: zipfile.ZipFile, size: int, data: bool):
+        self.archive, self.data = archive, data
         members = archive.infolist()
         roots = [info.filename.removesuffix("data.pkl") for info in members if info.filename.endswith("/data.pkl")]
         if len(roots) != 1:
@@ -81,24 +80,11 @@ class _Archive:
         if not read:
             return data
         view = memoryview(data.numpy())
-        if info.compress_type == zipfile.ZIP_STORED:
-            self._read_stored(info, view)
-            return data
         with self.archive.open(info) as member:
             for start in range(0, len(view), _CHUNK):
                 part = view[start : start + _CHUNK]
                 part[:] = member.read(len(part))
         return data
-
-    def _read_stored(self, info: zipfile.ZipInfo, view: memoryview) -> None:
-        """Read an uncompressed member directly, which is faster than through ``zipfile``."""
-        self.file.seek(info.header_offset)
-        header = self.file.read(30)
-        if header[:4] != b"PK\x03\x04":
-            raise Damaged(f"{info.filename} is not where the archive says")
-        self.file.seek(info.header_offset + 30 + sum(struct.unpack("<HH", header[26:])))
-        if self.file.readinto(view) != len(view) or zlib.crc32(view) != info.CRC:
-            raise Damaged(f"the checksum of {info.filename} is wrong")
 
 
 def read_legacy(file: BinaryIO, size: int) -> Any:
