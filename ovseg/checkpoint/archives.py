@@ -37,54 +37,45 @@ def read_archive(file: BinaryIO, size: int, data: bool = True) -> Any:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise Damaged(f"not a complete zip archive: {error}") from error
-    with archive:
-        return _Archive(archive, size, data).read()
+    infos, storages = archive.infolist(), {}
+    roots = [info.filename.removesuffix("data.pkl") for info in infos if info.filename.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise Damaged("a zip archive without PyTorch's data.pkl")
+    if sum(info.compress_size for info in infos) > size:
+        raise Damaged("its members overlap")
+    if sum(info.file_size for info in infos) > _MOST_COMPRESSED * size:
+        raise Damaged("its members expand further than weights can be compressed")
+    members = {info.filename.removeprefix(roots[0]): info for info in infos}
 
-
-class _Archive:
-    def __init__(self, archive: zipfile.ZipFile, size: int, data: bool):
-        self.archive, self.data = archive, data
-        members = archive.infolist()
-        roots = [info.filename.removesuffix("data.pkl") for info in members if info.filename.endswith("/data.pkl")]
-        if len(roots) != 1:
-            raise Damaged("a zip archive without PyTorch's data.pkl")
-        if sum(info.compress_size for info in members) > size:
-            raise Damaged("its members overlap")
-        if sum(info.file_size for info in members) > _MOST_COMPRESSED * size:
-            raise Damaged("its members expand further than weights can be compressed")
-        self.root, self.members = roots[0], {info.filename: info for info in members}
-        self.storages: dict[str, Tensor] = {}
-
-    def read(self) -> Any:
-        if self.root + "byteorder" in self.members and bytes(self._record("byteorder").numpy()) != b"little":
-            raise Damaged("written by a big-endian machine")
-        content = bytes(self._record("data.pkl").numpy())
-        script = self.root + "constants.pkl" in self.members
-        find = _script_stand_in if script else stand_in
-        content = read_pickle(BoundedFile(io.BytesIO(content), len(content)), find, self._storage)
-        return _flattened(content) if script else content
-
-    def _storage(self, identifier: Any) -> Tensor:
-        _, kind, key, _, count = _checked(identifier, 5)
-        if key not in self.storages:
-            self.storages[key] = self._record(f"data/{key}", self.data)
-        data = self.storages[key].view(kind.dtype)
-        if len(data) != count:
-            raise Damaged("a storage does not have the declared size")
-        return data
-
-    def _record(self, name: str, read: bool = True) -> Tensor:
+    def record(name: str, read: bool = True) -> Tensor:
         """Return the bytes of a member, uint8, after comparing them with its checksum; on the meta device if unread."""
-        info = self.members[self.root + name]
-        data = torch.empty(info.file_size, dtype=torch.uint8, device="cpu" if read else "meta")
-        if not read:
-            return data
-        view = memoryview(data.numpy())
-        with self.archive.open(info) as member:
-            for start in range(0, len(view), _CHUNK):
-                part = view[start : start + _CHUNK]
-                part[:] = member.read(len(part))
-        return data
+        result = torch.empty(members[name].file_size, dtype=torch.uint8, device="cpu" if read else "meta")
+        if read:
+            view = memoryview(result.numpy())
+            with archive.open(members[name]) as member:
+                for start in range(0, len(view), _CHUNK):
+                    part = view[start : start + _CHUNK]
+                    part[:] = member.read(len(part))
+        return result
+
+    def storage(identifier: Any) -> Tensor:
+        _, kind, key, _, count = _checked(identifier, 5)
+        if key not in storages:
+            storages[key] = record(f"data/{key}", data)
+        values = storages[key].view(kind.dtype)
+        if len(values) != count:
+            raise Damaged("a storage does not have the declared size")
+        return values
+
+    with archive:
+        if "byteorder" in members and bytes(record("byteorder").numpy()) != b"little":
+            raise Damaged("written by a big-endian machine")
+        content = bytes(record("data.pkl").numpy())
+        script = "constants.pkl" in members
+        content = read_pickle(
+            BoundedFile(io.BytesIO(content), len(content)), _script_stand_in if script else stand_in, storage
+        )
+        return _flattened(content) if script else content
 
 
 def read_legacy(file: BinaryIO, size: int) -> Any:

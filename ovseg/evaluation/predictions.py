@@ -80,7 +80,7 @@ class RlePredictions(Keeper):
             OvsegError: the stream of another process or of an earlier run is missing.
         """
         length = self._file.tell()
-        self._file.close()
+        self.close()
         own = comm.gather((self._stream, length), dst=0)
         if comm.is_main_process():
             streams = [*self._earlier, *own]
@@ -99,7 +99,6 @@ class RlePredictions(Keeper):
                         separator = ",\n"
                 joined.write("[]\n" if separator == "[\n" else "\n]\n")
         comm.synchronize()
-        self.close()
 
     def close(self) -> None:
         """Close the stream; may be called at any time and repeatedly."""
@@ -124,7 +123,12 @@ class PngPredictions(Keeper):
 
     def __init__(self, folder: str | Path, file_names: Sequence[str], num_classes: int) -> None:
         self._folder = Path(folder)
-        self._names = _distinct_names(file_names)
+        # relative names; the images' suffixes are kept only if names would clash without them
+        absolute = [os.path.abspath(name) for name in file_names]
+        common = os.path.commonpath([os.path.dirname(name) for name in absolute])
+        relative = [os.path.relpath(name, common) for name in absolute]
+        stems = [os.path.splitext(name)[0] for name in relative]
+        self._names = [f"{name}.png" for name in (stems if len(set(stems)) == len(stems) else relative)]
         self._num_classes = num_classes
 
     def see(self, seen: SeenImage) -> None:
@@ -135,15 +139,6 @@ class PngPredictions(Keeper):
     def check(self, state: State, images: Sequence[int]) -> None:
         if missing := [self._names[index] for index in images if not (self._folder / self._names[index]).is_file()]:
             raise ValueError(f"the prediction {missing[0]} is gone")
-
-
-def _distinct_names(file_names: Sequence[str]) -> list[str]:
-    """Return relative PNG names; the images' suffixes are kept only if names would clash without them."""
-    absolute = [os.path.abspath(name) for name in file_names]
-    folder = os.path.commonpath([os.path.dirname(name) for name in absolute])
-    relative = [os.path.relpath(name, folder) for name in absolute]
-    stems = [os.path.splitext(name)[0] for name in relative]
-    return [f"{name}.png" for name in (stems if len(set(stems)) == len(stems) else relative)]
 
 
 def _numbered_lines(file: TextIO, size: int) -> Iterator[tuple[int, str]]:
