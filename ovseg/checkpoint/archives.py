@@ -45,7 +45,7 @@ def read_archive(file: BinaryIO, size: int, data: bool = True) -> Any:
         raise Damaged("its members overlap")
     if sum(info.file_size for info in infos) > _MOST_COMPRESSED * size:
         raise Damaged("its members expand further than weights can be compressed")
-    members = {info.filename.removeprefix(roots[0]): info for info in infos}
+    members = {info.filename.removeprefix(roots[0]): info for info in infos if info.filename.startswith(roots[0])}
 
     def record(name: str, read: bool = True) -> Tensor:
         """Return the bytes of a member, uint8, after comparing them with its checksum; on the meta device if unread."""
