@@ -24,12 +24,11 @@ from PIL import Image
 import demo
 import ovseg
 from ovseg.checkpoint import save_safetensors, save_torch
-from ovseg.engine import run
+from ovseg.engine import metrics
 from ovseg.errors import CannotWrite, OvsegError, user_errors
 from ovseg.io import files
-from ovseg.io.files import atomic_path, cache_dir, check_writable, locked_folder
+from ovseg.io.files import atomic_path, cache_dir, check_writable, find_leftovers, locked_folder, remove_leftovers
 from ovseg.io.inputs import choose_outputs, find_inputs
-from ovseg.io.leftovers import find_leftovers, remove_leftovers
 from ovseg.result.segmentation import Segmentation
 from ovseg.segmenter import Segmenter
 from tests.engine import toy
@@ -246,7 +245,7 @@ def test_a_training_without_room_for_its_figures(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     toy.register(toy.write_dataset(tmp_path))
-    monkeypatch.setattr(run.JSONWriter, "write", full)
+    monkeypatch.setattr(metrics.MetricsWriter, "write", full)
     with pytest.raises(OvsegError, match=r"^disk full while writing .*run: free some space and run again$"):
         toy.train_recording(toy.small_cfg(tmp_path / "run", SOLVER__MAX_ITER=1))
 

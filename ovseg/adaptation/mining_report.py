@@ -17,7 +17,7 @@ from ovseg.adaptation.pair_list import FILL
 from ovseg.adaptation.pair_shards import Pair, PairDataset, iterate_infos
 from ovseg.io.files import atomic_path
 from ovseg.io.images import save_image
-from ovseg.result.fonts import shorten_text, text_font
+from ovseg.result.drawing import shorten_text, text_font
 
 SHEET = "contact_sheet.png"
 SHEET_PAIRS = 100

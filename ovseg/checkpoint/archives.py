@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import torch
@@ -18,7 +18,7 @@ from ovseg.checkpoint.stand_ins import StorageKind, stand_in
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MOST_COMPRESSED = 100  # times; torch.save does not compress, and weights cannot be compressed far
 _MOST_MODULES, _LONGEST_NAME = 100_000, 1000
-_CHUNK = 1 << 22
+_CHUNK = 1 << 22  # bytes
 
 
 def read_archive(file: BinaryIO, size: int, data: bool = True) -> Any:
@@ -37,68 +37,45 @@ def read_archive(file: BinaryIO, size: int, data: bool = True) -> Any:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise Damaged(f"not a complete zip archive: {error}") from error
-    with archive:
-        return _Archive(archive, file, size, data).read()
+    infos, storages = archive.infolist(), {}
+    roots = [info.filename.removesuffix("data.pkl") for info in infos if info.filename.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise Damaged("a zip archive without PyTorch's data.pkl")
+    if sum(info.compress_size for info in infos) > size:
+        raise Damaged("its members overlap")
+    if sum(info.file_size for info in infos) > _MOST_COMPRESSED * size:
+        raise Damaged("its members expand further than weights can be compressed")
+    members = {info.filename.removeprefix(roots[0]): info for info in infos if info.filename.startswith(roots[0])}
 
+    def record(name: str, read: bool = True) -> Tensor:
+        """Return the bytes of a member, uint8, after comparing them with its checksum; on the meta device if unread."""
+        result = torch.empty(members[name].file_size, dtype=torch.uint8, device="cpu" if read else "meta")
+        if read:
+            view = memoryview(result.numpy())
+            with archive.open(members[name]) as member:
+                for start in range(0, len(view), _CHUNK):
+                    part = view[start : start + _CHUNK]
+                    part[:] = member.read(len(part))
+        return result
 
-class _Archive:
-    def __init__(self, archive: zipfile.ZipFile, file: BinaryIO, size: int, data: bool):
-        self.archive, self.file, self.data = archive, file, data
-        members = archive.infolist()
-        roots = [info.filename.removesuffix("data.pkl") for info in members if info.filename.endswith("/data.pkl")]
-        if len(roots) != 1:
-            raise Damaged("a zip archive without PyTorch's data.pkl")
-        if sum(info.compress_size for info in members) > size:
-            raise Damaged("its members overlap")
-        if sum(info.file_size for info in members) > _MOST_COMPRESSED * size:
-            raise Damaged("its members expand further than weights can be compressed")
-        self.root, self.members = roots[0], {info.filename: info for info in members}
-        self.storages: dict[str, Tensor] = {}
-
-    def read(self) -> Any:
-        if self.root + "byteorder" in self.members and bytes(self._record("byteorder").numpy()) != b"little":
-            raise Damaged("written by a big-endian machine")
-        content = bytes(self._record("data.pkl").numpy())
-        script = self.root + "constants.pkl" in self.members
-        find = _script_stand_in if script else stand_in
-        content = read_pickle(BoundedFile(io.BytesIO(content), len(content)), find, self._storage)
-        return _flattened(content) if script else content
-
-    def _storage(self, identifier: Any) -> Tensor:
+    def storage(identifier: Any) -> Tensor:
         _, kind, key, _, count = _checked(identifier, 5)
-        if key not in self.storages:
-            self.storages[key] = self._record(f"data/{key}") if self.data else self._unread(f"data/{key}")
-        data = self.storages[key].view(kind.dtype)
-        if len(data) != count:
+        if key not in storages:
+            storages[key] = record(f"data/{key}", data)
+        values = storages[key].view(kind.dtype)
+        if len(values) != count:
             raise Damaged("a storage does not have the declared size")
-        return data
+        return values
 
-    def _unread(self, name: str) -> Tensor:
-        return torch.empty(self.members[self.root + name].file_size, dtype=torch.uint8, device="meta")
-
-    def _record(self, name: str) -> Tensor:
-        """Return the bytes of a member, uint8, after comparing them with its checksum."""
-        info = self.members[self.root + name]
-        data = torch.empty(info.file_size, dtype=torch.uint8)
-        view = memoryview(data.numpy())
-        if info.compress_type == zipfile.ZIP_STORED:
-            self._read_stored(info, view)
-            return data
-        with self.archive.open(info) as member:
-            for start in range(0, len(view), _CHUNK):
-                part = view[start : start + _CHUNK]
-                part[:] = member.read(len(part))
-        return data
-
-    def _read_stored(self, info: zipfile.ZipInfo, view: memoryview) -> None:
-        """Read an uncompressed member directly, which is faster than through ``zipfile``."""
-        self.file.seek(info.header_offset)
-        header = self.file.read(30)
-        if header[:4] != b"PK\x03\x04":
-            raise Damaged(f"{info.filename} is not where the archive says")
-        self.file.seek(info.header_offset + 30 + sum(struct.unpack("<HH", header[26:])))
-        if self.file.readinto(view) != len(view) or zlib.crc32(view) != info.CRC:
-            raise Damaged(f"the checksum of {info.filename} is wrong")
+    with archive:
+        if "byteorder" in members and bytes(record("byteorder").numpy()) != b"little":
+            raise Damaged("written by a big-endian machine")
+        content = bytes(record("data.pkl").numpy())
+        script = "constants.pkl" in members
+        content = read_pickle(
+            BoundedFile(io.BytesIO(content), len(content)), _script_stand_in if script else stand_in, storage
+        )
+        return _flattened(content) if script else content
 
 
 def read_legacy(file: BinaryIO, size: int) -> Any:
@@ -129,7 +106,9 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
     if set(keys) != storages.keys():
         raise Damaged("its list of storages does not match its tensors")
     for data in map(storages.get, keys):
-        if file.read(8) != struct.pack("<q", len(data)) or _fill(file, data) != data.nbytes:
+        if file.read(8) != struct.pack("<q", len(data)):
+            raise Damaged("a storage does not have the declared size")
+        if len(data) and file.readinto(memoryview(data.view(torch.uint8).numpy())) != data.nbytes:
             raise Damaged("it ends too early")
     return content
 
@@ -140,50 +119,33 @@ def read_plain(file: BinaryIO, size: int) -> Any:
     Raises:
         Damaged, NeedsCode: see :func:`ovseg.checkpoint.pickles.read_pickle`.
     """
-    return read_pickle(BoundedFile(file, size), _plain_stand_in)
-
-
-def _plain_stand_in(name: str) -> Any:
-    return Call(_nested) if name == "torch.storage._load_from_bytes" else stand_in(name)
-
-
-def _nested(content: bytes) -> Any:
-    return read_legacy(io.BytesIO(content), len(content))
-
-
-def _fill(file: BinaryIO, data: Tensor) -> int:
-    return file.readinto(memoryview(data.view(torch.uint8).numpy())) if len(data) else 0
+    nested = Call(lambda content: read_legacy(io.BytesIO(content), len(content)))
+    return read_pickle(
+        BoundedFile(file, size), lambda name: nested if name == "torch.storage._load_from_bytes" else stand_in(name)
+    )
 
 
 def _checked(identifier: Any, parts: int) -> tuple:
-    if (
-        type(identifier) is not tuple
-        or len(identifier) != parts
-        or identifier[0] != "storage"
-        or not isinstance(identifier[1], StorageKind)
-        or not isinstance(identifier[2], str)
-        or type(identifier[4]) is not int
-        or identifier[4] < 0
-    ):
+    kinds = (str, StorageKind, str, object, int)
+    valid = type(identifier) is tuple and len(identifier) == parts and all(map(isinstance, identifier, kinds))
+    if not valid or identifier[0] != "storage" or identifier[4] < 0:
         raise Damaged("it refers to something that is not a storage")
     return identifier
 
 
 def _script_stand_in(name: str) -> Any:
     if name.startswith("__torch__."):
-        return Call(lambda *_: StandIn(lambda state: _Module(state)))
+        return Call(lambda *_: StandIn(_Module))
     if name.startswith("torch.jit._pickle."):  # lists, and values with a note of their type
         return Call(lambda value, *_: value)
     return stand_in(name)
 
 
+@dataclass
 class _Module:
     """Attributes of a module in a TorchScript archive."""
 
-    def __init__(self, state: Any):
-        if not isinstance(state, Mapping):
-            raise Damaged("a module has no attributes")
-        self.attributes = state
+    attributes: Any
 
 
 def _flattened(module: Any) -> dict[str, Tensor]:
@@ -196,6 +158,8 @@ def _flattened(module: Any) -> dict[str, Tensor]:
         count += 1
         if count > _MOST_MODULES or len(prefix) > _LONGEST_NAME:
             raise Damaged("its modules contain each other")
+        if not isinstance(module.attributes, Mapping):
+            raise Damaged("a module has no attributes")
         for name, value in module.attributes.items():
             if isinstance(value, Tensor):
                 tensors[f"{prefix}{name}"] = value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -56,24 +56,17 @@ def convert_visual_model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         OvsegError: there is no such tower.
     """
-    renamed = {}
-    for name, tensor in state.items():
-        if not name.startswith("visual_model."):
-            continue
-        name = name.removeprefix("visual_model.")
-        for theirs, ours in _VISUAL_MODEL_NAMES.items():
-            name = name.replace(theirs, ours)
-        renamed[f"backbone.{name}"] = tensor
-    if not renamed:
+    tower = {
+        name.removeprefix("visual_model."): tensor for name, tensor in state.items() if name.startswith("visual_model.")
+    }
+    if not tower:
         raise OvsegError("this is not a checkpoint with a visual_model: no key begins with visual_model.")
-    return renamed
+    for theirs, ours in _VISUAL_MODEL_NAMES.items():
+        tower = {name.replace(theirs, ours): tensor for name, tensor in tower.items()}
+    return {f"backbone.{name}": tensor for name, tensor in tower.items()}
 
 
-CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
-    "swin": convert_swin,
-    "torchvision": convert_torchvision,
-    "visual-model": convert_visual_model,
-}
+CONVERTERS = {"swin": convert_swin, "torchvision": convert_torchvision, "visual-model": convert_visual_model}
 
 
 def save_backbone(state: Mapping[str, Tensor], path: Path, author: str) -> None:

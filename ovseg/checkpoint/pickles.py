@@ -1,21 +1,24 @@
-"""Interpreter of pickles that creates plain values and calls nothing but given stand-ins.
+"""Reading of pickles that creates plain values and calls nothing but given stand-ins.
 
 ``pickle.Unpickler`` with a strict ``find_class`` does not suffice: BUILD sets the state of real objects, a deep tuple
-as a key overflows the stack, and a few bytes can request any amount of memory.
+as a key overflows the stack, and a few bytes can request any amount of memory. ``pickle._Unpickler``, the same in
+Python, lets each operation be replaced.
 """
 
 from __future__ import annotations
 
-import difflib
+import pickle
 import pickletools
-import sys
-from collections.abc import Callable, Collection, Iterable
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 MOST_OPERATIONS = 2_000_000  # each makes at most some 100 bytes; a training checkpoint of 1,500 tensors has 200,000
 _LARGE = 1 << 16
 _MOST_COPIED = 4  # times the file: an array from a text is copied twice
+# Operations that instantiate classes, or refer to objects outside of the pickle in other ways than BINPERSID.
+_REFUSED = {"PERSID", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"}
 _SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
 _PLAIN_KEYS = (str, bytes, int, float, type(None))  # bool is an int
 
@@ -48,7 +51,7 @@ class StandIn:
 
 
 class BoundedFile:
-    """A file for ``pickletools`` that refuses lengths beyond its end before memory is allocated for them."""
+    """A file that refuses lengths beyond its end before memory is allocated for them."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.size, self.readline = file, size, file.readline
@@ -70,12 +73,12 @@ def read_pickle(file: BoundedFile, find: Callable[[str], Any], persistent: Calla
         Damaged: it is not a pickle, or not one that a program writes.
         NeedsCode: it is complete, but asks for another name.
     """
+    unpickler = _Unpickler(file, find, persistent)
     try:
-        operations = pickletools.genops(file)
         try:
-            return _Machine(find, persistent, _MOST_COPIED * (file.size + _LARGE)).run(operations)
+            return _resolved(unpickler.load())
         except NeedsCode as unknown:
-            for _ in operations:  # a damaged pickle asks for odd names, too
+            for _ in pickletools.genops(unpickler):  # a damaged pickle asks for odd names, too
                 pass
             if not all(part.isidentifier() for part in unknown.args[0].split(".")):
                 raise Damaged("it holds names that are not identifiers") from unknown
@@ -86,13 +89,6 @@ def read_pickle(file: BoundedFile, find: Callable[[str], Any], persistent: Calla
         raise Damaged("its parts do not fit together") from error
 
 
-def miswritten(name: str, known: Collection[str]) -> bool:
-    """Whether a name does not exist but resembles a known one, as in a file with damaged letters."""
-    module, _, leaf = name.rpartition(".")
-    exists = leaf in vars(sys.modules.get(module, object))
-    return not exists and bool(difflib.get_close_matches(name, known, n=1, cutoff=0.8))
-
-
 def plain_key(key: Any) -> Any:
     """Return the key of a dictionary or a set; refuse nested tuples, since hashing them takes unlimited stack depth."""
     if isinstance(key, _PLAIN_KEYS) or (type(key) is tuple and all(isinstance(part, _PLAIN_KEYS) for part in key)):
@@ -100,151 +96,103 @@ def plain_key(key: Any) -> Any:
     raise Damaged(f"a {type(key).__name__} is a key in it")
 
 
-class _Machine:
-    """The stack machine of the pickle format."""
+class _Memo(dict):
+    def __getitem__(self, index: int) -> Any:
+        return _resolved(super().__getitem__(index))
 
-    def __init__(self, find: Callable[[str], Any], persistent: Callable[[Any], Any] | None, copies: int):
-        self.find, self.persistent, self.copies = find, persistent, copies
-        self.stack: list[Any] = []
-        self.marked: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
 
-    def run(self, operations: Iterable[tuple]) -> Any:
-        for count, (operation, argument, _) in enumerate(operations):
-            if count > MOST_OPERATIONS:
-                raise Damaged(f"it has more than {MOST_OPERATIONS} parts")
-            name = operation.name
-            if name in _LITERALS:
-                self.stack.append(_literal(argument))
-            elif name in _NEW:
-                self.stack.append(_NEW[name]())
-            elif name in _STEPS:
-                _STEPS[name](self, argument)
-            elif name == "STOP":
-                return _resolved(self.stack.pop())
-            elif name not in ("PROTO", "FRAME"):
-                raise Damaged(f"it uses {name}")
-        raise Damaged("it ends too early")
+class _Operations:
+    """Operations by their byte, with a limit on their number."""
 
-    def _top(self, kind: type) -> Any:
-        top = self.stack[-1]
-        if type(top) is not kind:
-            raise Damaged(f"a {type(top).__name__} stands for a {kind.__name__}")
-        return top
+    def __init__(self) -> None:
+        self.left = MOST_OPERATIONS
 
-    def _items(self) -> list[Any]:
-        items, self.stack = self.stack, self.marked.pop()
-        return items
+    def __getitem__(self, code: int) -> Callable[[_Unpickler], None]:
+        self.left -= 1
+        if self.left < 0:
+            raise Damaged(f"it has more than {MOST_OPERATIONS} parts")
+        return _OPERATIONS[code]
 
-    def _mark(self, _: Any) -> None:
-        self.marked.append(self.stack)
-        self.stack = []
 
-    def _pop(self, _: Any) -> None:
-        if self.stack:
-            self.stack.pop()
-        else:
-            self._items()
+class _Unpickler(pickle._Unpickler):
+    """Python's unpickler, without what could change or call a real object, or hash a nested tuple."""
 
-    def _pop_mark(self, _: Any) -> None:
-        self._items()
+    def __init__(
+        self, file: BoundedFile, find: Callable[[str], Any], persistent: Callable[[Any], Any] | None = None
+    ) -> None:
+        super().__init__(file, encoding="latin1")
+        self.find, self.persistent = find, persistent
+        self.copies = _MOST_COPIED * (file.size + _LARGE)
+        self.memo, self.dispatch = _Memo(), _Operations()
 
-    def _dup(self, _: Any) -> None:
-        self.stack.append(self.stack[-1])
+    def find_class(self, module: str, name: str) -> Any:
+        name = f"{'builtins' if module == '__builtin__' else module}.{name}"  # that of Python 2, before protocol 3
+        try:
+            return self.find(name)
+        except KeyError:
+            raise NeedsCode(name) from None
 
-    def _tuple(self, _: Any) -> None:
-        items = self._items()
-        self.stack.append(tuple(items))
+    def persistent_load(self, pid: Any) -> Any:
+        if self.persistent is None:
+            raise Damaged("it refers to things outside of it")
+        return self.persistent(pid)
 
-    def _tuple1(self, _: Any) -> None:
-        self._join(1)
+    def load_binbytes(self) -> None:
+        self._bytes(*struct.unpack("<I", self.read(4)))
 
-    def _tuple2(self, _: Any) -> None:
-        self._join(2)
+    def load_binbytes8(self) -> None:
+        self._bytes(*struct.unpack("<Q", self.read(8)))
 
-    def _tuple3(self, _: Any) -> None:
-        self._join(3)
+    def load_bytearray8(self) -> None:
+        self.append(bytearray(self.read(*struct.unpack("<Q", self.read(8)))))
 
-    def _join(self, count: int) -> None:
-        if len(self.stack) < count:
-            raise Damaged("its stack is empty")
-        self.stack[-count:] = [tuple(self.stack[-count:])]
+    def _bytes(self, count: int) -> None:
+        """Push bytes; large ones as a bytearray, whose memory an array or a tensor can share."""
+        self.append(bytearray(self.read(count)) if count > _LARGE else self.read(count))
 
-    def _list(self, _: Any) -> None:
-        items = self._items()
-        self.stack.append(items)
-
-    def _append(self, _: Any) -> None:
+    def load_append(self) -> None:
         value = self.stack.pop()
         self._top(list).append(value)
 
-    def _appends(self, _: Any) -> None:
-        items = self._items()
+    def load_appends(self) -> None:
+        items = self.pop_mark()
         self._top(list).extend(items)
 
-    def _dict(self, _: Any) -> None:
-        items = self._items()
-        self.stack.append({})
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
         self._set(items)
 
-    def _setitem(self, _: Any) -> None:
+    def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         self._set([key, value])
 
-    def _setitems(self, _: Any) -> None:
-        self._set(self._items())
+    def load_setitems(self) -> None:
+        self._set(self.pop_mark())
 
     def _set(self, items: list[Any]) -> None:
         target = self._top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[plain_key(key)] = _resolved(value)
 
-    def _additems(self, _: Any) -> None:
-        items = self._items()
+    def load_additems(self) -> None:
+        items = self.pop_mark()
         self._top(set).update(map(plain_key, items))
 
-    def _frozenset(self, _: Any) -> None:
-        items = self._items()
-        self.stack.append(frozenset(map(plain_key, items)))
+    def load_frozenset(self) -> None:
+        items = self.pop_mark()
+        self.append(frozenset(map(plain_key, items)))
 
-    def _put(self, index: int) -> None:
-        self.memo[index] = self.stack[-1]
-
-    _binput = _long_binput = _put
-
-    def _memoize(self, _: Any) -> None:
-        self._put(len(self.memo))
-
-    def _get(self, index: int) -> None:
-        self.stack.append(_resolved(self.memo[index]))
-
-    _binget = _long_binget = _get
-
-    def _global(self, name: str) -> None:
-        name = name.replace(" ", ".")
-        if name.startswith("__builtin__."):  # Python 2's name, which protocols before 3 write
-            name = name.replace("__builtin__", "builtins", 1)
-        try:
-            self.stack.append(self.find(name))
-        except KeyError:
-            raise NeedsCode(name) from None
-
-    def _stack_global(self, _: Any) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        if not (isinstance(name, str) and isinstance(module, str)):
-            raise Damaged("a global name is not a string")
-        self._global(f"{module}.{name}")
-
-    def _reduce(self, _: Any) -> None:
+    def load_reduce(self) -> None:
         arguments, call = self.stack.pop(), self._top(Call)
         if type(arguments) is not tuple:
             raise Damaged("arguments are not a tuple")
         self._charge(arguments)
         self.stack[-1] = call.function(*arguments)
 
-    _newobj = _reduce
+    load_newobj = load_reduce
 
-    def _build(self, state: Any) -> None:
+    def load_build(self) -> None:
         state = self.stack.pop()
         if type(self.stack[-1]) is dict and type(state) is dict:
             return  # attributes of an ordered dictionary, such as a state dict's _metadata
@@ -255,38 +203,25 @@ class _Machine:
         target.value, target.built = target.finish(state), True
         self.stack[-1] = target.value
 
+    def _top(self, kind: type) -> Any:
+        top = self.stack[-1]
+        if type(top) is not kind:
+            raise Damaged(f"a {type(top).__name__} stands for a {kind.__name__}")
+        return top
+
     def _charge(self, arguments: tuple) -> None:
         """Limit what calls may copy in total, since a few bytes can request the same copy repeatedly."""
         self.copies -= sum(len(value) for value in arguments if isinstance(value, _SIZED))
         if self.copies < 0:
             raise Damaged("it requests the same values too often")
 
-    def _binpersid(self, _: Any) -> None:
-        if self.persistent is None:
-            raise Damaged("it refers to things outside of it")
-        self.stack[-1] = self.persistent(self.stack[-1])
-
-
-def _literal(argument: Any) -> Any:
-    """Return large bytes as a bytearray, whose memory an array or a tensor can share."""
-    return bytearray(argument) if type(argument) is bytes and len(argument) > _LARGE else argument
-
 
 def _resolved(value: Any) -> Any:
     return value.value if type(value) is StandIn else value
 
 
-_LITERALS = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-}
-_NEW = {
-    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": bool, "EMPTY_TUPLE": tuple},
-    **{"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set},
-}
-_STEPS = {
-    opcode.name: getattr(_Machine, method)
+_OPERATIONS = {
+    ord(opcode.code): getattr(_Unpickler, pickle._Unpickler.dispatch[ord(opcode.code)].__name__)
     for opcode in pickletools.opcodes
-    if hasattr(_Machine, method := f"_{opcode.name.lower()}")
+    if opcode.proto <= 5 and opcode.name not in _REFUSED
 }

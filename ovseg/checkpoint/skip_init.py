@@ -39,8 +39,6 @@ class skip_initialisation(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _RANDOM_FILLS:
             tensor = args[0] if args else kwargs["tensor"]
-            if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
-                return tensor
             if tensor.is_floating_point():
-                return tensor.zero_()
+                return tensor if isinstance(tensor, nn.Parameter) else tensor.zero_()
         return func(*args, **kwargs)

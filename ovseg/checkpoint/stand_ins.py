@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovseg.checkpoint.pickles import Call, Damaged, NeedsCode, StandIn, miswritten, plain_key
+from ovseg.checkpoint.pickles import Call, Damaged, NeedsCode, StandIn, plain_key
 
 # A tensor may repeat its storage (stride 0): up to this size, or this many times.
 _REPEATED_BYTES, _REPEATED_TIMES = 1 << 30, 16
@@ -87,10 +89,6 @@ def _set(values: Any = ()) -> set:
     return set(map(plain_key, values))
 
 
-def _size(values: Any = ()) -> torch.Size:
-    return torch.Size(_counts(values))
-
-
 def _counts(values: Any) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or not all(type(n) is int and 0 <= n < 2**63 for n in values):
         raise Damaged("a size, a stride or an offset is not a count")
@@ -122,12 +120,9 @@ def _numpy_type(code: Any, *_: Any) -> StandIn:
     return StandIn(finish)
 
 
-def _numpy_array(*_: Any) -> StandIn:
-    def finish(state: Any) -> np.ndarray:
-        _, shape, dtype, fortran, data = state
-        return _filled(data, dtype, shape, "F" if fortran else "C")
-
-    return StandIn(finish)
+def _array_of(state: Any) -> np.ndarray:
+    _, shape, dtype, fortran, data = state
+    return _filled(data, dtype, shape, "F" if fortran else "C")
 
 
 def _filled(data: Any, dtype: Any, shape: tuple, order: str, axes: Any = None) -> np.ndarray:
@@ -144,10 +139,6 @@ def _filled(data: Any, dtype: Any, shape: tuple, order: str, axes: Any = None) -
     array = array if kind.isnative else array.astype(kind.newbyteorder("="))
     array = array.reshape(shape, order="F" if order == "F" else "C")
     return array.transpose(_counts(axes)) if order == "K" and axes is not None else array
-
-
-def _numpy_scalar(dtype: Any, data: Any) -> np.generic:
-    return _filled(data, dtype, (), "C")[()]
 
 
 STAND_INS: dict[str, Any] = {
@@ -167,7 +158,7 @@ STAND_INS: dict[str, Any] = {
     "torch._tensor._rebuild_from_type_v2": Call(_rebuild_with_attributes),
     "torch.Tensor": None,
     "torch.nn.parameter.Parameter": None,
-    "torch.Size": Call(_size),
+    "torch.Size": Call(lambda values=(): torch.Size(_counts(values))),
     "torch.storage._load_from_bytes": None,  # plain pickles have one that can be called
     "torch.device": Call(torch.device),
     "numpy.dtype": Call(_numpy_type),
@@ -186,8 +177,8 @@ STAND_INS: dict[str, Any] = {
         f"numpy.{core}.{name}": Call(function)
         for core in ("core", "_core")
         for name, function in {
-            "multiarray._reconstruct": _numpy_array,
-            "multiarray.scalar": _numpy_scalar,
+            "multiarray._reconstruct": lambda *_: StandIn(_array_of),
+            "multiarray.scalar": lambda dtype, data: _filled(data, dtype, (), "C")[()],
             "numeric._frombuffer": _filled,
         }.items()
     },
@@ -199,8 +190,10 @@ def stand_in(name: str) -> Any:
 
     Raises:
         KeyError: there is none.
-        Damaged: there is none, and the name resembles one of the table.
+        Damaged: the name does not exist and resembles one of the table, as in a file with damaged letters.
     """
-    if name not in STAND_INS and miswritten(name, STAND_INS):
+    module, _, leaf = name.rpartition(".")
+    exists = name in STAND_INS or leaf in vars(sys.modules.get(module, object))
+    if not exists and difflib.get_close_matches(name, STAND_INS, n=1, cutoff=0.8):
         raise Damaged(f"{name} is miswritten")
     return STAND_INS[name]

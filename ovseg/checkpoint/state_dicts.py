@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,17 @@ _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 # Entries (or first parts of names) under which training programs store the model; then those of its running averages.
 _HOLDERS = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "params", "weights")
 _AVERAGES = ("model_ema", "ema_state_dict", "state_dict_ema", "params_ema", "ema_model", "ema", "teacher", "student")
+_NOT_WEIGHTS = {
+    (
+        b"<!doctype",
+        b"<html",
+        b"<head",
+        b"<?xml",
+    ): "is a web page (HTML), not weights: the download was answered by a log-in "
+    "or confirmation page; download the file itself",
+    (b"version https://git-lfs",): "is a Git LFS pointer, not the weights: run `git lfs pull`",
+    (b"\x1f\x8b\x08",): "is compressed (gzip): unpack it first",
+}
 _NOT_ENOUGH_MEMORY = re.compile("can't allocate memory|not enough memory")
 
 
@@ -134,7 +144,7 @@ def read_settings(path: str | Path, content: Mapping[str, Any]) -> dict[str, Any
     Returns:
         values by key, as text in safetensors; empty if the file stores none.
     """
-    if _is_safetensors(Path(path), _head(Path(path))):
+    if _kind(Path(path), _head(Path(path))) == "safetensors":
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     settings = content.get(SETTINGS_ENTRY)
@@ -157,25 +167,21 @@ def read_checkpoint(path: str | Path, *, data: bool = True) -> dict[str, Any]:
     head = _head(path)
     if not head:
         raise OvsegError(f"the weight file {path} is empty (0 bytes): download it again")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        raise OvsegError(
-            f"{path} is a web page (HTML), not weights: the download was answered by a log-in or confirmation page; "
-            "download the file itself"
-        )
-    if head.startswith(b"version https://git-lfs"):
-        raise OvsegError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull`")
-    if head.startswith(b"\x1f\x8b"):
-        raise OvsegError(f"{path} is compressed (gzip): unpack it first")
+    for starts, problem in _NOT_WEIGHTS.items():
+        if head.lstrip().lower().startswith(starts):
+            raise OvsegError(f"{path} {problem}")
+    kind, size = _kind(path, head), path.stat().st_size
     try:
-        if _is_safetensors(path, head):
+        if kind == "safetensors":
             with safe_open(path, framework="pt") as file:
-                read = file.get_tensor if data else partial(_meta_tensor, file)
-                return {name: read(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        reader, size = _reader(head), path.stat().st_size
-        if reader is read_archive:
-            reader = partial(read_archive, data=data)
+                if data:
+                    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+                return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         with path.open("rb") as file:
-            return _as_dict(reader(file, size), path)
+            if kind == "zip":
+                return _as_dict(read_archive(file, size, data), path)
+            return _as_dict((read_legacy if kind == "legacy" else read_plain)(file, size), path)
     except OvsegError:
         raise
     except NeedsCode as error:
@@ -187,8 +193,8 @@ def read_checkpoint(path: str | Path, *, data: bool = True) -> dict[str, Any]:
     except Exception as error:  # damaged files raise almost anything
         reason = reason_of(error)
         if isinstance(error, MemoryError) or _NOT_ENOUGH_MEMORY.search(reason):
-            raise OvsegError(f"not enough memory to read {path} ({path.stat().st_size / 1e9:.1f} GB)") from error
-        if _reader(head) is read_plain and not head.startswith(b"\x80") and not _is_safetensors(path, head):
+            raise OvsegError(f"not enough memory to read {path} ({size / 1e9:.1f} GB)") from error
+        if kind == "plain" and not head.startswith(b"\x80"):
             raise OvsegError(
                 f"{path} is not a weight file (it begins with {head[:12]!r}): check the path, or download it again"
             ) from error
@@ -197,24 +203,18 @@ def read_checkpoint(path: str | Path, *, data: bool = True) -> dict[str, Any]:
         ) from error
 
 
-def _meta_tensor(file: safe_open, name: str) -> Tensor:
-    return torch.empty(file.get_slice(name).get_shape(), device="meta")
-
-
 def is_plain_pickle(path: Path) -> bool:
     """Return whether a file is a plain pickle: neither safetensors nor written by ``torch.save``."""
-    return _reader(_head(path)) is read_plain and not _is_safetensors(path, _head(path))
+    return _kind(path, _head(path)) == "plain"
 
 
-def _reader(head: bytes) -> Callable[[BinaryIO, int], Any]:
-    if head.startswith(b"PK"):
-        return read_archive
-    return read_legacy if head.startswith(LEGACY_MAGIC) else read_plain
-
-
-def _is_safetensors(path: Path, head: bytes) -> bool:
-    """Return whether a file is safetensors, by its name or its header: 8 bytes of its length, then JSON."""
-    return path.suffix == ".safetensors" or (head[8:10] == b'{"' and head[6:8] == b"\0\0")
+def _kind(path: Path, head: bytes) -> str:
+    """Return "safetensors", "zip", "legacy" (PyTorch before 1.6) or "plain" (any other pickle)."""
+    if path.suffix == ".safetensors" or (
+        head[8:10] == b'{"' and head[6:8] == b"\0\0"
+    ):  # 8 bytes of a length, then JSON
+        return "safetensors"
+    return "zip" if head.startswith(b"PK") else "legacy" if head.startswith(LEGACY_MAGIC) else "plain"
 
 
 def _head(path: Path) -> bytes:

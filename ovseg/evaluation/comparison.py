@@ -23,9 +23,8 @@ _MUST_AGREE = ("protocol", "num_images", "file_list_sha256", "miou_convention")
 _FIRST_SCORES = ("mIoU", "mIoU-union", "mIoU-gt")
 _LAST_SCORES = ("pACC", "mACC", "fwIoU", "SG-mIoU", "recall@0.5", "mean-best-IoU")
 _SETTINGS = ("weights", "oracle", "views", "config", "versions", "git_commit", "device")
-_EXPECTED = re.compile(
-    r"config\.(OUTPUT_DIR|SEED|DATASETS\.TEST|MODEL\.WEIGHTS)$"
-)  # differ in any two runs, or follow from the weights
+# These differ in any two runs, or follow from the weights.
+_EXPECTED = re.compile(r"config\.(OUTPUT_DIR|SEED|DATASETS\.TEST|MODEL\.WEIGHTS)$")
 
 
 @dataclass
@@ -52,20 +51,8 @@ class Group:
         return self.name + (" *" if self.unlike else "") + (f" (oracle {oracle['oracle']})" if oracle else "") + several
 
 
-def read_run(run: Path) -> list[Record]:
-    """Read the records of a run, one per data set; see :func:`ovseg.evaluation.record.record_files`.
-
-    Raises:
-        OvsegError: there is no finished evaluation, or one that cannot be read.
-    """
-    return [read_record(file) for file in record_files(run)]
-
-
-def group_names(runs: Sequence[Path]) -> list[str]:
-    """Return the names of the output folders without the seed (``_0``, ``_1``, ...).
-
-    Where two folders have the same name, the name of the parent folder precedes it.
-    """
+def _group_names(runs: Sequence[Path]) -> list[str]:
+    """Return the names of the output folders without the seed (``_0``, ...), after the parent's name if ambiguous."""
     folders = [_output_folder(run.resolve()) for run in runs]
     names = []
     for folder in folders:
@@ -91,9 +78,9 @@ def compare(runs: Sequence[Path], force: bool = False) -> dict[str, list[Group]]
     """
     found: dict[str, dict[str, Group]] = {}
     given: dict[str, Path] = {}
-    names = group_names(runs)
+    names = _group_names(runs)
     for name, run in zip(names, runs, strict=True):
-        for record in read_run(run):
+        for record in map(read_record, record_files(run)):
             group = found.setdefault(record["protocol"]["dataset"], {}).setdefault(name, Group(name, []))
             first = given.setdefault(digest := digest_of(record), run)
             counted = digest in map(digest_of, group.records)
@@ -151,8 +138,7 @@ def score_table(dataset: str, groups: Sequence[Group], wanted: Sequence[str] = (
     else:
         for row, name in enumerate(names):
             first = statistics.fmean(values[0][row])
-            others = (_spread(own[row]) + _difference(statistics.fmean(own[row]) - first) for own in values[1:])
-            table.add_row(name, _spread(values[0][row]), *others)
+            table.add_row(name, _spread(values[0][row]), *(_spread(own[row], first) for own in values[1:]))
     return table
 
 
@@ -171,9 +157,8 @@ def setting_lines(groups: Sequence[Group]) -> list[str]:
 def _mark(groups: Sequence[Group], force: bool) -> None:
     first = groups[0]
     for group in groups:
-        for record in group.records:
-            new = [text for text in _unlike(first.records[0], record) if text not in group.unlike]
-            group.unlike.extend(new)
+        found = [text for record in group.records for text in _unlike(first.records[0], record)]
+        group.unlike = list(dict.fromkeys(found))
         if group.unlike and not force:
             raise OvsegError(
                 f"{first.name} and {group.name} must not be compared: {'; '.join(group.unlike)}. --force prints them "
@@ -214,12 +199,9 @@ def _main_scores(all_scores: Sequence[Mapping[str, float]]) -> list[str]:
     return [name for name in [*shown, *_LAST_SCORES] if all(name in scores for scores in all_scores)]
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(values: Sequence[float], first: float = math.nan) -> str:
     mean = statistics.fmean(values)
     if math.isnan(mean):
         return "-"
-    return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
-
-
-def _difference(value: float) -> str:
-    return "" if math.isnan(value) else f" ({value:+.2f})"
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean:.2f}{spread}" + ("" if math.isnan(first) else f" ({mean - first:+.2f})")

@@ -109,11 +109,7 @@ def label_runs(
 
 
 def confusion_matrix(
-    pred: np.ndarray,
-    gt: np.ndarray,
-    num_classes: int,
-    ignore_label: int | None,
-    **sources: str,
+    pred: np.ndarray, gt: np.ndarray, num_classes: int, ignore_label: int | None, **sources: str
 ) -> np.ndarray:
     """Count pixels by predicted and true class; arguments and errors are those of :func:`label_runs`.
 
@@ -211,17 +207,10 @@ def per_class_rows(
     rows = []
     for index, name in enumerate(str(name).strip() for name in class_names):
         sets = [subset for subset, members in (evaluation_set or {}).items() if index in set(members)]
-        values = {"IoU": scores[f"IoU-{name}"], "ACC": scores[f"ACC-{name}"]}
-        rows.append(
-            {
-                "index": index,
-                "name": name,
-                "set": " ".join(sets),
-                **{key: "" if np.isnan(value) else round(value, 4) for key, value in values.items()},
-                "gt_pixels": int(counts[:, index].sum()),
-                "predicted_pixels": int(counts[index].sum()),
-            }
-        )
+        values = {key: scores[f"{key}-{name}"] for key in ("IoU", "ACC")}
+        shown = {key: "" if np.isnan(value) else round(value, 4) for key, value in values.items()}
+        pixels = {"gt_pixels": int(counts[:, index].sum()), "predicted_pixels": int(counts[index].sum())}
+        rows.append({"index": index, "name": name, "set": " ".join(sets), **shown, **pixels})
     return rows
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,8 @@ from ovseg.errors import OvsegError
 from ovseg.io.images import read_image
 
 ITERATIONS = 5
-GAUSSIAN_SXY, GAUSSIAN_WEIGHT = 3, 3
-BILATERAL_SXY, BILATERAL_SRGB, BILATERAL_WEIGHT = 80, 13, 10
+GAUSSIAN = {"sxy": 3, "compat": 3}
+BILATERAL = {"sxy": 80, "srgb": 13, "compat": 10}
 
 
 class DenseCRF:
@@ -27,7 +25,15 @@ class DenseCRF:
     """
 
     def __init__(self) -> None:
-        self._densecrf, self._utils = _import("pydensecrf.densecrf"), _import("pydensecrf.utils")
+        try:
+            from pydensecrf import densecrf, utils
+        except ImportError as error:
+            raise OvsegError(
+                "TEST.DENSE_CRF needs the package pydensecrf, which is not installed: run `pip install pydensecrf`; "
+                "where that fails to compile, unpack its source, delete densecrf.cpp and eigen.cpp in its pydensecrf "
+                "folder, and install it from there with `cython<3`; or set TEST.DENSE_CRF to False"
+            ) from error
+        self._densecrf, self._utils = densecrf, utils
 
     def __call__(self, image: np.ndarray, scores: Tensor) -> Tensor:
         """Refine the scores of an image along its edges.
@@ -48,24 +54,11 @@ class DenseCRF:
         probabilities = scores.float().softmax(dim=0).cpu().numpy()
         crf = self._densecrf.DenseCRF2D(width, height, num_classes)
         crf.setUnaryEnergy(np.ascontiguousarray(self._utils.unary_from_softmax(probabilities)))
-        crf.addPairwiseGaussian(sxy=GAUSSIAN_SXY, compat=GAUSSIAN_WEIGHT)
-        crf.addPairwiseBilateral(
-            sxy=BILATERAL_SXY, srgb=BILATERAL_SRGB, rgbim=np.ascontiguousarray(image), compat=BILATERAL_WEIGHT
-        )
+        crf.addPairwiseGaussian(**GAUSSIAN)
+        crf.addPairwiseBilateral(rgbim=np.ascontiguousarray(image), **BILATERAL)
         refined = np.asarray(crf.inference(ITERATIONS), dtype=np.float32).reshape(num_classes, height, width)
         return torch.from_numpy(refined.copy()).to(scores.device)
 
     def refine(self, sample: Mapping[str, Any], scores: Tensor) -> Tensor:
         """Refine the scores of a model input, whose image is read from ``file_name``."""
         return self(read_image(sample["file_name"]), scores)
-
-
-def _import(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise OvsegError(
-            "TEST.DENSE_CRF needs the package pydensecrf, which is not installed: run `pip install pydensecrf`; where "
-            "that fails to compile, unpack its source, delete densecrf.cpp and eigen.cpp in its pydensecrf folder, "
-            "and install it from there with `cython<3`; or set TEST.DENSE_CRF to False"
-        ) from error

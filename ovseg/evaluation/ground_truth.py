@@ -37,22 +37,17 @@ class GroundTruth:
     def _label_files(self) -> dict[str, str]:
         return {record["file_name"]: record["sem_seg_file_name"] for record in DatasetCatalog.get(self.dataset_name)}
 
-    def label_file(self, sample: dict) -> str:
-        """Return the label file of a model input: its ``sem_seg_file_name``, else the catalog's by ``file_name``."""
-        if own := sample.get("sem_seg_file_name"):
-            return own
-        try:
-            return self._label_files[sample["file_name"]]
-        except KeyError as error:
-            raise OvsegError(
-                f"image {sample.get('file_name')} is not part of data set {self.dataset_name!r}, so it has no labels"
-            ) from error
-
     def labels(self, sample: dict) -> tuple[np.ndarray, str]:
         """Read the labels of a model input: (H,W) integers as stored (8 or 16 bit), and the name of the file.
+
+        The file is the input's ``sem_seg_file_name``, else the catalog's for its ``file_name``.
 
         Raises:
             OvsegError: the label file is missing, damaged, or not a single-channel image.
         """
-        file_name = self.label_file(sample)
+        file_name = sample.get("sem_seg_file_name") or self._label_files.get(sample.get("file_name"))
+        if file_name is None:
+            raise OvsegError(
+                f"image {sample.get('file_name')} is not part of data set {self.dataset_name!r}, so it has no labels"
+            )
         return read_labels(file_name), file_name

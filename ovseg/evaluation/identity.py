@@ -21,7 +21,6 @@ from torch import nn
 from ovseg.config.files import by_content
 from ovseg.data.file_list import file_list_checksum
 from ovseg.data.protocol import Protocol
-from ovseg.io import files
 
 # Keys of places and of speed, and keys whose content is part of the fingerprint anyway.
 _WITHOUT_EFFECT = (
@@ -46,13 +45,6 @@ def model_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def file_digest(path: str | Path) -> str | None:
-    """Return the SHA-256 of a file's bytes; None if there is no such file, as for the tag of published weights."""
-    if not path or not Path(path).is_file():
-        return None
-    return files.file_digest(path)
-
-
 def fingerprint(cfg: CfgNode, digest: str, file_names: Sequence[str], protocol: Protocol) -> dict[str, Any]:
     """Return everything that the counts of an evaluation depend on.
 
@@ -65,6 +57,10 @@ def fingerprint(cfg: CfgNode, digest: str, file_names: Sequence[str], protocol: 
     Returns:
         plain nested values, equal for evaluations that give the same counts.
     """
+    settings = yaml.safe_load(cfg.dump())
+    for key in _WITHOUT_EFFECT:
+        *parents, name = key.split(".")
+        functools.reduce(lambda node, parent: node.get(parent, {}), parents, settings).pop(name, None)
     order = "\n".join(Path(name).name for name in file_names)
     return {
         "model": digest,
@@ -74,7 +70,7 @@ def fingerprint(cfg: CfgNode, digest: str, file_names: Sequence[str], protocol: 
             "order_sha256": hashlib.sha256(order.encode("utf-8", "surrogateescape")).hexdigest(),
         },
         "protocol": protocol.record(),
-        "config": _settings(cfg),
+        "config": by_content(settings),
         "versions": versions(),
     }
 
@@ -82,17 +78,6 @@ def fingerprint(cfg: CfgNode, digest: str, file_names: Sequence[str], protocol: 
 def digest_of(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of plain nested values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _settings(cfg: CfgNode) -> dict[str, Any]:
-    settings = yaml.safe_load(cfg.dump())
-    for key in _WITHOUT_EFFECT:
-        *parents, name = key.split(".")
-        node = settings
-        for parent in parents:
-            node = node.get(parent, {})
-        node.pop(name, None)
-    return by_content(settings)
 
 
 def versions() -> dict[str, str | None]:
@@ -135,19 +120,14 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def different_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Return the dotted names whose values differ or that only one mapping has, in the order of ``first``.
+def differences(first: Mapping[str, Any], second: Mapping[str, Any], form: str = "{} was {} and is {}") -> list[str]:
+    """Return a sentence for each entry of two nested mappings whose values differ or that only one has.
 
-    A list equals a tuple of the same items.
+    A list equals a tuple of the same items. ``form`` is filled with the dotted name and both values.
     """
     one, two = flatten(first), flatten(second)
-    return [name for name in {**one, **two} if _plain(one.get(name, _ABSENT)) != _plain(two.get(name, _ABSENT))]
-
-
-def differences(first: Mapping[str, Any], second: Mapping[str, Any], form: str = "{} was {} and is {}") -> list[str]:
-    """Return a sentence for each of :func:`different_keys`; ``form`` is filled with the name and both values."""
-    one, two = flatten(first), flatten(second)
-    return [form.format(name, short(one.get(name)), short(two.get(name))) for name in different_keys(first, second)]
+    changed = [name for name in {**one, **two} if _plain(one.get(name, _ABSENT)) != _plain(two.get(name, _ABSENT))]
+    return [form.format(name, short(one.get(name)), short(two.get(name))) for name in changed]
 
 
 def short(value: Any) -> str:

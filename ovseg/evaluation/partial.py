@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from ovseg.errors import OvsegError
 from ovseg.evaluation.identity import differences
 from ovseg.evaluation.tally import State, Tally, read_arrays
-from ovseg.io.files import atomic_path
+from ovseg.io.files import atomic_path, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -104,10 +104,15 @@ class PartialEvaluation:
         Raises:
             OvsegError: the disk is full, or another evaluation has started in the folder.
         """
-        self._check_that_it_is_ours()
+        if comm.is_main_process():
+            run = _read_run(self.folder / _RUN)
+            if run is None or run["session"] != self._session:
+                raise OvsegError(
+                    f"another evaluation is writing to {self.folder.parent}: wait for it, or choose another OUTPUT_DIR"
+                )
         content: dict[str, np.ndarray] = {_DONE: np.array(self._counted, dtype=np.int64)}
         for name, tally in self._tallies.items():
-            content.update({f"{name}/{key}": value for key, value in tally.state().items()})
+            content |= {f"{name}/{key}": value for key, value in tally.state().items()}
         with atomic_path(self.part(".npz")) as temporary, open(temporary, "wb") as file:
             np.savez(file, **content)
         self._saved = time.monotonic()
@@ -140,8 +145,7 @@ class PartialEvaluation:
             else:
                 logger.warning("removing the unfinished evaluation in %s (--resume continues one)", self.folder)
             remove_parts(self.folder.parent)
-        with atomic_path(self.folder / _RUN) as temporary:
-            temporary.write_text(json.dumps({"session": self._session, "fingerprint": fingerprint}))
+        write_text(self.folder / _RUN, json.dumps({"session": self._session, "fingerprint": fingerprint}))
         return fits
 
     def _read_parts(self) -> dict[str, State]:
@@ -177,14 +181,6 @@ class PartialEvaluation:
         for name, tally in self._tallies.items():
             tally.check(_state_of(name, content), images)
         return images
-
-    def _check_that_it_is_ours(self) -> None:
-        if comm.is_main_process():
-            run = _read_run(self.folder / _RUN)
-            if run is None or run["session"] != self._session:
-                raise OvsegError(
-                    f"another evaluation is writing to {self.folder.parent}: wait for it, or choose another OUTPUT_DIR"
-                )
 
 
 def remove_parts(folder: str | Path) -> None:

@@ -27,37 +27,18 @@ RLE_FILE, PNG_FOLDER = "sem_seg_predictions.json", "predictions"
 WORST_FILE, WORST_COUNT = "worst_images.npz", 12
 
 
-def encode_label_map(label_map: np.ndarray, file_name: str, dataset_ids: Mapping[int, int]) -> list[dict]:
-    """Encode a label map as COCO-Stuff result records, one per label that occurs.
-
-    Args:
-        label_map: (H,W) integers.
-        file_name: name of the image, copied into the records.
-        dataset_ids: category id by class index; classes without an entry keep their index.
-
-    Returns:
-        ``[{"file_name", "category_id", "segmentation": {"size": [H,W], "counts": str}}, ...]``.
-    """
-    records = []
-    for label in np.unique(label_map).tolist():
-        rle = coco_mask.encode(np.asfortranarray(label_map == label, dtype=np.uint8))
-        rle["counts"] = rle["counts"].decode("ascii")
-        records.append(
-            {"file_name": file_name, "category_id": dataset_ids.get(label, label), "segmentation": rle},
-        )
-    return records
-
-
 class RlePredictions(Keeper):
-    """Keeper that streams the records of each process to a file, and merges these files in the order of the images.
+    """Keeper that writes predictions as COCO-Stuff results, one record for each label in an image.
 
-    As a tally, its state is the valid length of the stream: the part that belongs to counted images. All processes
-    must share the file system of the output folder.
+    Each process streams its records to a file; at the end, these are merged in the order of the images. As a tally, its
+    state is the valid length of the stream: the part that belongs to counted images. All processes must share the file
+    system of the output folder.
 
     Args:
-        path: JSON file that is written at the end, a list of the records of :func:`encode_label_map`.
+        path: JSON file that is written at the end, a list of ``{"file_name", "category_id", "segmentation": {"size":
+            [H,W], "counts": str}}``.
         stream: file of this process, in an existing folder; the caller removes it.
-        dataset_ids: category id by class index.
+        dataset_ids: category id by class index; classes without an entry keep their index.
     """
 
     def __init__(self, path: str | Path, stream: str | Path, dataset_ids: Mapping[int, int]) -> None:
@@ -68,7 +49,12 @@ class RlePredictions(Keeper):
 
     def see(self, seen: SeenImage) -> None:
         """Append one line: the image's index and its records."""
-        records = encode_label_map(seen.label_map, seen.file_name, self._dataset_ids)
+        records = []
+        for label in np.unique(seen.label_map).tolist():
+            rle = coco_mask.encode(np.asfortranarray(seen.label_map == label, dtype=np.uint8))
+            rle["counts"] = rle["counts"].decode("ascii")
+            category = self._dataset_ids.get(label, label)
+            records.append({"file_name": seen.file_name, "category_id": category, "segmentation": rle})
         self._file.write(f"{seen.index}\t{json.dumps(records)}\n")
 
     def state(self) -> State:
@@ -94,7 +80,7 @@ class RlePredictions(Keeper):
             OvsegError: the stream of another process or of an earlier run is missing.
         """
         length = self._file.tell()
-        self._file.close()
+        self.close()
         own = comm.gather((self._stream, length), dst=0)
         if comm.is_main_process():
             streams = [*self._earlier, *own]
@@ -113,7 +99,6 @@ class RlePredictions(Keeper):
                         separator = ",\n"
                 joined.write("[]\n" if separator == "[\n" else "\n]\n")
         comm.synchronize()
-        self.close()
 
     def close(self) -> None:
         """Close the stream; may be called at any time and repeatedly."""
@@ -138,7 +123,12 @@ class PngPredictions(Keeper):
 
     def __init__(self, folder: str | Path, file_names: Sequence[str], num_classes: int) -> None:
         self._folder = Path(folder)
-        self._names = _distinct_names(file_names)
+        # relative names; the images' suffixes are kept only if names would clash without them
+        absolute = [os.path.abspath(name) for name in file_names]
+        common = os.path.commonpath([os.path.dirname(name) for name in absolute])
+        relative = [os.path.relpath(name, common) for name in absolute]
+        stems = [os.path.splitext(name)[0] for name in relative]
+        self._names = [f"{name}.png" for name in (stems if len(set(stems)) == len(stems) else relative)]
         self._num_classes = num_classes
 
     def see(self, seen: SeenImage) -> None:
@@ -149,15 +139,6 @@ class PngPredictions(Keeper):
     def check(self, state: State, images: Sequence[int]) -> None:
         if missing := [self._names[index] for index in images if not (self._folder / self._names[index]).is_file()]:
             raise ValueError(f"the prediction {missing[0]} is gone")
-
-
-def _distinct_names(file_names: Sequence[str]) -> list[str]:
-    """Return relative PNG names; the images' suffixes are kept only if names would clash without them."""
-    absolute = [os.path.abspath(name) for name in file_names]
-    folder = os.path.commonpath([os.path.dirname(name) for name in absolute])
-    relative = [os.path.relpath(name, folder) for name in absolute]
-    stems = [os.path.splitext(name)[0] for name in relative]
-    return [f"{name}.png" for name in (stems if len(set(stems)) == len(stems) else relative)]
 
 
 def _numbered_lines(file: TextIO, size: int) -> Iterator[tuple[int, str]]:

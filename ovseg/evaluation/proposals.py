@@ -99,7 +99,9 @@ class ProposalRecallEvaluator(DatasetEvaluator, Tally):
             classes, segments = np.unique(truth[counted], return_inverse=True)
             if not classes.size:
                 continue
-            best = self._best_ious(proposals, counted, segments)
+            inside = proposals.bool()[:, torch.from_numpy(counted).to(proposals.device)]  # (Q, N)
+            ious = segment_ious(inside, torch.from_numpy(segments.reshape(-1)).to(proposals.device))  # (Q, S)
+            best = ious.amax(dim=0).cpu().numpy() if len(ious) else np.zeros(len(classes))
             # each class occurs once in an image, so plain fancy indexing adds every segment
             self._sums[0, classes] += 1
             self._sums[1, classes] += best >= IOU_THRESHOLD
@@ -130,13 +132,3 @@ class ProposalRecallEvaluator(DatasetEvaluator, Tally):
             scores[f"{MEAN_BEST_IOU}{suffix}"] = 100 * total / _FIXED_POINT / number if number else float("nan")
             scores[f"segments{suffix}"] = number
         return OrderedDict(proposals=scores)
-
-    @staticmethod
-    def _best_ious(proposals: torch.Tensor, counted: np.ndarray, segments: np.ndarray) -> np.ndarray:
-        """Return the best IoU of each segment, (S,) float64; 0 without proposals."""
-        if len(proposals) == 0:
-            return np.zeros(int(segments.max()) + 1)
-        device = proposals.device
-        inside = proposals.bool()[:, torch.from_numpy(counted).to(device)]
-        ious = segment_ious(inside, torch.from_numpy(segments.reshape(-1)).to(device))
-        return ious.amax(dim=0).cpu().numpy()

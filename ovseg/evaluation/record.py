@@ -17,10 +17,11 @@ from detectron2.utils import comm
 
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import MIOU_CONVENTIONS
-from ovseg.evaluation.identity import digest_of, file_digest, flatten, git_commit, short, versions
+from ovseg.evaluation.identity import digest_of, flatten, git_commit, short, versions
 from ovseg.evaluation.oracle_model import describe_oracle
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.evaluation.sg_table import FatherTable
+from ovseg.io.files import file_digest, is_file
 
 RECORD_FILE = "results.json"
 SCHEMA = 2  # 1 had neither a number nor a protocol
@@ -52,6 +53,7 @@ def results_record(
         dataset_settings: the settings that are specific to this data set.
         sg_table: table of SG-IoU, if that metric was computed.
     """
+    test = cfg.TEST
     per_image = {part: value / semantic.num_images for part, value in seconds.items()}
     return {
         "schema": SCHEMA,
@@ -64,7 +66,11 @@ def results_record(
         "protocol": semantic.protocol.record(),
         "miou_convention": semantic.convention,
         "oracle": describe_oracle(cfg),
-        "views": _views(cfg),
+        "views": {
+            "augmentation": sorted(test.AUG.MIN_SIZES) if test.AUG.ENABLED else None,
+            "sliding_window": [test.SLIDING_TILE_SIZE, test.SLIDING_OVERLAP] if test.SLIDING_WINDOW else None,
+            "dense_crf": test.DENSE_CRF,
+        },
         "dataset_settings": dict(dataset_settings or {}),
         "sg_iou": None if sg_table is None else sg_table.describe(),
         "results": results,
@@ -126,7 +132,7 @@ def read_record(path: str | Path, *, complete: bool = False) -> dict[str, Any]:
     if lacking := [key for key in (COMPLETE if complete else _NEEDED) if key not in content]:
         raise OvsegError(f"{path} lacks {', '.join(lacking)}: evaluate again")
     try:
-        damaged = [f"{name} ({short(content[name])})" for name in damaged_entries(content, complete)]
+        damaged = [f"{name} ({short(content[name])})" for name in _damaged_entries(content, complete)]
     except RecursionError as error:
         raise OvsegError(f"{path} is damaged: its entries are nested too deeply; evaluate again") from error
     if damaged:
@@ -153,21 +159,13 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _views(cfg: CfgNode) -> dict[str, Any]:
-    """Return the settings of test-time augmentation, sliding window and CRF."""
-    test = cfg.TEST
-    return {
-        "augmentation": sorted(test.AUG.MIN_SIZES) if test.AUG.ENABLED else None,
-        "sliding_window": [test.SLIDING_TILE_SIZE, test.SLIDING_OVERLAP] if test.SLIDING_WINDOW else None,
-        "dense_crf": test.DENSE_CRF,
-    }
-
-
 def _weights(cfg: CfgNode, iteration: int | None) -> dict[str, Any]:
     if iteration is not None:
         return {"iteration": iteration}
-    files = {"model": cfg.MODEL.WEIGHTS, "clip": cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS}
-    return {name: {"name": file, "sha256": file_digest(file)} for name, file in files.items()}
+    files = {"model": cfg.MODEL.WEIGHTS, "clip": cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS}  # the latter may be a tag
+    return {
+        name: {"name": file, "sha256": file_digest(file) if is_file(file) else None} for name, file in files.items()
+    }
 
 
 def _is_text(value: Any) -> bool:
@@ -205,10 +203,6 @@ def _has(**checks: Check) -> Check:
     return lambda value: isinstance(value, dict) and all(k in value and check(value[k]) for k, check in checks.items())
 
 
-def _is_any(value: Any) -> bool:
-    return True
-
-
 _CHECKS: dict[str, Check] = {
     "dataset": _is_text,
     "num_images": _is_count,
@@ -219,11 +213,11 @@ _CHECKS: dict[str, Check] = {
     "protocol": _has(dataset=_is_text, ignore_label=_or_none(_is_count)),
     "miou_convention": lambda value: value in MIOU_CONVENTIONS,
     "oracle": _or_none(_has(oracle=_is_text)),
-    "views": _dict_of(_is_any),
+    "views": _has(),
     "dataset_settings": _dict_of(_is_number),
     "sg_iou": _or_none(_has(fathers=_dict_of(_list_of(lambda value: isinstance(value, str))))),
     "results": _dict_of(_dict_of(_or_none(_is_number))),
-    "weights": _dict_of(_is_any),
+    "weights": _has(),
     "seed": lambda value: isinstance(value, int),
     "seconds_per_image": _has(total=_is_number),
     "num_processes": _is_count,
@@ -233,23 +227,15 @@ _CHECKS: dict[str, Check] = {
     "versions": _dict_of(_or_none(_is_text)),
     "git_commit": _or_none(_is_text),
     "fingerprint": _is_text,
-    "config": _dict_of(_is_any),
+    "config": _has(),
 }
 COMPLETE = tuple(_CHECKS)
 _SEMANTIC = ("mIoU", "mIoU-union", "mIoU-gt", "pACC", "mACC", "fwIoU")
 _SG_TABLE = _has(pairs=_is_count, mutual_pairs=_is_count, origin=_is_text, threshold=_or_none(_is_number))
 
 
-def damaged_entries(record: Mapping[str, Any], complete: bool) -> list[str]:
-    """Return the names of the invalid entries of a record.
-
-    Args:
-        record: record with all required entries.
-        complete: also check the entries that are shown but not compared.
-
-    Raises:
-        RecursionError: the record is nested too deeply.
-    """
+def _damaged_entries(record: Mapping[str, Any], complete: bool) -> list[str]:
+    """Return the names of the invalid entries of a record; with ``complete``, also of those that are only shown."""
     wrong = [name for name, check in _CHECKS.items() if name in record and not check(record[name])]
     flatten(record)
     if complete and not wrong:

@@ -25,7 +25,7 @@ from ovseg.evaluation.predictions import WORST_FILE, WorstImage, read_worst
 from ovseg.evaluation.proposals import MEAN_BEST_IOU, RECALL
 from ovseg.evaluation.record import RECORD_FILE
 from ovseg.evaluation.tally import read_arrays
-from ovseg.io.files import atomic_path
+from ovseg.io.files import atomic_path, write_text
 from ovseg.io.images import read_image
 from ovseg.io.label_maps import read_labels
 
@@ -33,6 +33,7 @@ CONFUSION_FILE, PER_CLASS_FILE, SG_TABLE_FILE = "confusion.npz", "per_class.csv"
 HTML_FILE = "report.html"
 _CLASSES, _PAIRS = 15, 25  # rows of the tables of the worst
 _IMAGE_SIDE = 420  # pixels of the longer side
+_CHOSEN = {"union": "mIoU-union", "ground_truth": "mIoU-gt"}  # the score that is mIoU, by convention
 _HEADLINES = (
     *("mIoU-union", "mIoU-gt", "mIoU-base", "mIoU-novel", "hIoU-base", "pACC", "mACC", "fwIoU", "SG-mIoU"),
     *("recall@0.5", "mean-best-IoU"),
@@ -83,7 +84,8 @@ def print_results(record: Mapping[str, Any], folder: Path) -> None:
     """Print a summary of a record."""
     console, dataset = Console(highlight=False), record["dataset"]
     seconds = record["seconds_per_image"]["total"]
-    lines = [f"{dataset}: {record['num_images']} images, {seconds:.3f} s per image", _protocol_line(record["protocol"])]
+    protocol = (f"{name} {short(value)}" for name, value in flatten(record["protocol"]).items() if name != "dataset")
+    lines = [f"{dataset}: {record['num_images']} images, {seconds:.3f} s per image", f"protocol: {', '.join(protocol)}"]
     if oracle := record["oracle"]:
         details = ", ".join(f"{key}: {value}" for key, value in oracle.items())
         lines.append(f"WITH AN ORACLE, not a result of the model alone ({details})")
@@ -100,9 +102,7 @@ def print_results(record: Mapping[str, Any], folder: Path) -> None:
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON atomically; NaN and infinities, which JSON lacks, become null."""
-    with atomic_path(path) as temporary:
-        text = json.dumps(_strict(content), indent=2, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # lone surrogates
+    write_text(path, json.dumps(_strict(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -122,26 +122,25 @@ def results_table(results: Mapping[str, Mapping[str, float]], subsets: Sequence[
         convention: ``TEST.MIOU_CONVENTION``, the convention of the subsets' mean IoUs.
     """
     columns = [*subsets, f"un{subsets[0]}"] if len(subsets) == 1 else list(subsets)
-    semantic, proposals = results["sem_seg"], results.get("proposals", {})
-    union, ground_truth = (_mark("mIoU-union", convention == "union"), _mark("mIoU-gt", convention == "ground_truth"))
-    forgiving, own_names = results.get("sg_iou", {}), [f"mIoU-{name}" for name in columns]
-    own = [semantic.get(name) for name in own_names]
-    rows: list[tuple[str, list[float | None]]] = [
-        (union, [semantic["mIoU-union"], *(own if convention == "union" else [None] * len(own))]),
-        (ground_truth, [semantic["mIoU-gt"], *(own if convention == "ground_truth" else [None] * len(own))]),
-        *([("hIoU with all others", [None, *(semantic.get(f"hIoU-{name}") for name in columns)])] if subsets else []),
-        *([("SG-mIoU", [forgiving.get(f"SG-{name}") for name in ("mIoU", *own_names)])] if forgiving else []),
-        ("pACC", [semantic["pACC"], *(semantic.get(f"pAcc-{name}") for name in columns)]),
-        ("mACC", [semantic["mACC"]]),
-        ("fwIoU", [semantic["fwIoU"]]),
-    ]
+    own_names = [f"mIoU-{name}" for name in columns]
+    semantic, proposals, forgiving = (results.get(task, {}) for task in ("sem_seg", "proposals", "sg_iou"))
+    rows: dict[str, list[float | None]] = {}
+    for name in ("mIoU-union", "mIoU-gt"):
+        chosen = name == _CHOSEN[convention]
+        rows[f"{name} (= mIoU)" if chosen else name] = [semantic[name], *map(semantic.get, own_names if chosen else ())]
+    if subsets:
+        rows["hIoU with all others"] = [None, *(semantic.get(f"hIoU-{name}") for name in columns)]
+    if forgiving:
+        rows["SG-mIoU"] = [forgiving.get(f"SG-{name}") for name in ("mIoU", *own_names)]
+    rows["pACC"] = [semantic["pACC"], *(semantic.get(f"pAcc-{name}") for name in columns)]
+    rows |= {"mACC": [semantic["mACC"]], "fwIoU": [semantic["fwIoU"]]}
     for score in (RECALL, MEAN_BEST_IOU) if proposals else ():
-        rows.append((score, [proposals[score], *(proposals.get(f"{score}-{name}") for name in columns)]))
+        rows[score] = [proposals[score], *(proposals.get(f"{score}-{name}") for name in columns)]
     table = Table()
     table.add_column("%")
     for name in ("all", *columns):
         table.add_column(name, justify="right")
-    for name, values in rows:
+    for name, values in rows.items():
         table.add_row(name, *(_number(value) for value in values))
     return table
 
@@ -151,15 +150,6 @@ def _sg_columns(row: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, 
     score, fathers = record["results"]["sg_iou"][f"SG-IoU-{row['name']}"], record["sg_iou"]["fathers"]
     above = fathers.get(row["name"]) or fathers.get(str(row["index"]), [])
     return {"SG-IoU": "" if math.isnan(score) else round(score, 4), "fathers": "; ".join(above)}
-
-
-def _protocol_line(protocol: Mapping[str, Any]) -> str:
-    entries = (f"{name} {short(value)}" for name, value in flatten(protocol).items() if name != "dataset")
-    return f"protocol: {', '.join(entries)}"
-
-
-def _mark(name: str, chosen: bool) -> str:
-    return f"{name} (= mIoU)" if chosen else name
 
 
 def _number(value: float | None) -> str:
@@ -186,8 +176,9 @@ def write_report(folder: Path, record: Mapping[str, Any], confusion: np.ndarray)
     Returns:
         path of the report.
     """
-    names = record["class_names"]
-    rows = [_numbers(row) for row in per_class_rows(confusion, names, record["evaluation_set"])]
+    names, ignore_label = record["class_names"], record["protocol"]["ignore_label"]
+    rows = per_class_rows(confusion, names, record["evaluation_set"])
+    rows = [{**row, **{key: math.nan if row[key] == "" else row[key] for key in ("IoU", "ACC")}} for row in rows]
     pairs = confusion_pairs(confusion, names)
     mistaken = {pair["true"]: pair for pair in reversed(pairs)}
     text = _template().render(
@@ -203,18 +194,20 @@ def write_report(folder: Path, record: Mapping[str, Any], confusion: np.ndarray)
         rows=rows,
         absent=sum(not row["gt_pixels"] for row in rows),
         absent_predicted=sum(not row["gt_pixels"] and row["predicted_pixels"] > 0 for row in rows),
-        worst_images=_worst_images(folder / WORST_FILE, names, record["protocol"]["ignore_label"]),
+        worst_images=[
+            {"file_name": image.file_name, "accuracy": 100 * image.accuracy, **_images(image, names, ignore_label)}
+            for image in read_worst(folder / WORST_FILE) or ()
+        ],
     )
     path = folder / HTML_FILE
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_text(path, text)
     return path
 
 
 @functools.cache
 def _template() -> Template:
     environment = Environment(loader=PackageLoader("ovseg.evaluation"), autoescape=True, trim_blocks=True)
-    environment.filters["percent"] = _percent
+    environment.filters["percent"] = lambda value: "–" if math.isnan(value) else f"{value:.2f}"
     return environment.get_template(HTML_FILE)
 
 
@@ -235,47 +228,22 @@ def confusion_pairs(confusion: np.ndarray, class_names: Sequence[str]) -> list[d
     called, true = np.nonzero(counts * ~np.eye(size, dtype=bool))
     share = 100 * counts[called, true] / totals[true]
     order = np.lexsort((called, true, -counts[called, true], -share))
+    found = zip(called[order].tolist(), true[order].tolist(), share[order].tolist(), strict=True)
     return [
-        {
-            "true": class_names[true[i]],
-            "called": class_names[called[i]],
-            "share": float(share[i]),
-            "pixels": int(counts[called[i], true[i]]),
-        }
-        for i in order
+        {"true": class_names[t], "called": class_names[c], "share": percent, "pixels": int(counts[c, t])}
+        for c, t, percent in found
     ]
 
 
 def _headlines(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     scores = {name: value for task in record["results"].values() for name, value in task.items()}
-    chosen = {"union": "mIoU-union", "ground_truth": "mIoU-gt"}[record["miou_convention"]]
+    chosen = _CHOSEN[record["miou_convention"]]
     return [{"name": name, "value": scores[name], "chosen": name == chosen} for name in _HEADLINES if name in scores]
-
-
-def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of the class table with NaN in place of the empty cells of the CSV file."""
-    return {**row, **{key: math.nan if row[key] == "" else row[key] for key in ("IoU", "ACC")}}
-
-
-def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
-
-
-def _worst_images(path: Path, names: Sequence[str], ignore_label: int | None) -> list[dict[str, Any]]:
-    return [
-        {
-            "file_name": image.file_name,
-            "accuracy": 100 * image.accuracy,
-            **_images(image, names, ignore_label),
-        }
-        for image in read_worst(path) or ()
-    ]
 
 
 def _images(image: WorstImage, names: Sequence[str], ignore_label: int | None) -> dict[str, Any]:
     """Return ``images``, the data URLs of image, ground truth and prediction; or ``problem``, an error message."""
-    from ovseg.result.colors import colors_of  # these import matplotlib, which evaluations without a report do not need
-    from ovseg.result.drawing import draw_regions
+    from ovseg.result.drawing import colors_of, draw_regions  # late: most evaluations write no report
 
     try:
         pixels, truth, predicted = read_image(image.file_name), read_labels(image.label_file), image.label_map()

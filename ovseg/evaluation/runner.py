@@ -32,14 +32,7 @@ from ovseg.evaluation.ground_truth import GroundTruth
 from ovseg.evaluation.identity import fingerprint, model_digest
 from ovseg.evaluation.oracle_model import check_oracle, oracle_model
 from ovseg.evaluation.partial import PartialEvaluation, remove_parts
-from ovseg.evaluation.predictions import (
-    PNG_FOLDER,
-    RLE_FILE,
-    WORST_FILE,
-    PngPredictions,
-    RlePredictions,
-    WorstImages,
-)
+from ovseg.evaluation.predictions import PNG_FOLDER, RLE_FILE, WORST_FILE, PngPredictions, RlePredictions, WorstImages
 from ovseg.evaluation.proposals import ProposalRecallEvaluator
 from ovseg.evaluation.record import finished_record, results_record
 from ovseg.evaluation.report import print_results, write_results
@@ -177,7 +170,7 @@ def _evaluate(
         partial.track(watch=watch, **evaluators, **keepers)
         with inference_context(model), torch.no_grad(), partial.saving():
             viewed = augmented_model(cfg, oracle_model(cfg, model, dataset_name))
-            feed(viewed, test_loader(cfg, dataset, partial.done), evaluator, dataset_name, partial, watch)
+            _feed(viewed, test_loader(cfg, dataset, partial.done), evaluator, dataset_name, partial, watch)
         partial.restore()
         results = OrderedDict(evaluator.evaluate())
         add_other_processes(watch)
@@ -224,7 +217,7 @@ def _keepers(
     return keepers
 
 
-def feed(
+def _feed(
     model: nn.Module,
     loader: SampleLoader,
     evaluator: DatasetEvaluators,
@@ -232,20 +225,9 @@ def feed(
     partial: PartialEvaluation,
     watch: Stopwatch,
 ) -> None:
-    """Run a model on this process's images and pass its outputs to the evaluators.
+    """Run a model on the images that are left and pass inputs (with ``index``) and outputs to the evaluators.
 
     Progress is shown on the terminal if there is one, else it is logged.
-
-    Args:
-        model: model in evaluation mode.
-        loader: loader of the images that are left, see :func:`ovseg.data.loader.test_loader`.
-        evaluator: receives the model's inputs, each with ``index``, its position in the data set, and the outputs.
-        dataset_name: name to show.
-        partial: records which images were counted.
-        watch: measures the time of reading, the model and the evaluation.
-
-    Raises:
-        OvsegError: an image or label file is unusable.
     """
     total = sum(map(len, loader.batch_sampler))
     done = 0

@@ -1,4 +1,4 @@
-"""Atomic writing of files, locks of output folders, and checks of paths."""
+"""Atomic writing of files, removal of what killed processes left, locks of output folders, and checks of paths."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 import shlex
+import shutil
+import socket
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -19,7 +23,6 @@ from typing import IO
 from safetensors import SafetensorError
 
 from ovseg.errors import REMEDIES, CannotWrite, OvsegError, reason_of, shown
-from ovseg.io.leftovers import remove_leftovers, temporary_name
 
 try:
     import fcntl
@@ -38,7 +41,21 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 _NUMBER = re.compile(r"\(os error (\d+)\)")  # in messages of safetensors
 _TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|iostream error|unexpected pos")
 _cleaned: set[str] = set()  # folders in which this process has looked for leftovers
+is_file, is_dir = os.path.isfile, os.path.isdir  # False for invalid names (too long, a zero byte), unlike Path's
 _held: set[str] = set()  # folders that this process has locked
+
+# .STEM.PROCESS.TOKEN.tmp.SUFFIX; older versions wrote no token, and a second suffix is added by libraries that write
+# into a folder
+_NAME = re.compile(r"\..*\.(\d+)(?:\.([0-9a-f]{12}))?\.tmp(\.\w+){0,2}", re.DOTALL)
+_OF_SAFETENSORS = re.compile(r"\.tmp\w{6}")
+_LONGEST_NAME, _LONGEST_SUFFIX = 255, 20  # bytes, of most file systems and of any known format
+_DAY = 24 * 3600.0  # seconds
+_writing: set[str] = set()  # temporary names of this process
+try:  # outside of this machine or container, process numbers have no meaning
+    _PROCESSES = os.readlink("/proc/self/ns/pid")
+except OSError:
+    _PROCESSES = ""
+_MACHINE = hashlib.sha256(f"{socket.gethostname()} {_PROCESSES}".encode()).hexdigest()[:6]
 
 
 @contextlib.contextmanager
@@ -62,6 +79,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             yield temporary
             temporary.chmod(USUAL_MODE)  # some libraries write files that only the owner can read
             os.replace(temporary, path)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically; lone surrogates, as in names that are not text, are escaped.
+
+    Raises:
+        OvsegError: see :func:`atomic_path`.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def check_writable(path: str | Path) -> None:
@@ -133,6 +160,80 @@ def _is_of(error: BaseException, path: Path) -> bool:
     if ".tmp" in os.path.basename(name):
         return path.startswith(folder) or folder.startswith(path)
     return error.errno != errno.ENOENT and (name.startswith(path + os.sep) or folder == os.path.dirname(path))
+
+
+def shorten(stem: str, room: int) -> str:
+    """Return a stem truncated so that it fits into a file name with ``room`` further bytes."""
+    data = os.fsencode(stem)
+    return stem if len(data) + room <= _LONGEST_NAME else data[: _LONGEST_NAME - room].decode(errors="ignore")
+
+
+@contextlib.contextmanager
+def temporary_name(path: Path) -> Iterator[Path]:
+    """Yield a unique temporary path in the folder of ``path``; a file left at the end of the block is removed.
+
+    The name keeps the suffix, for libraries that choose a format by it.
+    """
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
+    end = f".{os.getpid()}.{_MACHINE}{secrets.token_hex(3)}.tmp{suffix}"
+    stem = os.fsencode(path.stem).decode(errors="ignore")  # some libraries need names that are valid text
+    stem = shorten(stem, len(os.fsencode(end)) + 10)  # ten for the dot and a library's ending
+    temporary = path.with_name(f".{stem}{end}")
+    _writing.add(temporary.name)
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        _writing.discard(temporary.name)
+
+
+def find_leftovers(folder: str | Path, owned: bool = True, below: bool = True) -> list[Path]:
+    """Return the temporary files of ended processes in a folder.
+
+    Args:
+        folder: folder to search.
+        owned: only this program writes into the folder; includes files whose writer is unknown.
+        below: search subfolders, too.
+    """
+    found = []
+    for place, _, _ in os.walk(folder) if below else [(folder, [], [])]:
+        with contextlib.suppress(OSError), os.scandir(place) as entries:
+            found += [Path(entry.path) for entry in entries if _is_leftover(entry, owned)]
+    return found
+
+
+def remove_leftovers(folder: str | Path, owned: bool = False, below: bool = False) -> None:
+    """Remove what :func:`find_leftovers` finds."""
+    for path in find_leftovers(folder, owned, below):
+        with contextlib.suppress(OSError):
+            path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
+
+
+def _is_leftover(entry: os.DirEntry, owned: bool) -> bool:
+    name = _NAME.fullmatch(entry.name)
+    if name is None:
+        return owned and _OF_SAFETENSORS.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)
+    process, token = int(name[1]), name[2]
+    if token is None:
+        return owned and not _alive(process)
+    if not token.startswith(_MACHINE):
+        return owned or time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY
+    if process == os.getpid():  # in containers, process numbers repeat from run to run
+        return not any(entry.name.startswith(name) for name in tuple(_writing))
+    return not _alive(process)
+
+
+def _alive(process: int) -> bool:
+    if os.name == "nt":  # os.kill would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # a process of another user
+        pass
+    return True
 
 
 @contextlib.contextmanager
@@ -232,22 +333,6 @@ def check_file(path: Path, what: str) -> os.stat_result:
     if not stat.S_ISREG(found.st_mode):
         raise OvsegError(f"{path} is not a regular file")
     return found
-
-
-def is_file(path: Path) -> bool:
-    """Return whether a path is a file; False for invalid names, too (too long, a zero byte)."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def is_dir(path: Path) -> bool:
-    """Return whether a path is a folder; False for invalid names, too."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def cache_dir() -> Path:

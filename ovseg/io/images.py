@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 import warnings
@@ -100,13 +99,8 @@ def _explained(path: str, file: Path | io.BytesIO | None = None) -> Iterator[Non
 
 def open_image(file: str | Path | BinaryIO) -> Image.Image:
     """Open an image in one of :data:`FORMATS`; for some other formats Pillow would start external programs."""
-    return Image.open(file, formats=_known_formats())
-
-
-@functools.cache
-def _known_formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

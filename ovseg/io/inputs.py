@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ovseg.errors import OvsegError, explain_system_error, reason_of, shown
-from ovseg.io.leftovers import shorten
+from ovseg.io.files import shorten
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .tga".split()  # noqa: SIM905

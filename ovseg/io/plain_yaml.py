@@ -14,6 +14,7 @@ from ovseg.errors import OvsegError, shown
 LARGEST_FILE = 2**20  # bytes
 MOST_VALUES = 200_000  # with every alias followed: a few hundred bytes of aliases stand for billions of values
 DEEPEST = 40  # levels
+_TOO_DEEP = f"more than {DEEPEST} levels of nesting"
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -28,7 +29,7 @@ class _PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         self.levels += 1
         if self.levels > DEEPEST:  # PyYAML takes minutes for thousands of levels
-            raise _too_deep(self.peek_event().start_mark)
+            raise _refused(_TOO_DEEP, self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self.levels -= 1
         return node
@@ -46,10 +47,8 @@ class _PlainLoader(yaml.SafeLoader):
                 raise OverflowError("it is too large")
             return value
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-            raise yaml.constructor.ConstructorError(
-                problem=f"{shown(node.value)} is no {node.tag.rpartition(':')[2]} ({error})",
-                problem_mark=node.start_mark,
-            ) from error
+            problem = f"{shown(node.value)} is no {node.tag.rpartition(':')[2]} ({error})"
+            raise _refused(problem, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
@@ -60,9 +59,7 @@ class _PlainLoader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 continue  # refused by the next step
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {shown(key)} comes twice", problem_mark=key_node.start_mark
-                )
+                raise _refused(f"the key {shown(key)} comes twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -140,7 +137,7 @@ def _measure(node: yaml.Node, known: dict[yaml.Node, tuple[int, int] | None]) ->
     """
     if node in known:
         if known[node] is None:
-            raise yaml.composer.ComposerError(problem="an alias stands for itself", problem_mark=node.start_mark)
+            raise _refused("an alias stands for itself", node.start_mark)
         return known[node]
     known[node] = None
     size, height = 1, 1
@@ -150,14 +147,12 @@ def _measure(node: yaml.Node, known: dict[yaml.Node, tuple[int, int] | None]) ->
                 more, below = _measure(part, known)
                 size, height = size + more, max(height, below + 1)
     if size > MOST_VALUES:
-        raise yaml.composer.ComposerError(
-            problem=f"its aliases stand for more than {MOST_VALUES} values", problem_mark=node.start_mark
-        )
+        raise _refused(f"its aliases stand for more than {MOST_VALUES} values", node.start_mark)
     if height > DEEPEST:
-        raise _too_deep(node.start_mark)
+        raise _refused(_TOO_DEEP, node.start_mark)
     known[node] = size, height
     return size, height
 
 
-def _too_deep(mark: yaml.Mark | None) -> yaml.YAMLError:
-    return yaml.composer.ComposerError(problem=f"more than {DEEPEST} levels of nesting", problem_mark=mark)
+def _refused(problem: str, mark: yaml.Mark | None) -> yaml.YAMLError:
+    return yaml.composer.ComposerError(problem=problem, problem_mark=mark)

@@ -1,23 +1,35 @@
-"""Drawings of label maps: coloured and named regions next to the original image, above a legend."""
+"""Drawings of label maps: coloured and named regions next to the original image, above a legend; colours and fonts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import logging
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 
 import cv2
+import matplotlib
 import numpy as np
 import supervision as sv
-from PIL import Image, ImageDraw
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
 
 from ovseg.io.images import label_areas
-from ovseg.result.colors import colors_of
-from ovseg.result.fonts import shorten_text, text_font
+
+logger = logging.getLogger(__name__)
+_load_font = functools.lru_cache(maxsize=64)(ImageFont.truetype)
 
 DRAWING_SIZES = (1280, 2560)  # limits of the longest side of image and regions together, in pixels
 _OPACITY = 0.5
 _SMALLEST_NAMED = 0.004  # share of the image from which a region is named
 _GAP = 8  # pixels between the image and its regions
 _MOST_ENTRIES = 200  # of a legend, whose height image formats limit
+# colours of Okabe and Ito, distinguishable with any kind of colour vision
+_FIRST_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#F0E442", "#D55E00")
+_COUNT = 128
+_LIGHTNESS = (25, 92)  # CIE L*; excludes black and white
 
 
 def draw_regions(
@@ -41,8 +53,7 @@ def draw_regions(
     tags = []
     # one word at a time: masks do not overlap, and K full-size masks could exceed the memory
     for k in found:
-        mask = label_map == k
-        color = colors[k]
+        mask, color = label_map == k, colors[k]
         region = sv.Detections(xyxy=sv.mask_to_xyxy(mask[None]), mask=mask[None], class_id=np.array([k]))
         scene = sv.MaskAnnotator(color=color, opacity=_OPACITY).annotate(scene, region)
         scene = sv.PolygonAnnotator(color=color, thickness=thickness).annotate(scene, region)
@@ -72,9 +83,7 @@ def draw_result(image: np.ndarray, label_map: np.ndarray, names: Sequence[str]) 
     scale = min(max(smallest, 1), largest)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     shares = _shares(label_areas(label_map, len(names)) / label_map.size)
-    colors = colors_of(
-        k for k, _ in shares if k >= 0
-    )  # of the full-size map: small regions may vanish in a reduced one
+    colors = colors_of(k for k, _ in shares if k >= 0)  # of the full-size map: small regions may vanish when reduced
     image, label_map = resize_labelled(image, label_map, size)
     pair_size = (size[0] * across + _GAP * (across - 1), size[1] * down + _GAP * (down - 1))
     legend_width = max(pair_size[0], 320)
@@ -200,3 +209,93 @@ def _ink(color: sv.Color) -> str:
     """Return "black" or "white", whichever is more readable on a colour (luma of ITU-R BT.601)."""
     red, green, blue = color.as_rgb()
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "white"
+
+
+def colors_of(labels: Iterable[int], before: Mapping[int, sv.Color] = MappingProxyType({})) -> dict[int, sv.Color]:
+    """Return ``before`` with the next free colour of the palette for each new label, in ascending order."""
+    new = sorted(set(labels) - before.keys())
+    return {**before, **{label: word_color(place) for place, label in enumerate(new, start=len(before))}}
+
+
+def word_color(place: int) -> sv.Color:
+    """Return the colour at a position of the palette, modulo its size."""
+    red, green, blue = _palette()[place % _COUNT].tolist()
+    return sv.Color(red, green, blue)
+
+
+@functools.cache
+def _palette() -> np.ndarray:
+    """Return the palette, (128,3) uint8 RGB.
+
+    After the given first colours, each one is the colour farthest from all previous ones in CIE L*a*b*.
+    """
+    levels = np.linspace(0, 255, 12).round().astype(np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
+    lightness = _lab(grid)[:, 0]
+    grid = grid[(lightness > _LIGHTNESS[0]) & (lightness < _LIGHTNESS[1])]
+    chosen = [np.array(sv.Color.from_hex(color).as_rgb(), np.uint8) for color in _FIRST_COLORS]
+    candidates = _lab(grid)
+    nearest = np.full(len(grid), np.inf)
+    for place in range(_COUNT):
+        if place == len(chosen):
+            chosen.append(grid[nearest.argmax()])
+        nearest = np.minimum(nearest, np.linalg.norm(candidates - _lab(chosen[place]), axis=1))
+    return np.stack(chosen)
+
+
+def _lab(rgb: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(rgb.reshape(1, -1, 3).astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
+
+
+def shorten_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Truncate a text with an ellipsis so that it is at most ``width`` pixels wide."""
+    if font.getlength(text) <= width:
+        return text
+    while len(text) > 1 and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def text_font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """Return an installed font with all letters of ``text``; if there is none, DejaVu Sans, which Matplotlib ships."""
+    return _load_font(_font_file(frozenset(text)), size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _font_file(letters: frozenset[str]) -> str:
+    shipped = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    if _has_letters(shipped, letters):
+        return shipped
+    for path in sorted(font_manager.findSystemFonts()):  # Matplotlib's cached list lacks new fonts
+        if "LastResort" not in path and _has_letters(path, letters):  # that font draws every letter as a box
+            return path
+    for script in sorted({_script(letter) for letter in letters if not _has_letters(shipped, frozenset(letter))}):
+        _warn_once(script)
+    return shipped
+
+
+def _script(letter: str) -> str:
+    """Return the script of a letter for messages: "Arabic", "CJK", "emoji and symbols"."""
+    if unicodedata.category(letter) in ("So", "Sk", "Cn", "Co"):
+        return "emoji and symbols"
+    name = unicodedata.name(letter, "other").split()[0]
+    return name if name == "CJK" else name.capitalize()
+
+
+@functools.cache
+def _warn_once(script: str) -> None:
+    logger.warning(
+        "this machine has no font for all letters of a word (%s): they are drawn as boxes; INSTALL.md (Fonts) lists "
+        "packages of fonts",
+        script,
+    )
+
+
+def _has_letters(path: str, letters: frozenset[str]) -> bool:
+    try:
+        known = font_manager.get_font(path).get_charmap()
+        ImageFont.truetype(path, 12)  # colour emoji come as bitmaps of one size
+    except (OSError, RuntimeError):  # removed meanwhile, damaged, or not scalable
+        return False
+    drawn = (letter for letter in letters if not letter.isspace() and unicodedata.category(letter) not in ("Cf", "Mn"))
+    return all(ord(letter) in known for letter in drawn)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -70,11 +70,8 @@ class MaskExplanation:
     words: tuple[WordScores, ...]
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(tuple[MaskExplanation, ...]):
     """Explanation of one image: its masks, largest first; prints as a table."""
-
-    masks: tuple[MaskExplanation, ...]
 
     @classmethod
     def of(cls, scores: MaskScores, height: int, width: int, top_k: int) -> Explanation:
@@ -82,34 +79,20 @@ class Explanation:
         masks = []
         for n in np.argsort(-scores.fractions, kind="stable"):
             best = np.argsort(-scores.fused[n], kind="stable")[:top_k]
-            words = tuple(
-                WordScores(
-                    scores.names[k],
-                    float(scores.own[n, k]),
-                    None if math.isnan(scores.clip[n, k]) else float(scores.clip[n, k]),
-                    float(scores.fused[n, k]),
-                )
-                for k in best
-            )
+            words = []
+            for k in best:
+                own, clip, fused = (float(kind[n, k]) for kind in (scores.own, scores.clip, scores.fused))
+                words.append(WordScores(scores.names[k], own, None if math.isnan(clip) else clip, fused))
             x0, y0, x1, y1 = (int(value) for value in np.rint(scores.boxes[n] * (width, height, width, height)))
             area = int(np.rint(scores.fractions[n] * height * width))
-            masks.append(MaskExplanation(area, (x0, y0, x1, y1), float(max(0, 1 - scores.own[n].sum())), words))
-        return cls(tuple(masks))
-
-    def __len__(self) -> int:
-        return len(self.masks)
-
-    def __iter__(self) -> Iterator[MaskExplanation]:
-        return iter(self.masks)
-
-    def __getitem__(self, index: int) -> MaskExplanation:
-        return self.masks[index]
+            masks.append(MaskExplanation(area, (x0, y0, x1, y1), float(max(0, 1 - scores.own[n].sum())), tuple(words)))
+        return cls(masks)
 
     def __rich__(self) -> Table:
         table = Table("mask", "area", "box", "word", "own", "CLIP", "fused")
         for column in table.columns[4:]:
             column.justify = "right"
-        for number, mask in enumerate(self.masks):
+        for number, mask in enumerate(self):
             for rank, word in enumerate(mask.words):
                 place = (str(number), str(mask.area), ",".join(map(str, mask.box))) if rank == 0 else ("", "", "")
                 clip = "-" if word.clip is None else f"{word.clip:.3f}"
@@ -125,14 +108,4 @@ class Explanation:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return a dict per mask for ``json.dump``: ``area``, ``box`` [x0,y0,x1,y1], ``no_object``, ``words``."""
-        return [
-            {
-                "area": mask.area,
-                "box": list(mask.box),
-                "no_object": mask.no_object,
-                "words": [
-                    {"word": word.word, "own": word.own, "clip": word.clip, "fused": word.fused} for word in mask.words
-                ],
-            }
-            for mask in self.masks
-        ]
+        return [asdict(mask) for mask in self]

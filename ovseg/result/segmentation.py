@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import supervision as sv
@@ -16,15 +15,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ovseg.errors import OvsegError
-from ovseg.io.files import atomic_path, is_dir
+from ovseg.io.files import atomic_path, is_dir, shorten, write_text
 from ovseg.io.images import label_areas, save_image
 from ovseg.io.inputs import OUTPUT_SUFFIXES, output_files
-from ovseg.io.leftovers import shorten
 from ovseg.result.explanation import Explanation, MaskScores
 from ovseg.vocabulary.reading import fold_text
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 UNLABELLED = -1
 
@@ -165,7 +160,7 @@ class Segmentation:
         Args:
             image: (H,W,3) uint8 RGB to draw on; None for the segmented image.
             colors: colour of each word found, by its index, for series of images
-                (:func:`ovseg.result.colors.colors_of`).
+                (:func:`ovseg.result.drawing.colors_of`).
 
         Returns:
             (H,W,3) uint8 RGB, new.
@@ -176,15 +171,13 @@ class Segmentation:
 
     def to_detections(self) -> sv.Detections:
         """Return one detection per word found, largest first: mask, box, ``class_id``, score, ``class_name``."""
-        found = list(self.found)
-        masks = np.zeros((len(found), *self.label_map.shape), bool)
-        for mask, k in zip(masks, found, strict=True):
-            mask[:] = self.label_map == k
+        found = np.array(self.found, int)
+        masks = self.label_map == found[:, None, None]
         return sv.Detections(
             xyxy=sv.mask_to_xyxy(masks).astype(np.float32),
             mask=masks,
             confidence=self.scores[found],
-            class_id=np.array(found, int),
+            class_id=found,
             data={"class_name": np.array([self.names[k] for k in found], str)},
         )
 
@@ -198,16 +191,10 @@ class Segmentation:
         results = []
         for k in self.found:
             rle = coco_mask.encode(np.asfortranarray(self.label_map == k, dtype=np.uint8))
-            results.append(
-                {
-                    "category_id": k,
-                    "category_name": self.names[k],
-                    "segmentation": {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")},
-                    "bbox": [float(v) for v in coco_mask.toBbox(rle)],
-                    "area": int(self.areas[k]),
-                    "score": float(self.scores[k]),
-                }
-            )
+            mask = {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
+            category = {"category_id": k, "category_name": self.names[k]}
+            place = {"segmentation": mask, "bbox": coco_mask.toBbox(rle).tolist(), "area": int(self.areas[k])}
+            results.append({**category, **place, "score": float(self.scores[k])})
         return results
 
     def to_json(self) -> dict:
@@ -259,9 +246,7 @@ class Segmentation:
         labels = np.where(self.label_map < 0, blank, self.label_map).astype(bits)
         _save_image(self.picture(), drawing_file)
         _save_image(labels, labels_file)
-        with atomic_path(json_file) as temporary:
-            text = json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n"
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are not text
+        write_text(json_file, json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
         return drawing_file, labels_file, json_file
 
     def _drawing_file(self, where: str | Path) -> Path:

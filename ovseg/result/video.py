@@ -13,8 +13,8 @@ import numpy as np
 import supervision as sv
 
 from ovseg.errors import CannotWrite, OvsegError
-from ovseg.io.files import atomic_path
-from ovseg.result.colors import colors_of
+from ovseg.io.files import atomic_path, write_text
+from ovseg.result.drawing import colors_of
 
 if TYPE_CHECKING:
     from ovseg.result.segmentation import Segmentation
@@ -89,7 +89,5 @@ def segment_video(
         "mean_fractions": [float(share) for share in shares / frames],
     }
     json_file = target.with_suffix(".json")
-    with atomic_path(json_file) as temporary:
-        text = json.dumps(summary, ensure_ascii=False, indent=1) + "\n"
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are not text
+    write_text(json_file, json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
     return target, json_file

@@ -28,7 +28,7 @@ from tests.parity.fixture import load_scan
 from tools import finetune_clip
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "adaptation"
-WRAPPED, BESIDE = "module.clip_model.", f"module.{ORIGINAL}"
+WRAPPED, OF_ORIGINAL = "module.clip_model.", f"module.{ORIGINAL}"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +48,7 @@ def test_saved_as_scans_wrapper_and_fused_into_scan(inputs, finished_shift, tmp_
     before = read_state_dict(inputs / "clip.safetensors")
     state = torch.load(finished_shift / "epoch_2.pt", weights_only=True)["state_dict"]
     assert {n for n in state if n.startswith(WRAPPED)} == {WRAPPED + n for n in before}
-    original = {n.removeprefix(BESIDE): t for n, t in state.items() if n.startswith(BESIDE)}
+    original = {n.removeprefix(OF_ORIGINAL): t for n, t in state.items() if n.startswith(OF_ORIGINAL)}
     assert len(state) == len(before) + len(original)
     for name, tensor in before.items():
         visual = name.startswith("visual.")
@@ -278,7 +278,7 @@ def test_flags(tmp_path, monkeypatch):
 def test_the_originals_step(tmp_path):
     """Loss and gradients of a recorded step, with its draws; the reduced copy lacks the original tower."""
     recorded = load_scan()
-    towers = {"clip_adapter.clip_model.": WRAPPED, "clip_adapter.original_clip.": BESIDE}
+    towers = {"clip_adapter.clip_model.": WRAPPED, "clip_adapter.original_clip.": OF_ORIGINAL}
     state = {
         wrapper + name.removeprefix(prefix): tensor.float()
         for prefix, wrapper in towers.items()

@@ -20,7 +20,7 @@ from ovseg.data.prepare import conversion as conversion_module
 from ovseg.data.prepare.conversion import MOST_BAD, spread
 from ovseg.data.prepare.stamps import NAME
 from ovseg.errors import OvsegError
-from ovseg.io.leftovers import find_leftovers
+from ovseg.io.files import find_leftovers
 from tests.data.prepared import copy_miniature, load, prepare, save, snapshot
 
 IN = "ADEChallengeData2016/annotations/validation"

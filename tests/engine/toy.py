@@ -26,7 +26,7 @@ DATASET = "engine_test_train"
 
 @META_ARCH_REGISTRY.register()
 class EngineTestModel(nn.Module):
-    """Tells dark pixels from bright ones; with dropout, so that its losses depend on torch's generator."""
+    """Classify pixels as dark or bright; with dropout, so that its losses depend on torch's generator."""
 
     def __init__(self, cfg: CfgNode):
         super().__init__()

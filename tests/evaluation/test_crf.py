@@ -28,5 +28,5 @@ def test_moves_a_border_to_the_edge_in_the_image():
     torch.testing.assert_close(refined.sum(0), torch.ones(30, 40))
     expected = torch.arange(40).ge(20).long().expand(30, 40)
     torch.testing.assert_close(refined.argmax(0), expected)
-    with pytest.raises(OvsegError, match="one size"):
+    with pytest.raises(OvsegError, match="the same size"):
         DenseCRF()(image[1:], scores)

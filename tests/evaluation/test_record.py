@@ -18,7 +18,7 @@ from ovseg.data.protocol import protocol_of
 from ovseg.engine.run import evaluate
 from ovseg.errors import OvsegError
 from ovseg.evaluation import runner
-from ovseg.evaluation.identity import differences, different_keys, fingerprint, git_commit, model_digest, short
+from ovseg.evaluation.identity import differences, fingerprint, git_commit, model_digest, short
 from ovseg.evaluation.record import read_record
 
 
@@ -148,7 +148,6 @@ def test_predictions_may_be_asked_for_in_every_way(data_folder):
 def test_differences_are_listed_by_name():
     first = {"a": {"b": [1, 2], "c": "x"}, "d": 1, "gone": ""}
     second = {"a": {"b": (1, 2), "c": "y" * 90}, "d": 1.5, "new": None}
-    assert different_keys(first, second) == ["a.c", "d", "gone", "new"]
     changes = differences(first, second)
     assert changes[0] == f"a.c was x and is {'y' * 57}..."
     assert changes[1:] == ["d was 1 and is 1.5", "gone was '' and is None", "new was None and is None"]
@@ -173,4 +172,4 @@ def test_the_identity_does_not_depend_on_the_folder_of_the_configuration(tmp_pat
         assert str(place / "clip.json") == cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME
         found.append(fingerprint(cfg, "", [], protocol_of("ade20k_sem_seg_val")))
     assert found[0] == found[1] != found[2]
-    assert different_keys(found[0], found[2]) == ["config.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME"]
+    assert differences(found[0], found[2], "{0}") == ["config.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME"]

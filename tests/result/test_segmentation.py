@@ -9,9 +9,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ovseg.errors import OvsegError
-from ovseg.result import fonts
-from ovseg.result.colors import colors_of, word_color
-from ovseg.result.drawing import DRAWING_SIZES, draw_legend, draw_regions, draw_result
+from ovseg.result import drawing
+from ovseg.result.drawing import DRAWING_SIZES, colors_of, draw_legend, draw_regions, draw_result, word_color
 from ovseg.result.segmentation import UNLABELLED, Segmentation, output_files
 
 NAMES = ("cat", "sofa", "dog")
@@ -266,16 +265,16 @@ def test_a_legend_of_very_many_words_ends():
     ],
 )
 def test_a_missing_font_is_said_once(monkeypatch, caplog, words, script):
-    monkeypatch.setattr(fonts.font_manager, "findSystemFonts", lambda: [])
-    for cache in (fonts._font_file, fonts._warn_once):
+    monkeypatch.setattr(drawing.font_manager, "findSystemFonts", lambda: [])
+    for cache in (drawing._font_file, drawing._warn_once):
         cache.cache_clear()
     for word in (*words, *words):
-        fonts.text_font(word, 12)
+        drawing.text_font(word, 12)
     assert [record.args for record in caplog.records] == [(script,)]
-    fonts._font_file.cache_clear()
+    drawing._font_file.cache_clear()
 
 
 def test_words_that_can_be_drawn_give_no_warning(caplog):
     for word in ("caf\u00e9", "\u043a\u043e\u0448\u043a\u0430", "\u0645\u0631\u062d\u0628\u0627", "e\u0301 x"):
-        fonts.text_font(word, 12)
+        drawing.text_font(word, 12)
     assert not caplog.records

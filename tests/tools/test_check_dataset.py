@@ -15,7 +15,7 @@ from ovseg.data import catalog
 from ovseg.data.benchmarks import DATASETS
 from ovseg.data.check import check_dataset, choose_pairs, open_subject
 from ovseg.errors import OvsegError
-from ovseg.result.colors import word_color
+from ovseg.result.drawing import word_color
 from tests.scripts import REPO, load_script
 
 tool = load_script("tools/check_dataset.py")

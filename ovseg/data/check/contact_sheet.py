@@ -16,9 +16,7 @@ from ovseg.data.custom.values import UNLISTED
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path
 from ovseg.io.images import label_areas, read_image, save_image
-from ovseg.result.colors import colors_of
-from ovseg.result.drawing import draw_legend, draw_regions, resize_labelled
-from ovseg.result.fonts import shorten_text, text_font
+from ovseg.result.drawing import colors_of, draw_legend, draw_regions, resize_labelled, shorten_text, text_font
 
 _WIDTH = 1840  # of the sheet in pixels; cells, an image next to its labels, fill its rows
 _HEIGHT = 230  # of every drawing, unless it is so wide that a cell would not fit

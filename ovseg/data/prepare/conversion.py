@@ -22,9 +22,8 @@ from ovseg.data.file_list import scan
 from ovseg.data.prepare.sources import BadFile, raw_labels
 from ovseg.data.prepare.stamps import Look, Sign, Stamp, look_at, signs_of
 from ovseg.errors import OvsegError, reason_of
-from ovseg.io.files import atomic_path
+from ovseg.io.files import atomic_path, remove_leftovers
 from ovseg.io.images import save_image
-from ovseg.io.leftovers import remove_leftovers
 from ovseg.io.progress import progress_bar
 
 MOST_BAD = 20  # bad files after which a run is given up: the archive as a whole is broken

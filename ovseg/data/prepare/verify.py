@@ -16,8 +16,8 @@ from ovseg.data.prepare.conversion import spread
 from ovseg.data.prepare.facts import Folder, Labels
 from ovseg.data.prepare.sources import BadFile, NothingFound, raw_labels, read_names
 from ovseg.data.prepare.stamps import Stamp
+from ovseg.io.files import find_leftovers
 from ovseg.io.images import open_image
-from ovseg.io.leftovers import find_leftovers
 from ovseg.io.progress import progress_bar
 
 
