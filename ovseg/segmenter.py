@@ -145,11 +145,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def __call__(
-        self,
-        image: ImageLike,
-        words: str | Sequence[str | Sequence[str]] | Vocabulary,
-        *,
-        explain: bool = False,
+        self, image: ImageLike, words: str | Sequence[str | Sequence[str]] | Vocabulary, *, explain: bool = False
     ) -> Segmentation:
         """Segment one image.
 

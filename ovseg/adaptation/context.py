@@ -101,11 +101,7 @@ class CropsInContext(Dataset):
     """
 
     def __init__(
-        self,
-        crops: Dataset,
-        shift: ContextualShift,
-        images: Sequence[Path],
-        look: Callable[[Sequence[Path]], Tensor],
+        self, crops: Dataset, shift: ContextualShift, images: Sequence[Path], look: Callable[[Sequence[Path]], Tensor]
     ):
         self.crops, self.shift = crops, shift
         number = {path: k for k, path in enumerate(dict.fromkeys(images))}

@@ -79,9 +79,7 @@ class Recipe:
     )
     seed: int = _option(0, "of prompts, order, augmentation and replaced patches")
     workers: int = _option(2, "data-loader processes for each training process", None, False)
-    checkpoint_every: int = _option(
-        200, "steps between checkpoints, in addition to those after epochs; 0: none", None, False
-    )
+    checkpoint_every: int = _option(200, "steps between checkpoints, and one after each epoch; 0: none", None, False)
     log_every: int = _option(20, "steps between lines of the log", None, False)
 
     def of_mode(self, mode: str) -> Recipe:

@@ -18,13 +18,7 @@ from ovseg.checkpoint.loading import clip_names_in
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.preprocessing import Preprocessing
 from ovseg.clip.text import TextEmbedder, embed_dim
-from ovseg.clip.vit import (
-    WholeImages,
-    add_mask_prompts,
-    is_plain_vit,
-    look_at_whole,
-    squash,
-)
+from ovseg.clip.vit import WholeImages, add_mask_prompts, is_plain_vit, look_at_whole, squash
 from ovseg.errors import OvsegError, argument, argument_names
 from ovseg.io.files import cache_dir, expand_user
 from ovseg.vocabulary.templates import get_templates

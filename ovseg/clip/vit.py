@@ -149,12 +149,7 @@ class WholeImages:
 
 
 def squash(
-    images: Sequence[Tensor],
-    divisibility: int,
-    size: int,
-    mean: Tensor,
-    std: Tensor,
-    interpolation: str = "nearest",
+    images: Sequence[Tensor], divisibility: int, size: int, mean: Tensor, std: Tensor, interpolation: str = "nearest"
 ) -> Tensor:
     """Return whole images as CLIP's square input: normalised, padded to one size, resized.
 

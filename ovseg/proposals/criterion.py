@@ -73,10 +73,7 @@ class MaskClassificationCriterion(nn.Module):
         }
 
     def forward(
-        self,
-        predictions: Sequence[tuple[Tensor, Tensor]],
-        gt_classes: Sequence[Tensor],
-        gt_masks: Sequence[Tensor],
+        self, predictions: Sequence[tuple[Tensor, Tensor]], gt_classes: Sequence[Tensor], gt_masks: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """Compute the weighted losses.
 

@@ -144,9 +144,7 @@ def register_toy() -> None:
             continue
         DatasetCatalog.register(name, partial(render_split, split))
         metadata = MetadataCatalog.get(name).set(
-            stuff_classes=list(_labelled(split)),
-            ignore_label=IGNORE_LABEL,
-            evaluator_type="sem_seg",
+            stuff_classes=list(_labelled(split)), ignore_label=IGNORE_LABEL, evaluator_type="sem_seg"
         )
         if split != "train":
             base = len(BASE_CLASSES)

@@ -132,10 +132,7 @@ def _overlap(body: Body, shape: tuple[int, int]) -> tuple[tuple[slice, slice], t
     size = body.coverage.shape[0]
     (x, y), (height, width) = body.corner, shape
     rows, columns = (max(y, 0), min(y + size, height)), (max(x, 0), min(x + size, width))
-    return (
-        (slice(*rows), slice(*columns)),
-        (slice(rows[0] - y, rows[1] - y), slice(columns[0] - x, columns[1] - x)),
-    )
+    return ((slice(*rows), slice(*columns)), (slice(rows[0] - y, rows[1] - y), slice(columns[0] - x, columns[1] - x)))
 
 
 def footprint(body: Body, height: int, width: int) -> np.ndarray:

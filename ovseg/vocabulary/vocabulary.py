@@ -269,10 +269,7 @@ class Vocabulary:
         void = read_list(words, f"the background of {self.origin}")
         names = tuple(entry[0] for entry in void)
         return replace(
-            self,
-            names=self.names + names,
-            synonyms=self.synonyms + tuple(void),
-            background=self.background + names,
+            self, names=self.names + names, synonyms=self.synonyms + tuple(void), background=self.background + names
         )
 
     def union(self, other: Vocabulary) -> Vocabulary:

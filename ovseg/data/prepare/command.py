@@ -38,10 +38,7 @@ def parser(
     made.add_argument("--root", type=Path, default=dataset_root(), help="default: $DETECTRON2_DATASETS, else datasets")
     made.add_argument("--splits", nargs="+", choices=splits, help=f"default: {default_splits}")
     made.add_argument(
-        "--workers",
-        type=_count,
-        default=min(8, usable_cpus()),
-        help="threads; 0 or 1: none (default: %(default)s)",
+        "--workers", type=_count, default=min(8, usable_cpus()), help="threads; 0 or 1: none (default: %(default)s)"
     )
     made.add_argument("--archives", nargs="+", type=Path, default=[], metavar="FILE", help="unpack these first")
     made.add_argument("--any-checksum", action="store_true", help="unpack archives whose checksum is not the published")
