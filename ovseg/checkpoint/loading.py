@@ -124,6 +124,8 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
     Raises:
         OvsegError: see :func:`load_weights`; or CLIP's weights cannot be read or downloaded.
     """
+    if complete and not cfg.MODEL.WEIGHTS:
+        raise OvsegError("MODEL.WEIGHTS is empty: give the checkpoint of a complete model")
     with skip_initialisation() if complete else contextlib.nullcontext():
         model = build_model(cfg)
     clip_adapter = _clip_adapter(model)
