@@ -39,8 +39,7 @@ def check_fathers(fathers: Mapping[int, Sequence[int]], num_classes: int, source
         wrong = [index for index in (child, *above) if not 0 <= index < num_classes]
         if wrong:
             raise OvsegError(
-                f"{source} names class {wrong[0]}, but the data set has classes 0..{num_classes - 1}: give the "
-                "table of this data set"
+                f"{source} names class {wrong[0]}, but the data set has classes 0..{num_classes - 1}: use its table"
             )
         if child in above:
             raise OvsegError(f"{source} makes class {child} its own parent: remove it, a class always matches itself")
