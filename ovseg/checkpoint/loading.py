@@ -124,7 +124,7 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
     Raises:
         OvsegError: see :func:`load_weights`; or CLIP's weights cannot be had.
     """
-    with skip_initialisation() if complete else contextlib.nullcontext():
+    with skip_initialisation() if complete and cfg.MODEL.WEIGHTS else contextlib.nullcontext():
         model = build_model(cfg)
     clip_adapter = _clip_adapter(model)
     if not cfg.MODEL.WEIGHTS:

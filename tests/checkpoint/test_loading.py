@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from safetensors.torch import save_file
 from torch import nn
 
-from ovseg.checkpoint.loading import load_weights, rename_keys
+from ovseg.checkpoint.loading import load_model, load_weights, rename_keys
 from ovseg.checkpoint.state_dicts import constant_names, read_checkpoint, read_state_dict
 from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
@@ -229,3 +229,17 @@ def test_constants_in_files_are_ignored_by_every_loader(tmp_path, caplog):
     after = dict(model.named_buffers())
     assert all(torch.equal(after[name], buffer) for name, buffer in before.items())
     assert after["criterion.empty_weight"].tolist() == [1, 1, 0.5]
+
+
+def test_without_a_checkpoint_everything_is_initialised():
+    """No parameter may keep what was in its memory."""
+    opts = {"MODEL.DEVICE": "cpu", "MODEL.WEIGHTS": "", "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD": False}
+    cfg = load_cfg("configs/toy/ovseg_toy.yaml", opts)
+
+    def state() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        return load_model(cfg, complete=True).state_dict()
+
+    first, second = state(), state()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert first["backbone.stem.conv1.weight"].std() > 0
