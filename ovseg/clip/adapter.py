@@ -205,6 +205,11 @@ class ClipAdapter(nn.Module):
         """Share the parameters that are equal in both towers, so that they are in memory once."""
         self._replace_original(lambda ours, theirs: theirs if torch.equal(ours, theirs) else ours)
 
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        """Load a state, of this module or of one that contains it, which may have different values for both towers."""
+        self.separate_towers()
+        super()._load_from_state_dict(*arguments)
+
     def _replace_original(self, choose: Any) -> None:
         if not hasattr(self, "original_clip") or self.pixel_mean.is_meta:
             return

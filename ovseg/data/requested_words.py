@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 from ovseg.data.catalog import register_on_demand
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import Vocabulary
+from ovseg.vocabulary.templates import check_templates
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,11 @@ def requested_words(request: Mapping[str, Any], datasets: Sequence[str] = ()) ->
             get the words of the first of these.
 
     Raises:
-        OvsegError: there are none.
+        OvsegError: there are none, or templates are no list of texts with one ``{}`` each.
     """
     words, templates = request.get("class_names"), request.get("templates")
+    if templates is not None:
+        check_templates(templates, "templates")
     if isinstance(words, Vocabulary):
         return words if templates is None else words.with_templates(templates)
     if "class_names" in request:

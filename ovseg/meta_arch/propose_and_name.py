@@ -128,6 +128,9 @@ class ProposeAndName(nn.Module):
         """Segment images, or compute the losses in training mode; the class documents inputs and outputs."""
         views = self.views(batched_inputs)
         if self.training:
+            if not hasattr(self.proposer, "losses"):
+                kind = type(self.proposer).__name__
+                raise OvsegError(f"the proposer {kind} has nothing to train: use train_net.py --eval-only")
             return self.proposer.losses(views, self._class_logits(views))
         masks = self.proposer(views)
         words = [self.words_of(request) if outputs_of(request) - WITHOUT_NAMES else None for request in views.requests]
@@ -193,12 +196,7 @@ class ProposeAndName(nn.Module):
         return self
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a state, except for constants that published files contain.
-
-        Image towers of CLIP that share tensors are separated first, since the state may have different values for them.
-        """
-        if (clip_adapter := getattr(self, "clip_adapter", None)) is not None:
-            clip_adapter.separate_towers()
+        """Load a state, except for constants that published files contain."""
         constants = constant_names(self)
         kept = {name: tensor for name, tensor in state_dict.items() if name not in constants}
         return super().load_state_dict(kept, strict, assign)
@@ -329,8 +327,15 @@ def output_size(request: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def outputs_of(request: Mapping[str, Any]) -> Collection[str]:
-    """Return the names of the outputs of a request."""
-    return set(request.get("outputs", OUTPUTS[:1]))
+    """Return the names of the outputs of a request.
+
+    Raises:
+        OvsegError: one is not of :data:`OUTPUTS`.
+    """
+    outputs = request.get("outputs", OUTPUTS[:1])
+    if isinstance(outputs, str) or not set(OUTPUTS).issuperset(outputs):
+        raise OvsegError(f"outputs is {shown(outputs)}: give a list of names out of {', '.join(OUTPUTS)}")
+    return set(outputs)
 
 
 def _entry(registry: Iterable[tuple[str, Any]] | Mapping[str, Any], name: str, key: str) -> Any:

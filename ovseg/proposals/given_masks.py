@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,9 +42,6 @@ class GivenMasks(Part):
     def masks_of(self, request: Mapping[str, Any]) -> Tensor | np.ndarray:
         """Return the masks of one image, bool (n, H, W), of any size with its aspect ratio."""
         raise NotImplementedError
-
-    def losses(self, views: Views, class_logits: Any) -> dict[str, Tensor]:
-        raise OvsegError(f"the proposer {type(self).__name__} has nothing to train: use train_net.py --eval-only")
 
 
 @PROPOSERS.register()
@@ -83,9 +81,10 @@ class MaskFiles(GivenMasks):
 
     Args:
         path: a JSON file with COCO's run-length encoded masks: a list of records with ``segmentation`` and
-            ``file_name`` or ``image_id``, or a mapping with ``annotations`` and ``images``. Or a folder with a file for
-            each image, of the same stem: a label map (PNG or TIFF; each value except ``ignore_label`` is a
-            mask), or a JSON file as above.
+            ``file_name`` or ``image_id``, or a mapping with ``annotations`` and ``images``. Of records whose files have
+            the stem of the image, those are taken that have most folders and the suffix in common with it. Or a folder
+            with a file for each image, of the same stem: a label map (PNG or TIFF; each value except ``ignore_label``
+            is a mask), or a JSON file as above.
         ignore_label: value of pixels without a mask in label maps.
 
     Raises:
@@ -108,7 +107,7 @@ class MaskFiles(GivenMasks):
         return {"path": cfg.MODEL.PROPOSER.MASKS, "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}
 
     def masks_of(self, request: Mapping[str, Any]) -> Tensor | np.ndarray:
-        name = request.get("file_name")
+        name = str(request.get("file_name") or "")
         if not name:
             raise OvsegError("the proposer MaskFiles needs file_name in each request, to find the masks of the image")
         if self.by_image is not None:
@@ -124,14 +123,12 @@ class MaskFiles(GivenMasks):
         )
 
     def _decoded(
-        self, records: Mapping[Any, list], name: Path, request: Mapping[str, Any], path: Path
+        self, records: Mapping[Any, dict[str, list]], name: Path, request: Mapping[str, Any], path: Path
     ) -> Tensor | np.ndarray:
-        for key in (name.as_posix(), name.name, name.stem, request.get("image_id")):
-            if key in records:
-                masks = [_decode(record, path) for record in records[key]]
-                height, width = request["image"].shape[-2:]
-                return np.stack(masks) if masks else np.zeros((0, height, width), bool)
-        raise OvsegError(f"{path} holds no masks of {name}: its records name other images")
+        masks = [_decode(record, path) for record in _records_of(records, name, request.get("image_id"), path)]
+        if len({mask.shape for mask in masks}) > 1:
+            raise OvsegError(f"{path} has masks of several sizes for {name}: write all masks of an image in one size")
+        return np.stack(masks) if masks else np.zeros((0, *request["image"].shape[-2:]), bool)
 
 
 def masks_of_map(labels: np.ndarray, ignore_label: int) -> np.ndarray:
@@ -165,41 +162,70 @@ def _check_ratio(of_masks: Sequence[int], of_image: Sequence[int], name: str) ->
         )
 
 
-def _read_records(path: Path, of_one: str | None = None) -> dict[Any, list]:
-    """Return the records of each image by its name, its file's name, its stem and its number.
+def _read_records(path: Path, of_one: str | None = None) -> dict[Any, dict[str, list]]:
+    """Return the records of masks by the stem of their image's file, and then by its name; by number by (None, number).
 
     Args:
         of_one: name of the image of records that name none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise OvsegError(f"{path} cannot be read as JSON ({reason_of(error)}): give COCO's run-length codes") from error
-    images = content.get("images", []) if isinstance(content, dict) else []
+    images = (content.get("images") or []) if isinstance(content, dict) else []
     records = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in (*records, *images)):
         raise OvsegError(
             f"{path} is not a list of masks: give COCO's annotations or results, records with a segmentation"
         )
-    names = {image.get("id"): image.get("file_name") for image in images}
-    by_image: dict[Any, list] = defaultdict(list)
-    for image in images:
-        by_image[image.get("file_name")] = []  # an image may have no masks
+    names = {str(image.get("id")): image.get("file_name") for image in images}
+    by_stem: dict[Any, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for name in filter(None, names.values()):
+        _ = by_stem[_stem(str(name))][str(name)]  # an image may have no masks
     for record in records:
-        name = record.get("file_name") or names.get(record.get("image_id")) or of_one
-        by_image[name or record.get("image_id")].append(record)
-    for name in [name for name in by_image if isinstance(name, str)]:
-        for short in (Path(name).name, Path(name).stem):
-            by_image.setdefault(short, by_image[name])
-    return dict(by_image)
+        if not isinstance(record.get("segmentation"), dict):  # polygons, segments of a panoptic map, a box alone
+            raise OvsegError(
+                f"{path} has a mask that is not a run-length code: give segmentation as {{size, counts}}, "
+                "or a folder of label maps"
+            )
+        number = str(record.get("image_id"))
+        if name := record.get("file_name") or names.get(number) or of_one:
+            by_stem[_stem(str(name))][str(name)].append(record)
+        else:
+            by_stem[None, number][number].append(record)
+    return dict(by_stem)
+
+
+def _records_of(records: Mapping[Any, dict[str, list]], name: Path, number: Any, path: Path) -> list[dict[str, Any]]:
+    """Return the records whose file has most folders and the suffix in common with an image, or those of its number."""
+    found = records.get(name.stem) or records.get((None, str(number)))
+    if not found:
+        raise OvsegError(f"{path} holds no masks of {name}: its records name other images")
+    ranks = {other: _common(name, Path(other)) for other in found}
+    best = [other for other, rank in ranks.items() if rank == max(ranks.values())]
+    if len(best) > 1:
+        raise OvsegError(
+            f"{path} has masks of {' and of '.join(best[:2])}, and {name} may be either: name images with their folders"
+        )
+    return found[best[0]]
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].rpartition(".")[0] or Path(name).stem  # Path takes most of the time of large files
+
+
+def _common(first: Path, second: Path) -> tuple[int, bool]:
+    """Return how many of the innermost folders are the same, and whether the suffixes are."""
+    folders = zip(reversed(first.parts[:-1]), reversed(second.parts[:-1]), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], folders)), first.suffix == second.suffix
 
 
 def _decode(record: Mapping[str, Any], path: Path) -> np.ndarray:
-    code = record.get("segmentation")
-    if not isinstance(code, dict) or not {"size", "counts"} <= code.keys():
-        raise OvsegError(f"{path} has a mask that is not a run-length code: give segmentation as {{size, counts}}")
+    code = record["segmentation"]
     try:
         height, width = (int(side) for side in code["size"])
+        if min(height, width) < 1:
+            raise ValueError(f"its size is {height} x {width}")
         return decode_mask(code["counts"], height, width)
-    except (ValueError, TypeError, UnicodeEncodeError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
         raise OvsegError(f"{path} has a damaged mask ({reason_of(error)}): write it again") from error

@@ -152,7 +152,10 @@ class Vocabulary:
         """
         if isinstance(class_names, str):
             raise OvsegError(f"{origin} must be a list of words, not the text {class_names!r}: give [{class_names!r}]")
-        entries = tuple((entry,) if isinstance(entry, str) else tuple(entry) for entry in class_names)
+        try:
+            entries = tuple((entry,) if isinstance(entry, str) else tuple(entry) for entry in class_names)
+        except TypeError as error:
+            raise OvsegError(f"{origin} is not a list of words, each a text or a list of synonyms") from error
         if not entries:
             raise OvsegError(f"{origin} is empty: give at least one word")
         if not all(entry and all(isinstance(text, str) and text.strip() for text in entry) for entry in entries):

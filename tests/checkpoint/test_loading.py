@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from detectron2.modeling import build_model
 from safetensors.torch import save_file
 from torch import nn
 
-from ovseg.checkpoint.loading import load_weights, rename_keys
+from ovseg.checkpoint.loading import load_model, load_weights, rename_keys
 from ovseg.checkpoint.state_dicts import constant_names, read_checkpoint, read_state_dict
 from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
@@ -41,6 +42,9 @@ class Model(nn.Module):
 def state():
     torch.manual_seed(0)
     return {name: torch.randn_like(tensor) for name, tensor in Model().state_dict().items()}
+
+
+CONFIG = Path(__file__).parents[2] / "configs" / "toy" / "ovseg_toy.yaml"
 
 
 def equal(a, b):
@@ -229,3 +233,19 @@ def test_constants_in_files_are_ignored_by_every_loader(tmp_path, caplog):
     after = dict(model.named_buffers())
     assert all(torch.equal(after[name], buffer) for name, buffer in before.items())
     assert after["criterion.empty_weight"].tolist() == [1, 1, 0.5]
+
+
+def test_a_complete_model_needs_a_checkpoint():
+    """Without one, no parameter may keep what was in its memory."""
+    opts = {"MODEL.DEVICE": "cpu", "MODEL.WEIGHTS": "", "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD": False}
+    cfg = load_cfg(CONFIG, opts)
+    with pytest.raises(OvsegError, match=r"MODEL\.WEIGHTS is empty: give the checkpoint"):
+        load_model(cfg, complete=True)
+
+    def state() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        return load_model(cfg).state_dict()
+
+    first, second = state(), state()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert first["backbone.stem.conv1.weight"].std() > 0

@@ -299,3 +299,16 @@ def test_a_random_original_is_warned_of(two, caplog):
     caplog.clear()
     model_of(two, state)
     assert caplog.text.count("HAS RANDOM WEIGHTS") == 1
+
+
+def test_a_state_of_two_towers_that_a_wrapper_loads(two):
+    """Values of the original tower must not overwrite the other one, which it shares tensors with."""
+    adapter = model_of(two).clip_adapter
+    ours, theirs = (dict(tower.named_parameters()) for tower in (adapter.clip_model.visual, adapter.original_clip))
+    assert all(ours[name] is theirs[name] for name in ours)
+    state = {f"0.{name}": tensor.clone() for name, tensor in adapter.state_dict().items()}
+    for name in state:
+        if name.startswith("0.original_clip."):
+            state[name] += 1
+    torch.nn.Sequential(adapter).load_state_dict(state)
+    assert all(torch.equal(state[f"0.{name}"], tensor) for name, tensor in adapter.state_dict().items())

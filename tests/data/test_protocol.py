@@ -208,6 +208,6 @@ def test_background_of_pascal_voc_from_labels_to_scores(voc, as_scores):
 def test_names_from_labels_need_words_that_are_classes():
     cfg = get_cfg()
     cfg.TEST.ORACLE = "labels"
-    with pytest.raises(OvsegError, match=r"\(PAS-20b\) the words that are asked are not the classes"):
+    with pytest.raises(OvsegError, match=r"\(PAS-20b\) the words are not the classes"):
         oracle_model(cfg, torch.nn.Identity(), "pascalvoc20b_sem_seg_val")
     assert oracle_model(cfg, torch.nn.Identity(), "pascalvoc21_sem_seg_val").num_classes == 21

@@ -111,7 +111,7 @@ def test_combination(proposer, naming, scene, tmp_path):
         assert torch.equal(again.eval()([request])[0]["sem_seg"], result["sem_seg"])
 
     if given or NAMINGS[naming][0][0] != "QueryEmbedding":
-        with pytest.raises(OvsegError, match="train"):
+        with pytest.raises(OvsegError, match="nothing to train" if given else "must begin with QueryEmbedding"):
             model.train()([request])
         return
     cfg = configuration(proposer, naming, "", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(CLASS_NAMES))
@@ -165,3 +165,21 @@ def test_bad_files(content, message, scene, tmp_path):
 def test_bad_combinations(opts, message):
     with pytest.raises(OvsegError, match=message):
         load_model(configuration("MaskFormer", "own and crops", "", *opts))
+
+
+@pytest.mark.parametrize(
+    ("request_of", "message"),
+    [
+        ({"outputs": "label_map"}, "outputs is 'label_map': give a list"),
+        ({"outputs": ("labels",)}, "outputs is .*labels.*: give a list of names out of sem_seg, label_map"),
+        ({"templates": "a {} thing"}, "templates must be a list"),
+        ({"templates": []}, "templates must be a list"),
+        ({"templates": ["a thing"]}, "must contain {}"),
+        ({"class_names": [3]}, "class_names is not a list of words"),
+        ({"class_names": None}, "class_names is not a list of words"),
+    ],
+)
+def test_bad_requests(request_of, message, scene):
+    model = load_model(configuration("GroundTruth", "MaskedCrops", ""), complete=True).eval()
+    with pytest.raises(OvsegError, match=message):
+        model([{**scene[1], **request_of}])
