@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovseg.errors import OvsegError
 from ovseg.evaluation.proposals import ious_of, segment_intersections
 
-ORACLES = ("none", "masks", "labels")
-ORACLE_LABELS = ("iou", "intersection", "soft_iou")
 _MASKS_AT_A_TIME = 16
 
 
@@ -62,7 +59,8 @@ def label_weights(overlaps: Tensor, ious: Tensor, how: str) -> Tensor:
     Raises:
         OvsegError: unknown ``how``.
     """
-    check_oracle_label(how)
+    if how not in ("iou", "intersection", "soft_iou"):
+        raise OvsegError(f"TEST.ORACLE_LABEL is {how!r}; choose one of iou, intersection, soft_iou")
     if how == "soft_iou":
         return ious / ious.sum(1, keepdim=True).clamp(min=torch.finfo(ious.dtype).tiny)
     best, index = (ious if how == "iou" else overlaps).max(1)
@@ -99,9 +97,3 @@ def name_by_overlap(masks: Tensor, truth: Tensor, num_classes: int, how: str = "
 def resize_soft(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (n, h, w) bilinearly to (n, H, W), ``align_corners=False``, as the models resize scores."""
     return masks if masks.shape[1:] == size else F.interpolate(masks[None], tuple(size), mode="bilinear")[0]
-
-
-def check_oracle_label(how: str) -> None:
-    """Raise OvsegError unless ``how`` is one of :data:`ORACLE_LABELS`."""
-    if how not in ORACLE_LABELS:
-        raise OvsegError(f"TEST.ORACLE_LABEL is {how!r}; choose one of {', '.join(ORACLE_LABELS)}")

@@ -12,14 +12,7 @@ from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import checked_labels
 from ovseg.evaluation.ground_truth import GroundTruth
-from ovseg.evaluation.oracle import (
-    ORACLES,
-    check_oracle_label,
-    name_by_overlap,
-    paint_segments,
-    present_segments,
-    resize_soft,
-)
+from ovseg.evaluation.oracle import name_by_overlap, paint_segments, present_segments, resize_soft
 from ovseg.proposals.given_masks import resize_masks
 
 
@@ -49,11 +42,8 @@ def oracle_model(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module
 
 
 def check_oracle(cfg: CfgNode) -> None:
-    """Raise OvsegError unless the keys of the oracle have valid values that agree."""
+    """Raise OvsegError unless the keys of the oracle agree; :func:`check_config` has checked their values."""
     oracle, test = cfg.TEST.ORACLE, cfg.TEST
-    if oracle not in ORACLES:
-        raise OvsegError(f"TEST.ORACLE is {oracle!r}; choose one of {', '.join(ORACLES)}")
-    check_oracle_label(test.ORACLE_LABEL)
     if oracle != "none" and (test.AUG.ENABLED or test.SLIDING_WINDOW or test.DENSE_CRF):
         raise OvsegError(
             f"TEST.ORACLE {oracle} is defined for one plain view: set TEST.AUG.ENABLED, TEST.SLIDING_WINDOW and "

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.clip.adapter import ClipAdapter
-from ovseg.config import refuse_keys_without_effect
-from ovseg.config.limits import check_config, check_kind
+from ovseg.config import DEFAULTS, refuse_keys_without_effect
+from ovseg.config.limits import check_config, check_kind, lookup
 from ovseg.data.requested_words import requested_words
 from ovseg.errors import OvsegError, shown
 from ovseg.meta_arch.pixel_scores import RENDERINGS
@@ -25,6 +25,7 @@ from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
 OUTPUTS = ("sem_seg", "label_map", "proposals", "soft_proposals", "explanations")
+FIXED = ("OVSeg", "OVSegDEMO", "SCAN", "SCANDEMO", "Mask2Former")  # systems that choose their parts
 WITHOUT_NAMES = {"proposals", "soft_proposals"}  # outputs that need no namer
 
 
@@ -274,6 +275,13 @@ def check_model(cfg: CfgNode, with_head: bool = True) -> None:
     """
     check_config(cfg)  # again: it may come from Detectron2's own get_cfg
     refuse_keys_without_effect(cfg)
+    if cfg.MODEL.META_ARCHITECTURE in FIXED:
+        for key in ("PROPOSER.NAME", "PROPOSER.MASKS", "NAMER.NAME", "FUSION.NAME", "RENDERING"):
+            if lookup(cfg.MODEL, key) != DEFAULTS[f"MODEL.{key}"]:
+                raise OvsegError(
+                    f"MODEL.{key} is {shown(lookup(cfg.MODEL, key))}, but {cfg.MODEL.META_ARCHITECTURE} has its own parts: "
+                    "set MODEL.META_ARCHITECTURE to ProposeAndName"
+                )
     if with_head:
         check_head(cfg)
 

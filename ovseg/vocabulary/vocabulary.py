@@ -229,19 +229,6 @@ class Vocabulary:
             return cls.from_string(words, origin)
         return cls.from_words(words, origin)
 
-    def as_string(self) -> str:
-        """Return the text that :meth:`from_string` reads as the same words, without background and templates.
-
-        Raises:
-            OvsegError: a text has a comma or semicolon, or a name is not the first of its texts.
-        """
-        for name, texts in zip(self.names, self.synonyms, strict=True):
-            if name != texts[0] or any(mark in text for text in texts for mark in ",;"):
-                raise OvsegError(
-                    f"{name!r} in {self.origin} cannot be written as a text of words: use a file or a list"
-                )
-        return "; ".join(", ".join(texts) for texts in self.synonyms)
-
     def with_others(self) -> Vocabulary:
         """Return the same words and one more, "others", unchecked."""
         names, synonyms = (*self.names, "others"), (*self.synonyms, ("others",))

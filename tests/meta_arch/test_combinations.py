@@ -183,3 +183,9 @@ def test_bad_requests(request_of, message, scene):
     model = load_model(configuration("GroundTruth", "MaskedCrops", ""), complete=True).eval()
     with pytest.raises(OvsegError, match=message):
         model([{**scene[1], **request_of}])
+
+
+def test_systems_refuse_parts_that_they_ignore():
+    opts = ["MODEL.META_ARCHITECTURE", "OVSeg", "MODEL.PROPOSER.NAME", "GroundTruth", "MODEL.DEVICE", "cpu"]
+    with pytest.raises(OvsegError, match=r"MODEL\.PROPOSER\.NAME is 'GroundTruth', but OVSeg has its own parts: set"):
+        load_model(load_cfg(ROOT / "configs" / "toy" / "ovseg_toy.yaml", opts))
