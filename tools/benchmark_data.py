@@ -78,7 +78,7 @@ from ovseg.data.prepare.conversion import write_file
 from ovseg.evaluation.confusion import label_runs
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.io.files import atomic_path
-from ovseg.io.label_maps import read_labels
+from ovseg.io.images import read_labels
 from ovseg.io.progress import progress_bar
 from ovseg.meta_arch.pixel_scores import render_labels
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from ovseg.data.caption_files import CaptionedImage
 from ovseg.data.worlds import World
 from ovseg.errors import OvsegError
-from ovseg.io.images import read_image
-from ovseg.io.label_maps import read_labels
+from ovseg.io.images import read_image, read_labels
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from fvcore.transforms.transform import PadTransform
 
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
-from ovseg.io.images import keep_a_pixel, read_image
-from ovseg.io.label_maps import read_labels
+from ovseg.io.images import keep_a_pixel, read_image, read_labels
 from ovseg.vocabulary import Vocabulary
 
 IMAGE_PAD_VALUE = 128

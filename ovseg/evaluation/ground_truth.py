@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ovseg.data.protocol import class_names_of
 from ovseg.errors import OvsegError
-from ovseg.io.label_maps import read_labels
+from ovseg.io.images import read_labels
 
 
 class GroundTruth:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovseg.errors import OvsegError
 from ovseg.evaluation.proposals import ious_of, segment_intersections
 
 _MASKS_AT_A_TIME = 16

@@ -26,8 +26,7 @@ from ovseg.evaluation.proposals import MEAN_BEST_IOU, RECALL
 from ovseg.evaluation.record import RECORD_FILE
 from ovseg.evaluation.tally import read_arrays
 from ovseg.io.files import atomic_path, write_text
-from ovseg.io.images import read_image
-from ovseg.io.label_maps import read_labels
+from ovseg.io.images import read_image, read_labels
 
 CONFUSION_FILE, PER_CLASS_FILE, SG_TABLE_FILE = "confusion.npz", "per_class.csv", "sg_iou_table.json"
 HTML_FILE = "report.html"

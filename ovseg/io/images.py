@@ -348,3 +348,30 @@ def label_areas(label_map: np.ndarray, count: int) -> np.ndarray:
     for rows in np.array_split(label_map, max(1, label_map.size >> 22)):  # bincount copies to 8 bytes per pixel
         areas += np.bincount(rows[rows >= 0], minlength=count)
     return areas
+
+
+def read_labels(file_name: str) -> np.ndarray:
+    """Read a label file as it is: no scaling, no palette, 8 or 16 bit.
+
+    Returns:
+        (H,W) array of an integer type.
+
+    Raises:
+        OvsegError: the file is missing, broken, or not a single-channel image of integers.
+    """
+    from detectron2.utils.file_io import PathManager
+
+    remedy = "prepare its data set again"
+    try:
+        with PathManager.open(str(file_name), "rb") as file, open_image(file) as image:
+            labels = np.array(image)
+    except FileNotFoundError as error:
+        raise OvsegError(f"label file {file_name} is missing: {remedy}") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged data
+        raise OvsegError(f"label file {file_name} cannot be read ({reason_of(error)}): {remedy}") from error
+    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+        raise OvsegError(
+            f"label file {file_name} has shape {labels.shape} and type {labels.dtype}: labels must be a "
+            "single-channel image of integers"
+        )
+    return labels

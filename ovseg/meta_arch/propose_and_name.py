@@ -275,13 +275,13 @@ def check_model(cfg: CfgNode, with_head: bool = True) -> None:
     """
     check_config(cfg)  # again: it may come from Detectron2's own get_cfg
     refuse_keys_without_effect(cfg)
-    if cfg.MODEL.META_ARCHITECTURE in FIXED:
-        for key in ("PROPOSER.NAME", "PROPOSER.MASKS", "NAMER.NAME", "FUSION.NAME", "RENDERING"):
-            if lookup(cfg.MODEL, key) != DEFAULTS[f"MODEL.{key}"]:
-                raise OvsegError(
-                    f"MODEL.{key} is {shown(lookup(cfg.MODEL, key))}, but {cfg.MODEL.META_ARCHITECTURE} has its own parts: "
-                    "set MODEL.META_ARCHITECTURE to ProposeAndName"
-                )
+    name = cfg.MODEL.META_ARCHITECTURE
+    for key in ("PROPOSER.NAME", "PROPOSER.MASKS", "NAMER.NAME", "FUSION.NAME", "RENDERING"):
+        if name in FIXED and (value := lookup(cfg.MODEL, key)) != DEFAULTS[f"MODEL.{key}"]:
+            raise OvsegError(
+                f"MODEL.{key} is {shown(value)}, but {name} has its own parts: set MODEL.META_ARCHITECTURE to "
+                "ProposeAndName"
+            )
     if with_head:
         check_head(cfg)
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.files import expand_user
-from ovseg.io.label_maps import read_labels
+from ovseg.io.images import read_labels
 from ovseg.io.run_lengths import decode_mask
 from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
 

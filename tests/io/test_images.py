@@ -15,8 +15,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ovseg.errors import OvsegError
-from ovseg.io.images import LARGEST_IMAGE, as_rgb, read_image, to_rgb
-from ovseg.io.label_maps import read_labels
+from ovseg.io.images import LARGEST_IMAGE, as_rgb, read_image, read_labels, to_rgb
 
 RED = (200, 30, 20)
 RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)

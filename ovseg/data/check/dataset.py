@@ -25,8 +25,7 @@ from ovseg.data.file_list import scan
 from ovseg.data.prepare.conversion import spread
 from ovseg.data.protocol import class_names_of
 from ovseg.errors import OvsegError
-from ovseg.io.images import read_image
-from ovseg.io.label_maps import read_labels
+from ovseg.io.images import read_image, read_labels
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from ovseg.io.images import read_image
-from ovseg.io.label_maps import read_labels
+from ovseg.io.images import read_image, read_labels
 from tests.fuzz.mutate import mutate_bytes
 
 _FORMATS = {
