@@ -67,7 +67,7 @@ class Segmenter:
         self.min_size = min_size
         self.max_size = max_size
         self.class_chunk_size = class_chunk_size
-        self._checked: dict[Any, Vocabulary] = {}
+        self._last: tuple[tuple[str, ...] | None, Vocabulary | None] = None, None
 
     @classmethod
     def from_config(
@@ -140,7 +140,8 @@ class Segmenter:
             OvsegError: words are not valid, or one is too long for CLIP.
         """
         vocabulary = Vocabulary.of(words)
-        self.model.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
+        if (clip_adapter := getattr(self.model, "clip_adapter", None)) is not None:  # a namer need not use CLIP
+            clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
         return vocabulary
 
     @torch.inference_mode()
@@ -229,16 +230,16 @@ class Segmenter:
             return self.model([request])[0]["soft_proposals"]
 
     def _vocabulary(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> Vocabulary:
-        """Return the words as a vocabulary; a list that equals that of the previous call is not checked again."""
+        """Return the words as a vocabulary; a list of texts that equals that of the last call is not checked again."""
         if isinstance(words, Vocabulary):
             return words
-        key = repr(words) if type(words) in (str, list, tuple) else None
-        if key not in self._checked:
+        plain = type(words) in (list, tuple) and all(isinstance(word, str) for word in words)
+        key = tuple(words) if plain else None
+        last, vocabulary = self._last  # read once: another thread may replace it
+        if vocabulary is None or key is None or key != last:
             vocabulary = Vocabulary.of(words)
-            if key is None:
-                return vocabulary
-            self._checked = {key: vocabulary}  # only the last list
-        return self._checked[key]
+            self._last = key, vocabulary
+        return vocabulary
 
     def _model_input(self, pixels: np.ndarray) -> torch.Tensor:
         """Return the model's input (3, h, w), resized, with the channels of ``image_format``."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,33 @@ def test_result_has_the_images_size_and_the_words_order():
     assert result.areas.tolist() == [29 * 20, 29 * 20]
     assert result.scores.tolist() == [0.5, 0.5]
     assert np.array_equal(result.image, make_image())
+
+
+def test_words_of_a_list_that_changes():
+    segment, words = stand_in(), ["cat", "sofa"]
+    assert segment(make_image(), words).names == ("cat", "sofa") == segment(make_image(), words).names
+    words[0] = "dog"
+    assert segment(make_image(), words).names == ("dog", "sofa")
+    synonyms = [["cat", "kitty"], "sofa"]
+    for text in ("kitty", "tabby"):
+        synonyms[0][1] = text
+        segment(make_image(), synonyms)
+        assert segment.model.requests[-1]["class_names"].synonyms == (("cat", text), ("sofa",))
+
+
+def test_threads_with_words_of_their_own():
+    segment = stand_in()
+
+    def names(word):
+        return [segment(make_image(), [word, "sofa"]).names for _ in range(50)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for word, found in zip("abcd", pool.map(names, "abcd"), strict=True):
+            assert set(found) == {(word, "sofa")}
+
+
+def test_words_of_a_model_without_clip():
+    assert stand_in().prepare(["cat", "sofa"]).names == ("cat", "sofa")
 
 
 def test_model_sees_what_the_test_mapper_would_give_it():
