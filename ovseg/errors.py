@@ -136,16 +136,12 @@ def user_errors() -> Iterator[None]:
     except OvsegError as error:
         _end(f"error: {error}", 2)
     except (OSError, RuntimeError) as error:
-        if _is_lost_worker(error):
-            _end(
-                f"error: a process that loads data was killed ({str(error).strip()}): saved files are complete, run "
-                "the same command with --resume; if memory ran out, with fewer workers (DATALOADER.NUM_WORKERS, "
-                "--workers)",
-                2,
-            )
-        if (sentence := explain_system_error(error)) is None:
-            raise
-        _end(f"error: {sentence}", 2)
+        try:
+            _end_for(error)
+        except RuntimeError as second:  # PyTorch's handler of SIGCHLD may report a killed worker again meanwhile
+            if second is error:
+                raise
+            _end_for(second)
     except KeyboardInterrupt:
         _end("interrupted", 130)
     finally:
@@ -163,8 +159,21 @@ def _end(message: str, status: int) -> None:
     sys.exit(status)
 
 
+def _end_for(error: Exception) -> None:
+    """End with a sentence for an error of the system or of a data loader's process; raise any other again."""
+    if _is_lost_worker(error):
+        _end(
+            f"error: a process that loads data was killed ({str(error).strip()}): saved files are complete, run the "
+            "same command with --resume; if memory ran out, with fewer workers (DATALOADER.NUM_WORKERS, --workers)",
+            2,
+        )
+    if (sentence := explain_system_error(error)) is None:
+        raise error
+    _end(f"error: {sentence}", 2)
+
+
 def _is_lost_worker(error: Exception) -> bool:
     if isinstance(error, ConnectionResetError):  # only the data loader's own socket
         loader = getattr(sys.modules.get("torch.utils.data.dataloader"), "__file__", None)
-        return any(frame.filename == loader for frame in traceback.extract_tb(error.__traceback__))
+        return any(frame.f_code.co_filename == loader for frame, _ in traceback.walk_tb(error.__traceback__))
     return str(error).startswith(_LOST_WORKER)

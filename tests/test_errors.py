@@ -8,6 +8,7 @@ import signal
 import pytest
 from torch.utils.data import DataLoader, Dataset, dataloader
 
+from ovseg import errors
 from ovseg.errors import OvsegError, reason_of, user_errors
 
 
@@ -59,6 +60,25 @@ def test_a_killed_worker_is_reported_with_the_remedy(capsys):
     message = capsys.readouterr().err
     assert message.startswith("error: a process that loads data was killed")
     assert "--resume" in message
+
+
+def test_a_killed_worker_that_is_reported_again_meanwhile(capsys, monkeypatch):
+    """PyTorch's handler of SIGCHLD raises wherever the main process is, also in our handling of a reset connection."""
+    is_lost_worker, killed = (
+        errors._is_lost_worker,
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+    )
+
+    def interrupted(error):
+        if isinstance(error, ConnectionResetError):
+            raise killed
+        return is_lost_worker(error)
+
+    monkeypatch.setattr(errors, "_is_lost_worker", interrupted)
+    with pytest.raises(SystemExit) as ended, user_errors():
+        raise ConnectionResetError("reset by peer")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: a process that loads data was killed (DataLoader worker (pid 7)")
 
 
 def test_defects_of_ours_keep_their_traceback():
