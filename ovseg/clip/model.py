@@ -6,8 +6,8 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import open_clip
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
-from torch import nn
+from torch import Tensor, nn
 
+from ovseg.checkpoint.packaged import FILES, packaged_folder, packaged_weights
 from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.clip.tokenizer import build_tokenizer, first_line, lacks_package, missing_package
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 CONFIG = "open_clip_config.json"
+SHIPPED = {"photo": Path(__file__).with_name("photo.json")}  # models of this package, by name
+PACKAGED = "packaged:"  # before names of ovseg.checkpoint.packaged, in a JSON configuration
 KEY, WEIGHTS_KEY = argument("name"), argument("weights")
 
 
@@ -39,6 +42,8 @@ class ClipSource:
         fetch_weights: returns the path of the weights and downloads them if necessary; None for random weights.
         weights_hint: the weights' file, for messages.
         preprocessing: of the images of its training.
+        base_weights: packaged weights by the prefix of their names in the model, for tensors that the weights' file
+            lacks: see :mod:`ovseg.checkpoint.packaged`.
     """
 
     name: str
@@ -46,6 +51,7 @@ class ClipSource:
     fetch_weights: Callable[[], str] | None
     weights_hint: str
     preprocessing: Preprocessing = OPENAI
+    base_weights: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_clip(name: str, weights: str = "", *, default: str = "openai") -> ClipSource:
@@ -58,7 +64,8 @@ def find_clip(name: str, weights: str = "", *, default: str = "openai") -> ClipS
 
     Args:
         name: OpenAI's name ("ViT-L/14"), open_clip's ("ViT-L-14", "ViT-L-14-quickgelu", "ViT-L-14:TAG"), the path of
-            an open_clip JSON configuration, "hf-hub:ORG/MODEL" or "local-dir:FOLDER".
+            an open_clip JSON configuration, "hf-hub:ORG/MODEL" or "local-dir:FOLDER"; or "photo", the small model of
+            this package (docs/photo_model.md).
         weights: an open_clip tag ("openai"), a file that exists, "none" for random weights, or "" for the weights
             of the name, or else ``default``.
         default: open_clip's tag for names without one. If it is "openai", OpenAI's names denote OpenAI's models,
@@ -72,6 +79,9 @@ def find_clip(name: str, weights: str = "", *, default: str = "openai") -> ClipS
         return _from_folder(name, weights, default)
     if name.startswith("hf-hub:"):
         return _from_hub(name, weights, default)
+    if name in SHIPPED:
+        own = str(SHIPPED[name].with_suffix(".safetensors"))
+        return _from_json(name, SHIPPED[name], _named_weights(weights, default) or (partial(str, own), own))
     if name.lower().endswith(".json"):
         own = partial(_no_weights, name), ""
         return _from_json(name, Path(name), _named_weights(weights, default) or own)
@@ -103,6 +113,9 @@ def build_clip(source: ClipSource) -> tuple[nn.Module, Callable[[list[str]], Any
     architecture["vision_cfg"] = architecture["vision_cfg"] | {"timm_model_pretrained": False}
     custom = architecture.pop("custom_text", False) or text.get("hf_model_name")
     try:
+        for key, value in text.items():
+            if isinstance(value, str) and value.startswith(PACKAGED):
+                text[key] = str(packaged_folder(value.removeprefix(PACKAGED)))
         tokenizer = build_tokenizer(source.name, text)
         model = (CustomTextCLIP if custom else CLIP)(**architecture)
     except OvsegError:
@@ -140,6 +153,10 @@ def load_clip_weights(model: nn.Module, source: ClipSource, names: Collection[st
             f"file of {source.name} as {WEIGHTS_KEY}"
         )
     own = {name: tensor for name, tensor in model.state_dict().items() if names is None or name in names}
+    for prefix, packaged in source.base_weights.items():
+        below = [name for name in model.state_dict() if name.startswith(prefix)]
+        if any(name in own and name not in state for name in below):
+            state = _read_base(packaged, prefix, below) | state
     wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
     missing = [name for name in own if name not in state and not name.endswith("mask_embedding")]
     if wrong == ["visual.mask_embedding"] and not missing:
@@ -160,6 +177,20 @@ def load_clip_weights(model: nn.Module, source: ClipSource, names: Collection[st
     found = {name: state[name].to(tensor.dtype) for name, tensor in own.items() if name in state}
     model.load_state_dict(found, strict=False)
     logger.info("CLIP %s: %d tensors from %s", source.name, len(found), path)
+
+
+def _read_base(packaged: str, prefix: str, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return packaged weights under the names of a model; EfficientNet-Lite's, which has others, in their order.
+
+    Args:
+        packaged: see :func:`ovseg.checkpoint.packaged.packaged_weights`.
+        prefix: of the names in the model.
+        names: of the part of the model that the weights belong to, in its order.
+    """
+    state = read_state_dict(packaged_weights(packaged))
+    if FILES[packaged].get("in_order"):
+        return dict(zip(names, state.values(), strict=False))  # the file ends with the classifier
+    return {prefix + name: tensor for name, tensor in state.items()}
 
 
 def _from_open_clip(name: str, weights: str, default: str) -> ClipSource:
@@ -317,7 +348,8 @@ def _from_json(name: str, path: Path, weights: tuple[Callable[[], str] | None, s
     content = _read_json(path)
     other, config = _config_next_to(weights[1])
     preprocessing = _preprocessing(content, path) or _preprocessing(config, other) or OPENAI
-    return ClipSource(name, _architecture(content, path), *weights, preprocessing)
+    base = content.get("base_weights", {}) if path in SHIPPED.values() else {}
+    return ClipSource(name, _architecture(content, path), *weights, preprocessing, base)
 
 
 def _config_next_to(weights: str) -> tuple[Path, Any]:

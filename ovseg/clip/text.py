@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -178,7 +179,7 @@ class TextEmbedder:
 
 
 def encode_text(clip_model: nn.Module, tokens: Tensor, length: int) -> Tensor:
-    """Compute open_clip's ``encode_text`` without the padding after the longest prompt, which causal attention ignores.
+    """Compute open_clip's ``encode_text`` without the padding after the longest prompt, which the attention ignores.
 
     Args:
         tokens: int64 (n, context_length).
@@ -188,6 +189,9 @@ def encode_text(clip_model: nn.Module, tokens: Tensor, length: int) -> Tensor:
         (n, D) features, not normalised.
     """
     causal = isinstance(clip_model, CLIP) and clip_model.text_pool_type == "argmax" and clip_model.attn_mask is not None
+    if isinstance(getattr(clip_model, "text", None), HFTextEncoder):
+        used = (tokens != clip_model.text.config.pad_token_id).any(0).nonzero()
+        return clip_model.encode_text(tokens[:, : int(used.max()) + 1])
     if not causal:
         return clip_model.encode_text(tokens)
     x = clip_model.token_embedding(tokens[:, :length]) + clip_model.positional_embedding[:length]
