@@ -181,7 +181,7 @@ DEFAULTS: dict[str, Any] = {
     "TEST.PER_DATASET": {},
     "TEST.PROPOSAL_RECALL": False,  # ours: also compute the recall of the proposals at IoU 0.5
     # ours, analyses for --eval-only (baselines 5): "masks", CLIP names the ground-truth masks; "labels", the predicted
-    # masks get the class that they overlap most
+    # masks get the class that they overlap most; "words", only the classes of each image are asked (Grounding mIoU)
     "TEST.ORACLE": "none",
     "TEST.ORACLE_LABEL": "iou",  # ours: measure of overlap: iou, intersection, or soft_iou (classes weighted by IoU)
     # ours: "rle" (or True), COCO RLE JSON; "png", label maps of 8 or 16 bit; None or False, no predictions

@@ -1,4 +1,4 @@
-"""Models that replace a part of the evaluated model by the ground truth (TEST.ORACLE)."""
+"""Models that replace a part of the evaluated model, or its words, by the ground truth (TEST.ORACLE)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from ovseg.data.protocol import protocol_of
+from ovseg.data.protocol import Protocol, protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import checked_labels
 from ovseg.evaluation.ground_truth import GroundTruth
@@ -33,7 +33,10 @@ def oracle_model(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module
                 "TEST.ORACLE to labels"
             )
         return OracleMasks(model, truth)
-    if (protocol := protocol_of(dataset_name, cfg.TEST.VOCABULARY)).to_class is not None:
+    protocol = protocol_of(dataset_name, cfg.TEST.VOCABULARY)
+    if cfg.TEST.ORACLE == "words":
+        return OracleWords(model, truth, protocol)
+    if protocol.to_class is not None:
         raise OvsegError(
             f"TEST.ORACLE labels names masks by classes, but in {dataset_name!r} ({protocol.tag}) the "
             "words are not the classes: use TEST.ORACLE masks, or TEST.VOCABULARY synonyms"
@@ -56,6 +59,8 @@ def describe_oracle(cfg: CfgNode) -> dict[str, str] | None:
     if cfg.TEST.ORACLE == "masks":
         crops = "masked" if cfg.MODEL.CLIP_ADAPTER.MASK_CROPS else "with background"
         return {"oracle": "masks", "names": "CLIP alone", "crops": crops}
+    if cfg.TEST.ORACLE == "words":
+        return {"oracle": "words", "words": "the classes of each image (Grounding mIoU)"}
     if cfg.TEST.ORACLE == "labels":
         return {"oracle": "labels", "masks": "predicted", "label": cfg.TEST.ORACLE_LABEL}
     return None
@@ -118,4 +123,35 @@ class OracleLabels(_Oracle):
         answer = {"label_map": name_by_overlap(masks, labels.to(masks.device), self.num_classes, self.how)}
         if "proposals" in sample.get("outputs", ()):
             answer["proposals"] = resize_soft(masks, tuple(labels.shape)) > 0.5
+        return answer
+
+
+class OracleWords(_Oracle):
+    """The model with the words of the classes that an image has, and no others.
+
+    Its mIoU is Grounding mIoU (OpenSeg, arXiv 2112.12143, section 4; specification, 7.3): it measures where a model
+    finds words that are in the image, whatever other words of the data set mean. The model is run with these words
+    alone, so a softmax over the words is one over them.
+    """
+
+    def __init__(self, model: nn.Module, truth: GroundTruth, protocol: Protocol) -> None:
+        super().__init__(model, truth)
+        self.vocabulary = protocol.vocabulary
+        words = protocol.to_class or range(len(protocol.vocabulary))
+        self.words_of_class = [[word for word, of in enumerate(words) if of == k] for k in range(self.num_classes)]
+
+    def answer(self, sample: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
+        """Return the result of one input, with a label map of indices of all words."""
+        present = labels.unique().tolist()
+        words = [word for k in present if k < self.num_classes for word in self.words_of_class[k]]
+        if not words:  # no pixel counts
+            words = [0]
+        entries = self.vocabulary.class_names
+        asked = {"class_names": [entries[word] for word in words], "templates": self.vocabulary.templates}
+        outputs = ("label_map", *(name for name in sample.get("outputs", ()) if name == "proposals"))
+        answer = self.model([{**sample, **asked, "outputs": outputs}])[0]
+        # a model may add "others" to a single word, which is wrong wherever the pixel counts: a word of another class
+        other = next((word for word in range(len(entries)) if word not in words), words[0])
+        index = torch.tensor([*words, other], device=answer["label_map"].device)
+        answer["label_map"] = index[answer["label_map"]]
         return answer

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import evaluation_standin as standin
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
+from torch import nn
 from torch.nn import functional as F
 
 from ovseg.checkpoint import load_weights
@@ -15,14 +18,17 @@ from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
 from ovseg.evaluation import runner
 from ovseg.evaluation.confusion import confusion_matrix, scores_from_confusion
+from ovseg.evaluation.ground_truth import GroundTruth
 from ovseg.evaluation.oracle import (
     label_weights,
     name_by_overlap,
     paint_segments,
     present_segments,
 )
+from ovseg.evaluation.oracle_model import OracleWords
 from ovseg.evaluation.proposals import ious_of, segment_intersections
 from ovseg.proposals.given_masks import resize_masks
+from ovseg.vocabulary import Vocabulary
 from tests.tiny_model import make_tiny_model
 
 CLASSES = 7
@@ -160,7 +166,7 @@ def test_oracle_labels_in_an_evaluation(data_folder, how):
 
 
 def test_what_does_not_go_together(data_folder):
-    with pytest.raises(OvsegError, match="ORACLE is 'mask'; choose one of none, masks, labels"):
+    with pytest.raises(OvsegError, match="ORACLE is 'mask'; choose one of none, masks, labels, words"):
         results(data_folder, "TEST.ORACLE", "mask")
     with pytest.raises(OvsegError, match="ORACLE masks is defined for one plain view"):
         results(data_folder, "TEST.ORACLE", "masks", "TEST.AUG.ENABLED", True)
@@ -184,3 +190,51 @@ def test_the_real_model_under_both_oracles(data_folder, tmp_path):
     assert scores["masks", True] != scores["masks", False]
     written = json.loads((tmp_path / "masksFalse" / "inference" / standin.NAME / "results.json").read_text())
     assert written["oracle"]["crops"] == "with background"
+
+
+class Words(Named):
+    """Labels each pixel with the last of its words; records the words."""
+
+    def forward(self, batched_inputs):
+        self.requests.extend(batched_inputs)
+        sizes = [(sample["height"], sample["width"]) for sample in batched_inputs]
+        last = [len(sample["class_names"]) - 1 for sample in batched_inputs]
+        maps = [torch.full(size, index) for size, index in zip(sizes, last, strict=True)]
+        return [{"label_map": labels, "proposals": labels[None] >= 0} for labels in maps]
+
+
+def test_oracle_words_asks_the_classes_of_each_image(data_folder):
+    truth = GroundTruth(standin.NAME)
+    cfg = standin.configuration(data_folder, "TEST.ORACLE", "words")
+    model = Words()
+    scores = runner.evaluate_all(cfg, model)[standin.NAME]["sem_seg"]
+    written = json.loads((data_folder / "inference" / standin.NAME / "results.json").read_text())
+    assert written["oracle"]["oracle"] == "words" and len(written["oracle"]) == 2
+    right = total = 0
+    for record, request in zip(DatasetCatalog.get(standin.NAME), model.requests, strict=True):
+        labels, _ = truth.labels(record)
+        counted = labels[labels != truth.ignore_label]
+        present = np.unique(counted)
+        assert request["class_names"] == [truth.class_names[k] for k in present]
+        right, total = right + (counted == present[-1]).sum(), total + counted.size
+    assert scores["pACC"] == pytest.approx(100 * right / total)
+
+
+class Called(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, requests):
+        return self.function(requests)
+
+
+def test_oracle_words_takes_the_others_of_a_model_for_wrong():
+    model = Called(lambda requests: [{"label_map": torch.tensor([[0, 1]])}])
+    protocol = SimpleNamespace(
+        to_class=None, vocabulary=Vocabulary(("a", "b", "c"), (("a",), ("b",), ("c",)), "the test")
+    )
+    oracle = OracleWords(model, SimpleNamespace(class_names=["a", "b", "c"]), protocol)
+    labels = oracle.answer({"outputs": ("label_map",)}, torch.tensor([[0, 0]]))["label_map"]
+    assert labels.tolist() == [[0, 1]]
+    assert oracle.answer({}, torch.tensor([[3, 3]]))["label_map"].shape == (1, 2)  # all ignored
