@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Segment images and videos into given words.
 
-python demo.py --class-names grass "red star" --input scene.png
+python demo.py --class-names sky tree road person --input photo.jpg
 python demo.py --config-file configs/ovseg_swinB_vitL_demo.yaml --class-names Oculus Ukulele \\
     --input a.jpg b.jpg --output ./pred --opts MODEL.WEIGHTS ovseg_swinbase_vitL14_ft_mpt.pth
 """
@@ -12,13 +12,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ovseg.cli.options import parse_with_options
 from ovseg.errors import user_errors
 from ovseg.vocabulary import label_set_names
 
-TOY_CONFIG = Path(__file__).resolve().parent / "configs" / "toy" / "ovseg_toy.yaml"
+DEFAULT_MODEL = "photo"
 DEFAULT_OUTPUT = "predictions"
 
 
@@ -27,8 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--config-file",
-        default=str(TOY_CONFIG),
-        help="the model (default: the toy model of the package, for toy scenes only)",
+        default=DEFAULT_MODEL,
+        help="the model: a YAML file, or the name of one in configs/ (default: photo, a small model for photographs; "
+        "toy is for toy scenes)",
     )
     words = parser.add_mutually_exclusive_group(required=True)
     words.add_argument(
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         from ovseg.cli.segment import segment_inputs  # imports slowly: after the arguments are checked
 
-        return segment_inputs(args, is_toy=Path(args.config_file).resolve() == TOY_CONFIG)
+        return segment_inputs(args, is_photo=args.config_file == DEFAULT_MODEL)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ class Segmenter:
         self.max_size = max_size
         self.class_chunk_size = class_chunk_size
         self._last: tuple[tuple[str, ...] | None, Vocabulary | None] = None, None
+        self._warned: set[str] = set()
 
     @classmethod
     def from_config(
@@ -80,7 +81,7 @@ class Segmenter:
         """Build the model of a configuration file and load its weights.
 
         Args:
-            config_file: YAML file.
+            config_file: YAML file, or the name of one in ``configs/``, such as ``"photo"``.
             weights: checkpoint; None for the configuration's ``MODEL.WEIGHTS``.
             opts: override the file: ``[KEY, VALUE, ...]``, ``["KEY=VALUE", ...]``, or a dict, nested or not.
             device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, ...; None for ``MODEL.DEVICE``, or for the CPU
@@ -142,7 +143,19 @@ class Segmenter:
         vocabulary = Vocabulary.of(words)
         if (clip_adapter := getattr(self.model, "clip_adapter", None)) is not None:  # a namer need not use CLIP
             clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
+        if unknown := [name for name in self.unfamiliar(vocabulary) if name not in self._warned]:
+            self._warned.update(unknown)
+            logger.warning(
+                "not among the names this model was trained on, so its masks are less certain: %s", ", ".join(unknown)
+            )
         return vocabulary
+
+    def unfamiliar(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> list[str]:
+        """Return the words that are far from all names that the model was trained on, if it knows these names."""
+        vocabulary = Vocabulary.of(words)
+        vocabulary = Vocabulary.of(words)
+        namers = [namer for namer in getattr(self.model, "namers", ()) if hasattr(namer, "unfamiliar")]
+        return [name for namer in namers for name in namer.unfamiliar(vocabulary)]
 
     @torch.inference_mode()
     def __call__(
@@ -237,7 +250,7 @@ class Segmenter:
         key = tuple(words) if plain else None
         last, vocabulary = self._last  # read once: another thread may replace it
         if vocabulary is None or key is None or key != last:
-            vocabulary = Vocabulary.of(words)
+            vocabulary = self.prepare(words)
             self._last = key, vocabulary
         return vocabulary
 

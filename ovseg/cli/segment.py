@@ -30,14 +30,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ovseg.demo")
 
 WORDS_IN_A_LINE = 5
+PHOTO_NOTE = (
+    "model: photo, a small demonstration that knows COCO's 133 names; for any words, give published weights with "
+    "--config-file (README.md, Published models)"
+)
 
 
-def segment_inputs(args: argparse.Namespace, is_toy: bool = False) -> int:
+def segment_inputs(args: argparse.Namespace, is_photo: bool = False) -> int:
     """Segment every input of a command line, and print what is found.
 
     Args:
         args: the options of ``demo.py``.
-        is_toy: warn that the model knows toy scenes only.
+        is_photo: the model is the small one for photographs, whose limits are printed.
 
     Returns:
         0, or 1 when an input failed.
@@ -57,8 +61,8 @@ def segment_inputs(args: argparse.Namespace, is_toy: bool = False) -> int:
     done, stopped = 0, None
     if jobs:
         check_writable(jobs[0][1])
-        if is_toy:
-            logger.warning("this is the toy model, which knows toy scenes only; for photographs give --config-file")
+        if is_photo:
+            errors.print(PHOTO_NOTE, markup=False)
         ovseg.register()
         from ovseg.segmenter import Segmenter  # takes seconds: only once words and inputs are known to be good
 

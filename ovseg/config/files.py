@@ -16,9 +16,20 @@ from ovseg.io.files import file_digest, is_file
 from ovseg.io.plain_yaml import load_plain, read_text
 
 BASE = "_BASE_"
+CONFIGS = Path(__file__).parents[2] / "configs"
 # Keys whose value may be the path of a file; names such as ViT-L/14, tags such as openai and URLs are no paths.
 PATHS = ("MODEL.WEIGHTS", "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME", "TEST.SG_IOU_TABLE")
 _PLAIN = (str, int, float, bool, type(None), list)
+
+
+def find_config(name: str | Path) -> str:
+    """Return the path of a configuration file, given as a path or as the name of a file of ``configs/`` ("photo").
+
+    A name is that of the file without ``.yaml``, and has no folder. A file of that name in the working folder wins.
+    """
+    path = CONFIGS / f"{name}.yaml"
+    named = os.path.basename(name) == str(name) and not is_file(Path(name)) and is_file(path)
+    return str(path) if named else str(name)
 
 
 def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from ovseg.config.errors import explain_config_errors
-from ovseg.config.files import load_layers
+from ovseg.config.files import find_config, load_layers
 from ovseg.config.limits import check_config, lookup
 from ovseg.config.per_dataset import KEY as PER_DATASET
 from ovseg.config.per_dataset import prepare_for_merge
@@ -319,14 +319,14 @@ def load_cfg(config_file: str | Path, opts: Sequence[Any] | Mapping[str, Any] = 
     """Read ``config_file`` over the defaults, then ``opts`` over both.
 
     Args:
-        config_file: YAML file.
+        config_file: YAML file, or the name of one in ``configs/``: see :func:`ovseg.config.files.find_config`.
         opts: alternating keys and values, ``KEY=VALUE`` texts, or a mapping, see :meth:`CfgNode.merge_from_list`.
 
     Raises:
         OvsegError: see :class:`CfgNode` and :func:`ovseg.config.limits.check_config`.
     """
     cfg = get_cfg()
-    cfg.merge_from_file(config_file)
+    cfg.merge_from_file(find_config(config_file))
     cfg.merge_from_list(opts)
     check_config(cfg)
     return cfg
