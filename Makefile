@@ -18,7 +18,7 @@ DEMO := output/demo
 TOY := configs/toy/ovseg_toy.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv packages demo test fuzz lint clean requirements
+.PHONY: help setup venv packages demo demo-toy test fuzz lint clean requirements
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -53,7 +53,12 @@ packages:
 	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
 	@$(FINGERPRINT) > $(STATE)
 
-demo: setup  ## Evaluate the shipped toy model, then segment a toy scene into words
+demo: setup  ## Segment photographs that packages contain, then evaluate the toy model
+	$(PY) tools/segment_photographs.py --output $(DEMO)/photographs
+	@$(MAKE) --no-print-directory demo-toy
+	@echo "Photographs:"; ls -d $(CURDIR)/$(DEMO)/photographs/*.png
+
+demo-toy: setup  ## Evaluate the shipped toy model, then segment toy scenes into words
 	$(PY) train_net.py --eval-only --config-file $(TOY) --num-gpus 0 OUTPUT_DIR $(DEMO)/evaluation
 	$(PY) -m ovseg.toy --output $(DEMO)/scenes --first 8 --scenes 2
 	$(PY) demo.py --config-file $(TOY) --input $(DEMO)/scenes/*.png --vocabulary $(DEMO)/scenes/words.txt \

@@ -18,7 +18,8 @@ PINS = (ROOT / "requirements.txt").read_text()
 
 def wanted() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    return project["dependencies"] + [text for name in ("dev", "photo", "hed", "demo") for text in extras[name]]
 
 
 @pytest.mark.parametrize("text", wanted())
