@@ -26,10 +26,20 @@ def find_config(name: str | Path) -> str:
     """Return the path of a configuration file, given as a path or as the name of a file of ``configs/`` ("photo").
 
     A name is that of the file without ``.yaml``, and has no folder. A file of that name in the working folder wins.
+
+    Raises:
+        OvsegError: there is no file of this name.
     """
-    path = CONFIGS / f"{name}.yaml"
-    named = os.path.basename(name) == str(name) and not is_file(Path(name)) and is_file(path)
-    return str(path) if named else str(name)
+    name = str(name)
+    if os.path.splitext(name)[1] or os.path.basename(name) != name or os.path.exists(name):
+        return name
+    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    if name not in names:
+        raise OvsegError(
+            f"there is no configuration file {shown(name)}, nor one of this name in configs/: give a YAML file, or one "
+            f"of {', '.join(names)}"
+        )
+    return str(CONFIGS / f"{name}.yaml")
 
 
 def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:

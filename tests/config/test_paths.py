@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from ovseg.config import load_cfg
+from ovseg.config.files import find_config
 from ovseg.config.per_dataset import settings_of
+from ovseg.errors import OvsegError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -86,3 +88,16 @@ def test_what_is_written_down_is_read_anywhere(here, name, monkeypatch):
     assert values("run/config.yaml") == values(CONFIGS / "toy" / f"{name}.yaml")
     monkeypatch.chdir(CONFIGS / "toy")
     assert values(f"{name}.yaml") == values(CONFIGS / "toy" / f"{name}.yaml")
+
+
+def test_configurations_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("toy") == str(CONFIGS / "toy.yaml")
+    assert values("toy") == values(CONFIGS / "toy" / "ovseg_toy.yaml")
+    assert find_config("photo") == str(CONFIGS / "photo.yaml")
+    for other in ("toy.yaml", "./toy", "data/my_dataset"):
+        assert find_config(other) == other
+    (tmp_path / "toy").write_text("SEED: 7")
+    assert load_cfg("toy").SEED == 7  # a file of the working folder wins
+    with pytest.raises(OvsegError, match=r"'nothing of this name', nor one .* give a YAML file, or one of .*photo|toy"):
+        load_cfg("nothing of this name")
