@@ -93,12 +93,12 @@ class Segmenter:
         """
         cfg = load_cfg(str(config_file), opts)
         weights = str(weights or cfg.MODEL.WEIGHTS)
-        if not weights:
+        if not weights and cfg.MODEL.META_ARCHITECTURE != "ProposeAndName":  # whose parts may have none but CLIP's
             raise OvsegError(
                 f"{config_file} names no weights, and without trained weights every result would be random: give a "
                 "checkpoint (MODEL.WEIGHTS, or weights=... in Python)"
             )
-        if "://" not in weights and not os.path.exists(weights):  # before a large model is built
+        if weights and "://" not in weights and not os.path.exists(weights):  # before a large model is built
             raise OvsegError(
                 f"the weight file {weights} does not exist: give a trained OVSeg checkpoint "
                 "(--opts MODEL.WEIGHTS FILE, or weights=... in Python)"

@@ -40,10 +40,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ovseg import Segmenter
+    import ovseg
 
+    ovseg.register()
     start = time.perf_counter()
-    segmenter = Segmenter.from_config(args.config_file)
+    segmenter = ovseg.Segmenter.from_config(args.config_file)
     loaded = time.perf_counter() - start
     table = Table("photograph", "found", "seconds", "result")
     for name, words in WORDS.items():

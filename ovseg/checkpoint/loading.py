@@ -118,18 +118,19 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
 
     Args:
         complete: raise an error for a checkpoint that lacks a part of the proposal network, and do not initialise
-            tensors that the checkpoint overwrites. False to train from a backbone alone or without
-            ``MODEL.WEIGHTS``: the rest is initialised randomly.
+            tensors that the checkpoint overwrites. ``MODEL.WEIGHTS`` may be empty only for a model with no weights
+            but CLIP's. False to train from a backbone alone or without ``MODEL.WEIGHTS``: the rest is initialised
+            randomly.
 
     Raises:
         OvsegError: see :func:`load_weights`; or CLIP's weights cannot be read or downloaded.
     """
-    if complete and not cfg.MODEL.WEIGHTS:
-        raise OvsegError("MODEL.WEIGHTS is empty: give the checkpoint of a complete model")
-    with skip_initialisation() if complete else contextlib.nullcontext():
+    with skip_initialisation() if complete and cfg.MODEL.WEIGHTS else contextlib.nullcontext():
         model = build_model(cfg)
     clip_adapter = _clip_adapter(model)
     if not cfg.MODEL.WEIGHTS:
+        if complete and not all(name.startswith(CLIP_ADAPTER) for name in model.state_dict()):
+            raise OvsegError("MODEL.WEIGHTS is empty: give the checkpoint of a complete model")
         if clip_adapter is not None:
             clip_adapter.require_weights()
             _warn_of_prompts({}, model, "")
