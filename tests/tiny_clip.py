@@ -26,6 +26,15 @@ TINY = {
     "text_cfg": {"width": 16, "heads": 1, "layers": 1},
 }
 RESNET = TINY | {"vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}}
+CONVOLUTIONAL = TINY | {
+    "vision_cfg": {
+        "timm_model_name": "tf_efficientnet_lite0",
+        "timm_model_pretrained": False,
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "image_size": 64,
+    }
+}
 CLIP = "clip_adapter.clip_model."
 TUNED, ORIGINAL = f"{CLIP}visual.", "clip_adapter.original_clip."  # the towers in a model's state
 
@@ -45,6 +54,14 @@ def tiny_cfg(folder: Path, **keys: object) -> CfgNode:
     cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME = str(folder / "clip.json")
     cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS = cfg.MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR = "none"
     return with_keys(cfg, keys)
+
+
+def convolutional_cfg(folder: Path, namer: str = "PooledMap", **keys: object) -> CfgNode:
+    """Return a configuration with a convolutional image tower, random, and a namer that pools its maps."""
+    cfg = tiny_cfg(folder, **{"MASK_PROMPT_DEPTH": 0} | keys)
+    (folder / "clip.json").write_text(json.dumps(CONVOLUTIONAL))
+    cfg.MODEL.NAMER.NAME, cfg.MODEL.NAMER.MAP_SIZE = [namer], 96
+    return cfg
 
 
 def with_keys(cfg: CfgNode, keys: Mapping[str, object]) -> CfgNode:

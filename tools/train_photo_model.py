@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     state = train_regions(train, names, classifier)
     if args.output:
         words = [source.classes.vocabulary.synonyms[index] for index in sorted(set(train.classes.tolist()))]
-        save_safetensors(state, args.output, {"words": json.dumps(words), "templates": json.dumps(clip.text.templates)})
+        about = {"words": words, "templates": clip.text.templates}  # one entry: safetensors does not order several
+        save_safetensors(state, args.output, {"about": json.dumps(about)})
         logger.info("saved %s (%.1f MB)", args.output, args.output.stat().st_size / 1e6)
     if args.evaluate:
         named, held = cross_validate(train, names, classifier)

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from ovseg.clip.adapter import KEYS, ClipAdapter
 from ovseg.clip.dense import LAST, check_dense, covered, dense_maps, pool, project_pooled, resize_whole
 from ovseg.errors import OvsegError, argument_names
-from ovseg.naming.crops import has_pixel
 from ovseg.naming.region_model import FAMILIAR, LAYERS, SIZE, RegionModel, describe, load_regions
 from ovseg.naming.scores import NAMERS, Scores, best_synonym
 from ovseg.proposals.views import Masks, Part, Views
@@ -60,9 +59,12 @@ class PooledMap(Part):
             if vocabulary is None:
                 scores.append(None)
                 continue
-            seen = has_pixel(found.probabilities, self.mask_threshold)
-            binary = found.probabilities[seen] > self.mask_threshold
-            logits = best_synonym(self.logits(self.maps(views, index), binary, vocabulary), vocabulary)
+            binary = found.probabilities > self.mask_threshold
+            seen = binary.flatten(1).any(1)
+            if not seen.any():
+                scores.append(Scores(found.probabilities.new_zeros(0, len(vocabulary)), seen))
+                continue
+            logits = best_synonym(self.logits(self.maps(views, index), binary[seen], vocabulary), vocabulary)
             scores.append(Scores(logits[:, :-1].softmax(-1), seen))
         return scores
 

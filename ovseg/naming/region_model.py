@@ -4,21 +4,21 @@ The logit of a text with the unit embedding t, for a region with the features x,
 
     o(x, t) + r(x, t)        o = (c(x) . t - m) / s        r = x A u(t)
 
-* c is ConSE (Norouzi et al., arXiv 1312.5650): the mean of the embeddings of the 1000 names of ImageNet, weighted by the
-  ten largest probabilities of the tower's own classifier, of unit length; m and s are two numbers. It knows no label of
-  regions.
+* c is ConSE (Norouzi et al., arXiv 1312.5650): the mean of the embeddings of the 1000 names of ImageNet, weighted by
+  the ten largest probabilities of the tower's own classifier, of unit length; m and s are two numbers. It knows no
+  label of regions.
 * r is learnt: A by cross-entropy over the names of the training, with o as a fixed offset; u(t) is t minus the mean of
   the names, of unit length.
 
-Logits of names seen in training are too large in comparison with others ("bias towards seen classes", Chao et al., arXiv
-1605.04253): ``PENALTY`` is subtracted from theirs, and ``SHARE`` of r is used for others. A text that is close to one of
-the training takes the row of its name, so that synonyms of a name share their r.
+Logits of names seen in training are too large in comparison with others ("calibrated stacking", Chao et al., arXiv
+1605.04253): ``PENALTY`` is subtracted from theirs, and ``SHARE`` of r is used for others. A text that is close to one
+of the training takes r of its name, so that the synonyms of a name share it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -28,7 +28,6 @@ from torch.nn import functional as F
 
 from ovseg.clip.dense import LAST, covered, pool, spread
 from ovseg.errors import OvsegError, reason_of
-from ovseg.naming.crops import mask_boxes
 
 SIZE = 1024  # longer side of the image in the tower, pixels
 LAYERS = ("blocks.4", "blocks.5")
@@ -109,30 +108,30 @@ def describe(maps: Mapping[str, Tensor], masks: Tensor) -> tuple[Tensor, Tensor]
     A place of a map counts by the square of the share of it that the mask covers, by the share itself in deviations.
 
     Args:
-        maps: (C, h, w) by layer, of :data:`LAYERS` and :data:`ovseg.clip.dense.LAST`.
+        maps: float32 (C, h, w) by layer, of :data:`LAYERS` and :data:`ovseg.clip.dense.LAST`.
         masks: bool (V, H, W), each with a pixel.
 
     Returns:
         Features float32 (V, D), each part of :data:`PARTS` of unit length, and the geometry; and the averages of the
         last map, (V, C).
     """
-    shares: dict[tuple[int, ...], Tensor] = {}
+    binary = masks.float()
+    shares, finest = {}, binary
+    for size in sorted({tuple(maps[layer].shape[1:]) for layer, _, _ in PARTS}, reverse=True):
+        shares[size] = finest = covered(finest, size)
     found: list[Tensor] = []
     for layer, function, _ in PARTS:
-        size = tuple(maps[layer].shape[1:])
-        if size not in shares:
-            shares[size] = covered(masks, size)
-        weights = shares[size] if function is spread else shares[size] ** 2
-        found.append(function(maps[layer].float(), weights))
+        weights = shares[tuple(maps[layer].shape[1:])]
+        found.append(function(maps[layer], weights if function is spread else weights**2))
     parts = [part / (part.norm(dim=1, keepdim=True) + 1e-6) for part in found]
-    return torch.cat([*parts, geometry(masks)], dim=1), found[0]
+    return torch.cat([*parts, geometry(binary)], dim=1), found[0]
 
 
 def geometry(masks: Tensor) -> Tensor:
     """Describe place and shape of masks.
 
     Args:
-        masks: bool (V, H, W), each with a pixel.
+        masks: float (V, H, W), 0 and 1, each with a pixel.
 
     Returns:
         float32 (V, 19): centre x, its distance from the middle, centre y, spread in x and y; top, bottom, left and
@@ -141,11 +140,11 @@ def geometry(masks: Tensor) -> Tensor:
         border; logarithm of perimeter / sqrt(area).
     """
     height, width = masks.shape[1:]
-    rows, columns = masks.sum(2).float(), masks.sum(1).float()  # (V, H), (V, W)
+    rows, columns = masks @ masks.new_ones(width), masks.new_ones(height) @ masks  # (V, H), (V, W)
     area = rows.sum(1)
     (centre_y, spread_y), (centre_x, spread_x) = _moments(rows), _moments(columns)
-    x0, y0, x1, y1 = mask_boxes(masks).unbind(1)
-    perimeter = (masks[:, 1:] ^ masks[:, :-1]).flatten(1).sum(1) + (masks[..., 1:] ^ masks[..., :-1]).flatten(1).sum(1)
+    (y0, y1), (x0, x1) = _ends(rows), _ends(columns)
+    perimeter = _neighbours(masks, rows, columns)
     box_height, box_width = y1 - y0, x1 - x0
     return torch.stack(
         (
@@ -189,7 +188,7 @@ def load_regions(name: str) -> tuple[RegionModel, tuple[tuple[str, ...], ...]]:
     remedy = "give photo, or a file of tools/train_photo_model.py"
     try:
         with safe_open(path, framework="pt") as file:
-            words = json.loads((file.metadata() or {})["words"])
+            words = json.loads((file.metadata() or {})["about"])["words"]
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise OvsegError(f"cannot read the region model {path} ({reason_of(error)}): {remedy}") from error
@@ -202,3 +201,27 @@ def _moments(profile: Tensor) -> tuple[Tensor, Tensor]:
     places = (torch.arange(profile.shape[1], device=profile.device) + 0.5) / profile.shape[1]
     mean = share @ places
     return mean, (share * (places - mean[:, None]) ** 2).sum(1).sqrt()
+
+
+def _ends(profile: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first place with a pixel and the one after the last, float (V,), of (V, n)."""
+    occupied = (profile > 0).to(torch.uint8)
+    return occupied.argmax(1).float(), (profile.shape[1] - occupied.flip(1).argmax(1)).float()
+
+
+def _neighbours(masks: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the numbers of pairs of neighbours of which one is in the mask, (V,), by |a - b| = a + b - 2 a b.
+
+    Args:
+        masks: float (V, H, W), 0 and 1.
+        rows, columns: their sums, (V, H) and (V, W).
+    """
+    width, flat = masks.shape[2], masks.flatten(1)
+    below = 2 * columns.sum(1) - rows[:, 0] - rows[:, -1] - 2 * _dot(flat[:, width:], flat[:, :-width])
+    wrapped = _dot(masks[:, 1:, 0], masks[:, :-1, -1])  # ends of rows, neighbours in memory only
+    right = 2 * rows.sum(1) - columns[:, 0] - columns[:, -1] - 2 * (_dot(flat[:, 1:], flat[:, :-1]) - wrapped)
+    return below + right
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.stack([torch.dot(*pair) for pair in zip(a, b, strict=True)])  # views need no copies then
