@@ -18,7 +18,13 @@ from ovseg.io.plain_yaml import load_plain, read_text
 BASE = "_BASE_"
 CONFIGS = Path(__file__).parents[2] / "configs"
 # Keys whose value may be the path of a file; names such as ViT-L/14, tags such as openai and URLs are no paths.
-PATHS = ("MODEL.WEIGHTS", "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS", "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME", "TEST.SG_IOU_TABLE")
+PATHS = (
+    "MODEL.WEIGHTS",
+    "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS",
+    "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME",
+    "MODEL.NAMER.REGIONS",
+    "TEST.SG_IOU_TABLE",
+)
 _PLAIN = (str, int, float, bool, type(None), list)
 
 

@@ -63,8 +63,10 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.PROPOSER.BOUNDARY_TREE.BOUNDARY": "auto",
     "MODEL.PROPOSER.BOUNDARY_TREE.SIZE": 400,  # ours: pixels to which the longer side of an image is reduced
     "MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS": 100,  # ours: masks of an image at most
-    # ours: one namer, or QueryEmbedding and another one: MaskedCrops, ContextCrops
+    # ours: one namer, or QueryEmbedding and another one: MaskedCrops, ContextCrops, PooledMap or TrainedRegions
     "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],
+    "MODEL.NAMER.MAP_SIZE": 640,  # ours: of PooledMap, pixels of the longer side of the image in CLIP's image tower
+    "MODEL.NAMER.REGIONS": "photo",  # ours: of TrainedRegions, photo or a file of tools/train_photo_model.py
     # ours: SingleNamer, GeometricMean or ObjectNormalizedMean; "" = SingleNamer for one namer, else GeometricMean
     "MODEL.FUSION.NAME": "",
     "MODEL.RENDERING": "",  # ours: mask_sum or class_winner; "" = MODEL.MASK_FORMER.TEST.PAINTING

@@ -18,7 +18,7 @@ from ovseg.config.limits import check_config, check_kind, lookup
 from ovseg.data.requested_words import requested_words
 from ovseg.errors import OvsegError, shown
 from ovseg.meta_arch.pixel_scores import RENDERINGS
-from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, Scores
+from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, PooledMap, Scores
 from ovseg.naming.crops import has_pixel
 from ovseg.proposals.network import MaskNetwork
 from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
@@ -63,7 +63,8 @@ class ProposeAndName(nn.Module):
         namers: one or two, see :mod:`ovseg.naming.scores`. The first trains with the proposer.
         fuse: scores of all namers -> (Q, K), see :class:`ovseg.naming.scores.GeometricMean`.
         render: scores of masks -> scores of pixels, see :class:`ovseg.meta_arch.pixel_scores.MaskSum`.
-        mask_namer: the namer of :meth:`name_masks`; default: the :class:`MaskedCrops` of the namers.
+        mask_namer: the namer of :meth:`name_masks`; default: the :class:`MaskedCrops` or :class:`PooledMap` of the
+            namers.
         mask_threshold: probability above which a pixel belongs to a mask in ``explanations``.
         add_others: segment a single word against a second one, "others".
         closed_vocabulary: the classes of a model that takes no words; None for an open vocabulary.
@@ -78,7 +79,7 @@ class ProposeAndName(nn.Module):
         namers: Sequence[Part],
         fuse: Callable[[Sequence[Scores], str | None], Tensor],
         render: Callable[..., dict[str, Any]],
-        mask_namer: MaskedCrops | None = None,
+        mask_namer: MaskedCrops | PooledMap | None = None,
         mask_threshold: float = 0.5,
         add_others: bool = False,
         closed_vocabulary: Vocabulary | None = None,
@@ -91,7 +92,8 @@ class ProposeAndName(nn.Module):
         for part in self.parts:
             _register(self, part)
         self.fuse, self.render = fuse, render
-        self._mask_namer = [mask_namer] if mask_namer else [part for part in namers if isinstance(part, MaskedCrops)]
+        of_masks = [part for part in namers if isinstance(part, (MaskedCrops, PooledMap))]
+        self._mask_namer = [mask_namer] if mask_namer else of_masks
         self.mask_threshold = mask_threshold
         self.closed_vocabulary = closed_vocabulary
         self.add_others = add_others or render.adds_others
@@ -155,7 +157,7 @@ class ProposeAndName(nn.Module):
         return self.parts[1:]
 
     @property
-    def mask_namer(self) -> MaskedCrops | None:
+    def mask_namer(self) -> MaskedCrops | PooledMap | None:
         return self._mask_namer[0] if self._mask_namer else None
 
     def views(self, requests: Sequence[Mapping[str, Any]]) -> Views:

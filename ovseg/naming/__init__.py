@@ -5,6 +5,7 @@ Importing this package registers the namers and fusions for ``MODEL.NAMER.NAME``
 
 from ovseg.naming.contextual_shift import ContextCrops
 from ovseg.naming.crops import MaskedCrops
+from ovseg.naming.pooled import PooledMap, TrainedRegions
 from ovseg.naming.scores import (
     FUSIONS,
     NAMERS,
@@ -22,7 +23,9 @@ __all__ = [
     "GeometricMean",
     "MaskedCrops",
     "ObjectNormalizedMean",
+    "PooledMap",
     "QueryEmbedding",
     "Scores",
     "SingleNamer",
+    "TrainedRegions",
 ]

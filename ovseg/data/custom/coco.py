@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -283,9 +283,7 @@ class PanopticLabels(_Decoder):
     """Semantic labels of COCO panoptic PNGs (segment id = R + 256 G + 65536 B, 0 = void); crowds count as others."""
 
     def __call__(self, pair: Pair) -> Labels:
-        packed = packed_colors(pair.labels)
-        segment_ids = packed >> 16 | packed & 0xFF00 | (packed & 0xFF) << 16
-        segments = self._segments(pair)
+        segment_ids, segments = _segment_ids(pair), self._segments(pair)
         table = {number: self.class_of(segment) for number, segment in segments.items()}
         table = {0: self.classes.background, **table}
         labels = look_up(segment_ids, table, show=lambda number: f"segment {number}")
@@ -295,6 +293,13 @@ class PanopticLabels(_Decoder):
             text = f"{name}, which the JSON file does not have" if segment is None else self.category(segment)
             named[text] = named.get(text, 0) + pixels
         return settle(Labels(labels.indices, named), self.classes.unlisted)
+
+    def masks(self, pair: Pair) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield class index and mask, bool (H, W), of each segment of an image that has a class and a pixel."""
+        segment_ids = _segment_ids(pair)
+        for number, segment in self._segments(pair).items():
+            if (index := self.class_of(segment)) >= 0 and (mask := segment_ids == number).any():
+                yield index, mask
 
     def _segments(self, pair: Pair) -> dict[int, Mapping[str, Any]]:
         segments: dict[int, Mapping[str, Any]] = {}
@@ -310,6 +315,11 @@ class PanopticLabels(_Decoder):
                 if self.class_of(segments.setdefault(number, info)) != self.class_of(info):
                     raise OvsegError(f"{pair.where}: segment {number} has two categories: give each segment its own id")
         return segments
+
+
+def _segment_ids(pair: Pair) -> np.ndarray:
+    packed = packed_colors(pair.labels)
+    return packed >> 16 | packed & 0xFF00 | (packed & 0xFF) << 16
 
 
 class InstanceLabels(_Decoder):

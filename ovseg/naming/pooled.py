@@ -1,0 +1,155 @@
+"""Namers that pool a dense map of the whole image in each mask: ``PooledMap`` and ``TrainedRegions``.
+
+The image goes through CLIP's image tower once, however many masks there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovseg.clip.adapter import KEYS, ClipAdapter
+from ovseg.clip.dense import LAST, check_dense, covered, dense_maps, pool, project_pooled, resize_whole
+from ovseg.errors import OvsegError, argument_names
+from ovseg.naming.crops import has_pixel
+from ovseg.naming.region_model import FAMILIAR, LAYERS, SIZE, RegionModel, describe, load_regions
+from ovseg.naming.scores import NAMERS, Scores, best_synonym
+from ovseg.proposals.views import Masks, Part, Views
+from ovseg.vocabulary import Vocabulary
+
+
+@NAMERS.register()
+class PooledMap(Part):
+    """Namer by the features of CLIP's image tower, averaged in each mask and projected as those of an image.
+
+    Args:
+        clip_adapter: CLIP, whose image tower has dense maps: see :mod:`ovseg.clip.dense`.
+        size: longer side of the image in the tower, pixels.
+        mask_threshold: probability above which a pixel belongs to a mask. Masks without such a pixel get no scores.
+        layers: inner layers whose maps are computed as well.
+
+    Raises:
+        OvsegError: the image tower has no dense maps.
+    """
+
+    explains: ClassVar[str] = "clip"
+
+    def __init__(
+        self, clip_adapter: ClipAdapter, *, size: int = 640, mask_threshold: float = 0.5, layers: Sequence[str] = ()
+    ):
+        super().__init__()
+        check_dense(clip_adapter.clip_model.visual, layers, clip_adapter.source.name)
+        self.clip_adapter = clip_adapter
+        self.size, self.mask_threshold, self.layers = size, mask_threshold, tuple(layers)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, clip_adapter: ClipAdapter) -> PooledMap:
+        with argument_names(KEYS):
+            return cls(clip_adapter, size=cfg.MODEL.NAMER.MAP_SIZE, mask_threshold=cfg.MODEL.CLIP_ADAPTER.MASK_THR)
+
+    @torch.no_grad()
+    def forward(self, views: Views, masks: Sequence[Masks], words: Sequence[Vocabulary | None]) -> list[Scores | None]:
+        """Return the scores of each image, see :mod:`ovseg.naming.scores`."""
+        scores: list[Scores | None] = []
+        for index, (found, vocabulary) in enumerate(zip(masks, words, strict=True)):
+            if vocabulary is None:
+                scores.append(None)
+                continue
+            seen = has_pixel(found.probabilities, self.mask_threshold)
+            binary = found.probabilities[seen] > self.mask_threshold
+            logits = best_synonym(self.logits(self.maps(views, index), binary, vocabulary), vocabulary)
+            scores.append(Scores(logits[:, :-1].softmax(-1), seen))
+        return scores
+
+    def maps(self, views: Views, index: int) -> dict[str, Tensor]:
+        """Return the maps (C, h, w), float32, of an image by layer; computed once for all namers of equal settings."""
+        clip = self.clip_adapter
+        key = ("dense maps", id(clip), index, self.size, self.layers)
+
+        def compute() -> dict[str, Tensor]:
+            pixels = resize_whole(views.images[index], self.size, clip.pixel_mean, clip.pixel_std)
+            with clip.autocast(pixels.device.type):
+                maps = dense_maps(clip.clip_model.visual, pixels, self.layers)
+            return {layer: features[0].float() for layer, features in maps.items()}
+
+        return views.once(key, compute)
+
+    def logits(self, maps: dict[str, Tensor], masks: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """Return the logits of texts.
+
+        Args:
+            maps: of the image.
+            masks: bool (V, H, W), each with a pixel.
+            vocabulary: with S texts.
+
+        Returns:
+            float32 (V, S + 1); the last column is of no use.
+        """
+        clip = self.clip_adapter
+        averages = pool(maps[LAST], covered(masks, maps[LAST].shape[1:]))
+        features = project_pooled(clip.clip_model.visual, averages).float()
+        return clip.similarity(features, clip.text_matrix(vocabulary.texts, vocabulary.templates))
+
+
+@NAMERS.register()
+class TrainedRegions(PooledMap):
+    """Namer by a function of regions and texts that labelled photographs have taught.
+
+    Args:
+        clip_adapter: the CLIP of the training, normally "photo".
+        regions: the function.
+        words: the names of the training, each with its synonyms.
+        mask_threshold: see :class:`PooledMap`.
+
+    Raises:
+        OvsegError: ``regions`` was trained with another CLIP.
+    """
+
+    def __init__(
+        self,
+        clip_adapter: ClipAdapter,
+        regions: RegionModel,
+        words: Sequence[Sequence[str]] = (),
+        mask_threshold: float = 0.5,
+    ):
+        super().__init__(clip_adapter, size=SIZE, mask_threshold=mask_threshold, layers=LAYERS)
+        widths = clip_adapter.clip_model.visual.trunk.num_features, clip_adapter.embed_dim
+        if widths != (expected := (regions.classifier.shape[1], regions.texts.shape[1])):
+            raise OvsegError(
+                f"the region model is for a CLIP with {expected[0]} and {expected[1]} dimensions, but "
+                f"{clip_adapter.source.name} has {widths[0]} and {widths[1]}: set MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME "
+                "to photo, or train a region model with tools/train_photo_model.py"
+            )
+        self.words = tuple(map(tuple, words))
+        # a list, which nn.Module does not register: the file is complete, no part of the model's state
+        self._regions = [regions]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, clip_adapter: ClipAdapter) -> TrainedRegions:
+        with argument_names(KEYS):
+            return cls(clip_adapter, *load_regions(cfg.MODEL.NAMER.REGIONS), cfg.MODEL.CLIP_ADAPTER.MASK_THR)
+
+    @property
+    def regions(self) -> RegionModel:
+        """The function, on the device of CLIP."""
+        if (device := self.clip_adapter.pixel_mean.device) != self._regions[0].centre.device:
+            self._regions[0].to(device)
+        return self._regions[0]
+
+    def logits(self, maps: dict[str, Tensor], masks: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """Return logits as :meth:`PooledMap.logits` does."""
+        return F.pad(self.regions(*describe(maps, masks), self._texts(vocabulary)), (0, 1))
+
+    def unfamiliar(self, vocabulary: Vocabulary) -> list[str]:
+        """Return the names none of whose texts is near one of the training."""
+        near = self.regions.familiarity(self._texts(vocabulary)) >= FAMILIAR
+        familiar = {name for name, known in zip(vocabulary.classes, near.tolist(), strict=True) if known}
+        return [name for index, name in enumerate(vocabulary.names) if index not in familiar]
+
+    def _texts(self, vocabulary: Vocabulary) -> Tensor:
+        return self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)[:-1]
