@@ -15,7 +15,7 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from ovseg.checkpoint import load_model
+from ovseg.checkpoint import load_model, needs_checkpoint
 from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import augmented_model
@@ -93,7 +93,7 @@ class Segmenter:
         """
         cfg = load_cfg(str(config_file), opts)
         weights = str(weights or cfg.MODEL.WEIGHTS)
-        if not weights and cfg.MODEL.META_ARCHITECTURE != "ProposeAndName":  # whose parts may have none but CLIP's
+        if not weights and needs_checkpoint(cfg):
             raise OvsegError(
                 f"{config_file} names no weights, and without trained weights every result would be random: give a "
                 "checkpoint (MODEL.WEIGHTS, or weights=... in Python)"

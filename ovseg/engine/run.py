@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
-from ovseg.checkpoint import load_model, skip_initialisation
+from ovseg.checkpoint import load_model, needs_checkpoint, skip_initialisation
 from ovseg.config.limits import check_kind
 from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import build_train_loader
@@ -136,7 +136,7 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
     check_kind(cfg, "MODEL.META_ARCHITECTURE")
     check_evaluation(cfg)
     found = CheckpointFolder(cfg.OUTPUT_DIR).load_newest() if resume else None
-    if found is None and not cfg.MODEL.WEIGHTS:
+    if found is None and not cfg.MODEL.WEIGHTS and needs_checkpoint(cfg):
         raise OvsegError(
             "MODEL.WEIGHTS is empty, so there is nothing to evaluate: add MODEL.WEIGHTS checkpoint.pth, or --resume "
             "for the newest checkpoint in OUTPUT_DIR"

@@ -74,6 +74,7 @@ def load_hed(path: str | Path) -> HED:
         raise OvsegError(f"{path} cannot be read as the weights of HED: {reason_of(error)}") from None
     model = HED().requires_grad_(False).eval()
     state = {f"{name}.{part}": tensor for name, both in weights.items() for part, tensor in both.items()}
+    state["blocks.0.0.weight"] = state["blocks.0.0.weight"].flip(1)  # the file is for BGR
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -1,0 +1,55 @@
+"""The photograph model as a user meets it: a small photograph, real words, one process."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import demo
+from ovseg.checkpoint.packaged import FILES, has_packaged
+from ovseg.segmenter import Segmenter
+
+COFFEE = Path(__file__).parent / "data" / "photo" / "coffee.jpg"  # scikit-image's, CC0, by Rachel Michetti
+pytestmark = pytest.mark.skipif(not all(map(has_packaged, FILES)), reason="needs ovseg[photo,hed]")
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return Segmenter.from_config("photo")
+
+
+def test_a_cup_on_a_table(segmenter):
+    result = segmenter(COFFEE, ["cup", "dining table", "cat", "sky"])
+    assert result.label_map.shape == (200, 300)
+    shares = dict(zip(result.names, result.fractions, strict=True))
+    assert shares["cup"] > 0.25 and shares["dining table"] > 0.35, shares
+    assert shares["cat"] + shares["sky"] < 0.1, shares
+    assert result.names[result.label_map[60, 140]] == "cup"
+    assert result.names[result.label_map[180, 15]] == "dining table"
+
+
+def test_the_same_twice_and_after_other_words(segmenter):
+    first = segmenter(COFFEE, ["cup", "dining table"])
+    segmenter(COFFEE, ["wall"])
+    again = segmenter(COFFEE, ["cup", "dining table"])
+    assert np.array_equal(first.label_map, again.label_map)
+
+
+def test_words_far_from_the_training_are_reported_once(segmenter, caplog):
+    with caplog.at_level(logging.WARNING):
+        segmenter(COFFEE, ["cup", "oscilloscope"])
+        segmenter(COFFEE, ["oscilloscope", "cup"])
+    said = [record.getMessage() for record in caplog.records if "trained on" in record.getMessage()]
+    assert len(said) == 1 and said[0].endswith(": oscilloscope")
+    assert segmenter.unfamiliar(["person", "sky", "table", "kitty", "guitar"]) == ["guitar"]
+
+
+def test_the_demo_needs_no_configuration(tmp_path, capsys):
+    arguments = ["--input", str(COFFEE), "--class-names", "cup", "dining table", "--output", str(tmp_path)]
+    assert demo.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "COCO's 133 names" in printed.err and "cup" in printed.out
+    assert (tmp_path / "coffee.png").is_file()
