@@ -16,10 +16,13 @@ from torch.nn import functional as F
 from ovseg.clip.adapter import KEYS, ClipAdapter
 from ovseg.clip.dense import LAST, check_dense, covered, dense_maps, pool, project_pooled, resize_whole
 from ovseg.errors import OvsegError, argument_names
+from ovseg.naming.crops import has_pixel
 from ovseg.naming.region_model import FAMILIAR, LAYERS, SIZE, RegionModel, describe, load_regions
 from ovseg.naming.scores import NAMERS, Scores, best_synonym
 from ovseg.proposals.views import Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
+
+MASKS_AT_A_TIME = 16  # bounds the memory, and reuses it
 
 
 @NAMERS.register()
@@ -59,13 +62,13 @@ class PooledMap(Part):
             if vocabulary is None:
                 scores.append(None)
                 continue
-            binary = found.probabilities > self.mask_threshold
-            seen = binary.flatten(1).any(1)
-            if not seen.any():
-                scores.append(Scores(found.probabilities.new_zeros(0, len(vocabulary)), seen))
-                continue
-            logits = best_synonym(self.logits(self.maps(views, index), binary[seen], vocabulary), vocabulary)
-            scores.append(Scores(logits[:, :-1].softmax(-1), seen))
+            seen = has_pixel(found.probabilities, self.mask_threshold)
+            text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
+            logits = [text.new_zeros(0, len(text))]
+            for few in seen.nonzero()[:, 0].split(MASKS_AT_A_TIME) if seen.any() else ():
+                binary = found.probabilities[few] > self.mask_threshold
+                logits.append(self.logits(self.maps(views, index), binary, text))
+            scores.append(Scores(best_synonym(torch.cat(logits), vocabulary)[:, :-1].softmax(-1), seen))
         return scores
 
     def maps(self, views: Views, index: int) -> dict[str, Tensor]:
@@ -81,21 +84,20 @@ class PooledMap(Part):
 
         return views.once(key, compute)
 
-    def logits(self, maps: dict[str, Tensor], masks: Tensor, vocabulary: Vocabulary) -> Tensor:
+    def logits(self, maps: dict[str, Tensor], masks: Tensor, text: Tensor) -> Tensor:
         """Return the logits of texts.
 
         Args:
             maps: of the image.
             masks: bool (V, H, W), each with a pixel.
-            vocabulary: with S texts.
+            text: (S + 1, D) of :meth:`ovseg.clip.adapter.ClipAdapter.text_matrix`.
 
         Returns:
             float32 (V, S + 1); the last column is of no use.
         """
-        clip = self.clip_adapter
         averages = pool(maps[LAST], covered(masks, maps[LAST].shape[1:]))
-        features = project_pooled(clip.clip_model.visual, averages).float()
-        return clip.similarity(features, clip.text_matrix(vocabulary.texts, vocabulary.templates))
+        features = project_pooled(self.clip_adapter.clip_model.visual, averages).float()
+        return self.clip_adapter.similarity(features, text)
 
 
 @NAMERS.register()
@@ -143,15 +145,13 @@ class TrainedRegions(PooledMap):
             self._regions[0].to(device)
         return self._regions[0]
 
-    def logits(self, maps: dict[str, Tensor], masks: Tensor, vocabulary: Vocabulary) -> Tensor:
+    def logits(self, maps: dict[str, Tensor], masks: Tensor, text: Tensor) -> Tensor:
         """Return logits as :meth:`PooledMap.logits` does."""
-        return F.pad(self.regions(*describe(maps, masks), self._texts(vocabulary)), (0, 1))
+        return F.pad(self.regions(*describe(maps, masks), text[:-1]), (0, 1))
 
     def unfamiliar(self, vocabulary: Vocabulary) -> list[str]:
         """Return the names none of whose texts is near one of the training."""
-        near = self.regions.familiarity(self._texts(vocabulary)) >= FAMILIAR
+        text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)[:-1]
+        near = self.regions.familiarity(text) >= FAMILIAR
         familiar = {name for name, known in zip(vocabulary.classes, near.tolist(), strict=True) if known}
         return [name for index, name in enumerate(vocabulary.names) if index not in familiar]
-
-    def _texts(self, vocabulary: Vocabulary) -> Tensor:
-        return self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)[:-1]
