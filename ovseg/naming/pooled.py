@@ -65,9 +65,10 @@ class PooledMap(Part):
             seen = has_pixel(found.probabilities, self.mask_threshold)
             text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
             logits = [text.new_zeros(0, len(text))]
-            for few in seen.nonzero()[:, 0].split(MASKS_AT_A_TIME) if seen.any() else ():
-                binary = found.probabilities[few] > self.mask_threshold
-                logits.append(self.logits(self.maps(views, index), binary, text))
+            pieces = found.probabilities.split(MASKS_AT_A_TIME), seen.split(MASKS_AT_A_TIME)
+            for few, kept in zip(*pieces, strict=True):
+                if len(binary := (few > self.mask_threshold)[kept]):
+                    logits.append(self.logits(self.maps(views, index), binary, text))
             scores.append(Scores(best_synonym(torch.cat(logits), vocabulary)[:, :-1].softmax(-1), seen))
         return scores
 
