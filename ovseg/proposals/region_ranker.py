@@ -26,7 +26,7 @@ TREES = (
     (0.5, 2.0, 0.17, 0.2),
 )
 UNIONS = 400
-RANKED = ("hed",)  # boundaries that the packaged file has a ranker for; others propose the regions of one tree
+RANKED = ("hed", "gradient")  # boundaries that the packaged file has a ranker for; others propose from one tree
 
 
 class RegionRanker:
