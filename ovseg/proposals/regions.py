@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import cv2
 import numpy as np
-from scipy import sparse
+from scipy import ndimage, sparse
 
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
@@ -25,10 +26,12 @@ class Pieces:
         edges: float64 (n,), mean strength of the boundary inside.
         colours: float64 (n, 3), mean Lab colour, L 0 .. 1.
         spreads: float64 (n, 3), mean of the squared colours.
-        deep: float32 (n, D), mean deep features; D may be 0.
+        boxes: int64 (n, 4), x0, y0, x1, y1, the latter two exclusive.
         pairs: int64 (E, 2), each pair once.
         lengths: float64 (E,), pairs of pixels along the common boundary.
         strengths: float64 (E,), mean strength of the common boundary, 0 .. 1.
+        deep: float32 (n, D), deep features by which segments of one image differ; D may be 0.
+        look: float32 (n, L), deep features of what is seen; L may be 0.
     """
 
     labels: np.ndarray
@@ -38,10 +41,12 @@ class Pieces:
     edges: np.ndarray
     colours: np.ndarray
     spreads: np.ndarray
-    deep: np.ndarray
+    boxes: np.ndarray
     pairs: np.ndarray
     lengths: np.ndarray
     strengths: np.ndarray
+    deep: np.ndarray
+    look: np.ndarray
 
     def __len__(self) -> int:
         return len(self.areas)
@@ -110,14 +115,13 @@ def watershed(boundary: np.ndarray, sigma: float = 1.0) -> np.ndarray:
     return np.unique(target, return_inverse=True)[1].reshape(height, width)
 
 
-def describe(labels: np.ndarray, boundary: np.ndarray, lab: np.ndarray, maps: list[np.ndarray] = ()) -> Pieces:
-    """Describe pieces.
+def describe(labels: np.ndarray, boundary: np.ndarray, lab: np.ndarray) -> Pieces:
+    """Describe pieces, without deep features.
 
     Args:
         labels: int64 (h, w), 0 .. n - 1.
         boundary: float32 (h, w), 0 .. 1.
         lab: float32 (h, w, 3), Lab colours, L 0 .. 1.
-        maps: float32 (C, h / s, w / s) each, deep features at strides s = 4, 8, 16, ..., sizes rounded up.
     """
     (height, width), flat, count = labels.shape, labels.ravel(), int(labels.max()) + 1
     areas = np.bincount(flat, minlength=count).astype(np.float64)
@@ -128,7 +132,6 @@ def describe(labels: np.ndarray, boundary: np.ndarray, lab: np.ndarray, maps: li
     y = np.broadcast_to(((np.arange(height) + 0.5) / height)[:, None], labels.shape)
     x = np.broadcast_to((np.arange(width) + 0.5) / width, labels.shape)
     sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
-    deep = [_pooled(labels, areas, features, 4 << level) for level, features in enumerate(maps)]
     one = np.concatenate([labels[:, :-1].ravel(), labels[:-1].ravel()])
     other = np.concatenate([labels[:, 1:].ravel(), labels[1:].ravel()])
     between = [np.maximum(boundary[:, :-1], boundary[:, 1:]), np.maximum(boundary[:-1], boundary[1:])]
@@ -136,6 +139,7 @@ def describe(labels: np.ndarray, boundary: np.ndarray, lab: np.ndarray, maps: li
     one, other, between = one[apart], other[apart], np.concatenate([part.ravel() for part in between])[apart]
     codes, which = np.unique(np.minimum(one, other) * count + np.maximum(one, other), return_inverse=True)
     lengths = np.bincount(which, minlength=len(codes)).astype(np.float64)
+    empty = np.zeros((count, 0), np.float32)
     return Pieces(
         labels=labels,
         areas=areas,
@@ -144,11 +148,35 @@ def describe(labels: np.ndarray, boundary: np.ndarray, lab: np.ndarray, maps: li
         edges=mean(boundary),
         colours=np.stack([mean(lab[..., channel]) for channel in range(3)], 1),
         spreads=np.stack([mean(lab[..., channel] ** 2) for channel in range(3)], 1),
-        deep=np.concatenate(deep, 1) if deep else np.zeros((count, 0), np.float32),
+        boxes=np.array([(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels + 1)]),
         pairs=np.stack([codes // count, codes % count], 1),
         lengths=lengths,
         strengths=np.bincount(which, between, minlength=len(codes)) / np.maximum(lengths, 1),
+        deep=empty,
+        look=empty,
     )
+
+
+def pooled(labels: np.ndarray, maps: Sequence[np.ndarray]) -> np.ndarray:
+    """Return deep features of pieces, float32 (n, C): means of each map, brought to unit length.
+
+    Args:
+        labels: int64 (h, w), 0 .. n - 1.
+        maps: float32 (C, y, x) each, of the same image on grids of any size; a pixel has the feature of its cell.
+    """
+    count, found = int(labels.max()) + 1, []
+    for features in maps:
+        channels, rows, columns = features.shape
+        y, x = (
+            ((np.arange(side) + 0.5) * cells / side).astype(np.int64)
+            for side, cells in zip(labels.shape, (rows, columns), strict=True)
+        )
+        places = (y[:, None] * columns + x).ravel()
+        ones = np.ones(labels.size, np.float32)
+        shares = sparse.coo_matrix((ones, (labels.ravel(), places)), shape=(count, rows * columns)).tocsr()
+        sums = shares @ features.reshape(channels, -1).T
+        found.append(sums / np.sqrt((sums**2).sum(1, keepdims=True) + 1e-6))
+    return np.concatenate(found, 1).astype(np.float32)
 
 
 def agglomerate(pieces: Pieces, boundary: float, colour: float, deep: float, exponent: float) -> MergeTree:
@@ -211,17 +239,3 @@ def agglomerate(pieces: Pieces, boundary: float, colour: float, deep: float, exp
             around[union] = mine[place]
             heapq.heappush(queue, (value, union, place))
     return MergeTree(np.array(children, dtype=np.int64).reshape(-1, 2), np.array(paid))
-
-
-def _pooled(labels: np.ndarray, areas: np.ndarray, features: np.ndarray, stride: int) -> np.ndarray:
-    """Return the mean feature of each piece, float32 (n, C), where a pixel has the feature of its cell."""
-    channels, rows, columns = features.shape
-    y, x = (
-        np.minimum(np.arange(side) // stride, last - 1)
-        for side, last in zip(labels.shape, (rows, columns), strict=True)
-    )
-    cells = (y[:, None] * columns + x).ravel()
-    shares = sparse.coo_matrix(
-        (np.ones(labels.size, np.float32), (labels.ravel(), cells)), shape=(len(areas), rows * columns)
-    ).tocsr()
-    return (shares @ features.reshape(channels, -1).T) / areas[:, None].astype(np.float32)
