@@ -71,7 +71,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.NAMER.REGIONS": "photo",  # ours: of TrainedRegions, photo or a file of tools/train_photo_model.py
     # ours: SingleNamer, GeometricMean or ObjectNormalizedMean; "" = SingleNamer for one namer, else GeometricMean
     "MODEL.FUSION.NAME": "",
-    "MODEL.RENDERING": "",  # ours: mask_sum or class_winner; "" = MODEL.MASK_FORMER.TEST.PAINTING
+    # ours: mask_sum, class_winner or area_weighted_sum; "" = MODEL.MASK_FORMER.TEST.PAINTING
+    "MODEL.RENDERING": "",
     # --- proposals: transformer, losses, rendering ---------------------------------------------------------
     "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,  # losses after every decoder layer
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,  # class weight of "no object" in the cross entropy
