@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from open_clip.timm_model import TimmModel
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
@@ -71,6 +72,8 @@ def dense_maps(visual: nn.Module, pixels: Tensor, layers: Sequence[str] = ()) ->
         OvsegError: the tower's features are not maps with the channels first.
     """
     trunk, maps = visual.trunk, {}
+    # almost twice as fast on a CPU: depthwise convolutions with the channels last
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
     if layers:
         x = trunk.bn1(trunk.conv_stem(pixels))
         for number, block in enumerate(trunk.blocks):

@@ -148,10 +148,9 @@ class OracleWords(_Oracle):
             words = [0]
         entries = self.vocabulary.class_names
         asked = {"class_names": [entries[word] for word in words], "templates": self.vocabulary.templates}
+        asked["add_others"] = False
         outputs = ("label_map", *(name for name in sample.get("outputs", ()) if name == "proposals"))
         answer = self.model([{**sample, **asked, "outputs": outputs}])[0]
-        # a model may add "others" to a single word, which is wrong wherever the pixel counts: a word of another class
-        other = next((word for word in range(len(entries)) if word not in words), words[0])
-        index = torch.tensor([*words, other], device=answer["label_map"].device)
+        index = torch.tensor(words, device=answer["label_map"].device)
         answer["label_map"] = index[answer["label_map"]]
         return answer

@@ -82,14 +82,14 @@ class ClassWinner(MaskSum):
 
 
 class AreaWeightedSum(MaskSum):
-    """Rendering as :class:`MaskSum`, in which a mask counts by its share of the image to the power of -1/4.
+    """Rendering as :class:`MaskSum`, in which a mask counts by its share of the image to the power of -1/2.
 
     For proposers of nested regions, such as the boundary tree: of the regions around a pixel, small ones follow the
     contours, and large ones would outvote them. The power is a compromise, by cross-validation: larger ones are better
     for few words, 0 is best for many (docs/photo_model.md).
     """
 
-    exponent = 0.25
+    exponent = 0.5
 
     def __call__(
         self, scores: Tensor, masks: Tensor, words: Vocabulary, size: tuple[int, int], outputs: Collection[str]

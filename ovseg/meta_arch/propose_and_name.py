@@ -45,6 +45,7 @@ class ProposeAndName(nn.Module):
     * the words: ``class_names``, a :class:`ovseg.vocabulary.Vocabulary` or K entries, each a str or a sequence of
       synonyms; or ``meta["dataset_name"]``; default: the words of the configuration's first data set
     * ``templates``: prompts for the words, in place of the model's own
+    * ``add_others``: see the argument, which it overrides
     * ``outputs``: what to return, a subset of :data:`OUTPUTS`; default the first, ``("sem_seg",)``
     * in training ``instances``: ``gt_classes`` int64 (n,), ``gt_masks`` bool (n, H, W); or ``sem_seg``, labels (H, W)
 
@@ -172,7 +173,8 @@ class ProposeAndName(nn.Module):
             return self._closed_words(request)
         if not isinstance(words, Vocabulary) or request.get("templates") is not None:
             words = requested_words(request, self.test_sets)
-        return words.with_others() if self.add_others and len(words) == 1 else words
+        alone = len(words) == 1 and request.get("add_others", self.add_others)
+        return words.with_others() if alone else words
 
     def name_masks(self, request: Mapping[str, Any], masks: Tensor) -> Tensor:
         """Return the class probabilities by CLIP of given masks, without proposals.

@@ -17,7 +17,7 @@ from ovseg.clip.adapter import KEYS, ClipAdapter
 from ovseg.clip.dense import LAST, check_dense, covered, dense_maps, pool, project_pooled, resize_whole
 from ovseg.errors import OvsegError, argument_names
 from ovseg.naming.crops import has_pixel
-from ovseg.naming.region_model import FAMILIAR, LAYERS, SIZE, RegionModel, describe, load_regions
+from ovseg.naming.region_model import FAMILIAR, LAYERS, OTHERS, OTHERS_LOGIT, SIZE, RegionModel, describe, load_regions
 from ovseg.naming.scores import NAMERS, Scores, best_synonym
 from ovseg.proposals.views import Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
@@ -46,6 +46,7 @@ class PooledMap(Part):
     ):
         super().__init__()
         check_dense(clip_adapter.clip_model.visual, layers, clip_adapter.source.name)
+        clip_adapter.clip_model.visual.trunk.to(memory_format=torch.channels_last)  # see dense_maps
         self.clip_adapter = clip_adapter
         self.size, self.mask_threshold, self.layers = size, mask_threshold, tuple(layers)
 
@@ -69,7 +70,8 @@ class PooledMap(Part):
             for few, kept in zip(*pieces, strict=True):
                 if len(binary := (few > self.mask_threshold)[kept]):
                     logits.append(self.logits(self.maps(views, index), binary, text))
-            scores.append(Scores(best_synonym(torch.cat(logits), vocabulary)[:, :-1].softmax(-1), seen))
+            by_text = self.without_words(torch.cat(logits), vocabulary.texts)
+            scores.append(Scores(best_synonym(by_text, vocabulary)[:, :-1].softmax(-1), seen))
         return scores
 
     def maps(self, views: Views, index: int) -> dict[str, Tensor]:
@@ -99,6 +101,10 @@ class PooledMap(Part):
         averages = pool(maps[LAST], covered(masks, maps[LAST].shape[1:]))
         features = project_pooled(self.clip_adapter.clip_model.visual, averages).float()
         return self.clip_adapter.similarity(features, text)
+
+    def without_words(self, logits: Tensor, texts: Sequence[str]) -> Tensor:
+        """Return the logits (V, S + 1) with those of texts that mean "none of the words", if the namer knows any."""
+        return logits
 
 
 @NAMERS.register()
@@ -150,9 +156,17 @@ class TrainedRegions(PooledMap):
         """Return logits as :meth:`PooledMap.logits` does."""
         return F.pad(self.regions(*describe(maps, masks), text[:-1]), (0, 1))
 
+    def without_words(self, logits: Tensor, texts: Sequence[str]) -> Tensor:
+        """Return the logits with a constant for :data:`ovseg.naming.region_model.OTHERS`."""
+        for column, text in enumerate(texts):
+            if text in OTHERS:
+                logits[:, column] = OTHERS_LOGIT
+        return logits
+
     def unfamiliar(self, vocabulary: Vocabulary) -> list[str]:
         """Return the names none of whose texts is near one of the training."""
         text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)[:-1]
         near = self.regions.familiarity(text) >= FAMILIAR
         familiar = {name for name, known in zip(vocabulary.classes, near.tolist(), strict=True) if known}
-        return [name for index, name in enumerate(vocabulary.names) if index not in familiar]
+        unknown = [index for index in range(len(vocabulary)) if index not in familiar]
+        return [vocabulary.names[index] for index in unknown if OTHERS.isdisjoint(vocabulary.synonyms[index])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import timm
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,13 +27,14 @@ class DeepFeatures(nn.Module):
             network.load_state_dict(dict(zip(names, state.values(), strict=False)))  # the file ends with the classifier
         except RuntimeError:
             raise OvsegError(f"the weights {PACKAGE} do not fit this version of timm: install another one") from None
-        self.network = network.requires_grad_(False).eval()
+        self.network = network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return features of an image (3, H, W), RGB, 0 .. 255: float32 (C, y, x) each, C = 40, 112, 320 and 1280."""
         scale = min(1.0, LONGEST / max(image.shape[1:]))
         size = [-(-max(1, round(side * scale)) // 32) * 32 for side in image.shape[1:]]
         x = F.interpolate((image[None] - 127) / 128, size, mode="bilinear", align_corners=False)
+        x = x.contiguous(memory_format=torch.channels_last)
         network, found = self.network, []
         x = network.bn1(network.conv_stem(x))
         for index, block in enumerate(network.blocks):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import evaluation_standin as standin
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
-from torch import nn
 from torch.nn import functional as F
 
 from ovseg.checkpoint import load_weights
@@ -25,10 +23,8 @@ from ovseg.evaluation.oracle import (
     paint_segments,
     present_segments,
 )
-from ovseg.evaluation.oracle_model import OracleWords
 from ovseg.evaluation.proposals import ious_of, segment_intersections
 from ovseg.proposals.given_masks import resize_masks
-from ovseg.vocabulary import Vocabulary
 from tests.tiny_model import make_tiny_model
 
 CLASSES = 7
@@ -215,26 +211,7 @@ def test_oracle_words_asks_the_classes_of_each_image(data_folder):
         labels, _ = truth.labels(record)
         counted = labels[labels != truth.ignore_label]
         present = np.unique(counted)
+        assert not request["add_others"]
         assert request["class_names"] == [truth.class_names[k] for k in present]
         right, total = right + (counted == present[-1]).sum(), total + counted.size
     assert scores["pACC"] == pytest.approx(100 * right / total)
-
-
-class Called(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, requests):
-        return self.function(requests)
-
-
-def test_oracle_words_takes_the_others_of_a_model_for_wrong():
-    model = Called(lambda requests: [{"label_map": torch.tensor([[0, 1]])}])
-    protocol = SimpleNamespace(
-        to_class=None, vocabulary=Vocabulary(("a", "b", "c"), (("a",), ("b",), ("c",)), "the test")
-    )
-    oracle = OracleWords(model, SimpleNamespace(class_names=["a", "b", "c"]), protocol)
-    labels = oracle.answer({"outputs": ("label_map",)}, torch.tensor([[0, 0]]))["label_map"]
-    assert labels.tolist() == [[0, 1]]
-    assert oracle.answer({}, torch.tensor([[3, 3]]))["label_map"].shape == (1, 2)  # all ignored
