@@ -21,6 +21,21 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="folder of the photographs")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--output", type=Path, help="train, and write the ranker to this file")
+    action.add_argument("--measure", metavar="SPLIT", help="measure the proposals of this split, such as val2017")
+    parser.add_argument("--boundaries", nargs="+", default=["hed", "gradient"], help="(default: hed gradient)")
+    parser.add_argument("--ranking", default="network", help="for --measure: network or tree (default: network)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args(None)  # --help and mistakes are answered before what takes seconds is imported
+
 import cv2
 import numpy as np
 import torch
@@ -30,6 +45,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ovseg.errors import user_errors
+from ovseg.io.files import atomic_path, check_file
 from ovseg.proposals.boundary_tree import BoundaryTree, enlarged
 from ovseg.proposals.region_ranker import RegionRanker, grow
 from ovseg.proposals.region_ranking import choose
@@ -182,28 +198,24 @@ def measure(folder: Path, split: str, proposer: BoundaryTree) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; ``OvsegError`` if a package is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, help="folder of the photographs")
-    action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--output", type=Path, help="train, and write the ranker to this file")
-    action.add_argument("--measure", metavar="SPLIT", help="measure the proposals of this split, such as val2017")
-    parser.add_argument("--boundaries", nargs="+", default=["hed", "gradient"], help="(default: hed gradient)")
-    parser.add_argument("--ranking", default="network", help="for --measure: network or tree (default: network)")
-    args = parser.parse_args(argv)
+    """Run the command line; ``OvsegError`` if a package or a file is missing."""
+    args = parse_args(argv)
+    split = args.measure or "train2017"
+    check_file(args.photos / f"panoptic_{split}.json", "file of panoptic labels")
     torch.set_num_threads(1)
     if args.measure:
         for boundary in args.boundaries:
-            measure(args.photos, args.measure, BoundaryTree(boundary, args.ranking))
+            measure(args.photos, split, BoundaryTree(boundary, args.ranking))
         return
     tensors = {}
     for boundary in args.boundaries:
         proposer = BoundaryTree(boundary, "network")
-        photos = list(photographs(args.photos, "train2017", proposer))
+        photos = list(photographs(args.photos, split, proposer))
         for name, tensor in train_ranker(photos, boundary).items():
             kind = np.float16 if name.endswith("matrix") else np.float32
             tensors[f"{boundary}.{name}"] = np.ascontiguousarray(tensor, dtype=kind)
-    save_file(tensors, args.output)
+    with atomic_path(args.output) as temporary:
+        save_file(tensors, temporary)
 
 
 if __name__ == "__main__":

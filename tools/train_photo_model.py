@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Train the namer of the model ``photo`` from photographs with panoptic labels, or measure it.
 
-python tools/train_photo_model.py --train train.yaml --output photo.safetensors
+python tools/train_photo_model.py --train train.yaml --output ovseg/naming/photo.safetensors \\
+    --projection ovseg/clip/photo.safetensors
 python tools/train_photo_model.py --train train.yaml --val val.yaml --evaluate
 
 A YAML file describes a data set of COCO's panoptic layout (docs/your_data.md): ``images``, ``coco_panoptic``, and
-``label_set: coco_panoptic_133`` with ``ids: label_set``. The result is :class:`ovseg.naming.region_model.RegionModel`;
-MODEL.NAMER.REGIONS names its file. The same files give the same numbers: nothing is random but the folds of
---evaluate, whose seeds are fixed. 100 photographs take two minutes on one core.
+``label_set: coco_panoptic_133`` with ``ids: label_set``. --output gets a RegionModel (ovseg.naming.region_model), which
+MODEL.NAMER.REGIONS names; --projection gets what CLIP ``photo`` has of its own, for the namers of crops. The same files
+give the same numbers: nothing is random but the folds of --evaluate, whose seeds are fixed. 100 photographs take two
+minutes on one core.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, required=True, help="YAML file of the photographs to train with")
     parser.add_argument("--val", type=Path, help="YAML file of other photographs, to measure with")
-    parser.add_argument("--output", type=Path, help="file to write (.safetensors)")
+    parser.add_argument("--output", type=Path, help="file of the namer to write (.safetensors)")
+    parser.add_argument("--projection", type=Path, help="file of CLIP's projection to write (.safetensors)")
     parser.add_argument("--evaluate", action="store_true", help="cross-validate, and hold names out")
     parser.add_argument("--config-file", default="photo", help="configuration with the CLIP (default: %(default)s)")
     args = parser.parse_args(argv)
-    if not args.output and not args.evaluate and not args.val:
-        parser.error("there is nothing to do: give --output, --val or --evaluate")
+    if not (args.output or args.projection or args.evaluate or args.val):
+        parser.error("there is nothing to do: give --output, --projection, --val or --evaluate")
     return args
 
 
@@ -44,6 +47,7 @@ ovseg.register()
 import torch
 from rich.logging import RichHandler
 
+from ovseg.adaptation.projection import train_projection
 from ovseg.adaptation.regions import (
     Regions,
     cross_validate,
@@ -70,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     others = open_source(read_description(args.val)) if args.val else None
     clip = ClipAdapter(load_cfg(args.config_file))
     clip.eval()
+    if args.projection:
+        save_safetensors(train_projection(clip, source), args.projection)
+        logger.info("saved %s (%.1f MB)", args.projection, args.projection.stat().st_size / 1e6)
+        if not (args.output or args.evaluate or others):
+            return
     classifier = imagenet_classifier()
     names = embed_names(clip, source.classes.vocabulary)
     train = read(clip, source)

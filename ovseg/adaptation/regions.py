@@ -63,11 +63,13 @@ class Names:
     Attributes:
         vocabulary: the K classes with their synonyms; the first synonym is the name that is trained.
         texts: float32 (S, E), unit vectors, of all synonyms.
+        aliases: float32 (K, E), of the names of the data set, such as "wall-other-merged".
         class_texts: float32 (1000, E), unit vectors, of the names of ImageNet.
     """
 
     vocabulary: Vocabulary
     texts: Tensor
+    aliases: Tensor
     class_texts: Tensor
 
     @property
@@ -85,7 +87,8 @@ def embed_names(clip: ClipAdapter, vocabulary: Vocabulary) -> Names:
     synonyms = [info.index_to_description(index).split(", ") for index in range(1000)]
     texts = clip.text([text for group in synonyms for text in group])
     means = torch.stack([part.mean(0) for part in texts.split([len(group) for group in synonyms])])
-    return Names(vocabulary, clip.text(vocabulary.texts).cpu(), F.normalize(means, dim=-1).cpu())
+    texts, aliases = clip.text(vocabulary.texts).cpu(), clip.text(vocabulary.names).cpu()
+    return Names(vocabulary, texts, aliases, F.normalize(means, dim=-1).cpu())
 
 
 @torch.inference_mode()
@@ -240,7 +243,12 @@ def _texts_of(names: Names, seen: Tensor) -> dict[str, Tensor]:
     classes = torch.tensor(names.vocabulary.classes)
     kept = torch.isin(classes, seen)
     first = torch.searchsorted(classes[kept], classes[kept])
-    return {"texts": names.texts[kept], "name_of": first}
+    return {
+        "texts": names.texts[kept],
+        "name_of": first,
+        "aliases": names.aliases[seen],
+        "alias_of": torch.searchsorted(classes[kept], seen),
+    }
 
 
 def _conse_offset(model: RegionModel, regions: Regions, names: Names) -> Tensor:
@@ -287,6 +295,6 @@ def _fit(x: Tensor, directions: Tensor, given: Tensor, targets: Tensor, weights:
 
 def _stored(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
-        name: tensor if name == "name_of" else tensor.float() if name in SCALARS else tensor.half()
+        name: tensor if name.endswith("_of") else tensor.float() if name in SCALARS else tensor.half()
         for name, tensor in state.items()
     }

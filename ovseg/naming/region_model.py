@@ -55,6 +55,8 @@ class RegionModel(nn.Module):
             * ``centre``, ``scale`` (D,): of the features
             * ``weights`` (D, E): A
             * ``texts`` (S, E), ``name_of`` (S,) int64: texts of the training, and the position of each one's name
+            * ``aliases`` (A, E), ``alias_of`` (A,) int64: texts that stand for names and say little by themselves, such
+              as "wall-other-merged", and the position of each one's name
             * ``mean_text`` (E,): subtracted in u
             * ``classifier`` (N, C), ``classifier_bias`` (N,), ``class_texts`` (N, E): of ConSE
             * ``offset`` (2,): m and s
@@ -63,7 +65,7 @@ class RegionModel(nn.Module):
     def __init__(self, state: Mapping[str, Tensor]):
         super().__init__()
         for name, tensor in state.items():
-            self.register_buffer(name, tensor if name == "name_of" else tensor.float(), persistent=True)
+            self.register_buffer(name, tensor if name.endswith("_of") else tensor.float(), persistent=True)
 
     def forward(self, features: Tensor, last: Tensor, texts: Tensor) -> Tensor:
         """Return the logits of texts.
@@ -79,16 +81,21 @@ class RegionModel(nn.Module):
         seen, named = self.known(texts)
         own = x @ self.weights @ self.direction(texts).T
         learnt = x @ self.weights @ self.direction(self.texts[named]).T
-        return self.conse(last, texts) + seen * (learnt - PENALTY) + (1 - seen) * SHARE * own
+        given, by_text = self.conse(last, texts), self.conse(last, self.texts)
+        of_names = torch.full_like(by_text, -torch.inf).scatter_reduce(
+            1, self.name_of.expand_as(by_text), by_text, "amax"
+        )
+        given = torch.where(seen > 0, given.maximum(of_names[:, named]), given)
+        return given + seen * (learnt - PENALTY) + (1 - seen) * SHARE * own
 
     def known(self, texts: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far texts (T, E) are ones of the training, 0 .. 1, (T,); and the row of the nearest one's name."""
-        cosine, nearest = (texts @ self.texts.T).max(dim=1)
-        return ((cosine - OTHER) / (SAME - OTHER)).clamp(0, 1), self.name_of[nearest]
+        cosine, nearest = (texts @ torch.cat((self.texts, self.aliases)).T).max(dim=1)
+        return ((cosine - OTHER) / (SAME - OTHER)).clamp(0, 1), torch.cat((self.name_of, self.alias_of))[nearest]
 
     def familiarity(self, texts: Tensor) -> Tensor:
         """Return the cosine of each text (T, E) to the nearest one of the training, (T,)."""
-        return (texts @ self.texts.T).amax(dim=1)
+        return (texts @ torch.cat((self.texts, self.aliases)).T).amax(dim=1)
 
     def conse(self, last: Tensor, texts: Tensor) -> Tensor:
         """Return o, (V, T), for averages of the last map (V, C) and texts (T, E)."""

@@ -15,6 +15,7 @@ from ovseg.naming import PooledMap, TrainedRegions
 from ovseg.naming.region_model import (
     GEOMETRY,
     LAYERS,
+    OTHERS_LOGIT,
     PENALTY,
     SHARE,
     SHIPPED,
@@ -28,6 +29,7 @@ from ovseg.vocabulary import Vocabulary
 from tests.tiny_clip import adapter_of, convolutional_cfg, tiny_cfg, views_of
 
 WORDS = Vocabulary.from_class_names([("cat", "kitty"), "sky", "guitar"])
+ALIAS = "sky-other-merged"  # of "sky"
 KNOWN = Vocabulary.from_class_names([("cat", "kitty"), "sky"])
 
 
@@ -61,7 +63,8 @@ def random_state(clip, names: int = 7) -> dict[str, torch.Tensor]:
     }
     state = {name: torch.randn(shape, generator=random) / 4 for name, shape in normal.items()}
     fixed = {"centre": torch.zeros(features.shape[1]), "scale": torch.ones(features.shape[1])}
-    return state | fixed | {"texts": texts, "name_of": torch.tensor([0, 0, 2]), "offset": torch.tensor([0.1, 0.5])}
+    named = {"texts": texts, "name_of": torch.tensor([0, 0, 2]), "offset": torch.tensor([0.1, 0.5])}
+    return state | fixed | named | {"aliases": clip.text([ALIAS]), "alias_of": torch.tensor([2])}
 
 
 def some_masks(height: int = 48, width: int = 64) -> torch.Tensor:
@@ -107,13 +110,23 @@ def test_the_map_of_an_image_is_computed_once(cfg, clip, monkeypatch):
     assert len(calls) == 1
 
 
-def test_a_synonym_of_the_training_takes_the_learnt_part_of_its_name(clip, regions):
+def test_a_synonym_of_the_training_is_named_like_its_name(clip, regions):
     features, last = torch.rand(5, len(regions.centre)), torch.rand(5, regions.classifier.shape[1])
-    texts = clip.text(["cat", "kitty"])
-    learnt = regions(features, last, texts) - regions.conse(last, texts)
-    torch.testing.assert_close(learnt[:, 0], learnt[:, 1])
+    texts = clip.text(["cat", "kitty", ALIAS, "sky"])
+    logits, alone = regions(features, last, texts), regions.conse(last, texts)
+    torch.testing.assert_close(logits[:, 0], logits[:, 1])
+    torch.testing.assert_close(logits[:, 2], logits[:, 3])  # whatever ConSE makes of its text
+    best = alone[:, :2].amax(1)
     own = (features - regions.centre) * regions.scale @ regions.weights @ regions.direction(texts).T
-    torch.testing.assert_close(learnt[:, 0], own[:, 0] - PENALTY, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits[:, 0] - best, own[:, 0] - PENALTY, rtol=1e-4, atol=1e-4)
+
+
+def test_what_means_none_of_the_words_has_a_constant(cfg, clip, regions):
+    namer = TrainedRegions(clip, regions, KNOWN.synonyms)
+    words = Vocabulary.from_class_names(["cat", "others"])
+    logits = namer.without_words(torch.zeros(3, 3), words.texts)
+    assert logits.tolist() == [[0, OTHERS_LOGIT, 0]] * 3
+    assert namer.unfamiliar(words) == []
 
 
 def test_a_text_far_from_the_training_keeps_its_own_part(clip, regions):
