@@ -1,7 +1,7 @@
 """Write toy scenes as images, with the words of what is in them: something to try ``demo.py`` on.
 
 python -m ovseg.toy --output output/scenes --scenes 3
-python demo.py --input output/scenes/*.png --vocabulary output/scenes/words.txt
+python demo.py --config-file toy --input output/scenes/*.png --vocabulary output/scenes/words.txt
 python -m ovseg.toy --sheet sheet.png --scenes 12    # one image of scenes, labels and captions
 """
 

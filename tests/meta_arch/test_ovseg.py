@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from ovseg.data.requested_words import requested_words
 from ovseg.errors import OvsegError
-from ovseg.meta_arch.pixel_scores import class_winner_weights, render_labels, render_scores
+from ovseg.meta_arch.pixel_scores import AreaWeightedSum, MaskSum, class_winner_weights, render_labels, render_scores
+from ovseg.vocabulary import Vocabulary
 from tests.parity.fixture import REDUCED, Parity
 
 WEIGHT = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
@@ -149,3 +150,19 @@ def test_winners_keep_their_whole_row():
         [0, 0],
     ]
     assert class_winner_weights(probabilities, True)[0].tolist() == [0, 0]
+
+
+def test_small_regions_count_more_among_few_words():
+    masks = torch.zeros(2, 10, 10)
+    masks[0], masks[1, :2, :2] = 1, 1  # 25 times the area
+    scores = torch.tensor([[0.6, 0.3], [0.1, 0.2]])
+    words = Vocabulary.from_class_names(["a", "b"])
+    plain = MaskSum()(scores, masks, words, (10, 10), ("label_map",))["label_map"]
+    weighted = AreaWeightedSum()(scores, masks, words, (10, 10), ("label_map", "sem_seg"))
+    assert not plain.any()
+    assert weighted["label_map"].sum() == 4 and weighted["label_map"][:2, :2].all()
+    assert torch.allclose(weighted["sem_seg"][:, 0, 0], torch.tensor([0.6 + 0.1 * 5, 0.3 + 0.2 * 5]))
+    many = torch.cat([scores, torch.zeros(2, 98)], 1)
+    words = Vocabulary.from_class_names([f"word {k}" for k in range(100)])
+    few = AreaWeightedSum()(many, masks, words, (10, 10), ("sem_seg",))["sem_seg"]
+    assert torch.allclose(few[:2, 0, 0], torch.tensor([0.6 + 0.1 * 25**0.05, 0.3 + 0.2 * 25**0.05]))
