@@ -36,6 +36,7 @@ RUNNING_BEST = 8  # numbers per pixel: labels and scores, old and new
 # temporary copy are in memory. Sliding windows also sum at the size of the model's input.
 COPIES_OF_VIEWS = 3
 LARGEST_SUM = 2**28  # numbers (1 GiB)
+NAMED = 10  # unfamiliar words that a warning names
 
 
 class Segmenter:
@@ -146,13 +147,14 @@ class Segmenter:
         if unknown := [name for name in self.unfamiliar(vocabulary) if name not in self._warned]:
             self._warned.update(unknown)
             logger.warning(
-                "not among the names this model was trained on, so its masks are less certain: %s", ", ".join(unknown)
+                "not among the names this model was trained on, so its masks are less certain: %s%s",
+                ", ".join(unknown[:NAMED]),
+                f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else "",
             )
         return vocabulary
 
     def unfamiliar(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> list[str]:
         """Return the words that are far from all names that the model was trained on, if it knows these names."""
-        vocabulary = Vocabulary.of(words)
         vocabulary = Vocabulary.of(words)
         namers = [namer for namer in getattr(self.model, "namers", ()) if hasattr(namer, "unfamiliar")]
         return [name for namer in namers for name in namer.unfamiliar(vocabulary)]

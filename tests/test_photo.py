@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -47,9 +48,24 @@ def test_words_far_from_the_training_are_reported_once(segmenter, caplog):
     assert segmenter.unfamiliar(["person", "sky", "table", "kitty", "guitar"]) == ["guitar"]
 
 
+def test_scores_are_means_and_explanations_are_json(segmenter):
+    result = segmenter(COFFEE, ["cup", "dining table"], explain=True)
+    assert 0 < max(result.scores) <= 1
+    explained = result.explain().to_json()
+    assert "NaN" not in json.dumps(explained) and explained[0]["words"][0]["own"] is None
+
+
+def test_large_photographs_are_reduced(segmenter, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(segmenter.model, "forward", lambda batch: sizes.append(batch[0]["image"].shape) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        segmenter(np.zeros((3024, 4032, 3), np.uint8), ["sky"])
+    assert sizes == [(3, 480, 640)]
+
+
 def test_the_demo_needs_no_configuration(tmp_path, capsys):
     arguments = ["--input", str(COFFEE), "--class-names", "cup", "dining table", "--output", str(tmp_path)]
     assert demo.main(arguments) == 0
     printed = capsys.readouterr()
-    assert "COCO's 133 names" in printed.err and "cup" in printed.out
+    assert "knows 119 names of COCO" in printed.err and "cup" in printed.out
     assert (tmp_path / "coffee.png").is_file()

@@ -6,9 +6,9 @@ python tools/train_boundary_tree.py --photos PHOTOS --measure val2017  # with th
 
 PHOTOS holds COCO's panoptic layout of train2017. The deep features are projected by a linear discriminant analysis of
 the segments of each image (32 dimensions) and by a principal component analysis (24); three small networks learn which
-regions are a segment, with an IoU of at least 0.5. In the cross-validation, five folds of photographs, the features of
-each fold's regions are projected by the analysis of the others, and ranked by networks of the others. Minutes on one
-core; all seeds are fixed.
+regions are a segment, with an IoU of at least 0.5. In the cross-validation, five folds of photographs, the regions of a
+fold are projected by the discriminant analysis of the others, and ranked by networks of the others; the principal
+components (without labels) are those of all. Minutes on one core; all seeds are fixed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 if __name__ == "__main__":
     parse_args(None)  # --help and mistakes are answered before what takes seconds is imported
 
-import cv2
 import numpy as np
 import torch
 from safetensors.numpy import save_file
@@ -44,8 +43,9 @@ from scipy.linalg import eigh
 from torch import nn
 from torch.nn import functional as F
 
-from ovseg.errors import user_errors
+from ovseg.errors import OvsegError, reason_of, user_errors
 from ovseg.io.files import atomic_path, check_file
+from ovseg.io.images import read_image
 from ovseg.proposals.boundary_tree import BoundaryTree, enlarged
 from ovseg.proposals.region_ranker import RegionRanker, grow
 from ovseg.proposals.region_ranking import choose
@@ -72,12 +72,16 @@ class Photograph:
 
 def photographs(folder: Path, split: str, proposer: BoundaryTree) -> Iterator[Photograph]:
     """Yield the photographs of a split in COCO's panoptic layout."""
-    described = json.loads((folder / f"panoptic_{split}.json").read_text())
+    path = folder / f"panoptic_{split}.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OvsegError(f"{path} is not valid JSON ({reason_of(error)}): give COCO's panoptic labels") from error
     names = {image["id"]: image["file_name"] for image in described["images"]}
     for about in described["annotations"]:
-        image = cv2.imread(str(folder / "images" / split / names[about["image_id"]]))[:, :, ::-1]
-        colours = cv2.imread(str(folder / f"panoptic_{split}" / about["file_name"])).astype(np.int64)
-        codes = colours @ np.array([65536, 256, 1])  # of B, G and R
+        image = read_image(folder / "images" / split / names[about["image_id"]])
+        colours = read_image(folder / f"panoptic_{split}" / about["file_name"]).astype(np.int64)
+        codes = colours @ np.array([1, 256, 65536])  # of R, G and B
         known = np.array([0, *sorted(segment["id"] for segment in about["segments_info"])])
         truth = np.searchsorted(known, codes) * np.isin(codes, known)
         pieces, features = proposer.pieces_of(torch.from_numpy(image.copy()).permute(2, 0, 1).float())
@@ -210,7 +214,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tensors = {}
     for boundary in args.boundaries:
         proposer = BoundaryTree(boundary, "network")
-        photos = list(photographs(args.photos, split, proposer))
+        if len(photos := list(photographs(args.photos, split, proposer))) < FOLDS:
+            raise OvsegError(f"{args.photos} has {len(photos)} labelled photographs of {split}: give {FOLDS} or more")
         for name, tensor in train_ranker(photos, boundary).items():
             kind = np.float16 if name.endswith("matrix") else np.float32
             tensors[f"{boundary}.{name}"] = np.ascontiguousarray(tensor, dtype=kind)

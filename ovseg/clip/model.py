@@ -189,7 +189,9 @@ def _read_base(packaged: str, prefix: str, names: Sequence[str]) -> dict[str, Te
     """
     state = read_state_dict(packaged_weights(packaged))
     if FILES[packaged].get("in_order"):
-        return dict(zip(names, state.values(), strict=False))  # the file ends with the classifier
+        if len(state) != len(names) + 2:  # the file ends with the classifier
+            raise OvsegError(f"the weights {packaged} do not fit this version of timm: install another one")
+        return dict(zip(names, state.values(), strict=False))
     return {prefix + name: tensor for name, tensor in state.items()}
 
 

@@ -189,8 +189,8 @@ def encode_text(clip_model: nn.Module, tokens: Tensor, length: int) -> Tensor:
         (n, D) features, not normalised.
     """
     causal = isinstance(clip_model, CLIP) and clip_model.text_pool_type == "argmax" and clip_model.attn_mask is not None
-    if isinstance(getattr(clip_model, "text", None), HFTextEncoder):
-        used = (tokens != clip_model.text.config.pad_token_id).any(0).nonzero()
+    if isinstance(text := getattr(clip_model, "text", None), HFTextEncoder) and text.config.pad_token_id is not None:
+        used = (tokens != text.config.pad_token_id).any(0).nonzero()
         return clip_model.encode_text(tokens[:, : int(used.max()) + 1])
     if not causal:
         return clip_model.encode_text(tokens)

@@ -37,7 +37,7 @@ def find_config(name: str | Path) -> str:
         OvsegError: there is no file of this name.
     """
     name = str(name)
-    if os.path.splitext(name)[1] or os.path.basename(name) != name or os.path.exists(name):
+    if os.path.splitext(name)[1] or os.path.basename(name) != name or os.path.isfile(name):
         return name
     names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     if name not in names:

@@ -87,6 +87,7 @@ class AreaWeightedSum(MaskSum):
     For proposers of nested regions, such as the boundary tree: of the regions around a pixel, small ones follow the
     contours, and large ones would outvote them. With many words, small regions get wrong names more often. Chosen by
     cross-validation of the photograph model (docs/photo_model.md): -1/2 is best for the words of an image, 0 for 133.
+    Scores are weighted means over the masks of a pixel, 0 .. 1.
     """
 
     def __call__(
@@ -94,7 +95,9 @@ class AreaWeightedSum(MaskSum):
     ) -> dict[str, Any]:
         shares = masks.flatten(1).mean(1).clamp_min(1e-6)
         weights = shares[:, None] ** -min(0.5, 5 / scores.shape[1])
-        return super().__call__(scores * weights, masks, words, size, outputs)
+        result = super().__call__(scores * weights, masks, words, size, outputs)
+        total = render_scores(weights, masks, size, 1)[0].clamp_min(1e-6)
+        return result | {name: result[name] / total for name in ("sem_seg", "score_map") if name in result}
 
 
 RENDERINGS = {"mask_sum": MaskSum, "class_winner": ClassWinner, "area_weighted_sum": AreaWeightedSum}

@@ -116,7 +116,7 @@ class ProposeAndName(nn.Module):
         if "QueryEmbedding" in names and not getattr(proposer, "gives_embeddings", True):
             raise OvsegError(
                 f"the masks of {cfg.MODEL.PROPOSER.NAME} have no class embeddings for the namer QueryEmbedding: set "
-                "MODEL.NAMER.NAME to MaskedCrops or ContextCrops"
+                "MODEL.NAMER.NAME to MaskedCrops or PooledMap"
             )
         fusion = cfg.MODEL.FUSION.NAME or ("SingleNamer" if len(names) == 1 else "GeometricMean")
         rendering = cfg.MODEL.RENDERING or cfg.MODEL.MASK_FORMER.TEST.PAINTING
@@ -189,7 +189,7 @@ class ProposeAndName(nn.Module):
         given = Masks(masks.to(self.device).float())
         if self.mask_namer is None:
             raise OvsegError(
-                "this model has no namer of given masks: add MaskedCrops or ContextCrops to MODEL.NAMER.NAME"
+                "this model has no namer of given masks: add MaskedCrops, ContextCrops or PooledMap to MODEL.NAMER.NAME"
             )
         return self.mask_namer(self.views([request]), [given], [self.words_of(request)])[0].probabilities
 

@@ -133,7 +133,7 @@ def _is_on(value: str, name: str, permitted: tuple[str, ...], package: str) -> b
     if value not in permitted:
         raise OvsegError(f"{name} is {value!r}: choose one of {', '.join(permitted)}")
     if value == "auto" and not (found := has_packaged(package)):
-        logger.info("BoundaryTree: %s is %s, because the weights %s are not installed", name, permitted[2], package)
+        logger.warning("BoundaryTree: %s is %s, because the weights %s are not installed", name, permitted[2], package)
         return found
     return value in permitted[:2]
 

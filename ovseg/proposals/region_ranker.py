@@ -8,8 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from ovseg.errors import OvsegError, reason_of
 from ovseg.proposals.region_ranking import Candidates, candidates
 from ovseg.proposals.regions import MergeTree, Pieces, agglomerate
 
@@ -46,7 +48,10 @@ class RegionRanker:
     def load(cls, boundary: str) -> RegionRanker:
         """Return the packaged ranker for the pieces of a boundary, one of RANKED, read once."""
         prefix = f"{boundary}."
-        stored = load_file(FILE)
+        try:
+            stored = load_file(FILE)
+        except (OSError, SafetensorError) as error:
+            raise OvsegError(f"cannot read {FILE} ({reason_of(error)}): install ovseg again") from error
         return cls({name[len(prefix) :]: tensor for name, tensor in stored.items() if name.startswith(prefix)})
 
     def project(self, pieces: Pieces, features: np.ndarray) -> Pieces:

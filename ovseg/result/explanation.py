@@ -21,7 +21,8 @@ class MaskScores:
 
     Attributes:
         names: K words; the last one may be "others", added by the model.
-        own: (n,K) float32, probabilities of the proposal network; 1 minus the sum of a row is that of "no object".
+        own: (n,K) float32, probabilities of the proposal network; 1 minus the sum of a row is that of "no object"; NaN
+            for a proposer that gives none.
         clip: (n,K) float32, probabilities of CLIP; NaN for masks that CLIP did not classify.
         fused: (n,K) float32, the fused scores that are rendered; not normalised.
         fractions: (n,) float32, area as a share of the image.
@@ -45,10 +46,10 @@ class MaskScores:
 
 @dataclass(frozen=True)
 class WordScores:
-    """Scores of one word for one mask: of the proposal network, of CLIP (None: not classified), and fused."""
+    """Scores of one word for one mask: of the proposal network, of CLIP (None: not classified by it), and fused."""
 
     word: str
-    own: float
+    own: float | None
     clip: float | None
     fused: float
 
@@ -82,7 +83,7 @@ class Explanation(tuple[MaskExplanation, ...]):
             words = []
             for k in best:
                 own, clip, fused = (float(kind[n, k]) for kind in (scores.own, scores.clip, scores.fused))
-                words.append(WordScores(scores.names[k], own, None if math.isnan(clip) else clip, fused))
+                words.append(WordScores(scores.names[k], *(None if math.isnan(x) else x for x in (own, clip)), fused))
             x0, y0, x1, y1 = (int(value) for value in np.rint(scores.boxes[n] * (width, height, width, height)))
             area = int(np.rint(scores.fractions[n] * height * width))
             masks.append(MaskExplanation(area, (x0, y0, x1, y1), float(max(0, 1 - scores.own[n].sum())), tuple(words)))
@@ -95,9 +96,9 @@ class Explanation(tuple[MaskExplanation, ...]):
         for number, mask in enumerate(self):
             for rank, word in enumerate(mask.words):
                 place = (str(number), str(mask.area), ",".join(map(str, mask.box))) if rank == 0 else ("", "", "")
-                clip = "-" if word.clip is None else f"{word.clip:.3f}"
+                own, clip = ("-" if score is None else f"{score:.3f}" for score in (word.own, word.clip))
                 last = rank == len(mask.words) - 1
-                table.add_row(*place, Text(word.word), f"{word.own:.3f}", clip, f"{word.fused:.3f}", end_section=last)
+                table.add_row(*place, Text(word.word), own, clip, f"{word.fused:.3f}", end_section=last)
         return table
 
     def __str__(self) -> str:
