@@ -15,8 +15,9 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from ovseg.checkpoint import load_model, needs_checkpoint
+from ovseg.checkpoint import load_model
 from ovseg.config import load_cfg
+from ovseg.config.limits import needs_checkpoint
 from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import augmented_model
 from ovseg.io.devices import configured_device, find_device

@@ -143,14 +143,6 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
     return model
 
 
-def needs_checkpoint(cfg: CfgNode) -> bool:
-    """Return whether a model without ``MODEL.WEIGHTS`` is certain to have random weights, before it is built.
-
-    Parts of the free combination may have none: masks of a file, say, and CLIP's crops.
-    """
-    return cfg.MODEL.META_ARCHITECTURE != "ProposeAndName"
-
-
 def _clip_adapter(model: nn.Module) -> Any:
     """Return the model's :class:`ovseg.clip.adapter.ClipAdapter`; None for models of others."""
     clip_adapter = getattr(model, "clip_adapter", None)

@@ -222,3 +222,11 @@ def _nearest(value: Any, names: Sequence[Any]) -> str:
 
 def _refusal(key: str, value: Any, wanted: str) -> OvsegError:
     return OvsegError(f"{key} is {shown(value)}: give {wanted}")
+
+
+def needs_checkpoint(cfg: CfgNode) -> bool:
+    """Return whether a model without ``MODEL.WEIGHTS`` is certain to have random weights, before it is built.
+
+    Parts of the free combination may have none: masks of a file, say, and CLIP's crops.
+    """
+    return cfg.MODEL.META_ARCHITECTURE != "ProposeAndName"

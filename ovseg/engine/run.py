@@ -16,8 +16,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
-from ovseg.checkpoint import load_model, needs_checkpoint, skip_initialisation
-from ovseg.config.limits import check_kind
+from ovseg.checkpoint import load_model, skip_initialisation
+from ovseg.config.limits import check_kind, needs_checkpoint
 from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import build_train_loader
 from ovseg.data.mapper import training_set
