@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from ovseg.checkpoint.state_dicts import read_state_dict
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.files import file_digest
 
@@ -61,6 +65,24 @@ def packaged_folder(name: str, *, network: bool = True) -> Path:
 def packaged_weights(name: str, *, network: bool = True) -> Path:
     """Return the weight file of a packaged model; see :func:`packaged_folder`."""
     return packaged_folder(name, network=network) / FILES[name]["weights"]
+
+
+def packaged_state(name: str, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the tensors of a packaged model under the names of a module; by order where the file has other names.
+
+    Args:
+        name: a key of ``packaged.json``.
+        names: of the module's tensors, in its order.
+
+    Raises:
+        OvsegError: see :func:`packaged_folder`; or the file has another number of tensors.
+    """
+    state, beyond = read_state_dict(packaged_weights(name)), FILES[name].get("in_order_before")
+    if beyond is None:
+        return state
+    if len(state) != len(names) + beyond:
+        raise OvsegError(f"the weights {name} do not fit this version of timm: install another one")
+    return dict(zip(names, state.values(), strict=False))
 
 
 def has_packaged(name: str) -> bool:

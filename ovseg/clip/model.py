@@ -15,9 +15,9 @@ from typing import Any
 import open_clip
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
-from torch import Tensor, nn
+from torch import nn
 
-from ovseg.checkpoint.packaged import FILES, packaged_folder, packaged_weights
+from ovseg.checkpoint.packaged import packaged_folder, packaged_state
 from ovseg.checkpoint.state_dicts import bare_clip_names, read_state_dict
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.clip.tokenizer import build_tokenizer, first_line, lacks_package, missing_package
@@ -156,7 +156,8 @@ def load_clip_weights(model: nn.Module, source: ClipSource, names: Collection[st
     for prefix, packaged in source.base_weights.items():
         below = [name for name in model.state_dict() if name.startswith(prefix)]
         if any(name in own and name not in state for name in below):
-            state = _read_base(packaged, prefix, below) | state
+            base = packaged_state(packaged, [name.removeprefix(prefix) for name in below])
+            state = {prefix + name: tensor for name, tensor in base.items()} | state
     wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
     missing = [name for name in own if name not in state and not name.endswith("mask_embedding")]
     if wrong == ["visual.mask_embedding"] and not missing:
@@ -177,22 +178,6 @@ def load_clip_weights(model: nn.Module, source: ClipSource, names: Collection[st
     found = {name: state[name].to(tensor.dtype) for name, tensor in own.items() if name in state}
     model.load_state_dict(found, strict=False)
     logger.info("CLIP %s: %d tensors from %s", source.name, len(found), path)
-
-
-def _read_base(packaged: str, prefix: str, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return packaged weights under the names of a model; EfficientNet-Lite's, which has others, in their order.
-
-    Args:
-        packaged: see :func:`ovseg.checkpoint.packaged.packaged_weights`.
-        prefix: of the names in the model.
-        names: of the part of the model that the weights belong to, in its order.
-    """
-    state = read_state_dict(packaged_weights(packaged))
-    if FILES[packaged].get("in_order"):
-        if len(state) != len(names) + 2:  # the file ends with the classifier
-            raise OvsegError(f"the weights {packaged} do not fit this version of timm: install another one")
-        return dict(zip(names, state.values(), strict=False))
-    return {prefix + name: tensor for name, tensor in state.items()}
 
 
 def _from_open_clip(name: str, weights: str, default: str) -> ClipSource:

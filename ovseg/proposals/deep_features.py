@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovseg.checkpoint.packaged import packaged_weights
-from ovseg.checkpoint.state_dicts import read_state_dict
-from ovseg.errors import OvsegError
+from ovseg.checkpoint.packaged import packaged_state
 
 PACKAGE = "efficientnet-lite0"
 BLOCKS = (2, 4, 6)  # stages whose outputs are taken, at strides 8, 16 and 32
@@ -22,11 +20,7 @@ class DeepFeatures(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-        names, state = list(network.state_dict()), read_state_dict(packaged_weights(PACKAGE))
-        try:
-            network.load_state_dict(dict(zip(names, state.values(), strict=False)))  # the file ends with the classifier
-        except RuntimeError:
-            raise OvsegError(f"the weights {PACKAGE} do not fit this version of timm: install another one") from None
+        network.load_state_dict(packaged_state(PACKAGE, list(network.state_dict())))
         self.network = network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor) -> list[Tensor]:

@@ -190,14 +190,13 @@ def agglomerate(pieces: Pieces, boundary: float, colour: float, deep: float, exp
     means = np.zeros((2 * count - 1, 3 + pieces.deep.shape[1]))
     areas[:count] = pieces.areas
     means[:count] = np.concatenate([pieces.colours * colour, pieces.deep * deep], 1)
-    depth = 3 if deep else means.shape[1]
     if not deep:
         means = means[:, :3]
 
     def costs(one: np.ndarray | int, others: np.ndarray, strengths: np.ndarray) -> list[float]:
         squares = (means[one] - means[others]) ** 2
         cost = boundary * strengths + np.sqrt(squares[:, :3].sum(1))
-        if depth < means.shape[1]:
+        if means.shape[1] > 3:
             cost += np.sqrt(squares[:, 3:].sum(1))
         return (cost * (np.minimum(areas[one], areas[others]) / total) ** exponent).tolist()
 
