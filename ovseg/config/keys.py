@@ -73,6 +73,9 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.FUSION.NAME": "",
     # ours: mask_sum, class_winner or area_weighted_sum; "" = MODEL.MASK_FORMER.TEST.PAINTING
     "MODEL.RENDERING": "",
+    # ours: subtracted from the scores of pixels for the words of the training ("calibration" of generalised zero-shot
+    # segmentation); which words these are: see docs/systems.md
+    "MODEL.SEEN_BIAS": 0.0,
     # --- proposals: transformer, losses, rendering ---------------------------------------------------------
     "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,  # losses after every decoder layer
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,  # class weight of "no object" in the cross entropy

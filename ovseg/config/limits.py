@@ -53,7 +53,7 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT",
     ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
     ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
-    ("a number", lambda x: True): "MODEL.PIXEL_MEAN",
+    ("a number", lambda x: True): "MODEL.PIXEL_MEAN MODEL.SEEN_BIAS",
 }
 _LENGTHS = {"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3, "INPUT.CROP.SIZE": 2}
 _STAGES = ("res2", "res3", "res4", "res5")

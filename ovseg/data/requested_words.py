@@ -7,10 +7,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from detectron2.data import MetadataCatalog
+from torch import Tensor
 
 from ovseg.data.catalog import register_on_demand
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, shown
 from ovseg.vocabulary import Vocabulary
 from ovseg.vocabulary.templates import check_templates
 
@@ -42,6 +45,34 @@ def requested_words(request: Mapping[str, Any], datasets: Sequence[str] = ()) ->
     if not names:
         raise OvsegError(f"the data set {dataset} has no stuff_classes in its metadata: set them when registering it")
     return Vocabulary.from_class_names([name.strip() for name in names], f"stuff_classes of {dataset}", templates)
+
+
+def seen_classes(request: Mapping[str, Any], words: Vocabulary, default: bool = False) -> Tensor:
+    """Return which words of a request are words of the model's training, bool (K,).
+
+    They are those of ``seen`` in the request, one bool per class; or, if the words are those of the request's data set,
+    of its metadata: ``trainable_flag``, 0 or 1 per class (SimBaseline), or all names but ``val_extra_classes``
+    (ZegFormer). For other words, and for an added "others", it is ``default``.
+
+    Raises:
+        OvsegError: ``seen`` or ``trainable_flag`` is not one bool per class.
+    """
+    dataset = request.get("meta", {}).get("dataset_name", "")
+    metadata = MetadataCatalog.get(dataset) if dataset and "class_names" not in request else None
+    flags, source = request.get("seen"), "seen"
+    if flags is None and metadata is not None:
+        flags, source = metadata.get("trainable_flag"), f"trainable_flag of {dataset}"
+        if flags is None and (unseen := metadata.get("val_extra_classes")) is not None:
+            flags = [name not in unseen for name in words.names]
+    if flags is None:
+        return torch.full((len(words),), default)
+    values = list(flags)
+    added = len(words) - len(values)
+    if not all(isinstance(value, (bool, int, np.bool_, np.integer)) and value in (0, 1) for value in values):
+        raise OvsegError(f"{source} is {shown(values)}: give True or False for each word")
+    if added and not (added == 1 and len(values) == 1 and words.names[-1] == "others"):
+        raise OvsegError(f"{source} has {len(values)} values for {len(words)} words: give one for each word")
+    return torch.tensor([bool(value) for value in values] + [default] * added)
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -31,7 +31,13 @@ class MaskSum:
         return cls(cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE)
 
     def __call__(
-        self, scores: Tensor, masks: Tensor, words: Vocabulary, size: tuple[int, int], outputs: Collection[str]
+        self,
+        scores: Tensor,
+        masks: Tensor,
+        words: Vocabulary,
+        size: tuple[int, int],
+        outputs: Collection[str],
+        bias: Tensor | None = None,
     ) -> dict[str, Any]:
         """Render ``sem_seg`` and ``label_map``, each if it is in ``outputs``.
 
@@ -40,15 +46,16 @@ class MaskSum:
             masks: (Q, H, W) probabilities.
             words: the K classes.
             size: height and width of the result.
+            bias: (K,), subtracted from the scores of pixels; None for nothing.
 
         Returns:
             ``sem_seg`` float32 (K, height, width); ``label_map`` int64 (height, width) with ``score_map`` float32.
         """
         result: dict[str, Any] = {}
         if "sem_seg" in outputs:
-            result["sem_seg"] = render_scores(scores, masks, size, self.class_chunk_size)
+            result["sem_seg"] = render_scores(scores, masks, size, self.class_chunk_size, bias)
         if "label_map" in outputs:
-            result["label_map"], result["score_map"] = render_labels(scores, masks, size, self.class_chunk_size)
+            result["label_map"], result["score_map"] = render_labels(scores, masks, size, self.class_chunk_size, bias)
         return result
 
 
@@ -73,12 +80,18 @@ class ClassWinner(MaskSum):
         return cls(cfg.MODEL.CLIP_ADAPTER.MASK_THR, cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE)
 
     def __call__(
-        self, scores: Tensor, masks: Tensor, words: Vocabulary, size: tuple[int, int], outputs: Collection[str]
+        self,
+        scores: Tensor,
+        masks: Tensor,
+        words: Vocabulary,
+        size: tuple[int, int],
+        outputs: Collection[str],
+        bias: Tensor | None = None,
     ) -> dict[str, Any]:
         seen = has_pixel(masks, self.mask_threshold)
         drop_last = len(words) == 2 and words.texts[-1] == "others"
         weights = class_winner_weights(scores[seen], drop_last)
-        return super().__call__(weights, (masks[seen] > self.mask_threshold).float(), words, size, outputs)
+        return super().__call__(weights, (masks[seen] > self.mask_threshold).float(), words, size, outputs, bias)
 
 
 class AreaWeightedSum(MaskSum):
@@ -91,7 +104,13 @@ class AreaWeightedSum(MaskSum):
     """
 
     def __call__(
-        self, scores: Tensor, masks: Tensor, words: Vocabulary, size: tuple[int, int], outputs: Collection[str]
+        self,
+        scores: Tensor,
+        masks: Tensor,
+        words: Vocabulary,
+        size: tuple[int, int],
+        outputs: Collection[str],
+        bias: Tensor | None = None,
     ) -> dict[str, Any]:
         shares = masks.flatten(1).mean(1).clamp_min(1e-6)
         weights = shares[:, None] ** -min(0.5, 5 / scores.shape[1])
@@ -122,7 +141,9 @@ def class_winner_weights(probabilities: Tensor, drop_last: bool) -> Tensor:
     return weights
 
 
-def render_scores(weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int) -> Tensor:
+def render_scores(
+    weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int, bias: Tensor | None = None
+) -> Tensor:
     """Return the scores of all classes, sum_n weights[n, k] * maps[n], resized bilinearly.
 
     Args:
@@ -130,22 +151,40 @@ def render_scores(weights: Tensor, maps: Tensor, size: tuple[int, int], class_ch
         maps: (n, H, W).
         size: output height and width.
         class_chunk: classes computed at a time; the same value gives the same bits in :func:`render_labels`.
+        bias: (K,), subtracted from the resized scores.
 
     Returns:
         float32 (K, height, width).
     """
-    return torch.cat([scores for _, scores in _chunks(weights, maps, size, class_chunk)])
+    return torch.cat([scores for _, scores in _chunks(weights, maps, size, class_chunk, bias)])
 
 
-def render_labels(weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int) -> tuple[Tensor, Tensor]:
+def render_labels(
+    weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the exact argmax over the classes of :func:`render_scores` without storing the scores of all classes.
 
     Returns:
         labels int64 (height, width), the lowest index among equals, and their scores float32 (height, width).
     """
-    best = maps.new_full(size, -torch.inf)
-    labels = torch.zeros(size, dtype=torch.int64, device=maps.device)
-    for start, scores in _chunks(weights, maps, size, class_chunk):
+    return best_classes(_chunks(weights, maps, size, class_chunk, bias), size, maps.device)
+
+
+def best_classes(
+    chunks: Iterable[tuple[int, Tensor]], size: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the argmax over classes whose scores are computed a few at a time, and its score.
+
+    Args:
+        chunks: the index of the first class of a chunk, and the scores (k, height, width) of its classes.
+        size: height and width.
+
+    Returns:
+        labels int64 (height, width), the lowest index among equals, and their scores float32 (height, width).
+    """
+    best = torch.full(size, -torch.inf, device=device)
+    labels = torch.zeros(size, dtype=torch.int64, device=device)
+    for start, scores in chunks:
         chunk_best, chunk_labels = scores.max(dim=0)
         better = chunk_best > best
         best = torch.where(better, chunk_best, best)
@@ -160,10 +199,13 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
 
 
-def _chunks(weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int) -> Iterator[tuple[int, Tensor]]:
+def _chunks(
+    weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int, bias: Tensor | None
+) -> Iterator[tuple[int, Tensor]]:
     # resizing is linear: it commutes with the sums and is done where it costs less
     if size[0] * size[1] <= maps.shape[1] * maps.shape[2] and 0 < len(maps) <= weights.shape[1]:
         maps = resize(maps, size)
     for start in range(0, weights.shape[1], class_chunk):
         scores = torch.einsum("nk,nhw->khw", weights[:, start : start + class_chunk], maps)
-        yield start, resize(scores, size)
+        scores = resize(scores, size)
+        yield start, scores if bias is None else scores - bias[start : start + class_chunk, None, None]

@@ -8,29 +8,26 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.config import DEFAULTS, refuse_keys_without_effect
 from ovseg.config.limits import check_config, check_kind, lookup
-from ovseg.data.requested_words import requested_words
 from ovseg.errors import OvsegError, shown
 from ovseg.meta_arch.pixel_scores import RENDERINGS
+from ovseg.meta_arch.word_model import WordModel, output_size, outputs_of
 from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, PooledMap, Scores
 from ovseg.naming.crops import has_pixel
 from ovseg.proposals.network import MaskNetwork
 from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
-OUTPUTS = ("sem_seg", "label_map", "proposals", "soft_proposals", "explanations")
-FIXED = ("OVSeg", "OVSegDEMO", "SCAN", "SCANDEMO", "Mask2Former")  # systems that choose their parts
 WITHOUT_NAMES = {"proposals", "soft_proposals"}  # outputs that need no namer
 
 
 @META_ARCH_REGISTRY.register()
-class ProposeAndName(nn.Module):
+class ProposeAndName(WordModel):
     """Model that segments images by proposing masks, scoring each mask for each word, and rendering the scores.
 
     ::
@@ -39,25 +36,11 @@ class ProposeAndName(nn.Module):
                                                  +-> namer 2 -> scores (V, K) --+-> fuse -> (Q, K) -> render -> pixels
         words ---------------------------------------^
 
-    Input: a list of dicts, one per image:
+    Input and output: see :class:`WordModel`. In training a request also has ``instances``: ``gt_classes`` int64 (n,),
+    ``gt_masks`` bool (n, H, W); or ``sem_seg``, labels (H, W). More outputs in evaluation mode:
 
-    * ``image``: (3, H, W) RGB, 0 .. 255, any dtype; ``height``, ``width``: size of the result (default: H, W)
-    * the words: ``class_names``, a :class:`ovseg.vocabulary.Vocabulary` or K entries, each a str or a sequence of
-      synonyms; or ``meta["dataset_name"]``; default: the words of the configuration's first data set
-    * ``templates``: prompts for the words, in place of the model's own
-    * ``add_others``: see the argument, which it overrides
-    * ``outputs``: what to return, a subset of :data:`OUTPUTS`; default the first, ``("sem_seg",)``
-    * in training ``instances``: ``gt_classes`` int64 (n,), ``gt_masks`` bool (n, H, W); or ``sem_seg``, labels (H, W)
-
-    Output in evaluation mode: a list of dicts with
-
-    * ``sem_seg``: float32 (K, height, width) scores, not probabilities
-    * for ``label_map``: ``label_map`` int64 (height, width), the argmax of ``sem_seg``, and ``score_map`` float32,
-      its maximum; needs much less memory than ``sem_seg``
     * ``proposals``: bool (Q, height, width), mask probability > 0.5; ``soft_proposals``: float32, the probability
     * ``explanations``: the scores of each mask by each namer, see :func:`explain`
-
-    Output in training mode: a dict of losses.
 
     Args:
         proposer: see :data:`ovseg.proposals.views.PROPOSERS`.
@@ -67,9 +50,7 @@ class ProposeAndName(nn.Module):
         mask_namer: the namer of :meth:`name_masks`; default: the :class:`MaskedCrops` or :class:`PooledMap` of the
             namers.
         mask_threshold: probability above which a pixel belongs to a mask in ``explanations``.
-        add_others: segment a single word against a second one, "others".
-        closed_vocabulary: the classes of a model that takes no words; None for an open vocabulary.
-        test_sets, train_sets: data sets whose words are the default of requests in evaluation, and in training.
+        model: the remaining arguments of :class:`WordModel`.
     """
 
     @configurable
@@ -78,27 +59,18 @@ class ProposeAndName(nn.Module):
         *,
         proposer: Part,
         namers: Sequence[Part],
-        fuse: Callable[[Sequence[Scores], str | None], Tensor],
+        fuse: Callable[[Sequence[Scores], str | None, Tensor | None], Tensor],
         render: Callable[..., dict[str, Any]],
         mask_namer: MaskedCrops | PooledMap | None = None,
         mask_threshold: float = 0.5,
-        add_others: bool = False,
-        closed_vocabulary: Vocabulary | None = None,
-        test_sets: Sequence[str] = (),
-        train_sets: Sequence[str] = (),
+        **model: Any,
     ):
-        super().__init__()
-        self.register_buffer("anchor", torch.empty(0), persistent=False)  # holds the device of the model
-        self.parts = (proposer, *namers)  # a tuple, which nn.Module does not register: see Part
-        for part in self.parts:
-            _register(self, part)
+        super().__init__((proposer, *namers), **model)
+        self.add_others |= render.adds_others
         self.fuse, self.render = fuse, render
         of_masks = [part for part in namers if isinstance(part, (MaskedCrops, PooledMap))]
         self._mask_namer = [mask_namer] if mask_namer else of_masks
         self.mask_threshold = mask_threshold
-        self.closed_vocabulary = closed_vocabulary
-        self.add_others = add_others or render.adds_others
-        self.test_sets, self.train_sets = tuple(test_sets), tuple(train_sets)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -146,10 +118,6 @@ class ProposeAndName(nn.Module):
         return results
 
     @property
-    def device(self) -> torch.device:
-        return self.anchor.device
-
-    @property
     def proposer(self) -> Part:
         return self.parts[0]
 
@@ -160,21 +128,6 @@ class ProposeAndName(nn.Module):
     @property
     def mask_namer(self) -> MaskedCrops | PooledMap | None:
         return self._mask_namer[0] if self._mask_namer else None
-
-    def views(self, requests: Sequence[Mapping[str, Any]]) -> Views:
-        """Return the images of requests on the device of the model."""
-        images = [request["image"].to(self.device).float() for request in requests]
-        return Views(requests, images, getattr(self.proposer, "size_divisibility", 32))
-
-    def words_of(self, request: Mapping[str, Any]) -> Vocabulary:
-        """Return the words of a request, with "others" if :attr:`add_others` applies to them."""
-        words = request.get("class_names")
-        if self.closed_vocabulary is not None:
-            return self._closed_words(request)
-        if not isinstance(words, Vocabulary) or request.get("templates") is not None:
-            words = requested_words(request, self.test_sets)
-        alone = len(words) == 1 and request.get("add_others", self.add_others)
-        return words.with_others() if alone else words
 
     def name_masks(self, request: Mapping[str, Any], masks: Tensor) -> Tensor:
         """Return the class probabilities by CLIP of given masks, without proposals.
@@ -193,41 +146,13 @@ class ProposeAndName(nn.Module):
             )
         return self.mask_namer(self.views([request]), [given], [self.words_of(request)])[0].probabilities
 
-    def train(self, mode: bool = True) -> ProposeAndName:
-        """Set the mode of the model and its parts."""
-        super().train(mode)
-        for part in self.parts:
-            part.train(mode)
-        return self
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a state, except for constants that published files contain."""
-        constants = constant_names(self)
-        kept = {name: tensor for name, tensor in state_dict.items() if name not in constants}
-        return super().load_state_dict(kept, strict, assign)
-
     def _class_logits(self, views: Views) -> Callable[[Tensor], Tensor]:
         if not hasattr(self.namers[0], "class_logits"):
             raise OvsegError(
                 f"the namer {type(self.namers[0]).__name__} does not train: to train a proposer, MODEL.NAMER.NAME must "
                 "begin with QueryEmbedding"
             )
-        if self.closed_vocabulary is not None:
-            words = {self._closed_words(request) for request in views.requests}
-        else:
-            words = {requested_words(request, self.train_sets) for request in views.requests}
-        if len(words) > 1:
-            raise OvsegError("the images of one training batch must share their words: train on one data set at a time")
-        return self.namers[0].class_logits(words.pop())
-
-    def _closed_words(self, request: Mapping[str, Any]) -> Vocabulary:
-        known = len(self.closed_vocabulary)
-        if ("class_names" in request or "meta" in request) and (asked := len(requested_words(request))) != known:
-            raise OvsegError(
-                f"this model has the {known} classes of its training and takes no other words, but {asked} were given: "
-                "use OVSeg or SCAN for open vocabularies"
-            )
-        return self.closed_vocabulary
+        return self.namers[0].class_logits(self.training_words(views))
 
     def _answer(
         self, request: Mapping[str, Any], masks: Masks, words: Vocabulary | None, *scores: Scores
@@ -253,8 +178,9 @@ class ProposeAndName(nn.Module):
         outputs: Collection[str],
     ) -> dict[str, Any]:
         """Fuse the scores of all namers for one image, and return those of ``outputs`` that depend on words."""
-        fused = self.fuse(scores, request.get("meta", {}).get("dataset_name"))
-        result = self.render(fused, masks.probabilities, words, output_size(request), outputs)
+        fused = self.fuse(scores, request.get("meta", {}).get("dataset_name"), self.seen_of(request, words))
+        size, bias = output_size(request), self.bias_of(request, words)
+        result = self.render(fused, masks.probabilities, words, size, outputs, bias)
         if "explanations" in outputs:
             result["explanations"] = explain(self.namers, masks.probabilities, scores, fused, self.mask_threshold)
         return result
@@ -262,8 +188,13 @@ class ProposeAndName(nn.Module):
 
 def common(cfg: CfgNode) -> dict[str, Any]:
     """Return the arguments of :class:`ProposeAndName` that all systems read from the same keys."""
+    return request_arguments(cfg) | {"mask_threshold": cfg.MODEL.CLIP_ADAPTER.MASK_THR}
+
+
+def request_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Return the arguments of :class:`WordModel` that all systems read from the same keys."""
     return {
-        "mask_threshold": cfg.MODEL.CLIP_ADAPTER.MASK_THR,
+        "seen_bias": cfg.MODEL.SEEN_BIAS,
         "add_others": cfg.MODEL.MASK_FORMER.TEST.ADD_OTHERS,
         "test_sets": cfg.DATASETS.TEST,
         "train_sets": cfg.DATASETS.TRAIN,
@@ -281,7 +212,7 @@ def check_model(cfg: CfgNode, with_head: bool = True) -> None:
     refuse_keys_without_effect(cfg)
     name = cfg.MODEL.META_ARCHITECTURE
     for key in ("PROPOSER.NAME", "PROPOSER.MASKS", "NAMER.NAME", "FUSION.NAME", "RENDERING"):
-        if name in FIXED and (value := lookup(cfg.MODEL, key)) != DEFAULTS[f"MODEL.{key}"]:
+        if name != "ProposeAndName" and (value := lookup(cfg.MODEL, key)) != DEFAULTS[f"MODEL.{key}"]:
             raise OvsegError(
                 f"MODEL.{key} is {shown(value)}, but {name} has its own parts: set MODEL.META_ARCHITECTURE to "
                 "ProposeAndName"
@@ -332,24 +263,6 @@ def explain(
     }
 
 
-def output_size(request: Mapping[str, Any]) -> tuple[int, int]:
-    """Return height and width of the result; default: those of the image."""
-    height, width = request["image"].shape[1:]
-    return request.get("height", height), request.get("width", width)
-
-
-def outputs_of(request: Mapping[str, Any]) -> Collection[str]:
-    """Return the names of the outputs of a request.
-
-    Raises:
-        OvsegError: one is not of :data:`OUTPUTS`.
-    """
-    outputs = request.get("outputs", OUTPUTS[:1])
-    if isinstance(outputs, str) or not set(OUTPUTS).issuperset(outputs):
-        raise OvsegError(f"outputs is {shown(outputs)}: give a list of names out of {', '.join(OUTPUTS)}")
-    return set(outputs)
-
-
 def _entry(registry: Iterable[tuple[str, Any]] | Mapping[str, Any], name: str, key: str) -> Any:
     """Return an entry of a registry.
 
@@ -360,14 +273,3 @@ def _entry(registry: Iterable[tuple[str, Any]] | Mapping[str, Any], name: str, k
     if name not in entries:
         raise OvsegError(f"{key} is {shown(name)}: choose one of {', '.join(entries)}")
     return entries[name]
-
-
-def _register(model: nn.Module, part: Part) -> None:
-    """Register the modules and parameters of a part with the model, under the names that they have in the part."""
-    for name, parameter in part.named_parameters(recurse=False):
-        model.register_parameter(name, parameter)
-    for name, module in part.named_children():
-        if isinstance(module, Part):
-            _register(model, module)
-        else:
-            model.add_module(name, module)

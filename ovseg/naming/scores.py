@@ -123,7 +123,7 @@ class SingleNamer:
     def from_config(cls, cfg: CfgNode) -> SingleNamer:
         return cls()
 
-    def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None) -> Tensor:
+    def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None, seen: Tensor | None = None) -> Tensor:
         """Return float32 (Q, K)."""
         if len(scores) != 1:
             raise OvsegError("there are two namers: set MODEL.FUSION.NAME to GeometricMean or ObjectNormalizedMean")
@@ -148,12 +148,13 @@ class GeometricMean:
     def from_config(cls, cfg: CfgNode) -> GeometricMean:
         return cls(cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT)
 
-    def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None) -> Tensor:
+    def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None, seen: Tensor | None = None) -> Tensor:
         """Fuse the scores of two namers, the first of which has scored all masks.
 
         Args:
             scores: of each namer; the scores of a single namer are returned unchanged.
             dataset_name: of the data set that the image belongs to, if any.
+            seen: bool (K,), which classes the first namer was trained with; only some fusions use it.
 
         Returns:
             float32 (Q, K).
@@ -184,8 +185,8 @@ class ObjectNormalizedMean(GeometricMean):
     def from_config(cls, cfg: CfgNode) -> ObjectNormalizedMean:
         return cls(cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT, cfg.MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT)
 
-    def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None) -> Tensor:
-        fused = super().__call__(scores, dataset_name)
+    def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None, seen: Tensor | None = None) -> Tensor:
+        fused = super().__call__(scores, dataset_name, seen)
         log = self.variant == "log" or (self.variant == "auto" and dataset_name in LOG_DATASETS)
         if log and self.weight > 0 and len(scores) == 2:
             return normalise_over_classes(fused, scores[0].of_all(unseen=0.0))

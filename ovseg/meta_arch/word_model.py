@@ -1,0 +1,159 @@
+"""``WordModel``: what all models of this package share, from the requests of a batch to their words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ovseg.checkpoint.state_dicts import constant_names
+from ovseg.data.requested_words import requested_words, seen_classes
+from ovseg.errors import OvsegError, shown
+from ovseg.proposals.views import Part, Views
+from ovseg.vocabulary import Vocabulary
+
+OUTPUTS = ("sem_seg", "label_map", "proposals", "soft_proposals", "explanations")
+
+
+class WordModel(nn.Module):
+    """Base class of models that segment images into the words of requests.
+
+    Input: a list of dicts, one per image:
+
+    * ``image``: (3, H, W) RGB, 0 .. 255, any dtype; ``height``, ``width``: size of the result (default: H, W)
+    * the words: ``class_names``, a :class:`ovseg.vocabulary.Vocabulary` or K entries, each a str or a sequence of
+      synonyms; or ``meta["dataset_name"]``; default: the words of the configuration's first data set
+    * ``templates``: prompts for the words, in place of the model's own
+    * ``seen``: K bool, which of the words the model was trained with, see
+      :func:`ovseg.data.requested_words.seen_classes`; only some fusions distinguish them
+    * ``add_others``: see the argument, which it overrides
+    * ``outputs``: what to return, a subset of :data:`OUTPUTS`; default the first, ``("sem_seg",)``
+
+    Output in evaluation mode: a list of dicts with
+
+    * ``sem_seg``: float32 (K, height, width) scores, not probabilities
+    * for ``label_map``: ``label_map`` int64 (height, width), the argmax of ``sem_seg``, and ``score_map`` float32,
+      its maximum; needs much less memory than ``sem_seg``
+    * the outputs of the child class
+
+    Output in training mode: a dict of losses.
+
+    Args:
+        parts: of the model; their modules and parameters are registered under the names that they have in the part.
+        add_others: segment a single word against a second one, "others".
+        closed_vocabulary: the classes of a model that takes no words; None for an open vocabulary.
+        seen_by_default: whether words of which nothing is known count as those of the training.
+        seen_bias: number that is subtracted from the scores of the words of the training (calibrated stacking).
+        test_sets, train_sets: data sets whose words are the default of requests in evaluation, and in training.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        add_others: bool = False,
+        closed_vocabulary: Vocabulary | None = None,
+        seen_by_default: bool = False,
+        seen_bias: float = 0.0,
+        test_sets: Sequence[str] = (),
+        train_sets: Sequence[str] = (),
+    ):
+        super().__init__()
+        self.register_buffer("anchor", torch.empty(0), persistent=False)  # holds the device of the model
+        self.parts = tuple(parts)  # a tuple, which nn.Module does not register: see Part
+        for part in self.parts:
+            _register(self, part)
+        self.closed_vocabulary = closed_vocabulary
+        self.add_others = add_others
+        self.seen_by_default, self.seen_bias = seen_by_default, seen_bias
+        self.test_sets, self.train_sets = tuple(test_sets), tuple(train_sets)
+
+    @property
+    def device(self) -> torch.device:
+        return self.anchor.device
+
+    def views(self, requests: Sequence[Mapping[str, Any]]) -> Views:
+        """Return the images of requests on the device of the model."""
+        images = [request["image"].to(self.device).float() for request in requests]
+        return Views(requests, images, getattr(self.parts[0], "size_divisibility", 32))
+
+    def words_of(self, request: Mapping[str, Any]) -> Vocabulary:
+        """Return the words of a request, with "others" if :attr:`add_others` applies to them."""
+        words = request.get("class_names")
+        if self.closed_vocabulary is not None:
+            return self._closed_words(request)
+        if not isinstance(words, Vocabulary) or request.get("templates") is not None:
+            words = requested_words(request, self.test_sets)
+        alone = len(words) == 1 and request.get("add_others", self.add_others)
+        return words.with_others() if alone else words
+
+    def seen_of(self, request: Mapping[str, Any], words: Vocabulary) -> Tensor:
+        """Return which of the words of a request are words of the training, bool (K,)."""
+        return seen_classes(request, words, self.seen_by_default).to(self.device)
+
+    def bias_of(self, request: Mapping[str, Any], words: Vocabulary) -> Tensor | None:
+        """Return what is subtracted from the scores of each word, float32 (K,); None for nothing."""
+        return self.seen_of(request, words).float() * self.seen_bias if self.seen_bias else None
+
+    def training_words(self, views: Views) -> Vocabulary:
+        """Return the words of a training batch, which all of its images share."""
+        if self.closed_vocabulary is not None:
+            words = {self._closed_words(request) for request in views.requests}
+        else:
+            words = {requested_words(request, self.train_sets) for request in views.requests}
+        if len(words) > 1:
+            raise OvsegError("the images of one training batch must share their words: train on one data set at a time")
+        return words.pop()
+
+    def train(self, mode: bool = True) -> WordModel:
+        """Set the mode of the model and its parts."""
+        super().train(mode)
+        for part in self.parts:
+            part.train(mode)
+        return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state, except for constants that published files contain."""
+        constants = constant_names(self)
+        kept = {name: tensor for name, tensor in state_dict.items() if name not in constants}
+        return super().load_state_dict(kept, strict, assign)
+
+    def _closed_words(self, request: Mapping[str, Any]) -> Vocabulary:
+        known = len(self.closed_vocabulary)
+        if ("class_names" in request or "meta" in request) and (asked := len(requested_words(request))) != known:
+            raise OvsegError(
+                f"this model has the {known} classes of its training and takes no other words, but {asked} were given: "
+                "use OVSeg or SCAN for open vocabularies"
+            )
+        return self.closed_vocabulary
+
+
+def output_size(request: Mapping[str, Any]) -> tuple[int, int]:
+    """Return height and width of the result; default: those of the image."""
+    height, width = request["image"].shape[1:]
+    return request.get("height", height), request.get("width", width)
+
+
+def outputs_of(request: Mapping[str, Any]) -> Collection[str]:
+    """Return the names of the outputs of a request.
+
+    Raises:
+        OvsegError: one is not of :data:`OUTPUTS`.
+    """
+    outputs = request.get("outputs", OUTPUTS[:1])
+    if isinstance(outputs, str) or not set(OUTPUTS).issuperset(outputs):
+        raise OvsegError(f"outputs is {shown(outputs)}: give a list of names out of {', '.join(OUTPUTS)}")
+    return set(outputs)
+
+
+def _register(model: nn.Module, part: Part) -> None:
+    """Register the modules and parameters of a part with the model, under the names that they have in the part."""
+    for name, parameter in part.named_parameters(recurse=False):
+        model.register_parameter(name, parameter)
+    for name, module in part.named_children():
+        if isinstance(module, Part):
+            _register(model, module)
+        else:
+            model.add_module(name, module)
