@@ -36,8 +36,9 @@ logger = logging.getLogger(__name__)
 MOSTLY = 0.5
 CLIP_ADAPTER = "clip_adapter."
 CLIP_PREFIX = f"{CLIP_ADAPTER}clip_model."
+PREDICTOR = "sem_seg_head.predictor."  # which holds CLIP in ZegFormer
 # Tensors that MODEL.CLIP_ADAPTER.CLIP_WEIGHTS provides if a checkpoint lacks them.
-CLIP_PREFIXES = (CLIP_PREFIX, "clip_adapter.original_clip.")
+CLIP_PREFIXES = (CLIP_PREFIX, "clip_adapter.original_clip.", f"{PREDICTOR}clip_model.")
 # Unused tensors of the official SCAN.pth (specification of SCAN, section 13).
 LEFTOVERS = (f"{CLIP_PREFIX}visual.cxt_decoder.", f"{CLIP_PREFIX}visual.learnable_weight")
 
@@ -89,6 +90,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     constants = constant_names(model)
     state = {name: tensor for name, tensor in state.items() if name not in constants}
     state = {name: _broadcast_prompts(name, tensor, own) for name, tensor in state.items()}
+    own |= _loadable(model, state)
     report = LoadReport(
         loaded=tuple(name for name in own if name in state and state[name].shape == own[name].shape),
         missing=tuple(name for name in own if name not in state),
@@ -103,6 +105,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     if complete:
         _refuse_partial(report, path, model)
     found = {name: state[name] for name in report.loaded}  # copying casts to the model's types
+    _copy(_loadable(model, found), found)
     model.load_state_dict(_without_other_pixels(found, own, model, path), strict=False)
     _warn_of_prompts(read_settings(file, content), model, path)
     if (clip_adapter := _clip_adapter(model)) is not None:
@@ -143,6 +146,22 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
     return model
 
 
+def _loadable(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of ``state`` that the model uses although its own state lacks them, by name."""
+    return {
+        f"{prefix}{name}": tensor
+        for prefix, module in getattr(model, "loadable", {}).items()
+        for name, tensor in module.state_dict().items()
+        if f"{prefix}{name}" in state
+    }
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(state[name])
+
+
 def _clip_adapter(model: nn.Module) -> Any:
     """Return the model's :class:`ovseg.clip.adapter.ClipAdapter`; None for models of others."""
     clip_adapter = getattr(model, "clip_adapter", None)
@@ -150,7 +169,7 @@ def _clip_adapter(model: nn.Module) -> Any:
 
 
 def clip_names_in(path: str | Path) -> set[str] | None:
-    """Return the names, below ``clip_adapter.``, of the tensors of CLIP in a checkpoint, without reading the tensors.
+    """Return the names of the tensors of CLIP in a checkpoint, as in the adapter's state, without reading the tensors.
 
     Returns:
         None if no checkpoint is named, or it cannot be read, for which :func:`load_weights` raises an error.
@@ -161,9 +180,10 @@ def clip_names_in(path: str | Path) -> set[str] | None:
         names = tensor_names(_local_path(path))
     except OvsegError:
         return None
-    return {
+    held = {
         name.partition(CLIP_ADAPTER)[2] for name in names if CLIP_ADAPTER in name and not name.startswith(LEFTOVERS)
     }
+    return held | {name.partition(PREDICTOR)[2] for name in names if f"{PREDICTOR}clip_model." in name}
 
 
 def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -46,6 +46,7 @@ class TextEmbedder:
         precision: name of that context, part of the key.
         truncate: cut prompts that are too long instead of refusing them.
         cache_dir: folder of the cache on disk; None for memory only.
+        separator: words are split here, and the prompts of all parts are averaged (ZegFormer: ", "); "" for whole words.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class TextEmbedder:
         precision: str = "fp32",
         truncate: bool = False,
         cache_dir: Path | None = None,
+        separator: str = "",
     ):
         self.clip_model = clip_model
         self.tokenizer = tokenizer
@@ -65,6 +67,7 @@ class TextEmbedder:
         self.autocast = autocast
         self.precision = precision
         self.truncate = truncate
+        self.separator = separator
         self.cache = TextCache(cache_dir) if cache_dir else None
         self._lock = _Lock()
         self._memory: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
@@ -141,15 +144,18 @@ class TextEmbedder:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _encode(self, words: Sequence[str], templates: tuple[str, ...]) -> Tensor:
-        prompts = [template.format(word) for word in words for template in templates]
+        parts = [word.split(self.separator) if self.separator else [word] for word in words]
+        prompts = [template.format(part) for of_word in parts for part in of_word for template in templates]
         tokens = self.tokenize(prompts)
         device = next(self.clip_model.parameters()).device
         features = []
         with self.autocast(device.type):
             for chunk in tokens.split(PROMPTS_AT_A_TIME):
                 features.append(encode_text(self.clip_model, chunk.to(device), _longest(chunk)).float())
-        features = torch.cat(features).unflatten(0, (len(words), len(templates)))  # (K, T, D)
+        features = torch.cat(features).unflatten(0, (-1, len(templates)))  # (parts, T, D)
         mean = (features / features.norm(dim=-1, keepdim=True)).mean(dim=1)
+        if len(mean) > len(words):
+            mean = torch.stack([of_word.mean(dim=0) for of_word in mean.split([*map(len, parts)])])  # (K, D)
         return mean / mean.norm(dim=-1, keepdim=True)
 
     def _key(self, templates: tuple[str, ...]) -> str:
@@ -164,7 +170,7 @@ class TextEmbedder:
             for parameter in parameters:
                 digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
             self._state, self._fingerprint = state, digest.digest()
-        settings = json.dumps([templates, self.precision, self.truncate])
+        settings = json.dumps([templates, self.precision, self.truncate, *filter(None, [self.separator])])
         self._keys[templates] = hashlib.sha256(self._fingerprint + settings.encode("ascii")).hexdigest()
         return self._keys[templates]
 

@@ -76,6 +76,27 @@ DEFAULTS: dict[str, Any] = {
     # ours: subtracted from the scores of pixels for the words of the training ("calibration" of generalised zero-shot
     # segmentation); which words these are: see docs/systems.md
     "MODEL.SEEN_BIAS": 0.0,
+    # --- ZegFormer: a fixed classifier of queries, and crops by RoIAlign ------------------------------------------
+    # JSON lists of names, which requests without words and without a data set get in training and in evaluation; the
+    # default stands for the data sets of DATASETS
+    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": "ADE20K_847.json",
+    "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON": "ADE20K_847.json",
+    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_INDEXES": "",  # rows of word vectors in the original
+    "MODEL.SEM_SEG_HEAD.TEST_CLASS_INDEXES": "",  # rows of word vectors in the original
+    "MODEL.SEM_SEG_HEAD.WORDVEC": False,  # word vectors in place of CLIP's texts in the original
+    "MODEL.SEM_SEG_HEAD.CLIP_CLASSIFICATION": False,  # CLIP classifies crops, and is in the checkpoint
+    "MODEL.SEM_SEG_HEAD.CLIP_PRETRAINED": "ViT-B/32",  # the CLIP, see MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME
+    "MODEL.SEM_SEG_HEAD.TEMPERATURE": 0.01,  # cosines of queries and texts are divided by it; not trained
+    # prompts of the queries' texts: single (1), imagenet_select (8) or imagenet (80); crops have 32 of their own
+    "MODEL.PROMPT_ENSEMBLE_TYPE": "single",
+    "MODEL.CLIP_PIXEL_MEAN": [122.7709383, 116.7460125, 104.09373615],  # of CLIP's input; the default = CLIP's own
+    "MODEL.CLIP_PIXEL_STD": [68.5005327, 66.6321579, 70.3231630],  # of CLIP's input; the default = CLIP's own
+    # CLIP's input: cropmask, the box of the mask with zeros outside the mask; crop, the box; mask, the whole image
+    # with zeros outside the mask
+    "MODEL.CLIP_CLS_STYLE": "cropmask",
+    "MODEL.MASK_FORMER.ENSEMBLING": False,  # fuse query and crop with other weights for words of the training
+    "MODEL.MASK_FORMER.ENSEMBLING_ALL_CLS": False,  # fuse them with the same weights for all words
+    "MODEL.MASK_FORMER.GZERO_CALIBRATE": -1.0,  # MODEL.SEEN_BIAS under the original's name; off at 0 and below
     # --- proposals: transformer, losses, rendering ---------------------------------------------------------
     "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,  # losses after every decoder layer
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,  # class weight of "no object" in the cross entropy
@@ -108,7 +129,7 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,  # panoptic output
     "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,  # lowest class score in the panoptic output
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,  # lowest visible share of a mask in the panoptic output
-    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,  # resize masks before fusing scores
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,  # resize mask logits, not scores, to the result
     # ours: rendering; "mask_sum" (OVSeg) sums class probability x mask probability over all queries, "class_winner"
     # (OVSegDEMO) uses the best mask of each class only
     "MODEL.MASK_FORMER.TEST.PAINTING": "mask_sum",
@@ -140,6 +161,12 @@ DEFAULTS: dict[str, Any] = {
     # ours: folder of cached text embeddings; "" = the user's cache folder, "none" = memory only
     "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR": "",
     "MODEL.CLIP_ADAPTER.TRUNCATE_PROMPTS": False,  # ours: truncate prompts of more than 77 tokens instead of refusing
+    # ours: clip, the text tower; or table, vectors of words from a file, without templates (SPNet's word vectors)
+    "MODEL.CLIP_ADAPTER.TEXT_ENCODER": "clip",
+    # ours: the table, an npz file with the vector of each word under the word, or with the arrays names and vectors
+    "MODEL.CLIP_ADAPTER.TEXT_TABLE": "",
+    # ours: 100 x cosine to the vectors of the table; False for plain dot products (SPNet)
+    "MODEL.CLIP_ADAPTER.TABLE_COSINE": True,
     # ours: True drops the no-object column of the proposal network before its softmax, as is done for CLIP; the
     # original drops it after the softmax (specification 16.3), and its published numbers depend on that
     "MODEL.CLIP_ADAPTER.DROP_NO_OBJECT_BEFORE_SOFTMAX": False,
@@ -163,6 +190,7 @@ DEFAULTS: dict[str, Any] = {
     # original: log for ade20k_full_sem_seg_val and pascal_context_459_sem_seg_val, else plain
     "MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT": "auto",
     # --- data ----------------------------------------------------------------------------------------------
+    "DATASETS.VAL_ALL": (),  # a data set that ZegFormer's original requires, and does not use
     "DATASETS.SAMPLE_PER_CLASS": -1,  # images per class in the original's subsets
     "DATASETS.SAMPLE_SEED": 0,  # seed of these subsets
     "INPUT.COLOR_AUG_SSD": False,  # random brightness, contrast, saturation and hue in training
@@ -221,7 +249,9 @@ WITHOUT_EFFECT = {
     "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": "this system has no panoptic output",
     "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": "this system has no panoptic output",
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": "this system has no panoptic output",
-    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": "scores are always fused before resizing",
+    "MODEL.SEM_SEG_HEAD.WORDVEC": "set MODEL.CLIP_ADAPTER.TEXT_ENCODER to table and SEM_SEG_HEAD.EMBEDDING_DIM to 600",
+    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_INDEXES": "name the file of word vectors as MODEL.CLIP_ADAPTER.TEXT_TABLE",
+    "MODEL.SEM_SEG_HEAD.TEST_CLASS_INDEXES": "name the file of word vectors as MODEL.CLIP_ADAPTER.TEXT_TABLE",
     "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "put the prompts into the checkpoint as clip_model.visual.mask_embedding",
     "MODEL.CLIP_ADAPTER.REGION_RESIZED": "CLIP accepts crops of its own input size only",
     "DATASETS.SAMPLE_PER_CLASS": "register a smaller data set",
@@ -230,6 +260,24 @@ WITHOUT_EFFECT = {
     "INPUT.IMAGE_SIZE": "set INPUT.CROP.SIZE",
     "INPUT.MIN_SCALE": "set INPUT.MIN_SIZE_TRAIN",
     "INPUT.MAX_SCALE": "set INPUT.MIN_SIZE_TRAIN",
+}
+
+# Keys that only some systems read, and these systems (values of META_ARCHITECTURE): others refuse other values than the
+# default.
+READ_BY: dict[str, tuple[str, ...]] = {
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": ("ZegFormer",),
+    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": ("ZegFormer",),
+    "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON": ("ZegFormer",),
+    "MODEL.SEM_SEG_HEAD.CLIP_CLASSIFICATION": ("ZegFormer",),
+    "MODEL.SEM_SEG_HEAD.CLIP_PRETRAINED": ("ZegFormer",),
+    "MODEL.SEM_SEG_HEAD.TEMPERATURE": ("ZegFormer",),
+    "MODEL.PROMPT_ENSEMBLE_TYPE": ("ZegFormer",),
+    "MODEL.CLIP_PIXEL_MEAN": ("ZegFormer", "ProposeAndName"),
+    "MODEL.CLIP_PIXEL_STD": ("ZegFormer", "ProposeAndName"),
+    "MODEL.CLIP_CLS_STYLE": ("ZegFormer", "ProposeAndName"),
+    "MODEL.MASK_FORMER.ENSEMBLING": ("ZegFormer",),
+    "MODEL.MASK_FORMER.ENSEMBLING_ALL_CLS": ("ZegFormer", "ProposeAndName"),
+    "MODEL.MASK_FORMER.GZERO_CALIBRATE": ("ZegFormer",),
 }
 
 
@@ -345,9 +393,15 @@ def load_cfg(config_file: str | Path, opts: Sequence[Any] | Mapping[str, Any] = 
 
 
 def refuse_keys_without_effect(cfg: Detectron2CfgNode) -> None:
-    """Raise :class:`OvsegError` when a key of :data:`WITHOUT_EFFECT` was changed from its default."""
-    defaults = get_cfg()
-    for key, remedy in WITHOUT_EFFECT.items():
+    """Raise :class:`OvsegError` when a key that the system does not read was changed from its default.
+
+    These are the keys of :data:`WITHOUT_EFFECT`, and those of :data:`READ_BY` that belong to other systems.
+    """
+    defaults, system = get_cfg(), cfg.MODEL.META_ARCHITECTURE
+    remedies = WITHOUT_EFFECT | {
+        key: f"it belongs to {' and '.join(systems)}" for key, systems in READ_BY.items() if system not in systems
+    }
+    for key, remedy in remedies.items():
         value, default = lookup(cfg, key), lookup(defaults, key)
         if value != default:
             raise OvsegError(

@@ -44,7 +44,7 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         TEST.EVAL_PERIOD""",
     ("a number of at least 1", lambda x: x >= 1): "MODEL.MASK_FORMER.OVERSAMPLE_RATIO",
     ("a number above 0", lambda x: x > 0): """
-        MODEL.PIXEL_STD MODEL.SWIN.MLP_RATIO MODEL.FREQUENCY_SIGMA MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO
+        MODEL.PIXEL_STD MODEL.CLIP_PIXEL_STD MODEL.SEM_SEG_HEAD.TEMPERATURE MODEL.SWIN.MLP_RATIO MODEL.FREQUENCY_SIGMA MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO
         SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE INPUT.CROP.SIZE""",
     ("a number from 0 to 1", lambda x: 0 <= x <= 1): """
         MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE MODEL.MASK_FORMER.DROPOUT
@@ -53,9 +53,16 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT",
     ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
     ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
-    ("a number", lambda x: True): "MODEL.PIXEL_MEAN MODEL.SEEN_BIAS",
+    ("a number", lambda x: True): """
+        MODEL.PIXEL_MEAN MODEL.CLIP_PIXEL_MEAN MODEL.SEEN_BIAS MODEL.MASK_FORMER.GZERO_CALIBRATE""",
 }
-_LENGTHS = {"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3, "INPUT.CROP.SIZE": 2}
+_LENGTHS = {
+    "MODEL.PIXEL_MEAN": 3,
+    "MODEL.PIXEL_STD": 3,
+    "MODEL.CLIP_PIXEL_MEAN": 3,
+    "MODEL.CLIP_PIXEL_STD": 3,
+    "INPUT.CROP.SIZE": 2,
+}
 _STAGES = ("res2", "res3", "res4", "res5")
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
@@ -73,6 +80,9 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.SEM_SEG_HEAD.NORM": _NORMS,
     "MODEL.MASK_FORMER.TEST.PAINTING": ("mask_sum", "class_winner"),
     "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": ("vild", "imagenet", "predefined"),
+    "MODEL.CLIP_ADAPTER.TEXT_ENCODER": ("clip", "table"),
+    "MODEL.PROMPT_ENSEMBLE_TYPE": ("single", "imagenet_select", "imagenet"),
+    "MODEL.CLIP_CLS_STYLE": ("cropmask", "mask", "crop"),
     "MODEL.CLIP_ADAPTER.MASK_FILL": ("mean", "zero"),
     "MODEL.CLIP_ADAPTER.PRECISION": ("fp32", "bf16", "fp16"),
     "MODEL.PROPOSER.BOUNDARY_TREE.BOUNDARY": ("auto", "hed", "gradient"),
@@ -108,6 +118,7 @@ _OF_ANOTHER_KIND = {
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": (
         "detectron2.",
         "ovseg.proposals.maskformer.OpenVocab",
+        "ovseg.proposals.zegformer.",
         "ovseg.proposals.mask2former.OpenVoca",
     ),
 }
@@ -202,6 +213,12 @@ def _check_together(cfg: CfgNode) -> None:
         raise _refusal("INPUT.CROP.SIZE", crop.SIZE, f"{wanted} with INPUT.CROP.TYPE {crop.TYPE}")
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
         raise _refusal("INPUT.MIN_SIZE_TRAIN", cfg.INPUT.MIN_SIZE_TRAIN, "the ends of the range, two numbers")
+    adapter = cfg.MODEL.CLIP_ADAPTER
+    if (adapter.TEXT_ENCODER == "table") != bool(adapter.TEXT_TABLE):
+        wanted = (
+            "a file, or MODEL.CLIP_ADAPTER.TEXT_ENCODER clip" if not adapter.TEXT_TABLE else "'' with TEXT_ENCODER clip"
+        )
+        raise _refusal("MODEL.CLIP_ADAPTER.TEXT_TABLE", adapter.TEXT_TABLE, wanted)
 
 
 def _check_registered(key: str, name: str, names: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 Importing this package registers the namers and fusions for ``MODEL.NAMER.NAME`` and ``MODEL.FUSION.NAME``.
 """
 
+from ovseg.naming.aligned_crops import AlignedCrops
 from ovseg.naming.contextual_shift import ContextCrops
 from ovseg.naming.crops import MaskedCrops
 from ovseg.naming.pooled import PooledMap, TrainedRegions
@@ -13,12 +14,14 @@ from ovseg.naming.scores import (
     ObjectNormalizedMean,
     QueryEmbedding,
     Scores,
+    SeenAveragedMean,
     SingleNamer,
 )
 
 __all__ = [
     "FUSIONS",
     "NAMERS",
+    "AlignedCrops",
     "ContextCrops",
     "GeometricMean",
     "MaskedCrops",
@@ -26,6 +29,7 @@ __all__ = [
     "PooledMap",
     "QueryEmbedding",
     "Scores",
+    "SeenAveragedMean",
     "SingleNamer",
     "TrainedRegions",
 ]
