@@ -1,6 +1,7 @@
 """``TableText``: vectors of words from a file, in place of CLIP's text tower.
 
-SPNet (Xian et al., CVPR 2019), say, classifies pixels by dot products with word2vec and fastText vectors of 600 numbers.
+SPNet (Xian et al., CVPR 2019), say, classifies pixels by dot products with 600-dimensional word2vec and fastText
+vectors.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class TextEmbedder:
         precision: name of that context, part of the key.
         truncate: cut prompts that are too long instead of refusing them.
         cache_dir: folder of the cache on disk; None for memory only.
-        separator: words are split here, and the prompts of all parts are averaged (ZegFormer: ", "); "" for whole words.
+        separator: words are split here, and the prompts of all parts averaged (ZegFormer: ", "); "" for whole words.
     """
 
     def __init__(

@@ -129,7 +129,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,  # panoptic output
     "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,  # lowest class score in the panoptic output
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,  # lowest visible share of a mask in the panoptic output
-    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,  # resize mask logits, not scores, to the result
+    # resize the logits of masks to the result, in place of the scores of pixels
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,
     # ours: rendering; "mask_sum" (OVSeg) sums class probability x mask probability over all queries, "class_winner"
     # (OVSegDEMO) uses the best mask of each class only
     "MODEL.MASK_FORMER.TEST.PAINTING": "mask_sum",

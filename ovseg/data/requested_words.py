@@ -60,7 +60,9 @@ def seen_classes(request: Mapping[str, Any], words: Vocabulary, default: bool = 
         OvsegError: ``seen`` or ``trainable_flag`` is not one bool per class.
     """
     dataset = request.get("meta", {}).get("dataset_name", "")
-    metadata = MetadataCatalog.get(dataset) if dataset and "class_names" not in request else None
+    own = [name.strip() for name in _words_of(dataset) or ()] if dataset else []
+    of_dataset = own and list(words.names) in (own, [*own, "others"])
+    metadata = MetadataCatalog.get(dataset) if of_dataset else None
     flags, source = request.get("seen"), "seen"
     if flags is None and metadata is not None:
         flags, source = metadata.get("trainable_flag"), f"trainable_flag of {dataset}"

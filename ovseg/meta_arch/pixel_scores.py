@@ -49,31 +49,24 @@ class MaskSum:
             bias: (K,), subtracted from the scores of pixels; None for nothing.
 
         Returns:
-            ``sem_seg`` float32 (K, height, width); ``label_map`` int64 (height, width) with ``score_map`` float32, which
-            is 0 where there is no mask, whatever the bias.
+            ``sem_seg`` float32 (K, height, width); ``label_map`` int64 (height, width) with ``score_map`` float32,
+            which is 0 where no mask with a score is, whatever the bias.
         """
-        return self._render(scores, masks, size, outputs, bias)
-
-    def _render(
-        self,
-        scores: Tensor,
-        masks: Tensor,
-        size: tuple[int, int],
-        outputs: Collection[str],
-        bias: Tensor | None,
-        total: Tensor | None = None,
-    ) -> dict[str, Any]:
-        """Render the sums, divided by ``total`` (height, width) before the bias is subtracted."""
         result: dict[str, Any] = {}
-        places = (size, self.class_chunk_size, bias, total)
         if "sem_seg" in outputs:
-            result["sem_seg"] = render_scores(scores, masks, *places)
+            result["sem_seg"] = render_scores(scores, masks, size, self.class_chunk_size, bias)
         if "label_map" in outputs:
-            result["label_map"], result["score_map"] = render_labels(scores, masks, *places)
-            if bias is not None:
-                covered = render_scores((scores > 0).any(1, keepdim=True).float(), masks, size, 1)[0] > 0
-                result["score_map"] = torch.where(covered, result["score_map"], 0.0)
-        return result
+            result["label_map"], result["score_map"] = render_labels(scores, masks, size, self.class_chunk_size, bias)
+        return result if bias is None else result | self._zero_uncovered(result, scores, masks, size)
+
+    def _zero_uncovered(
+        self, result: dict[str, Any], scores: Tensor, masks: Tensor, size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """Return the score map of a result, if it has one, with zeros where no mask with a score is."""
+        if "score_map" not in result:
+            return {}
+        covered = render_scores((scores > 0).any(1, keepdim=True).float(), masks, size, 1)[0] > 0
+        return {"score_map": torch.where(covered, result["score_map"], 0.0)}
 
 
 class ClassWinner(MaskSum):
@@ -108,7 +101,7 @@ class ClassWinner(MaskSum):
         seen = has_pixel(masks, self.mask_threshold)
         drop_last = len(words) == 2 and words.texts[-1] == "others"
         weights = class_winner_weights(scores[seen], drop_last)
-        return self._render(weights, (masks[seen] > self.mask_threshold).float(), size, outputs, bias)
+        return super().__call__(weights, (masks[seen] > self.mask_threshold).float(), words, size, outputs, bias)
 
 
 class AreaWeightedSum(MaskSum):
@@ -133,9 +126,31 @@ class AreaWeightedSum(MaskSum):
         weights = shares[:, None] ** -min(0.5, 5 / scores.shape[1])
         total = render_scores(weights, masks, size, 1)[0].clamp_min(1e-6)
         if bias is not None:
-            return self._render(scores * weights, masks, size, outputs, bias, total)
-        result = self._render(scores * weights, masks, size, outputs, None)
+            return self._with_bias(scores * weights, masks, size, outputs, bias, total)
+        result = super().__call__(scores * weights, masks, words, size, outputs)
         return result | {name: result[name] / total for name in ("sem_seg", "score_map") if name in result}
+
+    def _with_bias(
+        self,
+        scores: Tensor,
+        masks: Tensor,
+        size: tuple[int, int],
+        outputs: Collection[str],
+        bias: Tensor,
+        total: Tensor,
+    ) -> dict[str, Any]:
+        """Render the sums, divided by ``total`` (height, width) before the bias is subtracted."""
+
+        def chunks() -> Iterator[tuple[int, Tensor]]:
+            for start, sums in _chunks(scores, masks, size, self.class_chunk_size, None):
+                yield start, sums / total - bias[start : start + len(sums), None, None]
+
+        result: dict[str, Any] = {}
+        if "sem_seg" in outputs:
+            result["sem_seg"] = torch.cat([few for _, few in chunks()])
+        if "label_map" in outputs:
+            result["label_map"], result["score_map"] = best_classes(chunks(), size, masks.device)
+        return result | self._zero_uncovered(result, scores, masks, size)
 
 
 RENDERINGS = {"mask_sum": MaskSum, "class_winner": ClassWinner, "area_weighted_sum": AreaWeightedSum}
@@ -161,12 +176,7 @@ def class_winner_weights(probabilities: Tensor, drop_last: bool) -> Tensor:
 
 
 def render_scores(
-    weights: Tensor,
-    maps: Tensor,
-    size: tuple[int, int],
-    class_chunk: int,
-    bias: Tensor | None = None,
-    total: Tensor | None = None,
+    weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int, bias: Tensor | None = None
 ) -> Tensor:
     """Return the scores of all classes, sum_n weights[n, k] * maps[n], resized bilinearly.
 
@@ -176,28 +186,22 @@ def render_scores(
         size: output height and width.
         class_chunk: classes computed at a time; the same value gives the same bits in :func:`render_labels`.
         bias: (K,), subtracted from the resized scores.
-        total: (height, width), by which they are divided before that; None for nothing.
 
     Returns:
         float32 (K, height, width).
     """
-    return torch.cat([scores for _, scores in _chunks(weights, maps, size, class_chunk, bias, total)])
+    return torch.cat([scores for _, scores in _chunks(weights, maps, size, class_chunk, bias)])
 
 
 def render_labels(
-    weights: Tensor,
-    maps: Tensor,
-    size: tuple[int, int],
-    class_chunk: int,
-    bias: Tensor | None = None,
-    total: Tensor | None = None,
+    weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the exact argmax over the classes of :func:`render_scores` without storing the scores of all classes.
 
     Returns:
         labels int64 (height, width), the lowest index among equals, and their scores float32 (height, width).
     """
-    return best_classes(_chunks(weights, maps, size, class_chunk, bias, total), size, maps.device)
+    return best_classes(_chunks(weights, maps, size, class_chunk, bias), size, maps.device)
 
 
 def best_classes(
@@ -230,12 +234,7 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _chunks(
-    weights: Tensor,
-    maps: Tensor,
-    size: tuple[int, int],
-    class_chunk: int,
-    bias: Tensor | None,
-    total: Tensor | None,
+    weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int, bias: Tensor | None
 ) -> Iterator[tuple[int, Tensor]]:
     # resizing is linear: it commutes with the sums and is done where it costs less
     if size[0] * size[1] <= maps.shape[1] * maps.shape[2] and 0 < len(maps) <= weights.shape[1]:
@@ -243,5 +242,4 @@ def _chunks(
     for start in range(0, weights.shape[1], class_chunk):
         scores = torch.einsum("nk,nhw->khw", weights[:, start : start + class_chunk], maps)
         scores = resize(scores, size)
-        scores = scores if total is None else scores / total
         yield start, scores if bias is None else scores - bias[start : start + class_chunk, None, None]

@@ -1,4 +1,4 @@
-"""``AlignedCrops``: the namer that classifies each mask's crop by RoIAlign, on the padded canvas, with CLIP (ZegFormer).
+"""``AlignedCrops``: ZegFormer's namer, which cuts the crop of each mask by RoIAlign and classifies it with CLIP.
 
 Ding et al., CVPR 2022, arXiv 2112.07910, section 3.3; specification, section 2.
 """

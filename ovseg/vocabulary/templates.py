@@ -34,7 +34,7 @@ def _published() -> dict[str, tuple[str, ...]]:
 
 
 def _of_zegformer_crops() -> tuple[str, ...]:
-    """Return the 32 templates of ZegFormer's crops (specification of ZegFormer, section 1), a set: they are averaged."""
+    """Return the 32 templates of ZegFormer's crops (specification of ZegFormer, section 1), in any order."""
     photos = [f"a {kind} of {article}" for kind, article in _PHOTOS]
     scenes = [f"{start} {masked}{{}} in the scene" for start in _SCENES for masked in ("", "masked ")]
     views = [
