@@ -26,6 +26,8 @@ NAMINGS = {  # namers and their keys
     "MaskedCrops with prompts": (["MaskedCrops"], True),
     "ContextCrops": (["ContextCrops"], False),
     "own and crops": (["QueryEmbedding", "MaskedCrops"], True),
+    "AlignedCrops": (["AlignedCrops"], False),
+    "own and aligned": (["QueryEmbedding", "AlignedCrops"], False),
     "own and context": (["QueryEmbedding", "ContextCrops"], False),
 }
 CONVOLUTIONAL = {"PooledMap", "TrainedRegions"}  # these need another CLIP than the toy's: tests/naming/test_pooled.py

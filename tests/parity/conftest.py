@@ -17,3 +17,11 @@ def scan_parity():
     recording = fixture.load_scan()
     yield recording
     print(f"\nparity, {recording.report()}")
+
+
+@pytest.fixture(scope="session")
+def zegformer():
+    """Return the recording of ZegFormer."""
+    recording = fixture.load_zegformer()
+    yield recording
+    print(f"\nparity, {recording.report()}")

@@ -1,4 +1,4 @@
-"""The recorded numbers of the original systems, in full ($OVSEG_PARITY, $SCAN_PARITY) or reduced, in tests/data."""
+"""The recorded numbers of the originals, in full ($OVSEG_PARITY, $SCAN_PARITY, ...) or reduced, in tests/data."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from detectron2.modeling import Backbone, build_model
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ovseg.checkpoint import load_model
@@ -51,10 +53,12 @@ class Recording:
     @cached_property
     def weights(self) -> dict[str, Tensor]:
         if self.reduced:
-            arrays = dict(
-                _unpacked(name, array)
-                for file in sorted(self.folder.glob("weights*.npz"))
-                for name, array in np.load(file).items()
+            arrays = _with_all_rows(
+                dict(
+                    _unpacked(name, array)
+                    for file in sorted(self.folder.glob("weights*.npz"))
+                    for name, array in np.load(file).items()
+                )
             )
         else:
             arrays = load_file(self.folder / "weights.safetensors")
@@ -168,6 +172,56 @@ class ScanParity(Recording):
         self.replace_stages(model, {stage: f"{run}/backbone/{stage}" for stage in ("res4", "res5")})
 
 
+class ZegFormerParity(Recording):
+    """Recording of ZegFormer, whose reduced copy has all weights but unused rows of CLIP's token table."""
+
+    @cached_property
+    def case(self) -> dict:
+        return json.loads((self.folder / "case.json").read_text())
+
+    @cached_property
+    def file(self) -> Path:
+        """Return a file with the weights."""
+        if not self.reduced:
+            return self.folder / "weights.safetensors"
+        self._temporary = TemporaryDirectory()
+        path = Path(self._temporary.name, "weights.safetensors")
+        save_file({name: tensor.contiguous() for name, tensor in self.weights.items()}, path)
+        return path
+
+    def config(self, *opts):
+        cfg = super().config()
+        cfg.MODEL.META_ARCHITECTURE = "ZegFormer"
+        cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME = cfg.MODEL.SEM_SEG_HEAD.CLIP_PRETRAINED = str(self.folder / "clip.json")
+        cfg.merge_from_list([str(value) for value in opts])
+        return cfg
+
+    def model(self, *opts):
+        """Return a new model with the recorded weights; ``opts`` are KEY VALUE pairs."""
+        return load_model(self.config("MODEL.WEIGHTS", self.file, *opts), complete=True).eval()
+
+    def names(self, which: str) -> list[str]:
+        return [str(name) for name in self.inputs[f"names/{which}"]]
+
+    def request(self, image: int, split: bool = True) -> dict:
+        """Return the request for an image; ``split``: with the seen words."""
+        height, width = (int(x) for x in self.inputs[f"img{image}/out_hw"])
+        pixels = torch.from_numpy(self.inputs[f"img{image}/image"]).permute(2, 0, 1)
+        names = self.names("test")
+        request = {"image": pixels, "height": height, "width": width, "class_names": names}
+        return request | {"seen": [name not in self.names("unseen") for name in names]} if split else request
+
+
+def _with_all_rows(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return arrays with tables, of which the copy has some rows, filled with zeros."""
+    whole = {name: array for name, array in arrays.items() if "@" not in name}
+    for name in [name.removesuffix("@rows") for name in arrays if name.endswith("@rows")]:
+        rows = arrays[f"{name}@rows"]
+        whole[name] = np.zeros((int(arrays[f"{name}@count"]), *rows.shape[1:]), rows.dtype)
+        whole[name][arrays[f"{name}@index"]] = rows
+    return whole
+
+
 def _unpacked(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     """Return arrays of a reduced copy, which stores the two bytes of float16 along the first axis."""
     if not name.endswith("@bytes"):
@@ -182,3 +236,7 @@ def load_ovseg() -> Parity:
 
 def load_scan() -> ScanParity:
     return ScanParity(Path(os.environ.get("SCAN_PARITY") or DATA / "scan_tiny"))
+
+
+def load_zegformer() -> ZegFormerParity:
+    return ZegFormerParity(Path(os.environ.get("ZEGFORMER_PARITY") or DATA / "zegformer_tiny"))
