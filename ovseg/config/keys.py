@@ -263,22 +263,23 @@ WITHOUT_EFFECT = {
     "INPUT.MAX_SCALE": "set INPUT.MIN_SIZE_TRAIN",
 }
 
+_ZEGFORMER = ("ZegFormer", "MaskFormer")  # the latter is its name in the original's configurations
 # Keys that only some systems read, and these systems (values of META_ARCHITECTURE): others refuse other values than the
 # default.
 READ_BY: dict[str, tuple[str, ...]] = {
-    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": ("ZegFormer",),
-    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": ("ZegFormer",),
-    "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON": ("ZegFormer",),
-    "MODEL.SEM_SEG_HEAD.CLIP_CLASSIFICATION": ("ZegFormer",),
-    "MODEL.SEM_SEG_HEAD.CLIP_PRETRAINED": ("ZegFormer",),
-    "MODEL.SEM_SEG_HEAD.TEMPERATURE": ("ZegFormer",),
-    "MODEL.PROMPT_ENSEMBLE_TYPE": ("ZegFormer",),
-    "MODEL.CLIP_PIXEL_MEAN": ("ZegFormer", "ProposeAndName"),
-    "MODEL.CLIP_PIXEL_STD": ("ZegFormer", "ProposeAndName"),
-    "MODEL.CLIP_CLS_STYLE": ("ZegFormer", "ProposeAndName"),
-    "MODEL.MASK_FORMER.ENSEMBLING": ("ZegFormer",),
-    "MODEL.MASK_FORMER.ENSEMBLING_ALL_CLS": ("ZegFormer", "ProposeAndName"),
-    "MODEL.MASK_FORMER.GZERO_CALIBRATE": ("ZegFormer",),
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": _ZEGFORMER,
+    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": _ZEGFORMER,
+    "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON": _ZEGFORMER,
+    "MODEL.SEM_SEG_HEAD.CLIP_CLASSIFICATION": _ZEGFORMER,
+    "MODEL.SEM_SEG_HEAD.CLIP_PRETRAINED": _ZEGFORMER,
+    "MODEL.SEM_SEG_HEAD.TEMPERATURE": _ZEGFORMER,
+    "MODEL.PROMPT_ENSEMBLE_TYPE": _ZEGFORMER,
+    "MODEL.CLIP_PIXEL_MEAN": (*_ZEGFORMER, "ProposeAndName"),
+    "MODEL.CLIP_PIXEL_STD": (*_ZEGFORMER, "ProposeAndName"),
+    "MODEL.CLIP_CLS_STYLE": (*_ZEGFORMER, "ProposeAndName"),
+    "MODEL.MASK_FORMER.ENSEMBLING": _ZEGFORMER,
+    "MODEL.MASK_FORMER.ENSEMBLING_ALL_CLS": (*_ZEGFORMER, "ProposeAndName"),
+    "MODEL.MASK_FORMER.GZERO_CALIBRATE": _ZEGFORMER,
 }
 
 

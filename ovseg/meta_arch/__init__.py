@@ -4,6 +4,15 @@ from ovseg.meta_arch.mask2former import Mask2Former
 from ovseg.meta_arch.ovseg import OVSeg, OVSegDEMO
 from ovseg.meta_arch.propose_and_name import ProposeAndName
 from ovseg.meta_arch.scan import SCAN, SCANDEMO
-from ovseg.meta_arch.zegformer import ZegFormer
+from ovseg.meta_arch.zegformer import MaskFormer, ZegFormer
 
-__all__ = ["SCAN", "SCANDEMO", "Mask2Former", "OVSeg", "OVSegDEMO", "ProposeAndName", "ZegFormer"]
+__all__ = [
+    "SCAN",
+    "SCANDEMO",
+    "Mask2Former",
+    "MaskFormer",
+    "OVSeg",
+    "OVSegDEMO",
+    "ProposeAndName",
+    "ZegFormer",
+]

@@ -39,8 +39,6 @@ HEAD, NAME, CLIP = "ZegFormerHead", "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME", "MODEL
 SEPARATOR = ", "  # between the synonyms in a name, whose text features are averaged
 # Keys of other systems, and what to set here.
 OTHERS = {
-    "MODEL.SEM_SEG_HEAD.EMBED_HIDDEN_DIM": "embeddings are one linear layer",
-    "MODEL.SEM_SEG_HEAD.EMBED_LAYERS": "embeddings are one linear layer",
     "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "set MODEL.PROMPT_ENSEMBLE_TYPE",
     "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES": "set MODEL.PROMPT_ENSEMBLE_TYPE",
     "MODEL.CLIP_ADAPTER.MASK_FILL": "set MODEL.CLIP_CLS_STYLE",
@@ -93,6 +91,12 @@ def ZegFormer(cfg: CfgNode) -> ProposeAndName:
     )
     model.loadable = loadable
     return model
+
+
+@META_ARCH_REGISTRY.register()
+def MaskFormer(cfg: CfgNode) -> ProposeAndName:
+    """Return :func:`ZegFormer`, by its name in the original's configurations."""
+    return ZegFormer(cfg)
 
 
 class OutsideClip(ClipAdapter):

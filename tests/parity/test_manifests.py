@@ -88,3 +88,17 @@ def test_scan(config, manifest, trained):
     assert {"fusion_decoder.ln.0.bias", "lightweight_transformer.layers.4.norm2.weight"} <= undecayed
     assert "sem_seg_head.pixel_decoder.transformer.level_embed" not in undecayed
     assert {group["weight_decay"] for group in groups} == {0, 0.01}
+
+
+@pytest.mark.parametrize(
+    ("config", "manifest"),
+    [("zegformer_R101_coco156", "zegformer_R101_train"), ("zegformer_R101_coco171_eval", "zegformer_R101_eval")],
+)
+def test_zegformer(config, manifest):
+    cfg, model = build(config)
+    assert shapes(model) == read(manifest)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not any("clip" in name for name in trained) and "sem_seg_head.predictor.logit_scale" not in trained
+    assert "sem_seg_head.predictor.bg_feature" in trained
+    rates = {group["name"].partition(".")[0]: group["lr"] for group in build_optimizer(cfg, model).param_groups}
+    assert rates == pytest.approx({"backbone": 1e-5, "sem_seg_head": 1e-4})
