@@ -159,6 +159,11 @@ def _check(cfg: CfgNode) -> None:
         raise OvsegError(f"MODEL.SEM_SEG_HEAD.NAME is {shown(head.NAME)}, but ZegFormer has its own: set it to {HEAD}")
     if former.ENSEMBLING and former.ENSEMBLING_ALL_CLS:
         raise OvsegError("MODEL.MASK_FORMER.ENSEMBLING and ENSEMBLING_ALL_CLS are both True: set one of them to False")
+    if head.CLIP_CLASSIFICATION and cfg.MODEL.CLIP_ADAPTER.TEXT_ENCODER == "table":
+        raise OvsegError(
+            "MODEL.SEM_SEG_HEAD.CLIP_CLASSIFICATION is True, but the words have vectors of a table, which CLIP's crops "
+            "cannot be compared with: set it to False, or MODEL.CLIP_ADAPTER.TEXT_ENCODER to clip"
+        )
     if (former.ENSEMBLING or former.ENSEMBLING_ALL_CLS) and not head.CLIP_CLASSIFICATION:
         logger.warning(
             "MODEL.SEM_SEG_HEAD.CLIP_CLASSIFICATION is False: there is nothing to fuse with the queries' scores"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -34,8 +36,14 @@ SCORES = 1e-3  # tolerance of class scores (the recording's README)
 
 
 @pytest.fixture(scope="module")
-def model(zegformer):
-    return zegformer.model()
+def models(zegformer):
+    """Return the function settings -> model, which builds each model once."""
+    return functools.cache(zegformer.model)
+
+
+@pytest.fixture(scope="module")
+def model(models):
+    return models()
 
 
 @pytest.mark.parametrize("which", ["train", "test"])
@@ -84,8 +92,8 @@ def test_stages(zegformer, model, image):
 
 @pytest.mark.parametrize("image", [0, 1])
 @pytest.mark.parametrize("variant", ["main", "mask", "crop", "clip_only"])
-def test_crops(zegformer, image, variant):
-    model, name = zegformer.model(*VARIANTS[variant]), f"img{image}/{variant}"
+def test_crops(zegformer, models, image, variant):
+    model, name = models(*VARIANTS[variant]), f"img{image}/{variant}"
     request = zegformer.request(image)
     views, words, namer = model.views([request]), model.words_of(request), model.namers[1]
     with torch.no_grad():
@@ -105,8 +113,8 @@ def test_crops(zegformer, image, variant):
 
 @pytest.mark.parametrize("image", [0, 1])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_result(zegformer, image, variant):
-    model = zegformer.model(*VARIANTS[variant])
+def test_result(zegformer, models, image, variant):
+    model = models(*VARIANTS[variant])
     request = zegformer.request(image, split=variant != "no_split")
     with torch.no_grad():
         (result,) = model([request | {"outputs": ("sem_seg", "explanations")}])
