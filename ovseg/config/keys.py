@@ -65,11 +65,13 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.PROPOSER.BOUNDARY_TREE.RANKING": "auto",
     "MODEL.PROPOSER.BOUNDARY_TREE.SIZE": 400,  # ours: pixels to which the longer side of an image is reduced
     "MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS": 100,  # ours: masks of an image at most
-    # ours: one namer, or QueryEmbedding and another one: MaskedCrops, ContextCrops, PooledMap or TrainedRegions
+    # ours: one namer, or QueryEmbedding and another one: MaskedCrops, AlignedCrops, ContextCrops, PooledMap or
+    # TrainedRegions
     "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],
     "MODEL.NAMER.MAP_SIZE": 640,  # ours: of PooledMap, pixels of the longer side of the image in CLIP's image tower
     "MODEL.NAMER.REGIONS": "photo",  # ours: of TrainedRegions, photo or a file of tools/train_photo_model.py
-    # ours: SingleNamer, GeometricMean or ObjectNormalizedMean; "" = SingleNamer for one namer, else GeometricMean
+    # ours: SingleNamer, GeometricMean, ObjectNormalizedMean or SeenAveragedMean; "" = SingleNamer for one namer, else
+    # GeometricMean
     "MODEL.FUSION.NAME": "",
     # ours: mask_sum, class_winner or area_weighted_sum; "" = MODEL.MASK_FORMER.TEST.PAINTING
     "MODEL.RENDERING": "",
@@ -77,9 +79,9 @@ DEFAULTS: dict[str, Any] = {
     # segmentation); which words these are: see docs/systems.md
     "MODEL.SEEN_BIAS": 0.0,
     # --- ZegFormer: a fixed classifier of queries, and crops by RoIAlign ------------------------------------------
-    # JSON lists of names, which requests without words and without a data set get in training and in evaluation; the
-    # default stands for the data sets of DATASETS
+    # JSON list of names for training requests with neither words nor a data set; the default stands for DATASETS.TRAIN
     "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": "ADE20K_847.json",
+    # JSON list of names for other requests with neither words nor a data set; the default stands for DATASETS.TEST
     "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON": "ADE20K_847.json",
     "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_INDEXES": "",  # rows of word vectors in the original
     "MODEL.SEM_SEG_HEAD.TEST_CLASS_INDEXES": "",  # rows of word vectors in the original
