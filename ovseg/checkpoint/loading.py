@@ -22,6 +22,7 @@ from ovseg.checkpoint.skip_init import skip_initialisation
 from ovseg.checkpoint.state_dicts import (
     MASK_PROMPT_FWD,
     constant_names,
+    missing_signals,
     read_checkpoint,
     read_settings,
     tensor_names,
@@ -37,7 +38,8 @@ MOSTLY = 0.5
 CLIP_ADAPTER = "clip_adapter."
 CLIP_PREFIX = f"{CLIP_ADAPTER}clip_model."
 # Tensors that MODEL.CLIP_ADAPTER.CLIP_WEIGHTS provides if a checkpoint lacks them.
-CLIP_PREFIXES = (CLIP_PREFIX, "clip_adapter.original_clip.")
+REGION_CLIP_ADAPTER = "_region_clip_adapter."  # SimBaseline's second CLIP
+CLIP_PREFIXES = (CLIP_PREFIX, "clip_adapter.original_clip.", f"{REGION_CLIP_ADAPTER}clip_model.")
 # Unused tensors of the official SCAN.pth (specification of SCAN, section 13).
 LEFTOVERS = (f"{CLIP_PREFIX}visual.cxt_decoder.", f"{CLIP_PREFIX}visual.learnable_weight")
 
@@ -89,6 +91,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     constants = constant_names(model)
     state = {name: tensor for name, tensor in state.items() if name not in constants}
     state = {name: _broadcast_prompts(name, tensor, own) for name, tensor in state.items()}
+    state |= missing_signals(state, model)
     report = LoadReport(
         loaded=tuple(name for name in own if name in state and state[name].shape == own[name].shape),
         missing=tuple(name for name in own if name not in state),
@@ -149,8 +152,8 @@ def _clip_adapter(model: nn.Module) -> Any:
     return clip_adapter if hasattr(clip_adapter, "share_equal_tensors") else None
 
 
-def clip_names_in(path: str | Path) -> set[str] | None:
-    """Return the names, below ``clip_adapter.``, of the tensors of CLIP in a checkpoint, without reading the tensors.
+def clip_names_in(path: str | Path, prefix: str = CLIP_ADAPTER) -> set[str] | None:
+    """Return the names, below ``prefix``, of the tensors of CLIP in a checkpoint, without reading the tensors.
 
     Returns:
         None if no checkpoint is named, or it cannot be read, for which :func:`load_weights` raises an error.
@@ -161,9 +164,8 @@ def clip_names_in(path: str | Path) -> set[str] | None:
         names = tensor_names(_local_path(path))
     except OvsegError:
         return None
-    return {
-        name.partition(CLIP_ADAPTER)[2] for name in names if CLIP_ADAPTER in name and not name.startswith(LEFTOVERS)
-    }
+    parts = [f".{name}".partition(f".{prefix}") for name in names if not name.startswith(LEFTOVERS)]
+    return {below for _, mark, below in parts if mark}
 
 
 def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -237,7 +239,8 @@ def _refuse_wrong_file(
 
 
 def _refuse_partial(report: LoadReport, path: str | Path, model: nn.Module) -> None:
-    trained = {name for name, _ in model.named_parameters()}
+    frozen = (CLIP_ADAPTER, REGION_CLIP_ADAPTER)  # prompts of another file, an unused embedding of "no object"
+    trained = {name for name, p in model.named_parameters() if p.requires_grad or not name.startswith(frozen)}
     trained |= {name for name, _ in model.named_buffers() if name.endswith((".running_mean", ".running_var"))}
     needed = [name for name in report.missing if name in trained and not name.startswith(CLIP_PREFIXES)]
     if needed:

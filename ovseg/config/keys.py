@@ -6,7 +6,7 @@ Names and defaults are those of the published systems (`specification`, section 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ovseg.config.files import find_config, load_layers
 from ovseg.config.limits import check_config, lookup
 from ovseg.config.per_dataset import KEY as PER_DATASET
 from ovseg.config.per_dataset import prepare_for_merge
+from ovseg.config.systems import of_other_systems
 from ovseg.config.values import fit, leaves, option_pairs
 from ovseg.errors import OvsegError, shown
 
@@ -118,7 +119,12 @@ DEFAULTS: dict[str, Any] = {
     # --- CLIP as the classifier of regions -----------------------------------------------------------------
     "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "vild",  # prompt templates: vild (14), imagenet (80) or predefined
     "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES": ["a photo of a {}."],  # templates of "predefined"
-    "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "",  # file of learnt prompts in the original
+    # SimBaseline's name of TEXT_TEMPLATES: vild, imagenet, predefined, or learnable: vectors around the word
+    "MODEL.CLIP_ADAPTER.PROMPT_LEARNER": "imagenet",
+    "MODEL.CLIP_ADAPTER.PROMPT_DIM": 512,  # width of learnable prompts; follows from CLIP_MODEL_NAME, others are refused
+    "MODEL.CLIP_ADAPTER.PROMPT_SHAPE": [16, 0],  # number of learnable vectors before and after the word
+    # weights of learnable prompts (tools/tune_text_prompts.py), which are frozen then; "" = they train with the model
+    "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "",
     # OpenAI's name, open_clip's name, path of an open_clip JSON file, hf-hub:..., local-dir:...
     "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": "ViT-B/16",
     # ours: weights of CLIP for what MODEL.WEIGHTS lacks: an open_clip tag, an existing file, or "none" (random);
@@ -129,7 +135,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.CLIP_ADAPTER.MASK_THR": 0.4,  # probability above which a pixel belongs to the mask
     "MODEL.CLIP_ADAPTER.MASK_MATTING": False,  # blend crops with the soft mask instead of cutting them
     "MODEL.CLIP_ADAPTER.MASK_CROPS": True,  # ours: False keeps the background in the crop of a mask's box
-    "MODEL.CLIP_ADAPTER.REGION_RESIZED": True,  # resize crops to CLIP's input size
+    # resize crops to CLIP's input size; False: keep their own size (SimBaseline), CLIP's position embedding is resized
+    "MODEL.CLIP_ADAPTER.REGION_RESIZED": True,
     "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE": True,  # False: use the proposal network's classifier only
     "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT": 0.7,  # weight of CLIP in the geometric mean; <= 0 means CLIP only
     "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH": 3,  # number of blocks with mask prompts
@@ -143,6 +150,17 @@ DEFAULTS: dict[str, Any] = {
     # ours: True drops the no-object column of the proposal network before its softmax, as is done for CLIP; the
     # original drops it after the softmax (specification 16.3), and its published numbers depend on that
     "MODEL.CLIP_ADAPTER.DROP_NO_OBJECT_BEFORE_SOFTMAX": False,
+    # SimBaseline, spelled as in the original: crops have a CLIP and prompts of their own, REGION_CLIP_ADAPTER; how they
+    # are cut is always set in CLIP_ADAPTER
+    "MODEL.CLIP_ADAPTER.SEPERATE_ADAPTER": False,
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.CLIP_MODEL_NAME": "ViT-B/16",  # as CLIP_ADAPTER.CLIP_MODEL_NAME
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.CLIP_WEIGHTS": "",  # ours: as CLIP_ADAPTER.CLIP_WEIGHTS
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_LEARNER": "predefined",  # as CLIP_ADAPTER.PROMPT_LEARNER
+    # as CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES": ["a photo of a {}."],
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_DIM": 512,  # as CLIP_ADAPTER.PROMPT_DIM
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_SHAPE": [16, 0],  # as CLIP_ADAPTER.PROMPT_SHAPE
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_CHECKPOINT": "",  # as CLIP_ADAPTER.PROMPT_CHECKPOINT
     # --- SCAN: queries that attend to the whole image, crops with its context ------------------------------
     "MODEL.SELECT_ORI_CLIP_ID": [12, 18, 24],  # blocks of the original CLIP whose patch tokens the queries attend to
     "MODEL.FREQUENCY_SIGMA": [9, 7, 3],  # width of the frequency filter for each of these blocks
@@ -163,8 +181,9 @@ DEFAULTS: dict[str, Any] = {
     # original: log for ade20k_full_sem_seg_val and pascal_context_459_sem_seg_val, else plain
     "MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT": "auto",
     # --- data ----------------------------------------------------------------------------------------------
-    "DATASETS.SAMPLE_PER_CLASS": -1,  # images per class in the original's subsets
-    "DATASETS.SAMPLE_SEED": 0,  # seed of these subsets
+    # segments per class that tools/tune_text_prompts.py trains on; -1 = all
+    "DATASETS.SAMPLE_PER_CLASS": -1,
+    "DATASETS.SAMPLE_SEED": 0,  # seed of their choice
     "INPUT.COLOR_AUG_SSD": False,  # random brightness, contrast, saturation and hue in training
     "INPUT.SIZE_DIVISIBILITY": -1,  # side in pixels that the mapper pads training crops to; <= 0 = no padding
     "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",  # mapper of training data
@@ -199,6 +218,11 @@ DEFAULTS: dict[str, Any] = {
     # ours: "rle" (or True), COCO RLE JSON; "png", label maps of 8 or 16 bit; None or False, no predictions
     "TEST.SAVE_PREDICTIONS": None,
     "TEST.REPORT": False,  # ours: also write report.html, with the worst images; opens offline
+    "ORACLE": False,  # oracle labels of SimBaseline
+    "PSEUDO": False,  # SimBaseline's self-training on pseudo labels
+    "PSEUDO_WITH_PRIOR": True,  # pseudo labels of classes that are in the image only
+    "PSEUDO_REJECT_THRESHOLD": 0.0,  # lowest score of a pseudo label
+    "PSEUDO_FLAG_NAME": "trainable_flag",  # metadata with the classes that keep their labels
     # --- logging -------------------------------------------------------------------------------------------
     "WANDB.ENABLED": False,  # ours: log to Weights & Biases
     "WANDB.PROJECT": "open_vocab_seg",  # project of Weights & Biases
@@ -222,10 +246,13 @@ WITHOUT_EFFECT = {
     "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": "this system has no panoptic output",
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": "this system has no panoptic output",
     "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": "scores are always fused before resizing",
-    "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "put the prompts into the checkpoint as clip_model.visual.mask_embedding",
-    "MODEL.CLIP_ADAPTER.REGION_RESIZED": "CLIP accepts crops of its own input size only",
-    "DATASETS.SAMPLE_PER_CLASS": "register a smaller data set",
-    "DATASETS.SAMPLE_SEED": "register a smaller data set",
+    "DATASETS.SAMPLE_PER_CLASS": "it is for tools/tune_text_prompts.py; register a smaller data set",
+    "DATASETS.SAMPLE_SEED": "it is for tools/tune_text_prompts.py; register a smaller data set",
+    "ORACLE": "set TEST.ORACLE to labels and TEST.ORACLE_LABEL to soft_iou",
+    "PSEUDO": "this system does not train on pseudo labels",
+    "PSEUDO_WITH_PRIOR": "this system does not train on pseudo labels",
+    "PSEUDO_REJECT_THRESHOLD": "this system does not train on pseudo labels",
+    "PSEUDO_FLAG_NAME": "this system does not train on pseudo labels",
     "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic is the only mapper",
     "INPUT.IMAGE_SIZE": "set INPUT.CROP.SIZE",
     "INPUT.MIN_SCALE": "set INPUT.MIN_SIZE_TRAIN",
@@ -344,12 +371,18 @@ def load_cfg(config_file: str | Path, opts: Sequence[Any] | Mapping[str, Any] = 
     return cfg
 
 
-def refuse_keys_without_effect(cfg: Detectron2CfgNode) -> None:
-    """Raise :class:`OvsegError` when a key of :data:`WITHOUT_EFFECT` was changed from its default."""
+def refuse_keys_without_effect(cfg: Detectron2CfgNode, used: Collection[str] = ()) -> None:
+    """Raise :class:`OvsegError` when a key that has no effect was changed from its default.
+
+    These are those of :data:`WITHOUT_EFFECT`, and of :data:`ovseg.config.systems.ONLY_IN` in other systems.
+
+    Args:
+        used: keys that have an effect nevertheless.
+    """
     defaults = get_cfg()
-    for key, remedy in WITHOUT_EFFECT.items():
+    for key, remedy in (WITHOUT_EFFECT | of_other_systems(cfg.MODEL.META_ARCHITECTURE)).items():
         value, default = lookup(cfg, key), lookup(defaults, key)
-        if value != default:
+        if value != default and key not in used:
             raise OvsegError(
                 f"{key} = {shown(value)} has no effect in this system: remove it (the default is {default!r}); {remedy}"
             )

@@ -28,10 +28,15 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         MODEL.RESNETS.STEM_OUT_CHANNELS INPUT.MAX_SIZE_TRAIN INPUT.MAX_SIZE_TEST SOLVER.IMS_PER_BATCH
         SOLVER.TEST_IMS_PER_BATCH TEST.AUG.MIN_SIZES
         TEST.AUG.MAX_SIZE TEST.SLIDING_TILE_SIZE MODEL.PROPOSER.BOUNDARY_TREE.SIZE
-        MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS MODEL.NAMER.MAP_SIZE""",
+        MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS MODEL.NAMER.MAP_SIZE MODEL.CLIP_ADAPTER.PROMPT_DIM
+        MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_DIM""",
     ("a whole number from 0 to 16384", lambda x: isinstance(x, int) and 0 <= x <= 16384): """
         MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS MODEL.MASK_FORMER.ENC_LAYERS MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH
         MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE INPUT.MIN_SIZE_TEST DATALOADER.NUM_WORKERS MODEL.SELECT_ORI_CLIP_ID""",
+    ("whole numbers from 0 to 70", lambda x: isinstance(x, int) and 0 <= x <= 70): """
+        MODEL.CLIP_ADAPTER.PROMPT_SHAPE MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_SHAPE""",
+    ("-1 (all) or a whole number of at least 1", lambda x: isinstance(x, int) and (x == -1 or x >= 1)): """
+        DATASETS.SAMPLE_PER_CLASS""",
     ("a whole number from 1 to 100", lambda x: isinstance(x, int) and 1 <= x <= 100): "MODEL.MASK_FORMER.DEC_LAYERS",
     ("a whole number up to 16384", lambda x: x <= 16384): """
         MODEL.MASK_FORMER.SIZE_DIVISIBILITY INPUT.SIZE_DIVISIBILITY""",
@@ -55,7 +60,13 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
     ("a number", lambda x: True): "MODEL.PIXEL_MEAN MODEL.SEEN_BIAS",
 }
-_LENGTHS = {"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3, "INPUT.CROP.SIZE": 2}
+_LENGTHS = {
+    "MODEL.PIXEL_MEAN": 3,
+    "MODEL.PIXEL_STD": 3,
+    "INPUT.CROP.SIZE": 2,
+    "MODEL.CLIP_ADAPTER.PROMPT_SHAPE": 2,
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_SHAPE": 2,
+}
 _STAGES = ("res2", "res3", "res4", "res5")
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
@@ -73,6 +84,8 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.SEM_SEG_HEAD.NORM": _NORMS,
     "MODEL.MASK_FORMER.TEST.PAINTING": ("mask_sum", "class_winner"),
     "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": ("vild", "imagenet", "predefined"),
+    "MODEL.CLIP_ADAPTER.PROMPT_LEARNER": ("vild", "imagenet", "predefined", "learnable"),
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_LEARNER": ("vild", "imagenet", "predefined", "learnable"),
     "MODEL.CLIP_ADAPTER.MASK_FILL": ("mean", "zero"),
     "MODEL.CLIP_ADAPTER.PRECISION": ("fp32", "bf16", "fp16"),
     "MODEL.PROPOSER.BOUNDARY_TREE.BOUNDARY": ("auto", "hed", "gradient"),
@@ -108,6 +121,8 @@ _OF_ANOTHER_KIND = {
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": (
         "detectron2.",
         "ovseg.proposals.maskformer.OpenVocab",
+        "ovseg.proposals.maskformer.ZeroShot",
+        "ovseg.meta_arch.",
         "ovseg.proposals.mask2former.OpenVoca",
     ),
 }

@@ -4,5 +4,15 @@ from ovseg.meta_arch.mask2former import Mask2Former
 from ovseg.meta_arch.ovseg import OVSeg, OVSegDEMO
 from ovseg.meta_arch.propose_and_name import ProposeAndName
 from ovseg.meta_arch.scan import SCAN, SCANDEMO
+from ovseg.meta_arch.simbaseline import SimBaseline, ZeroShotMaskFormer
 
-__all__ = ["SCAN", "SCANDEMO", "Mask2Former", "OVSeg", "OVSegDEMO", "ProposeAndName"]
+__all__ = [
+    "SCAN",
+    "SCANDEMO",
+    "Mask2Former",
+    "OVSeg",
+    "OVSegDEMO",
+    "ProposeAndName",
+    "SimBaseline",
+    "ZeroShotMaskFormer",
+]

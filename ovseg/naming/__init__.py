@@ -5,6 +5,7 @@ Importing this package registers the namers and fusions for ``MODEL.NAMER.NAME``
 
 from ovseg.naming.contextual_shift import ContextCrops
 from ovseg.naming.crops import MaskedCrops
+from ovseg.naming.native_crops import NativeCrops
 from ovseg.naming.pooled import PooledMap, TrainedRegions
 from ovseg.naming.scores import (
     FUSIONS,
@@ -13,6 +14,7 @@ from ovseg.naming.scores import (
     ObjectNormalizedMean,
     QueryEmbedding,
     Scores,
+    SeenUnseenMean,
     SingleNamer,
 )
 
@@ -22,10 +24,12 @@ __all__ = [
     "ContextCrops",
     "GeometricMean",
     "MaskedCrops",
+    "NativeCrops",
     "ObjectNormalizedMean",
     "PooledMap",
     "QueryEmbedding",
     "Scores",
+    "SeenUnseenMean",
     "SingleNamer",
     "TrainedRegions",
 ]

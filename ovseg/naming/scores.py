@@ -168,6 +168,23 @@ class GeometricMean:
 
 
 @FUSIONS.register()
+class SeenUnseenMean(GeometricMean):
+    """SimBaseline's fusion: the geometric mean, with the weights exchanged for the classes of the training.
+
+    Those get own^weight * other^(1 - weight), all others own^(1 - weight) * other^weight (Xu et al., arXiv 2112.14757,
+    equation 4). A weight that is not positive means the scores of the other namer alone, for all classes.
+    """
+
+    def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None, seen: Tensor | None = None) -> Tensor:
+        """Fuse the scores of two namers, see :meth:`GeometricMean.__call__`; without ``seen``, no class is seen."""
+        if len(scores) == 1 or self.weight <= 0 or seen is None:
+            return super().__call__(scores, dataset_name)
+        own, other = scores
+        weights = torch.where(seen, 1 - self.weight, self.weight)  # of the other namer, (K,)
+        return own.of_all(unseen=0.0) ** (1 - weights) * other.of_all(unseen=1.0) ** weights
+
+
+@FUSIONS.register()
 class ObjectNormalizedMean(GeometricMean):
     """SCAN's fusion: the geometric mean, normalised over the classes on some data sets.
 
