@@ -1,7 +1,7 @@
 """Learned prompts: vectors around the tokens of a word, in place of the words of a template.
 
-Zhou et al., "Learning to Prompt for Vision-Language Models" (CoOp), arXiv 2109.01134; with a final dot, as in Xu et al.,
-"A Simple Baseline for Open-Vocabulary Semantic Segmentation", arXiv 2112.14757, section 3.3.
+Zhou et al., "Learning to Prompt for Vision-Language Models" (CoOp), arXiv 2109.01134; with a final dot, as in Xu et
+al., "A Simple Baseline for Open-Vocabulary Semantic Segmentation", arXiv 2112.14757, section 3.3.
 """
 
 from __future__ import annotations

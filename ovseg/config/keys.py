@@ -121,7 +121,7 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES": ["a photo of a {}."],  # templates of "predefined"
     # SimBaseline's name of TEXT_TEMPLATES: vild, imagenet, predefined, or learnable: vectors around the word
     "MODEL.CLIP_ADAPTER.PROMPT_LEARNER": "imagenet",
-    "MODEL.CLIP_ADAPTER.PROMPT_DIM": 512,  # width of learnable prompts; follows from CLIP_MODEL_NAME, others are refused
+    "MODEL.CLIP_ADAPTER.PROMPT_DIM": 512,  # width of learnable prompts; that of CLIP's text tower
     "MODEL.CLIP_ADAPTER.PROMPT_SHAPE": [16, 0],  # number of learnable vectors before and after the word
     # weights of learnable prompts (tools/tune_text_prompts.py), which are frozen then; "" = they train with the model
     "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "",

@@ -11,10 +11,12 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY as HEADS
 
+from ovseg.config.systems import SIMBASELINE_PER_PIXEL
 from ovseg.config.values import leaves
 from ovseg.errors import OvsegError, shown
 
 # (what to give, test of a number) -> keys; of a list, each element is tested
+_WEIGHT = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
 _COUNT = ("a whole number from 1 to 16384", lambda x: isinstance(x, int) and 1 <= x <= 16384)
 _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     _COUNT: """
@@ -55,7 +57,7 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE MODEL.MASK_FORMER.DROPOUT
         MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO MODEL.CLIP_ADAPTER.MASK_THR MODEL.CLIP_ADAPTER.REPLACE_RATIO
         INPUT.CROP.SINGLE_CATEGORY_MAX_AREA SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR""",
-    ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT",
+    ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): _WEIGHT,
     ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
     ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
     ("a number", lambda x: True): "MODEL.PIXEL_MEAN MODEL.SEEN_BIAS",
@@ -142,6 +144,8 @@ def check_config(cfg: CfgNode) -> None:
     for (wanted, test), keys in _NUMBERS.items():
         for key in keys.split():
             value = lookup(cfg, key)
+            if key == _WEIGHT and cfg.MODEL.META_ARCHITECTURE in SIMBASELINE_PER_PIXEL:
+                continue  # above 1, this system leaves CLIP out
             if not all(type(part) in (int, float) and test(part) for part in _parts(value)):
                 raise _refusal(key, value, wanted)
     for key, length in _LENGTHS.items():

@@ -6,14 +6,16 @@ from __future__ import annotations
 SIMBASELINE = ("SimBaseline", "ZeroShotMaskFormer")
 SIMBASELINE_PER_PIXEL = ("SimBaselinePerPixel", "ZeroShotPerPixelModel")
 
+_BOTH = (*SIMBASELINE, *SIMBASELINE_PER_PIXEL)
 _CLIP, _REGION = "MODEL.CLIP_ADAPTER", "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER"
 _TEXT = ("PROMPT_LEARNER", "PROMPT_DIM", "PROMPT_SHAPE", "PROMPT_CHECKPOINT")
 _CLIPS_OWN = ("CLIP_MODEL_NAME", "CLIP_WEIGHTS", "PREDEFINED_PROMPT_TEMPLATES")
 
-# Systems that read a key, and what to set in others.
+# Systems that read a key, and what to set in others. The second CLIP's own keys have no effect without
+# SEPERATE_ADAPTER, but configurations of the originals have them in any case.
 ONLY_IN: dict[str, tuple[tuple[str, ...], str]] = {
-    **{f"{_CLIP}.{name}": ((*SIMBASELINE, *SIMBASELINE_PER_PIXEL), f"set {_CLIP}.TEXT_TEMPLATES") for name in _TEXT},
-    **{f"{_REGION}.{name}": (SIMBASELINE, "only SimBaseline has a second CLIP") for name in (*_TEXT, *_CLIPS_OWN)},
+    **{f"{_CLIP}.{name}": (_BOTH, f"set {_CLIP}.TEXT_TEMPLATES") for name in _TEXT},
+    **{f"{_REGION}.{name}": (_BOTH, "only SimBaseline has a second CLIP") for name in (*_TEXT, *_CLIPS_OWN)},
     f"{_CLIP}.SEPERATE_ADAPTER": (SIMBASELINE, "only SimBaseline has a second CLIP"),
     f"{_CLIP}.REGION_RESIZED": (SIMBASELINE, "only SimBaseline takes crops of other sizes than CLIP's input"),
 }

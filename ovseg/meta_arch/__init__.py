@@ -5,6 +5,7 @@ from ovseg.meta_arch.ovseg import OVSeg, OVSegDEMO
 from ovseg.meta_arch.propose_and_name import ProposeAndName
 from ovseg.meta_arch.scan import SCAN, SCANDEMO
 from ovseg.meta_arch.simbaseline import SimBaseline, ZeroShotMaskFormer
+from ovseg.meta_arch.simbaseline_per_pixel import SimBaselinePerPixel, ZeroShotPerPixelModel
 
 __all__ = [
     "SCAN",
@@ -14,5 +15,7 @@ __all__ = [
     "OVSegDEMO",
     "ProposeAndName",
     "SimBaseline",
+    "SimBaselinePerPixel",
     "ZeroShotMaskFormer",
+    "ZeroShotPerPixelModel",
 ]
