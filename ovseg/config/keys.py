@@ -204,6 +204,15 @@ DEFAULTS: dict[str, Any] = {
     # ours: queries of a class: "names", the registered names verbatim (as OVSeg and SCAN), or "synonyms", the
     # prompt-engineered lists of the label sets (as OpenSeg, ODISE, FC-CLIP); results record the choice
     "TEST.VOCABULARY": "names",
+    # ours: where the maximum over the queries of a class is taken: "region", of the scores of a mask or of a place of a
+    # dense map; "pixel", after rendering, each query being a word of its own until then (docs/evaluation.md)
+    "TEST.SYNONYMS": "region",
+    # ours: pixels whose best score is lower are background, which is no query then (protocol PAS-21t); in the model's
+    # own unit, see docs/evaluation.md; None = the data set's rule for background
+    "TEST.BACKGROUND_THRESHOLD": None,
+    # ours: also compute Grounding mIoU, with the words of the classes of each image alone (OpenSeg); models with a
+    # softmax over the words take a second pass
+    "TEST.GROUNDING_MIOU": False,
     "METRIC": "Vanilla",  # or "SG-IoU" (SCAN), which adds a mean IoU with credit for parent classes
     # ours: JSON file {child: [parent, ...]} of SG-IoU; "" = pairs of classes whose text embeddings are similar
     "TEST.SG_IOU_TABLE": "",
@@ -230,7 +239,9 @@ DEFAULTS: dict[str, Any] = {
 }
 
 # Types, given by an example, of keys that are None by default; other such keys accept any value.
-OPTIONAL: dict[str, Any] = {"MODEL.SWIN.QK_SCALE": 1.0, "MODEL.SWIN.NORM_INDICES": [0], "WANDB.NAME": ""}
+OPTIONAL: dict[str, Any] = {
+    **{"MODEL.SWIN.QK_SCALE": 1.0, "MODEL.SWIN.NORM_INDICES": [0], "WANDB.NAME": "", "TEST.BACKGROUND_THRESHOLD": 0.5},
+}
 
 # Keys that the originals define but never use: values other than the default would be ignored silently, so they
 # are refused.

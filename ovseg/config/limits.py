@@ -99,6 +99,7 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
     "TEST.MIOU_CONVENTION": ("union", "ground_truth"),
     "TEST.VOCABULARY": ("names", "synonyms"),
+    "TEST.SYNONYMS": ("region", "pixel"),
     "TEST.ORACLE": ("none", "masks", "labels", "words"),
     "TEST.ORACLE_LABEL": ("iou", "intersection", "soft_iou"),
     "TEST.SAVE_PREDICTIONS": (None, False, True, "rle", "png"),

@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from ovseg.data.catalog import register_on_demand
+from ovseg.data.protocol import seen_flags
 from ovseg.errors import OvsegError, shown
 from ovseg.vocabulary import Vocabulary
 from ovseg.vocabulary.templates import check_templates
@@ -58,12 +59,9 @@ def seen_classes(request: Mapping[str, Any], words: Vocabulary, default: bool = 
         OvsegError: ``seen`` or ``trainable_flag`` is not one bool per class.
     """
     dataset = request.get("meta", {}).get("dataset_name", "")
-    metadata = MetadataCatalog.get(dataset) if dataset and "class_names" not in request else None
     flags, source = request.get("seen"), "seen"
-    if flags is None and metadata is not None:
-        flags, source = metadata.get("trainable_flag"), f"trainable_flag of {dataset}"
-        if flags is None and (unseen := metadata.get("val_extra_classes")) is not None:
-            flags = [name not in unseen for name in words.names]
+    if flags is None and dataset and "class_names" not in request:
+        flags, source = seen_flags(dataset, words.names), f"trainable_flag of {dataset}"
     if flags is None:
         return torch.full((len(words),), default)
     values = list(flags)
