@@ -70,6 +70,16 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],
     "MODEL.NAMER.MAP_SIZE": 640,  # ours: of PooledMap, pixels of the longer side of the image in CLIP's image tower
     "MODEL.NAMER.REGIONS": "photo",  # ours: of TrainedRegions, photo or a file of tools/train_photo_model.py
+    # ours: dense maps of CLIP's image tower, for DenseCLIP and PooledMap: value (the last attention of each place to
+    # itself alone), value_no_residual (the same without the residual; vision transformers), or last_tokens
+    # (the attention as it is; vision transformers and CLIP's ResNets)
+    "MODEL.DENSE.MODE": "value",
+    # ours, of DenseCLIP: probability of the best word below which a place takes the words of places with similar keys
+    # ("key smoothing", MaskCLIP's ks_thresh); 0 for no smoothing, 1 for all places
+    "MODEL.DENSE.KS_THRESH": 0.0,
+    # ours, of DenseCLIP: highest probability of a word in an image below which the word is left out ("prompt
+    # denoising", MaskCLIP's pd_thresh); 0 for no denoising
+    "MODEL.DENSE.PD_THRESH": 0.0,
     # ours: SingleNamer, GeometricMean or ObjectNormalizedMean; "" = SingleNamer for one namer, else GeometricMean
     "MODEL.FUSION.NAME": "",
     # ours: mask_sum, class_winner or area_weighted_sum; "" = MODEL.MASK_FORMER.TEST.PAINTING
@@ -117,7 +127,7 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.MASK_FORMER.TEST.ADD_OTHERS": False,
     "MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE": 64,  # ours: number of classes rendered at a time; bounds memory
     # --- CLIP as the classifier of regions -----------------------------------------------------------------
-    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "vild",  # prompt templates: vild (14), imagenet (80) or predefined
+    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "vild",  # prompts: vild (14), imagenet (80), maskclip (85), predefined
     "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES": ["a photo of a {}."],  # templates of "predefined"
     # SimBaseline's name of TEXT_TEMPLATES: vild, imagenet, predefined, or learnable: vectors around the word
     "MODEL.CLIP_ADAPTER.PROMPT_LEARNER": "imagenet",

@@ -56,7 +56,8 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     ("a number from 0 to 1", lambda x: 0 <= x <= 1): """
         MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE MODEL.MASK_FORMER.DROPOUT
         MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO MODEL.CLIP_ADAPTER.MASK_THR MODEL.CLIP_ADAPTER.REPLACE_RATIO
-        INPUT.CROP.SINGLE_CATEGORY_MAX_AREA SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR""",
+        INPUT.CROP.SINGLE_CATEGORY_MAX_AREA SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR MODEL.DENSE.KS_THRESH
+        MODEL.DENSE.PD_THRESH""",
     ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): _WEIGHT,
     ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
     ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
@@ -85,9 +86,10 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.RESNETS.STEM_TYPE": ("basic", "deeplab"),
     "MODEL.SEM_SEG_HEAD.NORM": _NORMS,
     "MODEL.MASK_FORMER.TEST.PAINTING": ("mask_sum", "class_winner"),
-    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": ("vild", "imagenet", "predefined"),
+    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": ("vild", "imagenet", "maskclip", "predefined"),
     "MODEL.CLIP_ADAPTER.PROMPT_LEARNER": ("vild", "imagenet", "predefined", "learnable"),
     "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_LEARNER": ("vild", "imagenet", "predefined", "learnable"),
+    "MODEL.DENSE.MODE": ("value", "value_no_residual", "last_tokens"),
     "MODEL.CLIP_ADAPTER.MASK_FILL": ("mean", "zero"),
     "MODEL.CLIP_ADAPTER.PRECISION": ("fp32", "bf16", "fp16"),
     "MODEL.PROPOSER.BOUNDARY_TREE.BOUNDARY": ("auto", "hed", "gradient"),
@@ -247,6 +249,6 @@ def _refusal(key: str, value: Any, wanted: str) -> OvsegError:
 def needs_checkpoint(cfg: CfgNode) -> bool:
     """Return whether a model without ``MODEL.WEIGHTS`` is certain to have random weights, before it is built.
 
-    Parts of the free combination may have none: masks of a file, say, and CLIP's crops.
+    Parts of the free combination may have none: masks of a file, say, and CLIP's crops. Dense CLIP has none.
     """
-    return cfg.MODEL.META_ARCHITECTURE != "ProposeAndName"
+    return cfg.MODEL.META_ARCHITECTURE not in ("DenseCLIP", "ProposeAndName")

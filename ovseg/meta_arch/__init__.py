@@ -1,5 +1,6 @@
 """Segmentation systems, one file each; importing this package registers them with Detectron2."""
 
+from ovseg.meta_arch.dense_clip import DenseCLIP
 from ovseg.meta_arch.mask2former import Mask2Former
 from ovseg.meta_arch.ovseg import OVSeg, OVSegDEMO
 from ovseg.meta_arch.propose_and_name import ProposeAndName
@@ -10,6 +11,7 @@ from ovseg.meta_arch.simbaseline_per_pixel import SimBaselinePerPixel, ZeroShotP
 __all__ = [
     "SCAN",
     "SCANDEMO",
+    "DenseCLIP",
     "Mask2Former",
     "OVSeg",
     "OVSegDEMO",

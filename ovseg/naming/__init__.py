@@ -5,6 +5,7 @@ Importing this package registers the namers and fusions for ``MODEL.NAMER.NAME``
 
 from ovseg.naming.contextual_shift import ContextCrops
 from ovseg.naming.crops import MaskedCrops
+from ovseg.naming.dense import DenseScores
 from ovseg.naming.native_crops import NativeCrops
 from ovseg.naming.pooled import PooledMap, TrainedRegions
 from ovseg.naming.scores import (
@@ -22,6 +23,7 @@ __all__ = [
     "FUSIONS",
     "NAMERS",
     "ContextCrops",
+    "DenseScores",
     "GeometricMean",
     "MaskedCrops",
     "NativeCrops",
