@@ -49,12 +49,14 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     ("a number from 0 to 1", lambda x: 0 <= x <= 1): """
         MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE MODEL.MASK_FORMER.DROPOUT
         MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO MODEL.CLIP_ADAPTER.MASK_THR MODEL.CLIP_ADAPTER.REPLACE_RATIO
-        INPUT.CROP.SINGLE_CATEGORY_MAX_AREA SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR""",
+        INPUT.CROP.SINGLE_CATEGORY_MAX_AREA SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR MODEL.FUSION.VOID_BY_CLIP
+        MODEL.RENDERING.GRANULARITY""",
     ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT",
     ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
     ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
     ("a number", lambda x: True): "MODEL.PIXEL_MEAN MODEL.SEEN_BIAS",
 }
+_MAY_BE_NONE = {"MODEL.RENDERING.GRANULARITY"}
 _LENGTHS = {"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3, "INPUT.CROP.SIZE": 2}
 _STAGES = ("res2", "res3", "res4", "res5")
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
@@ -78,6 +80,7 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.PROPOSER.BOUNDARY_TREE.BOUNDARY": ("auto", "hed", "gradient"),
     "MODEL.PROPOSER.BOUNDARY_TREE.RANKING": ("auto", "network", "tree"),
     "MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT": ("auto", "plain", "log"),
+    "MODEL.RENDERING.RESIZE": ("bilinear", "nearest"),
     "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
@@ -127,6 +130,8 @@ def check_config(cfg: CfgNode) -> None:
     for (wanted, test), keys in _NUMBERS.items():
         for key in keys.split():
             value = lookup(cfg, key)
+            if value is None and key in _MAY_BE_NONE:
+                continue
             if not all(type(part) in (int, float) and test(part) for part in _parts(value)):
                 raise _refusal(key, value, wanted)
     for key, length in _LENGTHS.items():
