@@ -82,8 +82,17 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.DENSE.PD_THRESH": 0.0,
     # ours: SingleNamer, GeometricMean or ObjectNormalizedMean; "" = SingleNamer for one namer, else GeometricMean
     "MODEL.FUSION.NAME": "",
-    # ours: mask_sum, class_winner or area_weighted_sum; "" = MODEL.MASK_FORMER.TEST.PAINTING
-    "MODEL.RENDERING": "",
+    # ours: factor by which the best word of CLIP takes from the probability of "no object" before the geometric mean:
+    # p *= 1 - VOID_BY_CLIP x max p_clip; 0 = off, 0.5 is published for training-free use
+    "MODEL.FUSION.VOID_BY_CLIP": 0.0,
+    # ours: mask_sum, class_winner or area_weighted_sum; "" = MODEL.MASK_FORMER.TEST.PAINTING. MODEL.RENDERING: NAME is
+    # short for it
+    "MODEL.RENDERING.NAME": "",
+    # ours: a number from 0 (coarse) to 1 (precise) selects class_winner in every system with masks: each word keeps the
+    # masks with a score above GRANULARITY x its best one, 1 = its best mask; None = off
+    "MODEL.RENDERING.GRANULARITY": None,
+    # ours: resizing of scores to the size of the result: bilinear, or nearest, which keeps binary masks binary
+    "MODEL.RENDERING.RESIZE": "bilinear",
     # ours: subtracted from the scores of pixels for the words of the training ("calibration" of generalised zero-shot
     # segmentation); which words these are: see docs/systems.md
     "MODEL.SEEN_BIAS": 0.0,
@@ -250,8 +259,15 @@ DEFAULTS: dict[str, Any] = {
 
 # Types, given by an example, of keys that are None by default; other such keys accept any value.
 OPTIONAL: dict[str, Any] = {
-    **{"MODEL.SWIN.QK_SCALE": 1.0, "MODEL.SWIN.NORM_INDICES": [0], "WANDB.NAME": "", "TEST.BACKGROUND_THRESHOLD": 0.5},
+    "MODEL.SWIN.QK_SCALE": 1.0,
+    "MODEL.SWIN.NORM_INDICES": [0],
+    "MODEL.RENDERING.GRANULARITY": 1.0,
+    "TEST.BACKGROUND_THRESHOLD": 0.5,
+    "WANDB.NAME": "",
 }
+
+# Sections whose value may be a text, that of their first key.
+SHORT = {"MODEL.RENDERING": "NAME"}
 
 # Keys that the originals define but never use: values other than the default would be ignored silently, so they
 # are refused.
@@ -322,6 +338,7 @@ class CfgNode(Detectron2CfgNode):
         with explain_config_errors(self, "the KEY VALUE options"):
             pairs = prepare_for_merge(self, option_pairs(cfg_list, {key for key, _ in leaves(self)}, PER_DATASET))
             for key, value in zip(pairs[0::2], pairs[1::2], strict=True):
+                key = f"{key}.{SHORT[key]}" if key in SHORT else key
                 *parents, name = key.split(".")
                 node = self
                 for parent in parents:
@@ -335,6 +352,8 @@ def _merge(other: Mapping[str, Any], cfg: Detectron2CfgNode, prefix: str = "") -
     """Write ``other`` over ``cfg``; a section with nothing in it is left out."""
     for key, value in other.items():
         name, there = f"{prefix}{key}", cfg.get(key)
+        if name in SHORT and isinstance(value, str):
+            value = {SHORT[name]: value}
         if isinstance(there, dict) and isinstance(value, dict):
             _merge(value, there, f"{name}.")
         elif key in cfg:

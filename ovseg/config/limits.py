@@ -57,12 +57,13 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE MODEL.MASK_FORMER.DROPOUT
         MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO MODEL.CLIP_ADAPTER.MASK_THR MODEL.CLIP_ADAPTER.REPLACE_RATIO
         INPUT.CROP.SINGLE_CATEGORY_MAX_AREA SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR MODEL.DENSE.KS_THRESH
-        MODEL.DENSE.PD_THRESH""",
+        MODEL.DENSE.PD_THRESH MODEL.FUSION.VOID_BY_CLIP MODEL.RENDERING.GRANULARITY""",
     ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): _WEIGHT,
     ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
     ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
     ("a number", lambda x: True): "MODEL.PIXEL_MEAN MODEL.SEEN_BIAS",
 }
+_MAY_BE_NONE = {"MODEL.RENDERING.GRANULARITY"}
 _LENGTHS = {
     "MODEL.PIXEL_MEAN": 3,
     "MODEL.PIXEL_STD": 3,
@@ -95,6 +96,7 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.PROPOSER.BOUNDARY_TREE.BOUNDARY": ("auto", "hed", "gradient"),
     "MODEL.PROPOSER.BOUNDARY_TREE.RANKING": ("auto", "network", "tree"),
     "MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT": ("auto", "plain", "log"),
+    "MODEL.RENDERING.RESIZE": ("bilinear", "nearest"),
     "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
@@ -147,6 +149,8 @@ def check_config(cfg: CfgNode) -> None:
     for (wanted, test), keys in _NUMBERS.items():
         for key in keys.split():
             value = lookup(cfg, key)
+            if value is None and key in _MAY_BE_NONE:
+                continue
             if key == _WEIGHT and cfg.MODEL.META_ARCHITECTURE in SIMBASELINE_PER_PIXEL:
                 continue  # above 1, this system leaves CLIP out
             if not all(type(part) in (int, float) and test(part) for part in _parts(value)):
