@@ -76,6 +76,23 @@ DEFAULTS: dict[str, Any] = {
     # ours: subtracted from the scores of pixels for the words of the training ("calibration" of generalised zero-shot
     # segmentation); which words these are: see docs/systems.md
     "MODEL.SEEN_BIAS": 0.0,
+    # --- LSeg and LSeg+: words for pixels, without proposals ------------------------------------------------
+    # clip_vitl16_384, clipRN50x16_vitl16_384, clip_vitb32_384 or clip_resnet101 (zero-shot variant): the image network,
+    # and the CLIP whose text tower is used
+    "MODEL.LSEG.BACKBONE": "clip_vitl16_384",
+    "MODEL.LSEG.NUM_FEATURES": 256,  # channels of the decoder
+    "MODEL.LSEG.READOUT": "project",  # class token of the ViT: project, add, or ignore
+    "MODEL.LSEG.ARCH_OPTION": 0,  # spatial regularisation of the logits: 0 none, 1 bottleneck, 2 depthwise
+    "MODEL.LSEG.BLOCK_DEPTH": 0,  # its passes; the last one has no activation, and 0 is the same as 1
+    "MODEL.LSEG.ACTIVATION": "lrelu",  # of its other passes: lrelu, tanh or relu
+    "MODEL.LSEG_PLUS.HEAD_DIM": 640,  # ours: channels of the pyramid and the branch of LSeg+
+    "MODEL.LSEG_PLUS.NORM": "GN",  # ours: their normalisation
+    "MODEL.LSEG_PLUS.TAU_INIT": 0.07,  # ours: temperature of the cosines at the start
+    "MODEL.LSEG_PLUS.TAU_MIN": 0.01,  # ours: its lower bound
+    "MODEL.LSEG_PLUS.TAU_LEARNED": True,  # ours: train it
+    # ours: a network of timm with maps of the strides 4 to 32, for MODEL.BACKBONE.NAME build_timm_backbone
+    "MODEL.TIMM.NAME": "tf_efficientnet_b7",
+    "MODEL.TIMM.WEIGHTS": "",  # ours: file of its weights, to train from; "" = random ones
     # --- proposals: transformer, losses, rendering ---------------------------------------------------------
     "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,  # losses after every decoder layer
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,  # class weight of "no object" in the cross entropy
