@@ -86,9 +86,10 @@ def LSeg(cfg: CfgNode) -> PerPixel:
     with argument_names(KEYS):
         clip, tokenizer = load_clip(find_clip(name, adapter.CLIP_WEIGHTS), held=held, device=cfg.MODEL.DEVICE)
     network = timm.create_model(backbone.network, pretrained=False)
-    stages = (
-        ViTStages(network, backbone.hooks, backbone.channels, lseg.READOUT) if backbone.hooks else ResNetStages(network)
-    )
+    if backbone.hooks:
+        stages = ViTStages(network, backbone.hooks, backbone.channels, lseg.READOUT)
+    else:
+        stages = ResNetStages(network)
     cache, dtype = adapter.TEXT_CACHE_DIR, DTYPES[adapter.PRECISION]
     text = TextEmbedder(
         clip,

@@ -46,8 +46,8 @@ def batch_labels(requests: Sequence[Mapping[str, Any]], size: Sequence[int], ign
         own = _labels(request, ignore_label)
         if own.shape != (there := request["image"].shape[-2:]):
             raise OvsegError(
-                f"a training image has {there[0]} x {there[1]} pixels but its labels {' x '.join(map(str, own.shape))}: "
-                "both must be of one size"
+                f"a training image has {there[0]} x {there[1]} pixels but labels of {list(own.shape)}: both must "
+                "be of one size"
             )
         labels[: own.shape[0], : own.shape[1]] = own
     return padded

@@ -39,11 +39,9 @@ class TimmBackbone(Backbone):
             strides, channels = self.network.feature_info.reduction(), self.network.feature_info.channels()
         except Exception as error:  # any type: networks of timm without feature maps differ in what they raise
             raise OvsegError(f"MODEL.TIMM.NAME {name} has no feature maps ({error}): choose another network") from error
-        # the last map of each stride: networks may have several
-        self.places = {
-            feature: len(strides) - 1 - strides[::-1].index(s) for feature, s in STRIDES.items() if s in strides
-        }
-        if self.places.keys() != STRIDES.keys() or getattr(self.network, "output_fmt", "NCHW") not in ("NCHW",):
+        last = {stride: place for place, stride in enumerate(strides)}  # networks may have several maps of a stride
+        self.places = {feature: last[stride] for feature, stride in STRIDES.items() if stride in last}
+        if self.places.keys() != STRIDES.keys() or getattr(self.network, "output_fmt", "NCHW") != "NCHW":
             raise OvsegError(
                 f"MODEL.TIMM.NAME {name} has maps of strides {list(strides)}: choose a network with maps "
                 "(B, C, h, w) of 4, 8, 16 and 32, such as tf_efficientnet_b7"
