@@ -197,6 +197,11 @@ DEFAULTS: dict[str, Any] = {
     "TEST.SLIDING_WINDOW": False,  # segment in overlapping tiles, and average them
     "TEST.SLIDING_TILE_SIZE": 224,  # side of a tile in pixels
     "TEST.SLIDING_OVERLAP": 2 / 3,  # overlap of tiles relative to their side
+    "TEST.MULTI_SCALE.ENABLED": False,  # LSeg's evaluation: windows of the image at several scales, averaged
+    "TEST.MULTI_SCALE.BASE_SIZE": 520,  # pixels of the longer side of the image at scale 1
+    "TEST.MULTI_SCALE.CROP_SIZE": 480,  # side of a window in pixels; the stride is two thirds of it
+    "TEST.MULTI_SCALE.SCALES": [0.5, 0.75, 1.0, 1.25, 1.5, 1.75],  # factors on BASE_SIZE; Cityscapes: 0.75 to 2.25
+    "TEST.MULTI_SCALE.FLIP": True,  # also the mirror image of each window
     "TEST.DENSE_CRF": False,  # refine scores by a dense CRF; needs pydensecrf
     "TEST.MIOU_CONVENTION": "union",  # ours: the convention called mIoU: "union" as the original, or "ground_truth"
     # ours: queries of a class: "names", the registered names verbatim (as OVSeg and SCAN), or "synonyms", the

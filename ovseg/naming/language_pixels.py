@@ -87,10 +87,14 @@ class LanguagePixels(Part):
 
     def logits(self, batch: Tensor, vocabulary: Vocabulary) -> Tensor:
         """Return the logits (B, S, H, W) of a padded batch, for the S texts of the vocabulary."""
+        return enlarge(self.half_logits(batch, vocabulary))
+
+    def half_logits(self, batch: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """Return the logits at half the size of a padded batch."""
         embeddings = self.scratch(self.pretrained(batch)).float()
         unit = embeddings / embeddings.norm(dim=1, keepdim=True)
         text = self.text(vocabulary.texts, vocabulary.templates).detach()
         logits = SCALE * torch.einsum("bdhw,sd->bshw", unit, text)
         if hasattr(self.scratch, "head_block"):
             logits = self.scratch.head_block(logits)
-        return enlarge(logits)
+        return logits
