@@ -96,6 +96,23 @@ DEFAULTS: dict[str, Any] = {
     # ours: subtracted from the scores of pixels for the words of the training ("calibration" of generalised zero-shot
     # segmentation); which words these are: see docs/systems.md
     "MODEL.SEEN_BIAS": 0.0,
+    # --- LSeg and LSeg+: words for pixels, without proposals ------------------------------------------------
+    # clip_vitl16_384, clipRN50x16_vitl16_384, clip_vitb32_384 or clip_resnet101 (zero-shot variant): the image network,
+    # and the CLIP whose text tower is used
+    "MODEL.LSEG.BACKBONE": "clip_vitl16_384",
+    "MODEL.LSEG.NUM_FEATURES": 256,  # channels of the decoder
+    "MODEL.LSEG.READOUT": "project",  # class token of the ViT: project, add, or ignore
+    "MODEL.LSEG.ARCH_OPTION": 0,  # spatial regularisation of the logits: 0 none, 1 bottleneck, 2 depthwise
+    "MODEL.LSEG.BLOCK_DEPTH": 0,  # its passes; the last one has no activation, and 0 is the same as 1
+    "MODEL.LSEG.ACTIVATION": "lrelu",  # of its other passes: lrelu, tanh or relu
+    "MODEL.LSEG_PLUS.HEAD_DIM": 640,  # ours: channels of the pyramid and the branch of LSeg+
+    "MODEL.LSEG_PLUS.NORM": "GN",  # ours: their normalisation
+    "MODEL.LSEG_PLUS.TAU_INIT": 0.07,  # ours: temperature of the cosines at the start
+    "MODEL.LSEG_PLUS.TAU_MIN": 0.01,  # ours: its lower bound
+    "MODEL.LSEG_PLUS.TAU_LEARNED": True,  # ours: train it
+    # ours: a network of timm with maps of the strides 4 to 32, for MODEL.BACKBONE.NAME build_timm_backbone
+    "MODEL.TIMM.NAME": "tf_efficientnet_b7",
+    "MODEL.TIMM.WEIGHTS": "",  # ours: file of its weights, to train from; "" = random ones
     # --- proposals: transformer, losses, rendering ---------------------------------------------------------
     "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,  # losses after every decoder layer
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,  # class weight of "no object" in the cross entropy
@@ -218,6 +235,11 @@ DEFAULTS: dict[str, Any] = {
     "TEST.SLIDING_WINDOW": False,  # segment in overlapping tiles, and average them
     "TEST.SLIDING_TILE_SIZE": 224,  # side of a tile in pixels
     "TEST.SLIDING_OVERLAP": 2 / 3,  # overlap of tiles relative to their side
+    "TEST.MULTI_SCALE.ENABLED": False,  # LSeg's evaluation: windows of the image at several scales, averaged
+    "TEST.MULTI_SCALE.BASE_SIZE": 520,  # pixels of the longer side of the image at scale 1
+    "TEST.MULTI_SCALE.CROP_SIZE": 480,  # side of a window in pixels; the stride is two thirds of it
+    "TEST.MULTI_SCALE.SCALES": [0.5, 0.75, 1.0, 1.25, 1.5, 1.75],  # factors on BASE_SIZE; Cityscapes: 0.75 to 2.25
+    "TEST.MULTI_SCALE.FLIP": True,  # also the mirror image of each window
     "TEST.DENSE_CRF": False,  # refine scores by a dense CRF; needs pydensecrf
     "TEST.MIOU_CONVENTION": "union",  # ours: the convention called mIoU: "union" as the original, or "ground_truth"
     # ours: queries of a class: "names", the registered names verbatim (as OVSeg and SCAN), or "synonyms", the

@@ -31,7 +31,8 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         SOLVER.TEST_IMS_PER_BATCH TEST.AUG.MIN_SIZES
         TEST.AUG.MAX_SIZE TEST.SLIDING_TILE_SIZE MODEL.PROPOSER.BOUNDARY_TREE.SIZE
         MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS MODEL.NAMER.MAP_SIZE MODEL.CLIP_ADAPTER.PROMPT_DIM
-        MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_DIM""",
+        MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_DIM MODEL.LSEG.NUM_FEATURES
+        MODEL.LSEG_PLUS.HEAD_DIM TEST.MULTI_SCALE.BASE_SIZE TEST.MULTI_SCALE.CROP_SIZE""",
     ("a whole number from 0 to 16384", lambda x: isinstance(x, int) and 0 <= x <= 16384): """
         MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS MODEL.MASK_FORMER.ENC_LAYERS MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH
         MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE INPUT.MIN_SIZE_TEST DATALOADER.NUM_WORKERS MODEL.SELECT_ORI_CLIP_ID""",
@@ -40,6 +41,7 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     ("-1 (all) or a whole number of at least 1", lambda x: isinstance(x, int) and (x == -1 or x >= 1)): """
         DATASETS.SAMPLE_PER_CLASS""",
     ("a whole number from 1 to 100", lambda x: isinstance(x, int) and 1 <= x <= 100): "MODEL.MASK_FORMER.DEC_LAYERS",
+    ("a whole number from 0 to 100", lambda x: isinstance(x, int) and 0 <= x <= 100): "MODEL.LSEG.BLOCK_DEPTH",
     ("a whole number up to 16384", lambda x: x <= 16384): """
         MODEL.MASK_FORMER.SIZE_DIVISIBILITY INPUT.SIZE_DIVISIBILITY""",
     ("a whole number of at least 1", lambda x: isinstance(x, int) and x >= 1): """
@@ -52,7 +54,8 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     ("a number of at least 1", lambda x: x >= 1): "MODEL.MASK_FORMER.OVERSAMPLE_RATIO",
     ("a number above 0", lambda x: x > 0): """
         MODEL.PIXEL_STD MODEL.SWIN.MLP_RATIO MODEL.FREQUENCY_SIGMA MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO
-        SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE INPUT.CROP.SIZE""",
+        SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE INPUT.CROP.SIZE MODEL.LSEG_PLUS.TAU_INIT
+        MODEL.LSEG_PLUS.TAU_MIN TEST.MULTI_SCALE.SCALES""",
     ("a number from 0 to 1", lambda x: 0 <= x <= 1): """
         MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE MODEL.MASK_FORMER.DROPOUT
         MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO MODEL.CLIP_ADAPTER.MASK_THR MODEL.CLIP_ADAPTER.REPLACE_RATIO
@@ -86,6 +89,11 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.RESNETS.NORM": _NORMS,
     "MODEL.RESNETS.STEM_TYPE": ("basic", "deeplab"),
     "MODEL.SEM_SEG_HEAD.NORM": _NORMS,
+    "MODEL.LSEG.BACKBONE": ("clip_vitl16_384", "clipRN50x16_vitl16_384", "clip_vitb32_384", "clip_resnet101"),
+    "MODEL.LSEG.READOUT": ("project", "add", "ignore"),
+    "MODEL.LSEG.ARCH_OPTION": (0, 1, 2),
+    "MODEL.LSEG.ACTIVATION": ("lrelu", "tanh", "relu"),
+    "MODEL.LSEG_PLUS.NORM": _NORMS,
     "MODEL.MASK_FORMER.TEST.PAINTING": ("mask_sum", "class_winner"),
     "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": ("vild", "imagenet", "maskclip", "predefined"),
     "MODEL.CLIP_ADAPTER.PROMPT_LEARNER": ("vild", "imagenet", "predefined", "learnable"),
