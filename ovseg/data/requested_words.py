@@ -15,6 +15,7 @@ from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from ovseg.data.catalog import register_on_demand
+from ovseg.data.protocol import seen_flags
 from ovseg.errors import OvsegError, shown
 from ovseg.vocabulary import Vocabulary
 from ovseg.vocabulary.templates import check_templates
@@ -62,12 +63,9 @@ def seen_classes(request: Mapping[str, Any], words: Vocabulary, default: bool = 
     dataset = request.get("meta", {}).get("dataset_name", "")
     own = [name.strip() for name in _words_of(dataset) or ()] if dataset else []
     of_dataset = own and list(words.names) in (own, [*own, "others"])
-    metadata = MetadataCatalog.get(dataset) if of_dataset else None
     flags, source = request.get("seen"), "seen"
-    if flags is None and metadata is not None:
-        flags, source = metadata.get("trainable_flag"), f"trainable_flag of {dataset}"
-        if flags is None and (unseen := metadata.get("val_extra_classes")) is not None:
-            flags = [name not in unseen for name in words.names]
+    if flags is None and of_dataset:
+        flags, source = seen_flags(dataset, words.names), f"trainable_flag of {dataset}"
     if flags is None:
         return torch.full((len(words),), default)
     values = list(flags)

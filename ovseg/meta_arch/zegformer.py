@@ -21,7 +21,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from ovseg.checkpoint.loading import PREDICTOR
-from ovseg.clip.adapter import ClipAdapter
+from ovseg.clip.adapter import KEYS, ClipAdapter
 from ovseg.config import DEFAULTS
 from ovseg.config.limits import lookup
 from ovseg.errors import OvsegError, shown
@@ -64,7 +64,8 @@ def ZegFormer(cfg: CfgNode) -> ProposeAndName:
     clip_adapter = OutsideClip(
         cfg,
         name=head.CLIP_PRETRAINED,
-        name_key=CLIP,
+        prefix=PREDICTOR,
+        keys=KEYS | {"name": CLIP},
         mask_prompt_depth=None,
         templates=get_templates(cfg.MODEL.PROMPT_ENSEMBLE_TYPE),
         separator=SEPARATOR,

@@ -6,6 +6,8 @@ Importing this package registers the namers and fusions for ``MODEL.NAMER.NAME``
 from ovseg.naming.aligned_crops import AlignedCrops
 from ovseg.naming.contextual_shift import ContextCrops
 from ovseg.naming.crops import MaskedCrops
+from ovseg.naming.dense import DenseScores
+from ovseg.naming.native_crops import NativeCrops
 from ovseg.naming.pooled import PooledMap, TrainedRegions
 from ovseg.naming.scores import (
     FUSIONS,
@@ -15,6 +17,7 @@ from ovseg.naming.scores import (
     QueryEmbedding,
     Scores,
     SeenAveragedMean,
+    SeenUnseenMean,
     SingleNamer,
 )
 
@@ -23,13 +26,16 @@ __all__ = [
     "NAMERS",
     "AlignedCrops",
     "ContextCrops",
+    "DenseScores",
     "GeometricMean",
     "MaskedCrops",
+    "NativeCrops",
     "ObjectNormalizedMean",
     "PooledMap",
     "QueryEmbedding",
     "Scores",
     "SeenAveragedMean",
+    "SeenUnseenMean",
     "SingleNamer",
     "TrainedRegions",
 ]

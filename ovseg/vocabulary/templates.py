@@ -10,7 +10,16 @@ from importlib import resources
 from ovseg.errors import OvsegError, shown
 from ovseg.vocabulary.reading import check_text
 
-TEMPLATE_SETS = ("vild", "imagenet", "predefined")
+TEMPLATE_SETS = ("vild", "imagenet", "maskclip", "predefined")
+# What MaskCLIP adds to the 80 of "imagenet". Its specification (section 4) gives the first "and four like it": the
+# other four are those of ViLD (arXiv 2104.13921), which has five sentences of this kind.
+_MASKCLIP_SCENES = (
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
 DEFAULT_PREDEFINED = ("a photo of a {}.",)
 SCENE = ("A photo of a {} in the scene",)  # ZegFormer's single template
 SELECTED = (  # the seven best of ImageNet's, by CLIP's authors
@@ -29,8 +38,13 @@ _SCENES = ("There is a", "There is the", "This is a", "This is the", "This is on
 @functools.cache
 def _published() -> dict[str, tuple[str, ...]]:
     text = resources.files(__package__).joinpath("templates.json").read_text(encoding="utf-8")
-    sets = {name: tuple(templates) for name, templates in json.loads(text).items()}
-    return sets | {"single": SCENE, "imagenet_select": SELECTED + SCENE, "zegformer_crops": _of_zegformer_crops()}
+    published = {name: tuple(templates) for name, templates in json.loads(text).items()}
+    return published | {
+        "maskclip": published["imagenet"] + _MASKCLIP_SCENES,
+        "single": SCENE,
+        "imagenet_select": SELECTED + SCENE,
+        "zegformer_crops": _of_zegformer_crops(),
+    }
 
 
 def _of_zegformer_crops() -> tuple[str, ...]:
@@ -56,8 +70,8 @@ def get_templates(name: str, predefined: Sequence[str] = DEFAULT_PREDEFINED) -> 
     """Return the templates of a set in the published order; each contains ``{}`` once, the placeholder of the word.
 
     Args:
-        name: ``"vild"`` (14 templates), ``"imagenet"`` (80) or ``"predefined"``; ZegFormer's ``"single"`` (1),
-            ``"imagenet_select"`` (8) and ``"zegformer_crops"`` (32).
+        name: ``"vild"`` (14 templates), ``"imagenet"`` (80), ``"maskclip"`` (85) or ``"predefined"``; ZegFormer's
+            ``"single"`` (1), ``"imagenet_select"`` (8) and ``"zegformer_crops"`` (32).
         predefined: templates of ``"predefined"``; the key ``MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES``.
 
     Raises:

@@ -129,7 +129,7 @@ def test_bad_splits(tiny, model, seen, message):
         ),
         (("MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON", "words.txt"), "TEST_CLASS_JSON is 'words.txt': give a JSON file"),
         (("MODEL.SEM_SEG_HEAD.EMBEDDING_DIM", 600), "EMBEDDING_DIM is 600, but CLIP .* has embeddings of 512"),
-        (("MODEL.META_ARCHITECTURE", "OVSeg"), "has no effect in this system: .*it belongs to ZegFormer"),
+        (("MODEL.META_ARCHITECTURE", "OVSeg"), "has no effect in this system: .*only ZegFormer reads it"),
     ],
 )
 def test_bad_configurations(tiny, opts, message):
