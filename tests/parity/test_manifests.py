@@ -88,3 +88,28 @@ def test_scan(config, manifest, trained):
     assert {"fusion_decoder.ln.0.bias", "lightweight_transformer.layers.4.norm2.weight"} <= undecayed
     assert "sem_seg_head.pixel_decoder.transformer.level_embed" not in undecayed
     assert {group["weight_decay"] for group in groups} == {0, 0.01}
+
+
+def test_lseg():
+    """Compare with the published demo; what trains: ViT and decoder, without the parts that have no use."""
+    cfg, model = build("lseg_vitL16_384")
+    assert shapes(model) == read("lseg_vitL16_384")["state_dict"]
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    unused = (
+        "clip_pretrained.",
+        "pretrained.model.norm.",
+        "pretrained.model.head.",
+        "scratch.refinenet4.resConfUnit1.",
+    )
+    assert trained == {name for name, _ in model.named_parameters() if not name.startswith(unused)}
+    groups = build_optimizer(cfg, model).param_groups
+    rates = {(group["name"].partition(".")[0], round(group["lr"], 9)) for group in groups}
+    assert rates == {("pretrained", 0.004), ("scratch", 0.04)}
+    assert {group["weight_decay"] for group in groups} == {1e-4}
+
+
+@pytest.mark.parametrize("config", [path.stem for path in sorted((ROOT / "configs").glob("lseg*.yaml"))])
+def test_lseg_configurations(config):
+    cfg, model = build(config)
+    build_optimizer(cfg, model)
+    assert type(model).__name__ == "PerPixel"
