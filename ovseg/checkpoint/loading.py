@@ -338,6 +338,7 @@ def _shape_remedy(mis_shaped: Mapping[str, tuple], state: Mapping[str, Tensor]) 
 # Kinds of files, by a part of their names; the first that matches is used.
 _SIGNATURES = (
     ("sem_seg_head.predictor.query_feat.", "a Mask2Former-based checkpoint (SCAN)"),
+    ("pretrained.act_postprocess1.", "an LSeg checkpoint: use configs/lseg_vitL16_384.yaml"),
     ("img_encoder.", "an OVSegmentor or GroupViT checkpoint"),
     ("visual.transformer.resblocks.", "a CLIP model: give it as MODEL.CLIP_ADAPTER.CLIP_WEIGHTS"),
     ("layers.0.blocks.0.attn.qkv", "a Swin backbone of other sizes"),

@@ -38,7 +38,7 @@ def LSegPlus(cfg: CfgNode) -> PerPixel:
             f"MODEL.SEM_SEG_HEAD.IN_FEATURES begins with {features[0]} of stride {shapes[features[0]].stride}: give a "
             "feature of stride 4, too, such as res2"
         )
-    clip_adapter = ClipAdapter(cfg, mask_prompt_depth=None)
+    clip_adapter = ClipAdapter(cfg, mask_prompt_depth=None, image_tower=False)
     clip_adapter.non_object_embedding.requires_grad_(False)  # there is no such class
     scorer = FusedPixels(
         backbone=backbone,

@@ -10,7 +10,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from ovseg.checkpoint import load_weights, save_safetensors
+from ovseg.checkpoint import load_model, load_weights, save_safetensors
 from ovseg.clip.model import build_clip, find_clip
 from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
@@ -153,6 +153,20 @@ def test_temperature():
         model.scorer.log_scale.fill_(100.0)
     assert segment(model, request())[0]["sem_seg"].abs().max() <= 100.01  # 1 / TAU_MIN
     assert not plus("MODEL.LSEG_PLUS.TAU_LEARNED", False).scorer.log_scale.requires_grad
+
+
+def test_a_checkpoint_has_all_that_is_needed(tmp_path):
+    """Neither the image tower nor the weights of CLIP are needed to load LSeg+ from its own checkpoint."""
+    model = plus()
+    assert not any(".visual." in name for name in model.state_dict())
+    save_safetensors(model.state_dict(), tmp_path / "model.safetensors")
+    cfg = load_cfg(
+        ROOT / "configs" / "toy" / "lseg_plus_toy.yaml",
+        [*OPTIONS, "MODEL.LSEG_PLUS.HEAD_DIM", 64, "MODEL.WEIGHTS", str(tmp_path / "model.safetensors")],
+    )
+    cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS = ""  # clip.json names none
+    again = load_model(cfg, complete=True)
+    assert torch.equal(*(segment(m, request())[0]["sem_seg"] for m in (model, again)))
 
 
 @pytest.mark.parametrize(
