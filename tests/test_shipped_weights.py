@@ -14,7 +14,7 @@ _ROOT = Path(__file__).parents[1]
 _SEEDS = range(1_000_000, 1_000_012)  # of toy_sem_seg_val
 
 
-@pytest.fixture(params=["ovseg", "scan"])
+@pytest.fixture(params=["ovseg", "scan", "lseg_plus"])
 def segmenter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Segmenter:
     monkeypatch.chdir(_ROOT)  # the configuration names its files from here
     return Segmenter.from_config(f"configs/toy/{request.param}_toy.yaml", device="cpu")
