@@ -19,6 +19,7 @@ from ovseg.checkpoint.skip_init import skip_initialisation
 from ovseg.checkpoint.state_dicts import (
     MASK_PROMPT_FWD,
     constant_names,
+    missing_signals,
     read_checkpoint,
     read_settings,
     tensor_names,
@@ -32,8 +33,15 @@ logger = logging.getLogger(__name__)
 MOSTLY = 0.5
 CLIP_ADAPTER = "clip_adapter."
 CLIP_PREFIX = f"{CLIP_ADAPTER}clip_model."
+REGION_CLIP_ADAPTER = "_region_clip_adapter."  # SimBaseline's second CLIP
+PREDICTOR = "sem_seg_head.predictor."  # which holds CLIP in ZegFormer
 # Tensors that MODEL.CLIP_ADAPTER.CLIP_WEIGHTS provides if a checkpoint lacks them.
-CLIP_PREFIXES = (CLIP_PREFIX, "clip_adapter.original_clip.")
+CLIP_PREFIXES = (
+    CLIP_PREFIX,
+    "clip_adapter.original_clip.",
+    f"{REGION_CLIP_ADAPTER}clip_model.",
+    f"{PREDICTOR}clip_model.",
+)
 # Prefixes of a backbone's names in the model, which files of a backbone alone lack; the second is LSeg's ViT.
 BACKBONES = ("backbone.", "pretrained.model.")
 # Unused tensors of the official SCAN.pth (specification of SCAN, section 13).
@@ -87,7 +95,9 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     constants = constant_names(model)
     state = {name: tensor for name, tensor in state.items() if name not in constants}
     state = {name: _broadcast_prompts(name, tensor, own) for name, tensor in state.items()}
+    state |= missing_signals(state, model)
     state = _without_unused(state, own, model)
+    own |= _loadable(model, state)
     report = LoadReport(
         loaded=tuple(name for name in own if name in state and state[name].shape == own[name].shape),
         missing=tuple(name for name in own if name not in state),
@@ -102,6 +112,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     if complete:
         _refuse_partial(report, path, model)
     found = {name: state[name] for name in report.loaded}  # copying casts to the model's types
+    _copy(_loadable(model, found), found)
     model.load_state_dict(_without_other_pixels(found, own, model, path), strict=False)
     _warn_of_prompts(read_settings(file, content), model, path)
     if (clip_adapter := _clip_adapter(model)) is not None:
@@ -142,6 +153,22 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
     return model
 
 
+def _loadable(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of ``state`` that the model uses although its own state lacks them, by name."""
+    return {
+        f"{prefix}{name}": tensor
+        for prefix, module in getattr(model, "loadable", {}).items()
+        for name, tensor in module.state_dict().items()
+        if f"{prefix}{name}" in state
+    }
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(state[name])
+
+
 def _clip_adapter(model: nn.Module) -> Any:
     """Return the model's :class:`ovseg.clip.adapter.ClipAdapter`; None for models of others."""
     clip_adapter = getattr(model, "clip_adapter", None)
@@ -160,7 +187,8 @@ def clip_names_in(path: str | Path, prefix: str = CLIP_ADAPTER) -> set[str] | No
         names = tensor_names(_local_path(path))
     except OvsegError:
         return None
-    return {name.partition(prefix)[2] for name in names if prefix in name and not name.startswith(LEFTOVERS)}
+    parts = [f".{name}".partition(f".{prefix}") for name in names if not name.startswith(LEFTOVERS)]
+    return {below for _, mark, below in parts if mark}
 
 
 def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -246,7 +274,8 @@ def _refuse_wrong_file(
 
 
 def _refuse_partial(report: LoadReport, path: str | Path, model: nn.Module) -> None:
-    trained = {name for name, _ in model.named_parameters()}
+    frozen = (CLIP_ADAPTER, REGION_CLIP_ADAPTER)  # prompts of another file, an unused embedding of "no object"
+    trained = {name for name, p in model.named_parameters() if p.requires_grad or not name.startswith(frozen)}
     trained |= {name for name, _ in model.named_buffers() if name.endswith((".running_mean", ".running_var"))}
     needed = [name for name in report.missing if name in trained and not name.startswith(CLIP_PREFIXES)]
     if needed:
