@@ -238,10 +238,7 @@ def _complete_backbone_names(state: dict[str, Tensor], own: Mapping[str, Tensor]
 
 
 def _without_unused(state: dict[str, Tensor], own: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Remove tensors that the model does not use, and lacks or has in another shape.
-
-    ``unused_names`` of the model are the beginnings of their names: published files contain them.
-    """
+    """Remove tensors below ``unused_names`` of the model, which it lacks or has in another shape."""
     unused = tuple(getattr(model, "unused_names", ()))
     fits = {name for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
     return {name: tensor for name, tensor in state.items() if name in fits or not name.startswith(unused)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -73,6 +74,8 @@ def test_a_score_is_that_of_the_best_synonym(model):
 
 
 def test_scores_do_not_depend_on_other_words(model):
+    assert model.scores_are_independent
+    assert not build_lseg(ARCH | {"arch_option": 1}).scores_are_independent
     whole = segment(model, request())[0]["sem_seg"]
     alone = segment(model, request(class_names=["traffic light"]))[0]["sem_seg"]
     torch.testing.assert_close(whole[2:], alone, rtol=1e-4, atol=1e-4)
@@ -153,6 +156,24 @@ def test_temperature():
         model.scorer.log_scale.fill_(100.0)
     assert segment(model, request())[0]["sem_seg"].abs().max() <= 100.01  # 1 / TAU_MIN
     assert not plus("MODEL.LSEG_PLUS.TAU_LEARNED", False).scorer.log_scale.requires_grad
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+def test_vectors_of_words(cosine, tmp_path):
+    """With a table and plain dot products, the model is SPNet; words that the table lacks are refused."""
+    np.savez(tmp_path / "words.npz", names=["grass", "cat"], vectors=np.eye(2, 24, dtype=np.float32) * 3)
+    table = ("TEXT_ENCODER", "table", "TEXT_TABLE", str(tmp_path / "words.npz"), "TABLE_COSINE", cosine)
+    keys = [f"MODEL.CLIP_ADAPTER.{item}" if index % 2 == 0 else item for index, item in enumerate(table)]
+    model = plus(*keys)
+    assert model.scorer.log_scale.requires_grad == cosine
+    asked = request(class_names=["grass", "cat"])
+    scores = segment(model, asked)[0]["sem_seg"]
+    embeddings, _ = model.scorer.embeddings(model.views([asked]))
+    first = embeddings[0, :, 0, 0]
+    expected = first[:2] / (0.07 * first.norm()) if cosine else 3 * first[:2]
+    torch.testing.assert_close(scores[:, 0, 0], expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(OvsegError, match="has no vector of the word 'dog'"):
+        segment(model, request(class_names=["dog"]))
 
 
 def test_a_checkpoint_has_all_that_is_needed(tmp_path):
@@ -268,9 +289,10 @@ def test_the_zero_shot_variant(monkeypatch):
     assert set(result["label_map"].unique().tolist()) <= {0, 1}
 
 
-def test_templates_of_a_configuration_have_no_effect(monkeypatch):
-    with pytest.raises(OvsegError, match=r"TEXT_TEMPLATES is 'imagenet', but LSeg encodes words without a prompt"):
-        tiny_lseg(monkeypatch, "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES", "imagenet")
+@pytest.mark.parametrize(("key", "value"), [("TEXT_TEMPLATES", "imagenet"), ("TEXT_ENCODER", "table")])
+def test_keys_without_an_effect(monkeypatch, key, value):
+    with pytest.raises(OvsegError, match=f"{key} is '{value}', but LSeg encodes words by CLIP without a prompt"):
+        tiny_lseg(monkeypatch, f"MODEL.CLIP_ADAPTER.{key}", value, "MODEL.CLIP_ADAPTER.TEXT_TABLE", "words.npz")
 
 
 @pytest.mark.parametrize(
