@@ -67,8 +67,8 @@ def LSeg(cfg: CfgNode) -> PerPixel:
     CLIP follows from ``MODEL.LSEG.BACKBONE``, unless ``MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME`` names another one.
 
     Raises:
-        OvsegError: ``MODEL.CLIP_ADAPTER.TEXT_TEMPLATES`` or ``TEXT_ENCODER`` is set, which has no effect: CLIP encodes words
-            without a prompt, except for those of a request's ``templates``.
+        OvsegError: ``MODEL.CLIP_ADAPTER.TEXT_TEMPLATES`` or ``TEXT_ENCODER`` is set, which has no effect: CLIP encodes
+            words without a prompt, except for those of a request's ``templates``.
     """
     check_model(cfg, with_head=False)
     lseg, adapter, backbone = cfg.MODEL.LSEG, cfg.MODEL.CLIP_ADAPTER, BACKBONES[cfg.MODEL.LSEG.BACKBONE]
