@@ -102,3 +102,28 @@ def test_zegformer(config, manifest):
     assert "sem_seg_head.predictor.bg_feature" in trained
     rates = {group["name"].partition(".")[0]: group["lr"] for group in build_optimizer(cfg, model).param_groups}
     assert rates == pytest.approx({"backbone": 1e-5, "sem_seg_head": 1e-4})
+
+
+def test_lseg():
+    """Compare with the published demo; what trains: ViT and decoder, without the parts that have no use."""
+    cfg, model = build("lseg_vitL16_384")
+    assert shapes(model) == read("lseg_vitL16_384")["state_dict"]
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    unused = (
+        "clip_pretrained.",
+        "pretrained.model.norm.",
+        "pretrained.model.head.",
+        "scratch.refinenet4.resConfUnit1.",
+    )
+    assert trained == {name for name, _ in model.named_parameters() if not name.startswith(unused)}
+    groups = build_optimizer(cfg, model).param_groups
+    rates = {(group["name"].partition(".")[0], round(group["lr"], 9)) for group in groups}
+    assert rates == {("pretrained", 0.004), ("scratch", 0.04)}
+    assert {group["weight_decay"] for group in groups} == {1e-4}
+
+
+@pytest.mark.parametrize("config", [path.stem for path in sorted((ROOT / "configs").glob("lseg*.yaml"))])
+def test_lseg_configurations(config):
+    cfg, model = build(config)
+    build_optimizer(cfg, model)
+    assert type(model).__name__ == "PerPixel"
