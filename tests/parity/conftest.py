@@ -17,3 +17,11 @@ def scan_parity():
     recording = fixture.load_scan()
     yield recording
     print(f"\nparity, {recording.report()}")
+
+
+@pytest.fixture(scope="session")
+def maskclip_parity():
+    """Return the recording of MaskCLIP."""
+    recording = fixture.load_maskclip()
+    yield recording
+    print(f"\nparity, {recording.report()}")

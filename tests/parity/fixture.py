@@ -1,4 +1,4 @@
-"""The recorded numbers of the original systems, in full ($OVSEG_PARITY, $SCAN_PARITY) or reduced, in tests/data."""
+"""The recorded numbers of the original systems, in full ($OVSEG_PARITY, ...) or reduced, in tests/data."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from detectron2.modeling import Backbone, build_model
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from ovseg.checkpoint import load_model
+from ovseg.checkpoint import load_model, load_weights
 from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.config import get_cfg
+from ovseg.meta_arch.maskclip import ConvolutionalHead, MaskCLIP, build_maskclip
 
 DATA = Path(__file__).parent.parent / "data"
 REDUCED = DATA / "ovseg_tiny"
@@ -168,6 +169,32 @@ class ScanParity(Recording):
         self.replace_stages(model, {stage: f"{run}/backbone/{stage}" for stage in ("res4", "res5")})
 
 
+class MaskClipParity(Recording):
+    """Recording of MaskCLIP, small enough to be kept whole."""
+
+    @cached_property
+    def arch(self) -> dict:
+        """Return sizes and thresholds."""
+        return json.loads((self.folder / "arch.json").read_text())
+
+    def model(self) -> MaskCLIP:
+        """Return a new model with the recorded weights."""
+        model = build_maskclip(self.arch)
+        load_weights(model, self.folder / "weights.safetensors")
+        return model
+
+    def head(self) -> ConvolutionalHead:
+        """Return the head for a convolutional tower, with its recorded weights."""
+        prefix, channels = "cnn.decode_head.", self.arch["cnn"]["c"]
+        head = ConvolutionalHead(channels, self.arch["text_channels"], self.arch["cnn_attention_heads"])
+        weights = {name: tensor.float() for name, tensor in self.weights.items() if name.startswith(prefix)}
+        head.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in weights.items()})
+        return head
+
+    def image(self, number: int) -> Tensor:
+        return torch.from_numpy(self.inputs[f"img{number}/image"]).permute(2, 0, 1)
+
+
 def _unpacked(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     """Return arrays of a reduced copy, which stores the two bytes of float16 along the first axis."""
     if not name.endswith("@bytes"):
@@ -182,3 +209,7 @@ def load_ovseg() -> Parity:
 
 def load_scan() -> ScanParity:
     return ScanParity(Path(os.environ.get("SCAN_PARITY") or DATA / "scan_tiny"))
+
+
+def load_maskclip() -> MaskClipParity:
+    return MaskClipParity(Path(os.environ.get("MASKCLIP_PARITY") or DATA / "maskclip_tiny"))

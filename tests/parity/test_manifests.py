@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.config import load_cfg
 from ovseg.engine.solver import build_optimizer
+from ovseg.meta_arch.maskclip import build_maskclip
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,3 +89,10 @@ def test_scan(config, manifest, trained):
     assert {"fusion_decoder.ln.0.bias", "lightweight_transformer.layers.4.norm2.weight"} <= undecayed
     assert "sem_seg_head.pixel_decoder.transformer.level_embed" not in undecayed
     assert {group["weight_decay"] for group in groups} == {0, 0.01}
+
+
+def test_maskclip():
+    sizes = {"image_size": 224, "patch": 16, "width": 768, "layers": 12, "heads": 12}
+    with torch.device("meta"):
+        model = build_maskclip({"vit": sizes, "text_channels": 512, "text_categories": 20})
+    assert shapes(model) == read("maskclip_vitB16_voc20")
