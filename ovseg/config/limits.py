@@ -28,7 +28,7 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         MODEL.RESNETS.STEM_OUT_CHANNELS INPUT.MAX_SIZE_TRAIN INPUT.MAX_SIZE_TEST SOLVER.IMS_PER_BATCH
         SOLVER.TEST_IMS_PER_BATCH TEST.AUG.MIN_SIZES
         TEST.AUG.MAX_SIZE TEST.SLIDING_TILE_SIZE MODEL.PROPOSER.BOUNDARY_TREE.SIZE
-        MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS MODEL.NAMER.MAP_SIZE""",
+        MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS MODEL.NAMER.MAP_SIZE MODEL.DENSE.BLOCKS""",
     ("a whole number from 0 to 16384", lambda x: isinstance(x, int) and 0 <= x <= 16384): """
         MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS MODEL.MASK_FORMER.ENC_LAYERS MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH
         MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE INPUT.MIN_SIZE_TEST DATALOADER.NUM_WORKERS MODEL.SELECT_ORI_CLIP_ID""",
@@ -74,7 +74,7 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.SEM_SEG_HEAD.NORM": _NORMS,
     "MODEL.MASK_FORMER.TEST.PAINTING": ("mask_sum", "class_winner"),
     "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": ("vild", "imagenet", "maskclip", "predefined"),
-    "MODEL.DENSE.MODE": ("value", "value_no_residual", "last_tokens"),
+    "MODEL.DENSE.MODE": ("value", "value_no_residual", "last_tokens", "mask_attention"),
     "MODEL.CLIP_ADAPTER.MASK_FILL": ("mean", "zero"),
     "MODEL.CLIP_ADAPTER.PRECISION": ("fp32", "bf16", "fp16"),
     "MODEL.PROPOSER.BOUNDARY_TREE.BOUNDARY": ("auto", "hed", "gradient"),

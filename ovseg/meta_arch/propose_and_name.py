@@ -217,6 +217,14 @@ def check_model(cfg: CfgNode, with_head: bool = True) -> None:
                 f"MODEL.{key} is {shown(value)}, but {name} has its own parts: set MODEL.META_ARCHITECTURE to "
                 "ProposeAndName"
             )
+    if name != "DenseCLIP":
+        unused = ("MODE", "BLOCKS") if "PooledMap" not in cfg.MODEL.NAMER.NAME else ()
+        for key in ("KS_THRESH", "PD_THRESH", *unused):
+            if (value := lookup(cfg.MODEL.DENSE, key)) != DEFAULTS[f"MODEL.DENSE.{key}"]:
+                raise OvsegError(
+                    f"MODEL.DENSE.{key} is {shown(value)}, but this system has no use for it: set "
+                    "MODEL.META_ARCHITECTURE to DenseCLIP, or remove it"
+                )
     if with_head:
         check_head(cfg)
 

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from ovseg.clip.adapter import KEYS as CLIP_KEYS
 from ovseg.clip.adapter import LOGIT_SCALE, ClipAdapter, unit
 from ovseg.clip.dense import KEYS, LAST, resize_whole
-from ovseg.clip.dense_towers import dense_tower
+from ovseg.clip.dense_towers import MASK_ATTENTION, dense_tower
 from ovseg.clip.dense_vit import VALUE
-from ovseg.errors import argument_names
+from ovseg.errors import OvsegError, argument, argument_names
 from ovseg.naming.scores import best_synonym
 from ovseg.proposals.views import Part, Views
 from ovseg.vocabulary import Vocabulary
@@ -43,6 +43,11 @@ class DenseScores(Part):
         self, clip_adapter: ClipAdapter, *, mode: str = VALUE, key_smoothing: float = 0.0, denoising: float = 0.0
     ):
         super().__init__()
+        if mode == MASK_ATTENTION:
+            raise OvsegError(
+                f"{argument('mode')} is {mode}, which is for masks: set value, or use MODEL.META_ARCHITECTURE "
+                "ProposeAndName with the namer PooledMap"
+            )
         visual, name = clip_adapter.clip_model.visual, clip_adapter.source.name
         self.tower = dense_tower(visual, name, mode, keys=key_smoothing > 0)
         if self.tower.channels_last:

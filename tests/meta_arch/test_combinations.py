@@ -27,8 +27,10 @@ NAMINGS = {  # namers and their keys
     "ContextCrops": (["ContextCrops"], False),
     "own and crops": (["QueryEmbedding", "MaskedCrops"], True),
     "own and context": (["QueryEmbedding", "ContextCrops"], False),
+    "PooledMap": (["PooledMap"], False),
+    "own and pooled": (["QueryEmbedding", "PooledMap"], False),
 }
-CONVOLUTIONAL = {"PooledMap", "TrainedRegions"}  # these need another CLIP than the toy's: tests/naming/test_pooled.py
+CONVOLUTIONAL = {"TrainedRegions"}  # needs another CLIP than the toy's: tests/naming/test_pooled.py
 OURS = [name for name, proposer in PROPOSERS if proposer.__module__.startswith("ovseg.")]
 
 
@@ -72,6 +74,8 @@ def configuration(proposer, naming, masks="", *opts):
         "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR": "none",
         "MODEL.DEVICE": "cpu",
     }
+    if "PooledMap" in namers:
+        settings |= {"MODEL.NAMER.MAP_SIZE": 288, "MODEL.DENSE.MODE": "mask_attention", "MODEL.DENSE.BLOCKS": 4}
     return load_cfg(config, [*(item for pair in settings.items() for item in pair), *opts])
 
 
