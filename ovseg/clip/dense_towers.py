@@ -81,7 +81,7 @@ class DenseTower:
 
         Returns:
             float (B, C, h, w) by layer; by :data:`ovseg.clip.dense.LAST` the map that the tower pools, by
-            :data:`ovseg.clip.dense.KEYS` the keys, and what :meth:`regions` needs besides.
+            :data:`ovseg.clip.dense.KEYS` the keys, and what :meth:`regions` needs as well.
 
         Raises:
             OvsegError: the tower's features are not maps with the channels first.

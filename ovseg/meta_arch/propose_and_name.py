@@ -244,12 +244,11 @@ def check_model(cfg: CfgNode, with_head: bool = True) -> None:
                 "ProposeAndName"
             )
     if name != "DenseCLIP":
-        unused = ("MODE", "BLOCKS") if "PooledMap" not in cfg.MODEL.NAMER.NAME else ()
-        for key in ("KS_THRESH", "PD_THRESH", *unused):
-            if (value := lookup(cfg.MODEL.DENSE, key)) != DEFAULTS[f"MODEL.DENSE.{key}"]:
+        for key in ("KS_THRESH", "PD_THRESH"):
+            if value := lookup(cfg.MODEL.DENSE, key):
                 raise OvsegError(
-                    f"MODEL.DENSE.{key} is {shown(value)}, but this system has no use for it: set "
-                    "MODEL.META_ARCHITECTURE to DenseCLIP, or remove it"
+                    f"MODEL.DENSE.{key} is {shown(value)}, but {name} has no use for it: set MODEL.META_ARCHITECTURE "
+                    "to DenseCLIP, or the key to 0"
                 )
     if with_head:
         check_head(cfg)

@@ -74,8 +74,6 @@ def configuration(proposer, naming, masks="", *opts):
         "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR": "none",
         "MODEL.DEVICE": "cpu",
     }
-    if "PooledMap" in namers:
-        settings |= {"MODEL.NAMER.MAP_SIZE": 288, "MODEL.DENSE.MODE": "mask_attention", "MODEL.DENSE.BLOCKS": 4}
     return load_cfg(config, [*(item for pair in settings.items() for item in pair), *opts])
 
 
