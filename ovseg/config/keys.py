@@ -72,9 +72,11 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.NAMER.MAP_SIZE": 640,  # ours: of PooledMap, pixels of the longer side of the image in CLIP's image tower
     "MODEL.NAMER.REGIONS": "photo",  # ours: of TrainedRegions, photo or a file of tools/train_photo_model.py
     # ours: dense maps of CLIP's image tower, for DenseCLIP and PooledMap: value (the last attention of each place to
-    # itself alone), value_no_residual (the same without the residual; vision transformers), or last_tokens
-    # (the attention as it is; vision transformers and CLIP's ResNets)
+    # itself alone), value_no_residual (the same without the residual; vision transformers), last_tokens (the attention
+    # as it is; vision transformers and CLIP's ResNets), or, for PooledMap, mask_attention (that of the image's feature,
+    # restricted to each mask; these towers, too)
     "MODEL.DENSE.MODE": "value",
+    "MODEL.DENSE.BLOCKS": 3,  # ours: of mask_attention, number of last blocks of a vision transformer that it is in
     # ours, of DenseCLIP: probability of the best word below which a place takes the words of places with similar keys
     # ("key smoothing", MaskCLIP's ks_thresh); 0 for no smoothing, 1 for all places
     "MODEL.DENSE.KS_THRESH": 0.0,

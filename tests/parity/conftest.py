@@ -25,3 +25,11 @@ def zegformer():
     recording = fixture.load_zegformer()
     yield recording
     print(f"\nparity, {recording.report()}")
+
+
+@pytest.fixture(scope="session")
+def maskclip_parity():
+    """Return the recording of MaskCLIP."""
+    recording = fixture.load_maskclip()
+    yield recording
+    print(f"\nparity, {recording.report()}")

@@ -16,10 +16,11 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ovseg.checkpoint import load_model
+from ovseg.checkpoint import load_model, load_weights
 from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.config import get_cfg
 from ovseg.meta_arch.lseg import build_lseg
+from ovseg.meta_arch.maskclip import ConvolutionalHead, MaskCLIP, build_maskclip
 
 DATA = Path(__file__).parent.parent / "data"
 REDUCED = DATA / "ovseg_tiny"
@@ -50,6 +51,11 @@ class Recording:
         self.inputs = np.load(folder / "inputs.npz", allow_pickle=False)
         self.outputs = np.load(folder / "outputs.npz", allow_pickle=False)
         self.compared: list[tuple[str, float]] = []  # float arrays, with their relative differences
+
+    @cached_property
+    def arch(self) -> dict:
+        """Return the sizes and settings of a model whose architecture is a dictionary."""
+        return json.loads((self.folder / "arch.json").read_text())
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
@@ -171,12 +177,29 @@ class ScanParity(Recording):
         self.replace_stages(model, {stage: f"{run}/backbone/{stage}" for stage in ("res4", "res5")})
 
 
+class MaskClipParity(Recording):
+    """Recording of MaskCLIP, small enough to be kept whole."""
+
+    def model(self) -> MaskCLIP:
+        """Return a new model with the recorded weights."""
+        model = build_maskclip(self.arch)
+        load_weights(model, self.folder / "weights.safetensors")
+        return model
+
+    def head(self) -> ConvolutionalHead:
+        """Return the head for a convolutional tower, with its recorded weights."""
+        prefix, channels = "cnn.decode_head.", self.arch["cnn"]["c"]
+        head = ConvolutionalHead(channels, self.arch["text_channels"], self.arch["cnn_attention_heads"])
+        weights = {name: tensor.float() for name, tensor in self.weights.items() if name.startswith(prefix)}
+        head.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in weights.items()})
+        return head
+
+    def image(self, number: int) -> Tensor:
+        return torch.from_numpy(self.inputs[f"img{number}/image"]).permute(2, 0, 1)
+
+
 class LSegParity(Recording):
     """Recording of LSeg, whose architecture is a dictionary."""
-
-    @cached_property
-    def arch(self) -> dict:
-        return json.loads((self.folder / "arch.json").read_text())
 
     def empty_model(self, **changes):
         """Return a model with random weights; ``changes`` replace entries of the architecture, or parts of them."""
@@ -276,6 +299,10 @@ def load_ovseg() -> Parity:
 
 def load_scan() -> ScanParity:
     return ScanParity(Path(os.environ.get("SCAN_PARITY") or DATA / "scan_tiny"))
+
+
+def load_maskclip() -> MaskClipParity:
+    return MaskClipParity(Path(os.environ.get("MASKCLIP_PARITY") or DATA / "maskclip_tiny"))
 
 
 def load_lseg() -> LSegParity:

@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.config import load_cfg
 from ovseg.engine.solver import build_optimizer
+from ovseg.meta_arch.maskclip import build_maskclip
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,3 +128,10 @@ def test_lseg_configurations(config):
     cfg, model = build(config)
     build_optimizer(cfg, model)
     assert type(model).__name__ == "PerPixel"
+
+
+def test_maskclip():
+    sizes = {"image_size": 224, "patch": 16, "width": 768, "layers": 12, "heads": 12}
+    with torch.device("meta"):
+        model = build_maskclip({"vit": sizes, "text_channels": 512, "text_categories": 20})
+    assert shapes(model) == read("maskclip_vitB16_voc20")
