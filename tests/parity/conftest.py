@@ -17,3 +17,11 @@ def scan_parity():
     recording = fixture.load_scan()
     yield recording
     print(f"\nparity, {recording.report()}")
+
+
+@pytest.fixture(scope="session")
+def simbaseline_parity():
+    """Return the recording of SimBaseline."""
+    recording = fixture.load_simbaseline()
+    yield recording
+    print(f"\nparity, {recording.report()}")
