@@ -78,7 +78,7 @@ def encode_patches(
     x = torch.cat((visual.class_embedding.expand(len(patches), 1, -1), patches), dim=1)
     x = visual.ln_pre(visual.patch_dropout(x + positions))
     transformer = visual.transformer
-    run = partial(checkpoint, _run_block, use_reentrant=False) if transformer.grad_checkpointing else _run_block
+    run = partial(checkpoint, run_block, use_reentrant=False) if transformer.grad_checkpointing else run_block
     for number, block in enumerate(transformer.resblocks):
         if observe is not None:
             observe(x, number)
@@ -221,7 +221,7 @@ def look_at_whole(visual: VisionTransformer, images: Tensor, depths: Sequence[in
     return WholeImages(torch.stack(grids, 1) if grids else nothing, torch.stack(class_tokens), features.float())
 
 
-def _run_block(block: nn.Module, x: Tensor, replacement: Replacement | None, class_only: bool) -> Tensor:
+def run_block(block: nn.Module, x: Tensor, replacement: Replacement | None = None, class_only: bool = False) -> Tensor:
     """Return the tokens (B, 1 + P, width) after a block and a replacement, or only the class token, (B, 1, width)."""
     plain = isinstance(block, ResidualAttentionBlock)
     if plain and class_only:

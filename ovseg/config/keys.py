@@ -70,13 +70,70 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],
     "MODEL.NAMER.MAP_SIZE": 640,  # ours: of PooledMap, pixels of the longer side of the image in CLIP's image tower
     "MODEL.NAMER.REGIONS": "photo",  # ours: of TrainedRegions, photo or a file of tools/train_photo_model.py
+    # ours: dense maps of CLIP's image tower, for DenseCLIP and PooledMap: value (the last attention of each place to
+    # itself alone), value_no_residual (the same without the residual; vision transformers), or last_tokens
+    # (the attention as it is; vision transformers and CLIP's ResNets)
+    "MODEL.DENSE.MODE": "value",
+    # ours, of DenseCLIP: probability of the best word below which a place takes the words of places with similar keys
+    # ("key smoothing", MaskCLIP's ks_thresh); 0 for no smoothing, 1 for all places
+    "MODEL.DENSE.KS_THRESH": 0.0,
+    # ours, of DenseCLIP: highest probability of a word in an image below which the word is left out ("prompt
+    # denoising", MaskCLIP's pd_thresh); 0 for no denoising
+    "MODEL.DENSE.PD_THRESH": 0.0,
     # ours: SingleNamer, GeometricMean or ObjectNormalizedMean; "" = SingleNamer for one namer, else GeometricMean
     "MODEL.FUSION.NAME": "",
-    # ours: mask_sum, class_winner or area_weighted_sum; "" = MODEL.MASK_FORMER.TEST.PAINTING
-    "MODEL.RENDERING": "",
+    # ours: factor by which the best word of CLIP takes from the probability of "no object" before the geometric mean:
+    # p *= 1 - VOID_BY_CLIP x max p_clip; 0 = off, 0.5 is published for training-free use
+    "MODEL.FUSION.VOID_BY_CLIP": 0.0,
+    # ours: mask_sum, class_winner or area_weighted_sum; "" = MODEL.MASK_FORMER.TEST.PAINTING. MODEL.RENDERING: NAME is
+    # short for it
+    "MODEL.RENDERING.NAME": "",
+    # ours: a number from 0 (coarse) to 1 (precise) selects class_winner in every system with masks: each word keeps the
+    # masks with a score above GRANULARITY x its best one, 1 = its best mask; None = off
+    "MODEL.RENDERING.GRANULARITY": None,
+    # ours: resizing of scores to the size of the result: bilinear, or nearest, which keeps binary masks binary
+    "MODEL.RENDERING.RESIZE": "bilinear",
     # ours: subtracted from the scores of pixels for the words of the training ("calibration" of generalised zero-shot
     # segmentation); which words these are: see docs/systems.md
     "MODEL.SEEN_BIAS": 0.0,
+    # --- LSeg and LSeg+: words for pixels, without proposals ------------------------------------------------
+    # clip_vitl16_384, clipRN50x16_vitl16_384, clip_vitb32_384 or clip_resnet101 (zero-shot variant): the image network,
+    # and the CLIP whose text tower is used
+    "MODEL.LSEG.BACKBONE": "clip_vitl16_384",
+    "MODEL.LSEG.NUM_FEATURES": 256,  # channels of the decoder
+    "MODEL.LSEG.READOUT": "project",  # class token of the ViT: project, add, or ignore
+    "MODEL.LSEG.ARCH_OPTION": 0,  # spatial regularisation of the logits: 0 none, 1 bottleneck, 2 depthwise
+    "MODEL.LSEG.BLOCK_DEPTH": 0,  # its passes; the last one has no activation, and 0 is the same as 1
+    "MODEL.LSEG.ACTIVATION": "lrelu",  # of its other passes: lrelu, tanh or relu
+    "MODEL.LSEG_PLUS.HEAD_DIM": 640,  # ours: channels of the pyramid and the branch of LSeg+
+    "MODEL.LSEG_PLUS.NORM": "GN",  # ours: their normalisation
+    "MODEL.LSEG_PLUS.TAU_INIT": 0.07,  # ours: temperature of the cosines at the start
+    "MODEL.LSEG_PLUS.TAU_MIN": 0.01,  # ours: its lower bound
+    "MODEL.LSEG_PLUS.TAU_LEARNED": True,  # ours: train it
+    # ours: a network of timm with maps of the strides 4 to 32, for MODEL.BACKBONE.NAME build_timm_backbone
+    "MODEL.TIMM.NAME": "tf_efficientnet_b7",
+    "MODEL.TIMM.WEIGHTS": "",  # ours: file of its weights, to train from; "" = random ones
+    # --- ZegFormer: a fixed classifier of queries, and crops by RoIAlign ------------------------------------------
+    # JSON lists of names, which requests without words and without a data set get in training and in evaluation; the
+    # default stands for the data sets of DATASETS
+    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": "ADE20K_847.json",
+    "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON": "ADE20K_847.json",
+    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_INDEXES": "",  # rows of word vectors in the original
+    "MODEL.SEM_SEG_HEAD.TEST_CLASS_INDEXES": "",  # rows of word vectors in the original
+    "MODEL.SEM_SEG_HEAD.WORDVEC": False,  # word vectors in place of CLIP's texts in the original
+    "MODEL.SEM_SEG_HEAD.CLIP_CLASSIFICATION": False,  # CLIP classifies crops, and is in the checkpoint
+    "MODEL.SEM_SEG_HEAD.CLIP_PRETRAINED": "ViT-B/32",  # the CLIP, see MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME
+    "MODEL.SEM_SEG_HEAD.TEMPERATURE": 0.01,  # cosines of queries and texts are divided by it; not trained
+    # prompts of the queries' texts: single (1), imagenet_select (8) or imagenet (80); crops have 32 of their own
+    "MODEL.PROMPT_ENSEMBLE_TYPE": "single",
+    "MODEL.CLIP_PIXEL_MEAN": [122.7709383, 116.7460125, 104.09373615],  # of CLIP's input; the default = CLIP's own
+    "MODEL.CLIP_PIXEL_STD": [68.5005327, 66.6321579, 70.3231630],  # of CLIP's input; the default = CLIP's own
+    # CLIP's input: cropmask, the box of the mask with zeros outside the mask; crop, the box; mask, the whole image
+    # with zeros outside the mask
+    "MODEL.CLIP_CLS_STYLE": "cropmask",
+    "MODEL.MASK_FORMER.ENSEMBLING": False,  # fuse query and crop with other weights for words of the training
+    "MODEL.MASK_FORMER.ENSEMBLING_ALL_CLS": False,  # fuse them with the same weights for all words
+    "MODEL.MASK_FORMER.GZERO_CALIBRATE": -1.0,  # MODEL.SEEN_BIAS under the original's name; off at 0 and below
     # --- proposals: transformer, losses, rendering ---------------------------------------------------------
     "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,  # losses after every decoder layer
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,  # class weight of "no object" in the cross entropy
@@ -109,7 +166,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,  # panoptic output
     "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,  # lowest class score in the panoptic output
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,  # lowest visible share of a mask in the panoptic output
-    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,  # resize masks before fusing scores
+    # resize the logits of masks to the result, in place of the scores of pixels
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,
     # ours: rendering; "mask_sum" (OVSeg) sums class probability x mask probability over all queries, "class_winner"
     # (OVSegDEMO) uses the best mask of each class only
     "MODEL.MASK_FORMER.TEST.PAINTING": "mask_sum",
@@ -117,7 +175,7 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.MASK_FORMER.TEST.ADD_OTHERS": False,
     "MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE": 64,  # ours: number of classes rendered at a time; bounds memory
     # --- CLIP as the classifier of regions -----------------------------------------------------------------
-    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "vild",  # prompt templates: vild (14), imagenet (80) or predefined
+    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "vild",  # prompts: vild (14), imagenet (80), maskclip (85), predefined
     "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES": ["a photo of a {}."],  # templates of "predefined"
     # SimBaseline's name of TEXT_TEMPLATES: vild, imagenet, predefined, or learnable: vectors around the word
     "MODEL.CLIP_ADAPTER.PROMPT_LEARNER": "imagenet",
@@ -147,6 +205,12 @@ DEFAULTS: dict[str, Any] = {
     # ours: folder of cached text embeddings; "" = the user's cache folder, "none" = memory only
     "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR": "",
     "MODEL.CLIP_ADAPTER.TRUNCATE_PROMPTS": False,  # ours: truncate prompts of more than 77 tokens instead of refusing
+    # ours: clip, the text tower; or table, vectors of words from a file, without templates (SPNet's word vectors)
+    "MODEL.CLIP_ADAPTER.TEXT_ENCODER": "clip",
+    # ours: the table, an npz file with the vector of each word under the word, or with the arrays names and vectors
+    "MODEL.CLIP_ADAPTER.TEXT_TABLE": "",
+    # ours: 100 x cosine to the vectors of the table; False for plain dot products (SPNet)
+    "MODEL.CLIP_ADAPTER.TABLE_COSINE": True,
     # ours: True drops the no-object column of the proposal network before its softmax, as is done for CLIP; the
     # original drops it after the softmax (specification 16.3), and its published numbers depend on that
     "MODEL.CLIP_ADAPTER.DROP_NO_OBJECT_BEFORE_SOFTMAX": False,
@@ -181,6 +245,7 @@ DEFAULTS: dict[str, Any] = {
     # original: log for ade20k_full_sem_seg_val and pascal_context_459_sem_seg_val, else plain
     "MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT": "auto",
     # --- data ----------------------------------------------------------------------------------------------
+    "DATASETS.VAL_ALL": (),  # a data set that ZegFormer's original requires, and does not use
     # segments per class that tools/tune_text_prompts.py trains on; -1 = all
     "DATASETS.SAMPLE_PER_CLASS": -1,
     "DATASETS.SAMPLE_SEED": 0,  # seed of their choice
@@ -199,11 +264,25 @@ DEFAULTS: dict[str, Any] = {
     "TEST.SLIDING_WINDOW": False,  # segment in overlapping tiles, and average them
     "TEST.SLIDING_TILE_SIZE": 224,  # side of a tile in pixels
     "TEST.SLIDING_OVERLAP": 2 / 3,  # overlap of tiles relative to their side
+    "TEST.MULTI_SCALE.ENABLED": False,  # LSeg's evaluation: windows of the image at several scales, averaged
+    "TEST.MULTI_SCALE.BASE_SIZE": 520,  # pixels of the longer side of the image at scale 1
+    "TEST.MULTI_SCALE.CROP_SIZE": 480,  # side of a window in pixels; the stride is two thirds of it
+    "TEST.MULTI_SCALE.SCALES": [0.5, 0.75, 1.0, 1.25, 1.5, 1.75],  # factors on BASE_SIZE; Cityscapes: 0.75 to 2.25
+    "TEST.MULTI_SCALE.FLIP": True,  # also the mirror image of each window
     "TEST.DENSE_CRF": False,  # refine scores by a dense CRF; needs pydensecrf
     "TEST.MIOU_CONVENTION": "union",  # ours: the convention called mIoU: "union" as the original, or "ground_truth"
     # ours: queries of a class: "names", the registered names verbatim (as OVSeg and SCAN), or "synonyms", the
     # prompt-engineered lists of the label sets (as OpenSeg, ODISE, FC-CLIP); results record the choice
     "TEST.VOCABULARY": "names",
+    # ours: where the maximum over the queries of a class is taken: "region", of the scores of a mask or of a place of a
+    # dense map; "pixel", after rendering, each query being a word of its own until then (docs/evaluation.md)
+    "TEST.SYNONYMS": "region",
+    # ours: pixels whose best score is lower are background, which is no query then (protocol PAS-21t); in the model's
+    # own unit, see docs/evaluation.md; None = the data set's rule for background
+    "TEST.BACKGROUND_THRESHOLD": None,
+    # ours: also compute Grounding mIoU, with the words of the classes of each image alone (OpenSeg); models with a
+    # softmax over the words take a second pass
+    "TEST.GROUNDING_MIOU": False,
     "METRIC": "Vanilla",  # or "SG-IoU" (SCAN), which adds a mean IoU with credit for parent classes
     # ours: JSON file {child: [parent, ...]} of SG-IoU; "" = pairs of classes whose text embeddings are similar
     "TEST.SG_IOU_TABLE": "",
@@ -230,7 +309,16 @@ DEFAULTS: dict[str, Any] = {
 }
 
 # Types, given by an example, of keys that are None by default; other such keys accept any value.
-OPTIONAL: dict[str, Any] = {"MODEL.SWIN.QK_SCALE": 1.0, "MODEL.SWIN.NORM_INDICES": [0], "WANDB.NAME": ""}
+OPTIONAL: dict[str, Any] = {
+    "MODEL.SWIN.QK_SCALE": 1.0,
+    "MODEL.SWIN.NORM_INDICES": [0],
+    "MODEL.RENDERING.GRANULARITY": 1.0,
+    "TEST.BACKGROUND_THRESHOLD": 0.5,
+    "WANDB.NAME": "",
+}
+
+# Sections whose value may be a text, that of their first key.
+SHORT = {"MODEL.RENDERING": "NAME"}
 
 # Keys that the originals define but never use: values other than the default would be ignored silently, so they
 # are refused.
@@ -245,7 +333,9 @@ WITHOUT_EFFECT = {
     "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": "this system has no panoptic output",
     "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": "this system has no panoptic output",
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": "this system has no panoptic output",
-    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": "scores are always fused before resizing",
+    "MODEL.SEM_SEG_HEAD.WORDVEC": "set MODEL.CLIP_ADAPTER.TEXT_ENCODER to table and SEM_SEG_HEAD.EMBEDDING_DIM to 600",
+    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_INDEXES": "name the file of word vectors as MODEL.CLIP_ADAPTER.TEXT_TABLE",
+    "MODEL.SEM_SEG_HEAD.TEST_CLASS_INDEXES": "name the file of word vectors as MODEL.CLIP_ADAPTER.TEXT_TABLE",
     "DATASETS.SAMPLE_PER_CLASS": "it is for tools/tune_text_prompts.py; register a smaller data set",
     "DATASETS.SAMPLE_SEED": "it is for tools/tune_text_prompts.py; register a smaller data set",
     "ORACLE": "set TEST.ORACLE to labels and TEST.ORACLE_LABEL to soft_iou",
@@ -301,6 +391,7 @@ class CfgNode(Detectron2CfgNode):
         with explain_config_errors(self, "the KEY VALUE options"):
             pairs = prepare_for_merge(self, option_pairs(cfg_list, {key for key, _ in leaves(self)}, PER_DATASET))
             for key, value in zip(pairs[0::2], pairs[1::2], strict=True):
+                key = f"{key}.{SHORT[key]}" if key in SHORT else key
                 *parents, name = key.split(".")
                 node = self
                 for parent in parents:
@@ -314,6 +405,8 @@ def _merge(other: Mapping[str, Any], cfg: Detectron2CfgNode, prefix: str = "") -
     """Write ``other`` over ``cfg``; a section with nothing in it is left out."""
     for key, value in other.items():
         name, there = f"{prefix}{key}", cfg.get(key)
+        if name in SHORT and isinstance(value, str):
+            value = {SHORT[name]: value}
         if isinstance(there, dict) and isinstance(value, dict):
             _merge(value, there, f"{name}.")
         elif key in cfg:

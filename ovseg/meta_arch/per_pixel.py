@@ -26,7 +26,8 @@ class PerPixel(WordModel):
 
     Args:
         scorer: called with the views and the vocabulary of each image, it returns scores float32 (K, h, w) of the
-            whole image, any h and w, for each. To train, it has ``losses(views, vocabulary)``.
+            whole image, any h and w, for each. To train, it has ``losses(views, vocabulary)``. Its attribute
+            ``scores_are_independent`` (default False) says that the score of a word does not depend on the other words.
         class_chunk_size: number of classes resized at a time, which limits memory and does not change results.
         model: the remaining arguments of :class:`WordModel`.
     """
@@ -39,6 +40,11 @@ class PerPixel(WordModel):
     def scorer(self) -> Part:
         return self.parts[0]
 
+    @property
+    def scores_are_independent(self) -> bool:
+        """Whether the score of a word does not depend on the other words, as a cosine; the scorer says so."""
+        return getattr(self.scorer, "scores_are_independent", False)
+
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Segment images, or compute the losses in training mode; the class documents inputs and outputs."""
         views = self.views(batched_inputs)
@@ -47,6 +53,10 @@ class PerPixel(WordModel):
                 raise OvsegError(f"{type(self.scorer).__name__} has nothing to train: use train_net.py --eval-only")
             return self.scorer.losses(views, self.training_words(views))
         for request in views.requests:
+            if self.granularity_of(request) is not None:
+                raise OvsegError(
+                    "granularity selects masks, and this model has none: leave it out, or use a system with a proposer"
+                )
             if absent := outputs_of(request) - {"sem_seg", "label_map"}:
                 raise OvsegError(
                     f"this model has no masks, hence no {' and '.join(sorted(absent))}: use a system with a proposer"

@@ -31,7 +31,7 @@ from ovseg.meta_arch.simbaseline import check_keys, text_adapter
 from ovseg.meta_arch.word_model import output_size
 from ovseg.naming import QueryEmbedding, Scores, SeenUnseenMean
 from ovseg.naming.scores import best_synonym
-from ovseg.proposals.network import PixelNormalizer, build_backbone_of_head
+from ovseg.proposals.network import PixelNormalizer, checked_backbone
 from ovseg.proposals.views import Part, Views
 from ovseg.vocabulary import Vocabulary
 
@@ -181,7 +181,7 @@ def SimBaselinePerPixel(cfg: CfgNode) -> PerPixel:
     check_kind(cfg, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME")
     clip_adapter = text_adapter(cfg)
     QueryEmbedding.from_config(cfg, clip_adapter)  # the dimensions agree
-    backbone = build_backbone_of_head(cfg)
+    backbone = checked_backbone(cfg)
     fuse = SeenUnseenMean.from_config(cfg)
     scorer = PixelEmbeddings(
         backbone=backbone,

@@ -139,14 +139,15 @@ class GeometricMean:
 
     Args:
         weight: of the second namer.
+        void_by_other: factor of :func:`recalled_from_void` before the mean; 0 for none.
     """
 
-    def __init__(self, weight: float):
-        self.weight = weight
+    def __init__(self, weight: float, void_by_other: float = 0.0):
+        self.weight, self.void_by_other = weight, void_by_other
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> GeometricMean:
-        return cls(cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT)
+        return cls(cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT, cfg.MODEL.FUSION.VOID_BY_CLIP)
 
     def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None, seen: Tensor | None = None) -> Tensor:
         """Fuse the scores of two namers, the first of which has scored all masks.
@@ -161,10 +162,17 @@ class GeometricMean:
         """
         if len(scores) == 1:
             return scores[0].of_all(unseen=0.0)
-        own, other = scores
+        _, other = scores
         if self.weight <= 0:
             return other.of_all(unseen=0.0)
-        return own.of_all(unseen=0.0) ** (1 - self.weight) * other.of_all(unseen=1.0) ** self.weight
+        return self.own(scores) ** (1 - self.weight) * other.of_all(unseen=1.0) ** self.weight
+
+    def own(self, scores: Sequence[Scores]) -> Tensor:
+        """Return the probabilities of the first namer as they enter the mean, float32 (Q, K)."""
+        own = scores[0].of_all(unseen=0.0)
+        if not self.void_by_other:
+            return own
+        return recalled_from_void(own, scores[1].of_all(unseen=0.0), self.void_by_other)
 
 
 @FUSIONS.register()
@@ -192,22 +200,75 @@ class ObjectNormalizedMean(GeometricMean):
         weight: of the second namer.
         variant: "plain", the geometric mean; "log", also normalised; "auto", as in the original: "log" on
             :data:`LOG_DATASETS`. Scores of one namer alone are never normalised.
+        void_by_other: see :class:`GeometricMean`.
     """
 
-    def __init__(self, weight: float, variant: str = "auto"):
-        super().__init__(weight)
+    def __init__(self, weight: float, variant: str = "auto", void_by_other: float = 0.0):
+        super().__init__(weight, void_by_other)
         self.variant = variant
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> ObjectNormalizedMean:
-        return cls(cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT, cfg.MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT)
+    def from_config(cls, cfg: CfgNode, variant: str | None = None) -> ObjectNormalizedMean:
+        """Return the fusion of the configuration, or with another variant."""
+        adapter = cfg.MODEL.CLIP_ADAPTER
+        return cls(adapter.CLIP_ENSEMBLE_WEIGHT, variant or adapter.ENSEMBLE_VARIANT, cfg.MODEL.FUSION.VOID_BY_CLIP)
 
     def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None, seen: Tensor | None = None) -> Tensor:
         fused = super().__call__(scores, dataset_name, seen)
         log = self.variant == "log" or (self.variant == "auto" and dataset_name in LOG_DATASETS)
         if log and self.weight > 0 and len(scores) == 2:
-            return normalise_over_classes(fused, scores[0].of_all(unseen=0.0))
+            return normalise_over_classes(fused, self.own(scores))
         return fused
+
+
+def recalled_from_void(own: Tensor, other: Tensor, factor: float) -> Tensor:
+    """Return probabilities of classes, for masks in which the other namer recognises a class less "no object".
+
+    The probability of "no object", p = 1 - sum_k own[k], is multiplied by 1 - factor x max_k other[k], and the class
+    probabilities are scaled to sum to 1 minus that. A mask whose p is 1 keeps its zeros.
+
+    Args:
+        own: (Q, K), which sum to at most 1.
+        other: (Q, K); zeros change nothing.
+        factor: 0 .. 1.
+    """
+    objects = own.sum(-1, keepdim=True)
+    void = (1 - objects).clamp_min(0)
+    less = void * (1 - factor * other.amax(-1, keepdim=True))
+    return own * torch.where(objects > 0, (1 - less) / objects.clamp_min(torch.finfo(own.dtype).tiny), 1)
+
+
+@FUSIONS.register()
+class SeenAveragedMean:
+    """ZegFormer's fusion: the namer that was trained weighs more for its words, and CLIP for all others.
+
+    CLIP's probabilities of the words of the training ("seen") are replaced by their mean, mask by mask, so that CLIP
+    ranks only the others; then own^w * clip^(1 - w) of seen words, own^(1 - w) * clip^w of others (arXiv 2112.07910,
+    section 3.3; specification, section 2).
+
+    Args:
+        all_classes: treat all words as others.
+        weight: w, from 0 to 1.
+    """
+
+    def __init__(self, all_classes: bool = False, weight: float = 2 / 3):
+        self.all_classes, self.weight = all_classes, weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> SeenAveragedMean:
+        return cls(cfg.MODEL.MASK_FORMER.ENSEMBLING_ALL_CLS)
+
+    def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None, seen: Tensor | None = None) -> Tensor:
+        """Return float32 (Q, K); see :class:`GeometricMean`."""
+        if len(scores) != 2:
+            raise OvsegError("this fusion needs two namers: set MODEL.NAMER.NAME to QueryEmbedding and another")
+        own, clip = scores[0].of_all(unseen=0.0), scores[1].of_all(unseen=1.0)
+        if self.all_classes or seen is None or not seen.any():
+            return own ** (1 - self.weight) * clip**self.weight
+        clip = torch.where(seen, clip[:, seen].mean(1, keepdim=True), clip)
+        return torch.where(
+            seen, own**self.weight * clip ** (1 - self.weight), own ** (1 - self.weight) * clip**self.weight
+        )
 
 
 def normalise_over_classes(fused: Tensor, own: Tensor) -> Tensor:
