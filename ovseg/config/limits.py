@@ -138,6 +138,7 @@ _OF_ANOTHER_KIND = {
         "ovseg.proposals.maskformer.BasePixelDecoder",
         "ovseg.proposals.maskformer.TransformerEncoderPixelDecoder",
         "ovseg.proposals.mask2former.MSDeformAttnPixelDecoder",
+        "ovseg.meta_arch.",
     ),
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": (
         "detectron2.",

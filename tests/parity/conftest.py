@@ -33,3 +33,11 @@ def maskclip_parity():
     recording = fixture.load_maskclip()
     yield recording
     print(f"\nparity, {recording.report()}")
+
+
+@pytest.fixture(scope="session")
+def simbaseline_parity():
+    """Return the recording of SimBaseline."""
+    recording = fixture.load_simbaseline()
+    yield recording
+    print(f"\nparity, {recording.report()}")

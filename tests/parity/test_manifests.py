@@ -135,3 +135,23 @@ def test_maskclip():
     with torch.device("meta"):
         model = build_maskclip({"vit": sizes, "text_channels": 512, "text_categories": 20})
     assert shapes(model) == read("maskclip_vitB16_voc20")
+
+
+@pytest.mark.parametrize(
+    ("config", "manifest"),
+    [
+        ("simbaseline_R101c_vitB_cross_dataset", "simbaseline_R101c_vitB16_vild"),
+        ("simbaseline_R101c_vitB_coco156_fixed", "simbaseline_R101c_vitB16_vild"),
+        ("simbaseline_R101c_vitB_coco156", "simbaseline_R101c_vitB16_learnable"),
+        ("simbaseline_R101c_vitB_voc15", "simbaseline_voc15_R101c_vitB16_separate"),
+    ],
+)
+def test_simbaseline(config, manifest):
+    """What trains: all but the CLIPs; prompts, too, unless they are given or those of the crops."""
+    _, model = build(config)
+    assert shapes(model) == read(manifest)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    clips = ("clip_adapter.clip_model.", "_region_clip_adapter.")
+    assert frozen | {n for n, _ in model.named_parameters() if "prompt_learner" in n} == {
+        name for name, _ in model.named_parameters() if name.startswith(clips) or "prompt_learner" in name
+    }
