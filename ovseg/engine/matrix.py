@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -147,9 +147,12 @@ def evaluated(job: Job, settings: Settings) -> list[Cell]:
         return found
     seed_everything(settings.seed)
     with TemporaryDirectory() as temporary:
-        if job.namer and (reason := _misfit(job)):
-            return [Cell(job.proposer, job.namer, dataset, reason=reason) for dataset in settings.datasets]
-        job.cfg.MODEL.WEIGHTS = _weights(job, Path(temporary))
+        if job.namer:
+            try:
+                names = _names(job)
+            except OvsegError as error:
+                return [Cell(job.proposer, job.namer, dataset, reason=str(error)) for dataset in settings.datasets]
+            job.cfg.MODEL.WEIGHTS = _weights(job, Path(temporary), names)
         model = load_model(job.cfg, complete=True)
     job.cfg.TEST.PROPOSAL_RECALL = hasattr(model, "proposer")
     with TowerCount(model, folder / COUNT_FILE) as count:
@@ -171,34 +174,37 @@ def all_cells(jobs: Sequence[Job], settings: Settings) -> Iterator[list[Cell]]:
         yield evaluated(job, settings)
 
 
-def _weights(job: Job, folder: Path) -> str:
-    """Return the checkpoint of a job; of a pair, one written to a folder, or "" if CLIP has all of its weights."""
+def _weights(job: Job, folder: Path, names: Collection[str]) -> str:
+    """Return the checkpoint of a pair, normally one written to a folder; "" if CLIP_WEIGHTS has all of its weights.
+
+    Args:
+        names: of the model's tensors.
+    """
     if job.clip_weights is None:
         return job.cfg.MODEL.WEIGHTS
     proposer = PROPOSERS.get(job.proposer)
     is_network = isinstance(proposer, type) and issubclass(proposer, MaskNetwork)
-    tensors = _tensors(job.cfg.MODEL.WEIGHTS, lambda name: not name.startswith(CLIP_PREFIXES)) if is_network else {}
-    if job.clip_weights:
-        prefixes = CLIP_PREFIXES if is_network else (CLIP_ADAPTER,)
-        tensors |= _tensors(job.clip_weights, lambda name: name.startswith(prefixes))
+    of_namer = CLIP_PREFIXES if is_network else (CLIP_ADAPTER,)
+    tensors: dict[str, Tensor] = {}
+    for path, is_namers in ((job.cfg.MODEL.WEIGHTS, False), (job.clip_weights, True)):
+        found = tensors_of(read_checkpoint(path), path) if path else {}
+        tensors |= {
+            name: tensor for name, tensor in found.items() if name in names and name.startswith(of_namer) == is_namers
+        }
     if not tensors:
         return ""
     save_safetensors(tensors, folder / "model.safetensors")
     return str(folder / "model.safetensors")
 
 
-def _tensors(path: str, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors_of(read_checkpoint(path), path).items() if wanted(name)}
+def _names(job: Job) -> Collection[str]:
+    """Return the names of the tensors of a pair's model.
 
-
-def _misfit(job: Job) -> str:
-    """Return why the parts of a pair do not fit together; "" if they do."""
-    try:
-        with skip_initialisation():
-            build_model(job.cfg)
-    except OvsegError as error:
-        return str(error)
-    return ""
+    Raises:
+        OvsegError: its parts do not fit together.
+    """
+    with skip_initialisation():
+        return build_model(job.cfg).state_dict().keys()
 
 
 def _identity(job: Job, settings: Settings) -> str:

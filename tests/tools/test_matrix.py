@@ -22,20 +22,20 @@ from tests.scripts import load_script
 ROOT = Path(__file__).parents[2]
 SYSTEM = str(ROOT / "configs" / "toy" / "ovseg_toy.yaml")
 tool = load_script("tools/matrix.py")
-COMMON = (
-    "--images",
-    "2",
-    "--num-gpus",
-    "0",
-    "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR",
-    "none",
-    "DATALOADER.NUM_WORKERS",
-    "0",
-)
+KEYS = ["DATALOADER.NUM_WORKERS", "0", "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR"]  # and a folder, see below
+COMMON = ("--images", "2", "--num-gpus", "0")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def text_cache(tmp_path_factory):
+    """Keep text embeddings from one test to the next."""
+    KEYS.append(str(tmp_path_factory.mktemp("texts")))
+    yield
+    KEYS.pop()
 
 
 def run(output, *arguments):
-    tool.main([*arguments, "--output", str(output), *COMMON])
+    tool.main([*arguments, "--output", str(output), *COMMON, *KEYS])
     content = json.loads((output / "matrix.json").read_text())
     return {(cell["proposer"], cell["namer"]): cell for cell in content["cells"]}
 
@@ -93,7 +93,7 @@ def test_an_interrupted_matrix_continues(tmp_path, monkeypatch):
 
 
 def test_the_weights_of_a_pair_are_those_of_its_parts(tmp_path):
-    settings = matrix.Settings(["toy_sem_seg_val"], tmp_path, 1, 0, COMMON[4:])
+    settings = matrix.Settings(["toy_sem_seg_val"], tmp_path, 1, 0, [*KEYS, "MODEL.DEVICE", "cpu"])
     parts = tool.PARTS
     names = {
         "proposers": {name: parts[name] for name in ("Mask2Former", "BoundaryTree")},
@@ -110,11 +110,11 @@ def test_the_weights_of_a_pair_are_those_of_its_parts(tmp_path):
     }
     assert not torch.equal(expected["crops"], expected["context"])
     for job in matrix.jobs_of(names["proposers"], names["namers"], [], settings):
-        job.cfg.MODEL.WEIGHTS = matrix._weights(job, tmp_path)
+        job.cfg.MODEL.WEIGHTS = matrix._weights(job, tmp_path, matrix._names(job))
         state = load_model(job.cfg, complete=True).state_dict()
         assert torch.equal(state[f"{clip}{block}"], expected[job.namer].float()), job.name
         assert torch.equal(state[f"{clip}{text}"], plain[text].float())
-        assert (f"{clip}visual.mask_embedding" in state) == (job.namer == "crops+prompts")
+        assert (job.namer == "crops+prompts") == job.cfg.MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD
         for name, tensor in scan.items() if job.proposer == "Mask2Former" else ():
             if name.startswith(("backbone.", "sem_seg_head.p")):
                 assert torch.equal(state[name], tensor.float())
@@ -123,7 +123,7 @@ def test_the_weights_of_a_pair_are_those_of_its_parts(tmp_path):
 def test_a_pair_is_its_system_without_the_other_namer(tmp_path):
     """MaskFormer x crops+prompts equals OVSeg that trusts CLIP alone."""
     cells = run(tmp_path, "--proposers", "MaskFormer", "--namers", "crops+prompts")
-    opts = ["MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT", -1, "OUTPUT_DIR", str(tmp_path / "system"), *COMMON[4:]]
+    opts = ["MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT", -1, "OUTPUT_DIR", str(tmp_path / "system"), *KEYS]
     cfg = load_cfg(SYSTEM, [*opts, "MODEL.DEVICE", "cpu", "TEST.GROUNDING_MIOU", True])
     results = evaluate_all(cfg, load_model(cfg, complete=True), limit=2)["toy_sem_seg_val"]
     scores = cells["MaskFormer", "crops+prompts"]["scores"]
@@ -136,7 +136,7 @@ def test_a_pair_is_its_system_without_the_other_namer(tmp_path):
     [
         (
             ("--proposers", "Maskformer"),
-            "--proposers 'Maskformer' is unknown: did you mean MaskFormer\\? choose among Mas",
+            "--proposers 'Maskformer' is unknown: did you mean MaskFormer\\? choose",
         ),
         (("--namers", "crops", "pooling"), "--namers 'pooling' is unknown: did you mean pooled\\? .* context, pooled"),
         (("--namers", "own", "own"), "--namers has own twice"),
