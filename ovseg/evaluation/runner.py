@@ -160,7 +160,7 @@ def _evaluate(
     viewed = augmented_model(cfg, oracle_model(cfg, model, dataset_name))
     grounding = None
     if cfg.TEST.GROUNDING_MIOU:
-        independent = cfg.TEST.ORACLE == "none" and getattr(model, "scores_are_independent", False)
+        independent = viewed is model and getattr(model, "scores_are_independent", False)
         grounding = PresentWords(viewed, GroundTruth(dataset_name), protocol, independent)
     outputs = ["sem_seg" if cfg.TEST.DENSE_CRF else "label_map", *(grounding.needs if grounding else ())]
     if cfg.TEST.PROPOSAL_RECALL:
