@@ -59,6 +59,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--skip-existing", action="store_true", help="leave out inputs that have results for the same words"
     )
     parser.add_argument(
+        "--granularity",
+        type=_share,
+        metavar="G",
+        help="from 0 (coarse) to 1 (precise): each word keeps the masks with a score above G times its best one, 1 its "
+        "best mask; for every model with masks (MODEL.RENDERING.GRANULARITY)",
+    )
+    parser.add_argument(
         "--explain",
         action="store_true",
         help="also print each mask's best words by each classifier, and write them to the JSON",
@@ -70,6 +77,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 (coarse) to 1 (precise)")
+    return number
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -77,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 if an input failed. Errors that prevent a run exit with status 2.
     """
     args = parse_with_options(build_parser(), argv)
+    if args.granularity is not None:
+        args.opts = ["MODEL.RENDERING.GRANULARITY", args.granularity, *args.opts]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with user_errors():
         from ovseg.cli.segment import segment_inputs  # imports slowly: after the arguments are checked

@@ -53,6 +53,10 @@ class PerPixel(WordModel):
                 raise OvsegError(f"{type(self.scorer).__name__} has nothing to train: use train_net.py --eval-only")
             return self.scorer.losses(views, self.training_words(views))
         for request in views.requests:
+            if self.granularity_of(request) is not None:
+                raise OvsegError(
+                    "granularity selects masks, and this model has none: leave it out, or use a system with a proposer"
+                )
             if absent := outputs_of(request) - {"sem_seg", "label_map"}:
                 raise OvsegError(
                     f"this model has no masks, hence no {' and '.join(sorted(absent))}: use a system with a proposer"

@@ -19,16 +19,17 @@ class MaskSum:
 
     Args:
         class_chunk_size: number of classes rendered at a time, which limits memory and does not change results.
+        resize_mode: of scores to the size of the result, see :func:`resize`.
     """
 
     adds_others = False
 
-    def __init__(self, class_chunk_size: int = 64):
-        self.class_chunk_size = class_chunk_size
+    def __init__(self, class_chunk_size: int = 64, resize_mode: str = "bilinear"):
+        self.class_chunk_size, self.resize_mode = class_chunk_size, resize_mode
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> MaskSum:
-        return cls(cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE)
+        return cls(cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE, cfg.MODEL.RENDERING.RESIZE)
 
     def __call__(
         self,
@@ -52,32 +53,42 @@ class MaskSum:
             ``sem_seg`` float32 (K, height, width); ``label_map`` int64 (height, width) with ``score_map`` float32.
         """
         result: dict[str, Any] = {}
+        rest = scores, masks, size, self.class_chunk_size, bias, self.resize_mode
         if "sem_seg" in outputs:
-            result["sem_seg"] = render_scores(scores, masks, size, self.class_chunk_size, bias)
+            result["sem_seg"] = render_scores(*rest)
         if "label_map" in outputs:
-            result["label_map"], result["score_map"] = render_labels(scores, masks, size, self.class_chunk_size, bias)
+            result["label_map"], result["score_map"] = render_labels(*rest)
         return result
 
 
 class ClassWinner(MaskSum):
-    """Rendering of the binary masks that have the highest score of some class (published demo of OVSeg).
+    """Rendering of the binary masks that have a high score of some class (published demos of OVSeg).
 
-    A single word is always segmented against "others".
+    A single word is always segmented against "others", which keeps no mask. Pixels of no kept mask have the score 0.
 
     Args:
         mask_threshold: probability above which a pixel belongs to a mask.
-        class_chunk_size: see :class:`MaskSum`.
+        class_chunk_size, resize_mode: see :class:`MaskSum`.
+        granularity: 0 (coarse) to 1 (precise), see :func:`class_winner_weights`.
     """
 
     adds_others = True
 
-    def __init__(self, mask_threshold: float, class_chunk_size: int = 64):
-        super().__init__(class_chunk_size)
-        self.mask_threshold = mask_threshold
+    def __init__(
+        self,
+        mask_threshold: float,
+        class_chunk_size: int = 64,
+        resize_mode: str = "bilinear",
+        granularity: float = 1.0,
+    ):
+        super().__init__(class_chunk_size, resize_mode)
+        self.mask_threshold, self.granularity = mask_threshold, granularity
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ClassWinner:
-        return cls(cfg.MODEL.CLIP_ADAPTER.MASK_THR, cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE)
+        chunk, mode = cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE, cfg.MODEL.RENDERING.RESIZE
+        granularity = cfg.MODEL.RENDERING.GRANULARITY
+        return cls(cfg.MODEL.CLIP_ADAPTER.MASK_THR, chunk, mode, 1.0 if granularity is None else granularity)
 
     def __call__(
         self,
@@ -90,7 +101,7 @@ class ClassWinner(MaskSum):
     ) -> dict[str, Any]:
         seen = has_pixel(masks, self.mask_threshold)
         drop_last = len(words) == 2 and words.texts[-1] == "others"
-        weights = class_winner_weights(scores[seen], drop_last)
+        weights = class_winner_weights(scores[seen], drop_last, self.granularity)
         return super().__call__(weights, (masks[seen] > self.mask_threshold).float(), words, size, outputs, bias)
 
 
@@ -115,36 +126,46 @@ class AreaWeightedSum(MaskSum):
         shares = masks.flatten(1).mean(1).clamp_min(1e-6)
         weights = shares[:, None] ** -min(0.5, 5 / scores.shape[1])
         result = super().__call__(scores * weights, masks, words, size, outputs)
-        total = render_scores(weights, masks, size, 1)[0].clamp_min(1e-6)
+        total = render_scores(weights, masks, size, 1, mode=self.resize_mode)[0].clamp_min(1e-6)
         return result | {name: result[name] / total for name in ("sem_seg", "score_map") if name in result}
 
 
 RENDERINGS = {"mask_sum": MaskSum, "class_winner": ClassWinner, "area_weighted_sum": AreaWeightedSum}
 
 
-def class_winner_weights(probabilities: Tensor, drop_last: bool) -> Tensor:
-    """Keep the rows of masks that have the highest score of some class, and set other rows to zero.
+def class_winner_weights(probabilities: Tensor, drop_last: bool, granularity: float = 1.0) -> Tensor:
+    """Keep the rows of masks that have a high score of some class, and set other rows to zero.
 
     Args:
         probabilities: (n, K) of each class for each mask.
         drop_last: do not select a mask for the last class.
+        granularity: g. With 1 each class k selects the first mask with its highest score; below 1, all masks q with
+            p[q, k] > g x max_q p[q, k], which is none if the highest score is 0.
 
     Returns:
-        (n, K). Kept rows are unchanged, so the argmax of a pixel in one mask is the best class of that mask.
+        (n, K). Kept rows are unchanged, so the argmax of a pixel in one mask is the best class of that mask; a row that
+        several classes select is there once.
     """
     weights = torch.zeros_like(probabilities)
     if len(probabilities):
-        winners = probabilities.argmax(dim=0)
-        if drop_last:
-            winners = winners[:-1]
-        weights[winners] = probabilities[winners]
+        selecting = probabilities[:, :-1] if drop_last else probabilities
+        if granularity < 1:
+            kept = (selecting > granularity * selecting.amax(dim=0)).any(dim=1)
+        else:
+            kept = selecting.argmax(dim=0)
+        weights[kept] = probabilities[kept]
     return weights
 
 
 def render_scores(
-    weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int, bias: Tensor | None = None
+    weights: Tensor,
+    maps: Tensor,
+    size: tuple[int, int],
+    class_chunk: int,
+    bias: Tensor | None = None,
+    mode: str = "bilinear",
 ) -> Tensor:
-    """Return the scores of all classes, sum_n weights[n, k] * maps[n], resized bilinearly.
+    """Return the scores of all classes, sum_n weights[n, k] * maps[n], resized.
 
     Args:
         weights: (n, K).
@@ -152,22 +173,28 @@ def render_scores(
         size: output height and width.
         class_chunk: classes computed at a time; the same value gives the same bits in :func:`render_labels`.
         bias: (K,), subtracted from the resized scores.
+        mode: see :func:`resize`.
 
     Returns:
         float32 (K, height, width).
     """
-    return torch.cat([scores for _, scores in _chunks(weights, maps, size, class_chunk, bias)])
+    return torch.cat([scores for _, scores in _chunks(weights, maps, size, class_chunk, bias, mode)])
 
 
 def render_labels(
-    weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int, bias: Tensor | None = None
+    weights: Tensor,
+    maps: Tensor,
+    size: tuple[int, int],
+    class_chunk: int,
+    bias: Tensor | None = None,
+    mode: str = "bilinear",
 ) -> tuple[Tensor, Tensor]:
     """Return the exact argmax over the classes of :func:`render_scores` without storing the scores of all classes.
 
     Returns:
         labels int64 (height, width), the lowest index among equals, and their scores float32 (height, width).
     """
-    return best_classes(_chunks(weights, maps, size, class_chunk, bias), size, maps.device)
+    return best_classes(_chunks(weights, maps, size, class_chunk, bias, mode), size, maps.device)
 
 
 def best_classes(
@@ -192,20 +219,26 @@ def best_classes(
     return labels, best
 
 
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (n, H, W) bilinearly to (n, height, width), ``align_corners=False``; maps of that size are not copied."""
+def resize(maps: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    """Resize (n, H, W) to (n, height, width); maps of that size are not copied.
+
+    Args:
+        mode: "bilinear", with ``align_corners=False``; or "nearest", the value of the pixel at the centre.
+    """
     if maps.shape[1:] == size:
         return maps
+    if mode == "nearest":
+        return F.interpolate(maps[None], size, mode="nearest-exact")[0]
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def _chunks(
-    weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int, bias: Tensor | None
+    weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int, bias: Tensor | None, mode: str
 ) -> Iterator[tuple[int, Tensor]]:
     # resizing is linear: it commutes with the sums and is done where it costs less
     if size[0] * size[1] <= maps.shape[1] * maps.shape[2] and 0 < len(maps) <= weights.shape[1]:
-        maps = resize(maps, size)
+        maps = resize(maps, size, mode)
     for start in range(0, weights.shape[1], class_chunk):
         scores = torch.einsum("nk,nhw->khw", weights[:, start : start + class_chunk], maps)
-        scores = resize(scores, size)
+        scores = resize(scores, size, mode)
         yield start, scores if bias is None else scores - bias[start : start + class_chunk, None, None]

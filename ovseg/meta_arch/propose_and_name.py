@@ -15,7 +15,7 @@ from ovseg.clip.adapter import ClipAdapter
 from ovseg.config import DEFAULTS, refuse_keys_without_effect
 from ovseg.config.limits import check_config, check_kind, lookup
 from ovseg.errors import OvsegError, shown
-from ovseg.meta_arch.pixel_scores import RENDERINGS
+from ovseg.meta_arch.pixel_scores import RENDERINGS, ClassWinner
 from ovseg.meta_arch.word_model import WordModel, output_size, outputs_of
 from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, PooledMap, Scores
 from ovseg.naming.crops import has_pixel
@@ -41,6 +41,7 @@ class ProposeAndName(WordModel):
 
     * ``proposals``: bool (Q, height, width), mask probability > 0.5; ``soft_proposals``: float32, the probability
     * ``explanations``: the scores of each mask by each namer, see :func:`explain`
+    * ``scored_masks``: the arguments (fused scores, masks, words, bias) of :meth:`render_scored`
 
     Args:
         proposer: see :data:`ovseg.proposals.views.PROPOSERS`.
@@ -91,13 +92,13 @@ class ProposeAndName(WordModel):
                 "MODEL.NAMER.NAME to MaskedCrops or PooledMap"
             )
         fusion = cfg.MODEL.FUSION.NAME or ("SingleNamer" if len(names) == 1 else "GeometricMean")
-        rendering = cfg.MODEL.RENDERING or cfg.MODEL.MASK_FORMER.TEST.PAINTING
+        rendering = cfg.MODEL.RENDERING.NAME or cfg.MODEL.MASK_FORMER.TEST.PAINTING
         clip_adapter = ClipAdapter(cfg, original_depths=() if "ContextCrops" in names else None)
         return common(cfg) | {
             "proposer": proposer(cfg),
             "namers": [kind.from_config(cfg, clip_adapter) for kind in kinds],
             "fuse": _entry(FUSIONS, fusion, "MODEL.FUSION.NAME").from_config(cfg),
-            "render": _entry(RENDERINGS, rendering, "MODEL.RENDERING").from_config(cfg),
+            "render": _entry(RENDERINGS, rendering, "MODEL.RENDERING.NAME").from_config(cfg),
         }
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
@@ -179,11 +180,29 @@ class ProposeAndName(WordModel):
     ) -> dict[str, Any]:
         """Fuse the scores of all namers for one image, and return those of ``outputs`` that depend on words."""
         fused = self.fuse(scores, request.get("meta", {}).get("dataset_name"), self.seen_of(request, words))
-        size, bias = output_size(request), self.bias_of(request, words)
-        result = self.render(fused, masks.probabilities, words, size, outputs, bias)
+        scored = fused, masks.probabilities, words, self.bias_of(request, words)
+        result = self.render_scored(*scored, output_size(request), outputs, self.granularity_of(request))
         if "explanations" in outputs:
             result["explanations"] = explain(self.namers, masks.probabilities, scores, fused, self.mask_threshold)
+        if "scored_masks" in outputs:
+            result["scored_masks"] = scored
         return result
+
+    def render_scored(
+        self,
+        scores: Tensor,
+        masks: Tensor,
+        words: Vocabulary,
+        bias: Tensor | None,
+        size: tuple[int, int],
+        outputs: Collection[str],
+        granularity: float | None = None,
+    ) -> dict[str, Any]:
+        """Render fused scores (Q, K) of masks (Q, H, W); with a granularity, by :class:`ClassWinner`."""
+        render = self.render
+        if granularity is not None:
+            render = ClassWinner(self.mask_threshold, render.class_chunk_size, render.resize_mode, granularity)
+        return render(scores, masks, words, size, outputs, bias)
 
 
 def common(cfg: CfgNode) -> dict[str, Any]:
@@ -196,6 +215,7 @@ def request_arguments(cfg: CfgNode) -> dict[str, Any]:
     return {
         "seen_bias": cfg.MODEL.SEEN_BIAS,
         "add_others": cfg.MODEL.MASK_FORMER.TEST.ADD_OTHERS,
+        "granularity": cfg.MODEL.RENDERING.GRANULARITY,
         "test_sets": cfg.DATASETS.TEST,
         "train_sets": cfg.DATASETS.TRAIN,
     }
@@ -211,7 +231,7 @@ def check_model(cfg: CfgNode, with_head: bool = True) -> None:
     check_config(cfg)  # again: it may come from Detectron2's own get_cfg
     refuse_keys_without_effect(cfg)
     name = cfg.MODEL.META_ARCHITECTURE
-    for key in ("PROPOSER.NAME", "PROPOSER.MASKS", "NAMER.NAME", "FUSION.NAME", "RENDERING"):
+    for key in ("PROPOSER.NAME", "PROPOSER.MASKS", "NAMER.NAME", "FUSION.NAME", "RENDERING.NAME"):
         if name != "ProposeAndName" and (value := lookup(cfg.MODEL, key)) != DEFAULTS[f"MODEL.{key}"]:
             raise OvsegError(
                 f"MODEL.{key} is {shown(value)}, but {name} has its own parts: set MODEL.META_ARCHITECTURE to "

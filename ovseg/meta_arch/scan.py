@@ -45,9 +45,7 @@ def SCAN(cfg: CfgNode, variant: str | None = None, add_others: bool = False) -> 
         proposer=MaskNetwork(cfg, refine=LookAtClip.from_config(cfg, clip_adapter)),
         namers=[own, crops] if cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE else [own],
         mask_namer=crops,
-        fuse=ObjectNormalizedMean(
-            cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT, variant or cfg.MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT
-        ),
+        fuse=ObjectNormalizedMean.from_config(cfg, variant),
         render=RENDERINGS[cfg.MODEL.MASK_FORMER.TEST.PAINTING].from_config(cfg),
         **common(cfg),
     )

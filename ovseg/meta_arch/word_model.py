@@ -14,7 +14,7 @@ from ovseg.errors import OvsegError, shown
 from ovseg.proposals.views import Part, Views
 from ovseg.vocabulary import Vocabulary
 
-OUTPUTS = ("sem_seg", "label_map", "proposals", "soft_proposals", "explanations")
+OUTPUTS = ("sem_seg", "label_map", "proposals", "soft_proposals", "explanations", "scored_masks")
 
 
 class WordModel(nn.Module):
@@ -28,7 +28,7 @@ class WordModel(nn.Module):
     * ``templates``: prompts for the words, in place of the model's own
     * ``seen``: K bool, which of the words the model was trained with, see
       :func:`ovseg.data.requested_words.seen_classes`; only some fusions distinguish them
-    * ``add_others``: see the argument, which it overrides
+    * ``add_others``, ``granularity``: see the arguments, which they override
     * ``outputs``: what to return, a subset of :data:`OUTPUTS`; default the first, ``("sem_seg",)``
 
     Output in evaluation mode: a list of dicts with
@@ -43,6 +43,8 @@ class WordModel(nn.Module):
     Args:
         parts: of the model; their modules and parameters are registered under the names that they have in the part.
         add_others: segment a single word against a second one, "others".
+        granularity: number from 0 to 1 that replaces the model's own rendering of masks, with None, by
+            :class:`ovseg.meta_arch.pixel_scores.ClassWinner`, with "others" for a single word.
         closed_vocabulary: the classes of a model that takes no words; None for an open vocabulary.
         seen_by_default: whether words of which nothing is known count as those of the training.
         seen_bias: number that is subtracted from the scores of the words of the training (calibrated stacking).
@@ -54,6 +56,7 @@ class WordModel(nn.Module):
         parts: Sequence[Part],
         *,
         add_others: bool = False,
+        granularity: float | None = None,
         closed_vocabulary: Vocabulary | None = None,
         seen_by_default: bool = False,
         seen_bias: float = 0.0,
@@ -66,7 +69,7 @@ class WordModel(nn.Module):
         for part in self.parts:
             _register(self, part)
         self.closed_vocabulary = closed_vocabulary
-        self.add_others = add_others
+        self.add_others, self.granularity = add_others, granularity
         self.seen_by_default, self.seen_bias = seen_by_default, seen_bias
         self.test_sets, self.train_sets = tuple(test_sets), tuple(train_sets)
 
@@ -86,8 +89,20 @@ class WordModel(nn.Module):
             return self._closed_words(request)
         if not isinstance(words, Vocabulary) or request.get("templates") is not None:
             words = requested_words(request, self.test_sets)
-        alone = len(words) == 1 and request.get("add_others", self.add_others)
+        default = self.add_others or self.granularity_of(request) is not None
+        alone = len(words) == 1 and request.get("add_others", default)
         return words.with_others() if alone else words
+
+    def granularity_of(self, request: Mapping[str, Any]) -> float | None:
+        """Return the granularity of a request, None for the model's own rendering.
+
+        Raises:
+            OvsegError: it is not a number from 0 to 1.
+        """
+        granularity = request.get("granularity", self.granularity)
+        if granularity is not None and not (isinstance(granularity, (int, float)) and 0 <= granularity <= 1):
+            raise OvsegError(f"granularity is {shown(granularity)}: give a number from 0 (coarse) to 1 (precise)")
+        return granularity
 
     def seen_of(self, request: Mapping[str, Any], words: Vocabulary) -> Tensor:
         """Return which of the words of a request are words of the training, bool (K,)."""

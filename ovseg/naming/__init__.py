@@ -5,6 +5,8 @@ Importing this package registers the namers and fusions for ``MODEL.NAMER.NAME``
 
 from ovseg.naming.contextual_shift import ContextCrops
 from ovseg.naming.crops import MaskedCrops
+from ovseg.naming.dense import DenseScores
+from ovseg.naming.native_crops import NativeCrops
 from ovseg.naming.pooled import PooledMap, TrainedRegions
 from ovseg.naming.scores import (
     FUSIONS,
@@ -13,6 +15,7 @@ from ovseg.naming.scores import (
     ObjectNormalizedMean,
     QueryEmbedding,
     Scores,
+    SeenUnseenMean,
     SingleNamer,
 )
 
@@ -20,12 +23,15 @@ __all__ = [
     "FUSIONS",
     "NAMERS",
     "ContextCrops",
+    "DenseScores",
     "GeometricMean",
     "MaskedCrops",
+    "NativeCrops",
     "ObjectNormalizedMean",
     "PooledMap",
     "QueryEmbedding",
     "Scores",
+    "SeenUnseenMean",
     "SingleNamer",
     "TrainedRegions",
 ]

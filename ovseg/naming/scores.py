@@ -139,14 +139,15 @@ class GeometricMean:
 
     Args:
         weight: of the second namer.
+        void_by_other: factor of :func:`recalled_from_void` before the mean; 0 for none.
     """
 
-    def __init__(self, weight: float):
-        self.weight = weight
+    def __init__(self, weight: float, void_by_other: float = 0.0):
+        self.weight, self.void_by_other = weight, void_by_other
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> GeometricMean:
-        return cls(cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT)
+        return cls(cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT, cfg.MODEL.FUSION.VOID_BY_CLIP)
 
     def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None, seen: Tensor | None = None) -> Tensor:
         """Fuse the scores of two namers, the first of which has scored all masks.
@@ -161,10 +162,34 @@ class GeometricMean:
         """
         if len(scores) == 1:
             return scores[0].of_all(unseen=0.0)
-        own, other = scores
+        _, other = scores
         if self.weight <= 0:
             return other.of_all(unseen=0.0)
-        return own.of_all(unseen=0.0) ** (1 - self.weight) * other.of_all(unseen=1.0) ** self.weight
+        return self.own(scores) ** (1 - self.weight) * other.of_all(unseen=1.0) ** self.weight
+
+    def own(self, scores: Sequence[Scores]) -> Tensor:
+        """Return the probabilities of the first namer as they enter the mean, float32 (Q, K)."""
+        own = scores[0].of_all(unseen=0.0)
+        if not self.void_by_other:
+            return own
+        return recalled_from_void(own, scores[1].of_all(unseen=0.0), self.void_by_other)
+
+
+@FUSIONS.register()
+class SeenUnseenMean(GeometricMean):
+    """SimBaseline's fusion: the geometric mean, with the weights exchanged for the classes of the training.
+
+    Those get own^weight * other^(1 - weight), all others own^(1 - weight) * other^weight (Xu et al., arXiv 2112.14757,
+    equation 4). A weight that is not positive means the scores of the other namer alone, for all classes.
+    """
+
+    def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None, seen: Tensor | None = None) -> Tensor:
+        """Fuse the scores of two namers, see :meth:`GeometricMean.__call__`; without ``seen``, no class is seen."""
+        if len(scores) == 1 or self.weight <= 0 or seen is None:
+            return super().__call__(scores, dataset_name)
+        own, other = scores
+        weights = torch.where(seen, 1 - self.weight, self.weight)  # of the other namer, (K,)
+        return own.of_all(unseen=0.0) ** (1 - weights) * other.of_all(unseen=1.0) ** weights
 
 
 @FUSIONS.register()
@@ -175,22 +200,42 @@ class ObjectNormalizedMean(GeometricMean):
         weight: of the second namer.
         variant: "plain", the geometric mean; "log", also normalised; "auto", as in the original: "log" on
             :data:`LOG_DATASETS`. Scores of one namer alone are never normalised.
+        void_by_other: see :class:`GeometricMean`.
     """
 
-    def __init__(self, weight: float, variant: str = "auto"):
-        super().__init__(weight)
+    def __init__(self, weight: float, variant: str = "auto", void_by_other: float = 0.0):
+        super().__init__(weight, void_by_other)
         self.variant = variant
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> ObjectNormalizedMean:
-        return cls(cfg.MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT, cfg.MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT)
+    def from_config(cls, cfg: CfgNode, variant: str | None = None) -> ObjectNormalizedMean:
+        """Return the fusion of the configuration, or with another variant."""
+        adapter = cfg.MODEL.CLIP_ADAPTER
+        return cls(adapter.CLIP_ENSEMBLE_WEIGHT, variant or adapter.ENSEMBLE_VARIANT, cfg.MODEL.FUSION.VOID_BY_CLIP)
 
     def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None, seen: Tensor | None = None) -> Tensor:
         fused = super().__call__(scores, dataset_name, seen)
         log = self.variant == "log" or (self.variant == "auto" and dataset_name in LOG_DATASETS)
         if log and self.weight > 0 and len(scores) == 2:
-            return normalise_over_classes(fused, scores[0].of_all(unseen=0.0))
+            return normalise_over_classes(fused, self.own(scores))
         return fused
+
+
+def recalled_from_void(own: Tensor, other: Tensor, factor: float) -> Tensor:
+    """Return probabilities of classes, for masks in which the other namer recognises a class less "no object".
+
+    The probability of "no object", p = 1 - sum_k own[k], is multiplied by 1 - factor x max_k other[k], and the class
+    probabilities are scaled to sum to 1 minus that. A mask whose p is 1 keeps its zeros.
+
+    Args:
+        own: (Q, K), which sum to at most 1.
+        other: (Q, K); zeros change nothing.
+        factor: 0 .. 1.
+    """
+    objects = own.sum(-1, keepdim=True)
+    void = (1 - objects).clamp_min(0)
+    less = void * (1 - factor * other.amax(-1, keepdim=True))
+    return own * torch.where(objects > 0, (1 - less) / objects.clamp_min(torch.finfo(own.dtype).tiny), 1)
 
 
 def normalise_over_classes(fused: Tensor, own: Tensor) -> Tensor:

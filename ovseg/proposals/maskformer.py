@@ -76,6 +76,11 @@ class OpenVocabMaskFormerHead(nn.Module):
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
+class ZeroShotMaskFormerHead(OpenVocabMaskFormerHead):
+    """:class:`OpenVocabMaskFormerHead` under its name in the configurations of SimBaseline."""
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
 class BasePixelDecoder(nn.Module):
     """Feature pyramid, from the coarsest map to the finest: lateral 1x1 + nearest upsampling, then 3x3.
 

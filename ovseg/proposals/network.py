@@ -68,7 +68,7 @@ class MaskNetwork(Part):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, refine: Part | None = None) -> dict[str, Any]:
-        backbone, former = _build_backbone(cfg), cfg.MODEL.MASK_FORMER
+        backbone, former = checked_backbone(cfg), cfg.MODEL.MASK_FORMER
         return {
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
@@ -159,7 +159,7 @@ class Mask2Former(MaskFormer):
     head = "OpenVocaMask2FormerHead"
 
 
-def _build_backbone(cfg: CfgNode) -> Backbone:
+def checked_backbone(cfg: CfgNode) -> Backbone:
     """Return the backbone, with the features that the head reads.
 
     Raises:

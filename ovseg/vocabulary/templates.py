@@ -10,21 +10,31 @@ from importlib import resources
 from ovseg.errors import OvsegError, shown
 from ovseg.vocabulary.reading import check_text
 
-TEMPLATE_SETS = ("vild", "imagenet", "predefined")
+TEMPLATE_SETS = ("vild", "imagenet", "maskclip", "predefined")
+# What MaskCLIP adds to the 80 of "imagenet". Its specification (section 4) gives the first "and four like it": the
+# other four are those of ViLD (arXiv 2104.13921), which has five sentences of this kind.
+_SCENES = (
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
 DEFAULT_PREDEFINED = ("a photo of a {}.",)
 
 
 @functools.cache
 def _published() -> dict[str, tuple[str, ...]]:
     text = resources.files(__package__).joinpath("templates.json").read_text(encoding="utf-8")
-    return {name: tuple(templates) for name, templates in json.loads(text).items()}
+    published = {name: tuple(templates) for name, templates in json.loads(text).items()}
+    return published | {"maskclip": published["imagenet"] + _SCENES}
 
 
 def get_templates(name: str, predefined: Sequence[str] = DEFAULT_PREDEFINED) -> tuple[str, ...]:
     """Return the templates of a set in the published order; each contains ``{}`` once, the placeholder of the word.
 
     Args:
-        name: ``"vild"`` (14 templates), ``"imagenet"`` (80) or ``"predefined"``.
+        name: ``"vild"`` (14 templates), ``"imagenet"`` (80), ``"maskclip"`` (85) or ``"predefined"``.
         predefined: templates of ``"predefined"``; the key ``MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES``.
 
     Raises:

@@ -160,7 +160,7 @@ def test_bad_files(content, message, scene, tmp_path):
         (("MODEL.NAMER.NAME", "['Crops']"), "MODEL.NAMER.NAME is 'Crops': choose one of"),
         (("MODEL.NAMER.NAME", "['MaskedCrops', 'QueryEmbedding']"), "QueryEmbedding and another"),
         (("MODEL.FUSION.NAME", "Sum"), "MODEL.FUSION.NAME is 'Sum': choose one of"),
-        (("MODEL.RENDERING", "best"), "MODEL.RENDERING is 'best': choose one of"),
+        (("MODEL.RENDERING", "best"), "MODEL.RENDERING.NAME is 'best': choose one of"),
         (("MODEL.PROPOSER.NAME", "Mask2Former"), "set that to OpenVocaMask2FormerHead"),
         (("MODEL.PROPOSER.NAME", "MaskFiles", "MODEL.NAMER.NAME", "['MaskedCrops']"), "MODEL.PROPOSER.MASKS is ''"),
     ],

@@ -12,7 +12,7 @@ from ovseg.clip import adapter
 from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
 from ovseg.naming import GeometricMean, ObjectNormalizedMean, Scores, SingleNamer
-from ovseg.naming.scores import best_synonym, normalise_over_classes
+from ovseg.naming.scores import best_synonym, normalise_over_classes, recalled_from_void
 from ovseg.vocabulary import Vocabulary
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -117,3 +117,19 @@ def test_default_weights_of_clip(monkeypatch, config, architecture, default):
     with pytest.raises(Found):
         build_model(cfg)
     assert found == [("", default)]
+
+
+def test_the_other_namer_takes_from_void():
+    own = torch.tensor([[0.2, 0.2], [0.5, 0.1], [0.0, 0.0], [0.3, 0.7]])  # void 0.6, 0.4, 1, 0
+    other = torch.tensor([[0.9, 0.1], [0.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
+    expected = torch.tensor([[0.335, 0.335], [0.5, 0.1], [0.0, 0.0], [0.3, 0.7]])  # 1 - 0.6 x (1 - 0.45) = 0.67
+    torch.testing.assert_close(recalled_from_void(own, other, 0.5), expected)
+    seen = torch.tensor([True, False, True, True])  # the second row has no scores
+    scores = [Scores(own), Scores(other[seen], seen)]
+    fused = GeometricMean(0.5, void_by_other=0.5)(scores)
+    rows = [[0.335**0.5 * 0.9**0.5, 0.335**0.5 * 0.1**0.5], [0.5**0.5, 0.1**0.5], [0, 0], [0.15**0.5, 0.35**0.5]]
+    torch.testing.assert_close(fused, torch.tensor(rows))
+    log = ObjectNormalizedMean(0.5, "log", void_by_other=0.5)(scores)
+    torch.testing.assert_close(log[0].sum(), torch.tensor(0.67), rtol=0, atol=1e-6)
+    assert torch.equal(log, normalise_over_classes(fused, recalled_from_void(own, scores[1].of_all(0.0), 0.5)))
+    assert torch.equal(GeometricMean(0.5, 0.0)(scores), GeometricMean(0.5)(scores))

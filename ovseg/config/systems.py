@@ -1,0 +1,26 @@
+"""Configuration keys that only some systems read; the others refuse them, as keys without effect."""
+
+from __future__ import annotations
+
+# By the value of MODEL.META_ARCHITECTURE: the system, its baseline without masks, and the original's names of both.
+SIMBASELINE = ("SimBaseline", "ZeroShotMaskFormer")
+SIMBASELINE_PER_PIXEL = ("SimBaselinePerPixel", "ZeroShotPerPixelModel")
+
+_BOTH = (*SIMBASELINE, *SIMBASELINE_PER_PIXEL)
+_CLIP, _REGION = "MODEL.CLIP_ADAPTER", "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER"
+_TEXT = ("PROMPT_LEARNER", "PROMPT_DIM", "PROMPT_SHAPE", "PROMPT_CHECKPOINT")
+_CLIPS_OWN = ("CLIP_MODEL_NAME", "CLIP_WEIGHTS", "PREDEFINED_PROMPT_TEMPLATES")
+
+# Systems that read a key, and what to set in others. The second CLIP's own keys have no effect without
+# SEPERATE_ADAPTER, but configurations of the originals have them in any case.
+ONLY_IN: dict[str, tuple[tuple[str, ...], str]] = {
+    **{f"{_CLIP}.{name}": (_BOTH, f"set {_CLIP}.TEXT_TEMPLATES") for name in _TEXT},
+    **{f"{_REGION}.{name}": (_BOTH, "only SimBaseline has a second CLIP") for name in (*_TEXT, *_CLIPS_OWN)},
+    f"{_CLIP}.SEPERATE_ADAPTER": (SIMBASELINE, "only SimBaseline has a second CLIP"),
+    f"{_CLIP}.REGION_RESIZED": (SIMBASELINE, "only SimBaseline takes crops of other sizes than CLIP's input"),
+}
+
+
+def of_other_systems(name: str) -> dict[str, str]:
+    """Return the keys that the system of this name does not read, and what to do in place of each."""
+    return {key: remedy for key, (systems, remedy) in ONLY_IN.items() if name not in systems}
