@@ -34,8 +34,14 @@ MOSTLY = 0.5
 CLIP_ADAPTER = "clip_adapter."
 CLIP_PREFIX = f"{CLIP_ADAPTER}clip_model."
 REGION_CLIP_ADAPTER = "_region_clip_adapter."  # SimBaseline's second CLIP
+PREDICTOR = "sem_seg_head.predictor."  # which holds CLIP in ZegFormer
 # Tensors that MODEL.CLIP_ADAPTER.CLIP_WEIGHTS provides if a checkpoint lacks them.
-CLIP_PREFIXES = (CLIP_PREFIX, "clip_adapter.original_clip.", f"{REGION_CLIP_ADAPTER}clip_model.")
+CLIP_PREFIXES = (
+    CLIP_PREFIX,
+    "clip_adapter.original_clip.",
+    f"{REGION_CLIP_ADAPTER}clip_model.",
+    f"{PREDICTOR}clip_model.",
+)
 # Prefixes of a backbone's names in the model, which files of a backbone alone lack; the second is LSeg's ViT.
 BACKBONES = ("backbone.", "pretrained.model.")
 # Unused tensors of the official SCAN.pth (specification of SCAN, section 13).
@@ -91,6 +97,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     state = {name: _broadcast_prompts(name, tensor, own) for name, tensor in state.items()}
     state |= missing_signals(state, model)
     state = _without_unused(state, own, model)
+    own |= _loadable(model, state)
     report = LoadReport(
         loaded=tuple(name for name in own if name in state and state[name].shape == own[name].shape),
         missing=tuple(name for name in own if name not in state),
@@ -105,6 +112,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     if complete:
         _refuse_partial(report, path, model)
     found = {name: state[name] for name in report.loaded}  # copying casts to the model's types
+    _copy(_loadable(model, found), found)
     model.load_state_dict(_without_other_pixels(found, own, model, path), strict=False)
     _warn_of_prompts(read_settings(file, content), model, path)
     if (clip_adapter := _clip_adapter(model)) is not None:
@@ -143,6 +151,22 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
         model = build_model(cfg)  # initialises tensors that the file lacks
         load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
     return model
+
+
+def _loadable(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of ``state`` that the model uses although its own state lacks them, by name."""
+    return {
+        f"{prefix}{name}": tensor
+        for prefix, module in getattr(model, "loadable", {}).items()
+        for name, tensor in module.state_dict().items()
+        if f"{prefix}{name}" in state
+    }
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(state[name])
 
 
 def _clip_adapter(model: nn.Module) -> Any:

@@ -49,6 +49,7 @@ class TextEmbedder:
         cache_dir: folder of the cache on disk; None for memory only.
         learner: learned prompts, in place of ``templates``. Their tensors are part of the digest; while they train,
             results are neither cached nor detached.
+        separator: words are split here, and the prompts of all parts averaged (ZegFormer: ", "); "" for whole words.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class TextEmbedder:
         truncate: bool = False,
         cache_dir: Path | None = None,
         learner: PromptLearner | None = None,
+        separator: str = "",
     ):
         self.learner = learner
         self.clip_model = clip_model
@@ -70,6 +72,7 @@ class TextEmbedder:
         self.autocast = autocast
         self.precision = precision
         self.truncate = truncate
+        self.separator = separator
         self.cache = TextCache(cache_dir) if cache_dir else None
         self._lock = _Lock()
         self._memory: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
@@ -174,15 +177,18 @@ class TextEmbedder:
     def _encode(self, words: Sequence[str], templates: tuple[str, ...]) -> Tensor:
         if not templates:
             return self._encode_learned(words)
-        prompts = [template.format(word) for word in words for template in templates]
+        parts = [word.split(self.separator) if self.separator else [word] for word in words]
+        prompts = [template.format(part) for of_word in parts for part in of_word for template in templates]
         tokens = self.tokenize(prompts)
         device = next(self.clip_model.parameters()).device
         features = []
         with self.autocast(device.type):
             for chunk in tokens.split(PROMPTS_AT_A_TIME):
                 features.append(encode_text(self.clip_model, chunk.to(device), _longest(chunk)).float())
-        features = torch.cat(features).unflatten(0, (len(words), len(templates)))  # (K, T, D)
+        features = torch.cat(features).unflatten(0, (-1, len(templates)))  # (parts, T, D)
         mean = (features / features.norm(dim=-1, keepdim=True)).mean(dim=1)
+        if len(mean) > len(words):
+            mean = torch.stack([of_word.mean(dim=0) for of_word in mean.split([*map(len, parts)])])  # (K, D)
         return mean / mean.norm(dim=-1, keepdim=True)
 
     def _key(self, templates: tuple[str, ...]) -> str:
@@ -198,7 +204,7 @@ class TextEmbedder:
             for parameter in parameters:
                 digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
             self._state, self._fingerprint = state, digest.digest()
-        settings = json.dumps([templates, self.precision, self.truncate])
+        settings = json.dumps([templates, self.precision, self.truncate, *filter(None, [self.separator])])
         self._keys[templates] = hashlib.sha256(self._fingerprint + settings.encode("ascii")).hexdigest()
         return self._keys[templates]
 

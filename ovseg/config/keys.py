@@ -113,6 +113,27 @@ DEFAULTS: dict[str, Any] = {
     # ours: a network of timm with maps of the strides 4 to 32, for MODEL.BACKBONE.NAME build_timm_backbone
     "MODEL.TIMM.NAME": "tf_efficientnet_b7",
     "MODEL.TIMM.WEIGHTS": "",  # ours: file of its weights, to train from; "" = random ones
+    # --- ZegFormer: a fixed classifier of queries, and crops by RoIAlign ------------------------------------------
+    # JSON lists of names, which requests without words and without a data set get in training and in evaluation; the
+    # default stands for the data sets of DATASETS
+    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": "ADE20K_847.json",
+    "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON": "ADE20K_847.json",
+    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_INDEXES": "",  # rows of word vectors in the original
+    "MODEL.SEM_SEG_HEAD.TEST_CLASS_INDEXES": "",  # rows of word vectors in the original
+    "MODEL.SEM_SEG_HEAD.WORDVEC": False,  # word vectors in place of CLIP's texts in the original
+    "MODEL.SEM_SEG_HEAD.CLIP_CLASSIFICATION": False,  # CLIP classifies crops, and is in the checkpoint
+    "MODEL.SEM_SEG_HEAD.CLIP_PRETRAINED": "ViT-B/32",  # the CLIP, see MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME
+    "MODEL.SEM_SEG_HEAD.TEMPERATURE": 0.01,  # cosines of queries and texts are divided by it; not trained
+    # prompts of the queries' texts: single (1), imagenet_select (8) or imagenet (80); crops have 32 of their own
+    "MODEL.PROMPT_ENSEMBLE_TYPE": "single",
+    "MODEL.CLIP_PIXEL_MEAN": [122.7709383, 116.7460125, 104.09373615],  # of CLIP's input; the default = CLIP's own
+    "MODEL.CLIP_PIXEL_STD": [68.5005327, 66.6321579, 70.3231630],  # of CLIP's input; the default = CLIP's own
+    # CLIP's input: cropmask, the box of the mask with zeros outside the mask; crop, the box; mask, the whole image
+    # with zeros outside the mask
+    "MODEL.CLIP_CLS_STYLE": "cropmask",
+    "MODEL.MASK_FORMER.ENSEMBLING": False,  # fuse query and crop with other weights for words of the training
+    "MODEL.MASK_FORMER.ENSEMBLING_ALL_CLS": False,  # fuse them with the same weights for all words
+    "MODEL.MASK_FORMER.GZERO_CALIBRATE": -1.0,  # MODEL.SEEN_BIAS under the original's name; off at 0 and below
     # --- proposals: transformer, losses, rendering ---------------------------------------------------------
     "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,  # losses after every decoder layer
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,  # class weight of "no object" in the cross entropy
@@ -145,7 +166,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,  # panoptic output
     "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,  # lowest class score in the panoptic output
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,  # lowest visible share of a mask in the panoptic output
-    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,  # resize masks before fusing scores
+    # resize the logits of masks to the result, in place of the scores of pixels
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,
     # ours: rendering; "mask_sum" (OVSeg) sums class probability x mask probability over all queries, "class_winner"
     # (OVSegDEMO) uses the best mask of each class only
     "MODEL.MASK_FORMER.TEST.PAINTING": "mask_sum",
@@ -183,6 +205,12 @@ DEFAULTS: dict[str, Any] = {
     # ours: folder of cached text embeddings; "" = the user's cache folder, "none" = memory only
     "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR": "",
     "MODEL.CLIP_ADAPTER.TRUNCATE_PROMPTS": False,  # ours: truncate prompts of more than 77 tokens instead of refusing
+    # ours: clip, the text tower; or table, vectors of words from a file, without templates (SPNet's word vectors)
+    "MODEL.CLIP_ADAPTER.TEXT_ENCODER": "clip",
+    # ours: the table, an npz file with the vector of each word under the word, or with the arrays names and vectors
+    "MODEL.CLIP_ADAPTER.TEXT_TABLE": "",
+    # ours: 100 x cosine to the vectors of the table; False for plain dot products (SPNet)
+    "MODEL.CLIP_ADAPTER.TABLE_COSINE": True,
     # ours: True drops the no-object column of the proposal network before its softmax, as is done for CLIP; the
     # original drops it after the softmax (specification 16.3), and its published numbers depend on that
     "MODEL.CLIP_ADAPTER.DROP_NO_OBJECT_BEFORE_SOFTMAX": False,
@@ -217,6 +245,7 @@ DEFAULTS: dict[str, Any] = {
     # original: log for ade20k_full_sem_seg_val and pascal_context_459_sem_seg_val, else plain
     "MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT": "auto",
     # --- data ----------------------------------------------------------------------------------------------
+    "DATASETS.VAL_ALL": (),  # a data set that ZegFormer's original requires, and does not use
     # segments per class that tools/tune_text_prompts.py trains on; -1 = all
     "DATASETS.SAMPLE_PER_CLASS": -1,
     "DATASETS.SAMPLE_SEED": 0,  # seed of their choice
@@ -304,7 +333,9 @@ WITHOUT_EFFECT = {
     "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": "this system has no panoptic output",
     "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": "this system has no panoptic output",
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": "this system has no panoptic output",
-    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": "scores are always fused before resizing",
+    "MODEL.SEM_SEG_HEAD.WORDVEC": "set MODEL.CLIP_ADAPTER.TEXT_ENCODER to table and SEM_SEG_HEAD.EMBEDDING_DIM to 600",
+    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_INDEXES": "name the file of word vectors as MODEL.CLIP_ADAPTER.TEXT_TABLE",
+    "MODEL.SEM_SEG_HEAD.TEST_CLASS_INDEXES": "name the file of word vectors as MODEL.CLIP_ADAPTER.TEXT_TABLE",
     "DATASETS.SAMPLE_PER_CLASS": "it is for tools/tune_text_prompts.py; register a smaller data set",
     "DATASETS.SAMPLE_SEED": "it is for tools/tune_text_prompts.py; register a smaller data set",
     "ORACLE": "set TEST.ORACLE to labels and TEST.ORACLE_LABEL to soft_iou",

@@ -53,9 +53,9 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         TEST.EVAL_PERIOD""",
     ("a number of at least 1", lambda x: x >= 1): "MODEL.MASK_FORMER.OVERSAMPLE_RATIO",
     ("a number above 0", lambda x: x > 0): """
-        MODEL.PIXEL_STD MODEL.SWIN.MLP_RATIO MODEL.FREQUENCY_SIGMA MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO
-        SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE INPUT.CROP.SIZE MODEL.LSEG_PLUS.TAU_INIT
-        MODEL.LSEG_PLUS.TAU_MIN TEST.MULTI_SCALE.SCALES""",
+        MODEL.PIXEL_STD MODEL.CLIP_PIXEL_STD MODEL.SEM_SEG_HEAD.TEMPERATURE MODEL.SWIN.MLP_RATIO MODEL.FREQUENCY_SIGMA
+        MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE
+        INPUT.CROP.SIZE MODEL.LSEG_PLUS.TAU_INIT MODEL.LSEG_PLUS.TAU_MIN TEST.MULTI_SCALE.SCALES""",
     ("a number from 0 to 1", lambda x: 0 <= x <= 1): """
         MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE MODEL.MASK_FORMER.DROPOUT
         MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO MODEL.CLIP_ADAPTER.MASK_THR MODEL.CLIP_ADAPTER.REPLACE_RATIO
@@ -64,16 +64,19 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): _WEIGHT,
     ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
     ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
-    ("a number", lambda x: True): "MODEL.PIXEL_MEAN MODEL.SEEN_BIAS",
+    ("a number", lambda x: True): """
+        MODEL.PIXEL_MEAN MODEL.CLIP_PIXEL_MEAN MODEL.SEEN_BIAS MODEL.MASK_FORMER.GZERO_CALIBRATE""",
 }
-_MAY_BE_NONE = {"MODEL.RENDERING.GRANULARITY"}
 _LENGTHS = {
     "MODEL.PIXEL_MEAN": 3,
     "MODEL.PIXEL_STD": 3,
+    "MODEL.CLIP_PIXEL_MEAN": 3,
+    "MODEL.CLIP_PIXEL_STD": 3,
     "INPUT.CROP.SIZE": 2,
     "MODEL.CLIP_ADAPTER.PROMPT_SHAPE": 2,
     "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_SHAPE": 2,
 }
+_MAY_BE_NONE = {"MODEL.RENDERING.GRANULARITY"}
 _STAGES = ("res2", "res3", "res4", "res5")
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
@@ -98,6 +101,9 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": ("vild", "imagenet", "maskclip", "predefined"),
     "MODEL.CLIP_ADAPTER.PROMPT_LEARNER": ("vild", "imagenet", "predefined", "learnable"),
     "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_LEARNER": ("vild", "imagenet", "predefined", "learnable"),
+    "MODEL.CLIP_ADAPTER.TEXT_ENCODER": ("clip", "table"),
+    "MODEL.PROMPT_ENSEMBLE_TYPE": ("single", "imagenet_select", "imagenet"),
+    "MODEL.CLIP_CLS_STYLE": ("cropmask", "mask", "crop"),
     "MODEL.DENSE.MODE": ("value", "value_no_residual", "last_tokens"),
     "MODEL.CLIP_ADAPTER.MASK_FILL": ("mean", "zero"),
     "MODEL.CLIP_ADAPTER.PRECISION": ("fp32", "bf16", "fp16"),
@@ -137,6 +143,7 @@ _OF_ANOTHER_KIND = {
         "detectron2.",
         "ovseg.proposals.maskformer.OpenVocab",
         "ovseg.proposals.maskformer.ZeroShot",
+        "ovseg.proposals.zegformer.",
         "ovseg.meta_arch.",
         "ovseg.proposals.mask2former.OpenVoca",
     ),
@@ -236,6 +243,12 @@ def _check_together(cfg: CfgNode) -> None:
         raise _refusal("INPUT.CROP.SIZE", crop.SIZE, f"{wanted} with INPUT.CROP.TYPE {crop.TYPE}")
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
         raise _refusal("INPUT.MIN_SIZE_TRAIN", cfg.INPUT.MIN_SIZE_TRAIN, "the ends of the range, two numbers")
+    adapter = cfg.MODEL.CLIP_ADAPTER
+    if (adapter.TEXT_ENCODER == "table") != bool(adapter.TEXT_TABLE):
+        wanted = (
+            "a file, or MODEL.CLIP_ADAPTER.TEXT_ENCODER clip" if not adapter.TEXT_TABLE else "'' with TEXT_ENCODER clip"
+        )
+        raise _refusal("MODEL.CLIP_ADAPTER.TEXT_TABLE", adapter.TEXT_TABLE, wanted)
 
 
 def _check_registered(key: str, name: str, names: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from ovseg.meta_arch.propose_and_name import ProposeAndName
 from ovseg.meta_arch.scan import SCAN, SCANDEMO
 from ovseg.meta_arch.simbaseline import SimBaseline, ZeroShotMaskFormer
 from ovseg.meta_arch.simbaseline_per_pixel import SimBaselinePerPixel, ZeroShotPerPixelModel
+from ovseg.meta_arch.zegformer import ZegFormer
 
 __all__ = [
     "SCAN",
@@ -22,6 +23,7 @@ __all__ = [
     "ProposeAndName",
     "SimBaseline",
     "SimBaselinePerPixel",
+    "ZegFormer",
     "ZeroShotMaskFormer",
     "ZeroShotPerPixelModel",
 ]

@@ -3,6 +3,7 @@
 Importing this package registers the namers and fusions for ``MODEL.NAMER.NAME`` and ``MODEL.FUSION.NAME``.
 """
 
+from ovseg.naming.aligned_crops import AlignedCrops
 from ovseg.naming.contextual_shift import ContextCrops
 from ovseg.naming.crops import MaskedCrops
 from ovseg.naming.dense import DenseScores
@@ -15,6 +16,7 @@ from ovseg.naming.scores import (
     ObjectNormalizedMean,
     QueryEmbedding,
     Scores,
+    SeenAveragedMean,
     SeenUnseenMean,
     SingleNamer,
 )
@@ -22,6 +24,7 @@ from ovseg.naming.scores import (
 __all__ = [
     "FUSIONS",
     "NAMERS",
+    "AlignedCrops",
     "ContextCrops",
     "DenseScores",
     "GeometricMean",
@@ -31,6 +34,7 @@ __all__ = [
     "PooledMap",
     "QueryEmbedding",
     "Scores",
+    "SeenAveragedMean",
     "SeenUnseenMean",
     "SingleNamer",
     "TrainedRegions",

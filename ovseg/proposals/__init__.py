@@ -10,6 +10,7 @@ from ovseg.proposals.mask2former import MSDeformAttnPixelDecoder, OpenVocaMask2F
 from ovseg.proposals.maskformer import BasePixelDecoder, OpenVocabMaskFormerHead, TransformerEncoderPixelDecoder
 from ovseg.proposals.network import Mask2Former, MaskFormer, MaskNetwork
 from ovseg.proposals.swin import D2SwinTransformer
+from ovseg.proposals.zegformer import ZegFormerHead
 
 __all__ = [
     "BasePixelDecoder",
@@ -24,4 +25,5 @@ __all__ = [
     "OpenVocaMask2FormerHead",
     "OpenVocabMaskFormerHead",
     "TransformerEncoderPixelDecoder",
+    "ZegFormerHead",
 ]

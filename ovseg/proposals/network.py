@@ -89,7 +89,7 @@ class MaskNetwork(Part):
         for index, image in enumerate(views.images):
             enlarged = F.interpolate(logits[index : index + 1], padded_size, mode="bilinear", align_corners=False)
             cropped = enlarged[0, :, : image.shape[1], : image.shape[2]].contiguous()
-            found.append(Masks(cropped.sigmoid_(), embeddings[index]))
+            found.append(Masks(cropped.sigmoid_(), embeddings[index], logits[index]))
         return found
 
     def predict(self, views: Views) -> tuple[list[tuple[Tensor, Tensor]], torch.Size]:
