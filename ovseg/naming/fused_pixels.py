@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from detectron2.modeling import Backbone
@@ -37,6 +38,8 @@ class FusedPixels(Part):
         ignore_label: value of pixels without a class.
         size_divisibility: images are padded to sides that are multiples of this.
     """
+
+    scores_are_independent: ClassVar[bool] = True  # the score of a word does not depend on the other words
 
     def __init__(
         self,

@@ -50,6 +50,11 @@ class LanguagePixels(Part):
         self.text = text
         self.ignore_label = ignore_label
 
+    @property
+    def scores_are_independent(self) -> bool:
+        """Whether the score of a word does not depend on the other words: without a filter of the maps of words."""
+        return not hasattr(self.scratch, "head_block")
+
     def train(self, mode: bool = True) -> LanguagePixels:
         """Set the mode; CLIP stays in evaluation mode."""
         super().train(mode)
