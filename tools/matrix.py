@@ -125,19 +125,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             write(cells, args)
             minutes = (time.monotonic() - began) / 60
             console.print(f"{done} of {len(jobs)}: {jobs[done - 1].name}, {minutes:.1f} min", markup=False)
+        with atomic_path(args.output / "matrix.png") as temporary:
+            draw_heat_map(cells, temporary, title_of(args))
     console.print((args.output / "matrix.md").read_text(encoding="utf-8"), markup=False)
 
 
 def write(cells: Sequence[Cell], args: argparse.Namespace) -> None:
-    """Write the table and the heat map of the cells so far."""
-    images = f"{args.images} images, evenly spread" if args.images else "all images"
-    title = f"{', '.join(args.data)}: {images}, seed {args.seed}"
+    """Write the table of the cells so far."""
     settings = f"Settings of all: {' '.join(args.opts)}" if args.opts else "%; s and images through CLIP per image."
-    write_text(args.output / "matrix.md", as_markdown(cells, title, [settings]))
+    write_text(args.output / "matrix.md", as_markdown(cells, title_of(args), [settings]))
     content = {"data": args.data, "images": args.images, "seed": args.seed, "opts": args.opts}
     write_json(args.output / "matrix.json", {**content, "cells": [vars(cell) for cell in cells]})
-    with atomic_path(args.output / "matrix.png") as temporary:
-        draw_heat_map(cells, temporary, title)
+
+
+def title_of(args: argparse.Namespace) -> str:
+    images = f"{args.images} images, evenly spread" if args.images else "all images"
+    return f"{', '.join(args.data)}: {images}, seed {args.seed}"
 
 
 def _with_file(part: MatrixPart, file: str | None) -> MatrixPart:
