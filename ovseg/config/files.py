@@ -23,6 +23,7 @@ PATHS = (
     "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS",
     "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME",
     "MODEL.NAMER.REGIONS",
+    "MODEL.PROPOSER.SAM.MODEL",
     "TEST.SG_IOU_TABLE",
 )
 _PLAIN = (str, int, float, bool, type(None), list)
