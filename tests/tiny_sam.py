@@ -12,7 +12,7 @@ PYRAMID = {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "fpn_hidden_siz
 
 
 def tiny_sam(kind: str, seed: int = 0) -> torch.nn.Module:
-    """Return a network of one of the kinds sam, sam2 and sam3_tracker, which gives some masks for any image."""
+    """Return a network of one of the kinds sam, sam2, sam3_tracker and sam3_video; all but the last give masks."""
     import transformers
 
     torch.manual_seed(seed)
@@ -36,8 +36,19 @@ def tiny_sam(kind: str, seed: int = 0) -> torch.nn.Module:
         backbone |= {"window_size": 2, "global_attn_indexes": [1], "pretrain_image_size": 28, **sizes}
         backbone |= {"model_type": "sam3_vit_model"}
         vision = {"model_type": "sam3_vision_model", "backbone_config": backbone, **PYRAMID}
-        config = transformers.Sam3TrackerConfig(**parts(vision, sizes))
-        network = transformers.Sam3TrackerModel(config)
+        tracker = parts(vision, sizes)
+        if kind == "sam3_tracker":
+            network = transformers.Sam3TrackerModel(transformers.Sam3TrackerConfig(**tracker))
+        else:  # with the detector of a whole SAM 3
+            text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+            encoders = ("geometry_encoder_config", "detr_encoder_config", "detr_decoder_config")
+            layers = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+            detector = {name: dict(layers) for name in encoders}
+            detector |= {"vision_config": vision, "text_config": text | {"projection_dim": 16}}
+            detector["mask_decoder_config"] = {"hidden_size": 16, "num_attention_heads": 2}
+            tracker["memory_attention_hidden_size"] = 16
+            config = transformers.Sam3VideoConfig(detector_config=detector, tracker_config=tracker)
+            network = transformers.Sam3VideoModel(config)
     for parameter in network.parameters():  # larger weights than those of a new network, whose masks are all alike
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)

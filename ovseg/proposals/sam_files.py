@@ -29,6 +29,12 @@ KINDS = {
     "sam3_tracker": ("Sam3TrackerModel", "Sam3ImageProcessor"),
     "sam3_video": ("Sam3TrackerModel", "Sam3ImageProcessor"),
 }
+# names of the point decoder in a whole SAM 3 (facebook/sam3), as regular expressions, and alone
+SAM3 = {
+    r"^detector_model\.vision_encoder\.backbone\.": "vision_encoder.backbone.",
+    r"^tracker_neck\.": "vision_encoder.neck.",
+    r"^tracker_model\.(.+)": r"\1",
+}
 FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 WANTED = "give the folder of a SAM, SAM 2 or SAM 3 (facebook/sam-vit-large, say) with config.json and model.safetensors"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -69,6 +75,8 @@ def _from_folder(folder: Path) -> tuple[nn.Module, Any]:
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         settings = {"config": config, "use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+        if kind == "sam3_video":
+            settings["key_mapping"] = SAM3
         with _no_progress_bar(transformers):
             loaded, about = network.from_pretrained(folder, **settings)
     except Exception as error:  # transformers, safetensors and PyTorch each raise their own kinds

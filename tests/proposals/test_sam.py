@@ -73,6 +73,18 @@ def test_it_is_what_transformers_computes(kind, folders, image):
     assert torch.equal(mine, large.flatten(0, 1) > 0)
 
 
+def test_the_point_decoder_of_a_whole_sam3(tmp_path, image):
+    whole = tiny_sam("sam3_video")
+    whole.save_pretrained(tmp_path)
+    network, _ = load_sam(str(tmp_path))
+    state, prefixes = whole.state_dict(), ("", "tracker_model.", "detector_model.")
+    assert type(network).__name__ == "Sam3TrackerModel"
+    for name, tensor in network.state_dict().items():
+        names = [prefix + name for prefix in prefixes] + [name.replace("vision_encoder.neck", "tracker_neck")]
+        assert any(other in state and torch.equal(state[other], tensor) for other in names), name
+    assert len(SAM(str(tmp_path), ANY)(Views([{}], [image]))[0].probabilities)
+
+
 def original_names(state):
     """Return the state of a SamModel under the names of segment_anything, by the inverse of the map of names."""
     fixed = {
