@@ -124,7 +124,7 @@ def test_a_killed_safetensors_writer_leaves_nothing_for_ever(tmp_path):
             Path(path).with_name(".tmpAbCdEf").write_bytes(b"half")  # as the library does
             os.kill(os.getpid(), signal.SIGKILL)
 
-        ovseg.checkpoint.loading.save_file = half
+        ovseg.checkpoint.saving.save_file = half
         save_safetensors({"a": torch.zeros(3)}, tmp_path / "a.safetensors")
 
     assert in_child(die) == -signal.SIGKILL

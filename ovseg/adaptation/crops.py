@@ -133,9 +133,10 @@ def batch_loader(items: Dataset, batches: Iterable[Sequence[Any]], workers: int,
         pin_memory: for fast transfers to a GPU.
     """
     return SampleLoader(
-        items, batches, workers, _stack_parts, pin_memory=pin_memory, prefetch_factor=4 if workers else None
+        items, batches, workers, stack_parts, pin_memory=pin_memory, prefetch_factor=4 if workers else None
     )
 
 
-def _stack_parts(samples: list[Sequence[Tensor]]) -> list[Tensor]:
+def stack_parts(samples: list[Sequence[Tensor]]) -> list[Tensor]:
+    """Return a batch of samples that are tuples of tensors: each part stacked."""
     return [torch.stack(parts) for parts in zip(*samples, strict=True)]

@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from ovseg.adaptation.tuned_clip import ORIGINAL
-from ovseg.checkpoint.loading import CLIP_PREFIX, CLIP_PREFIXES, LEFTOVERS, key_groups, save_safetensors, save_torch
+from ovseg.checkpoint.loading import CLIP_PREFIX, CLIP_PREFIXES, LEFTOVERS, key_groups
+from ovseg.checkpoint.saving import save_safetensors, save_torch
 from ovseg.checkpoint.state_dicts import (
     CLIP_MARK,
     MASK_PROMPT_DEPTH,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ovseg.adaptation.regions import SMALLEST
 from ovseg.clip.adapter import ClipAdapter
-from ovseg.clip.dense import check_dense
+from ovseg.clip.dense_towers import dense_tower
 from ovseg.data.custom.source import Source
 from ovseg.io.images import read_image
 from ovseg.naming.crops import MaskedCrops
@@ -31,7 +31,7 @@ def train_projection(clip: ClipAdapter, source: Source) -> dict[str, Tensor]:
         clip: whose image tower has the projection; the values of the projection are not used.
         source: photographs with panoptic labels, as :func:`ovseg.adaptation.regions.read_regions` takes them.
     """
-    check_dense(clip.clip_model.visual, name=clip.source.name)
+    dense_tower(clip.clip_model.visual, clip.source.name)
     crops, vocabulary = MaskedCrops(clip), source.classes.vocabulary
     texts, classes = clip.text(vocabulary.texts, ["{}"]), torch.tensor(vocabulary.classes)
     names = torch.stack([F.normalize(texts[classes == k].mean(0), dim=0) for k in range(len(vocabulary))])

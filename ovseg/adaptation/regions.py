@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovseg.clip.adapter import ClipAdapter
-from ovseg.clip.dense import check_dense, dense_maps, resize_whole
+from ovseg.clip.dense import resize_whole
+from ovseg.clip.dense_towers import dense_tower
 from ovseg.data.custom.coco import PanopticLabels
 from ovseg.data.custom.source import Source
 from ovseg.errors import OvsegError
@@ -100,7 +101,7 @@ def read_regions(clip: ClipAdapter, source: Source) -> Regions:
     """
     if not isinstance(source.reader, PanopticLabels):
         raise OvsegError(f"{source.own.file} is not a panoptic data set: give one with coco_panoptic")
-    check_dense(clip.clip_model.visual, LAYERS, clip.source.name)
+    tower = dense_tower(clip.clip_model.visual, clip.source.name, layers=LAYERS)
     rows: list[tuple[Tensor, ...]] = []
     widths: tuple[int, ...] = ()
     for number, pair in enumerate(source.pairing.pairs):
@@ -109,7 +110,7 @@ def read_regions(clip: ClipAdapter, source: Source) -> Regions:
             continue
         pixels = torch.from_numpy(read_image(pair.image)).permute(2, 0, 1)
         whole = resize_whole(pixels, SIZE, clip.pixel_mean, clip.pixel_std)
-        maps = {layer: found[0] for layer, found in dense_maps(clip.clip_model.visual, whole, LAYERS).items()}
+        maps = {layer: found[0] for layer, found in tower.maps(whole, LAYERS).items()}
         widths = tuple(len(maps[layer]) for layer, _, _ in PARTS)
         masks = torch.from_numpy(np.stack([mask for _, mask in segments]))
         classes = torch.tensor([index for index, _ in segments])

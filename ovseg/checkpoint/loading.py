@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ovseg.checkpoint.skip_init import skip_initialisation
 from ovseg.checkpoint.state_dicts import (
     MASK_PROMPT_FWD,
     constant_names,
+    missing_signals,
     read_checkpoint,
     read_settings,
     tensor_names,
     tensors_of,
 )
 from ovseg.errors import OvsegError
-from ovseg.io.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +33,17 @@ logger = logging.getLogger(__name__)
 MOSTLY = 0.5
 CLIP_ADAPTER = "clip_adapter."
 CLIP_PREFIX = f"{CLIP_ADAPTER}clip_model."
+REGION_CLIP_ADAPTER = "_region_clip_adapter."  # SimBaseline's second CLIP
+PREDICTOR = "sem_seg_head.predictor."  # which holds CLIP in ZegFormer
 # Tensors that MODEL.CLIP_ADAPTER.CLIP_WEIGHTS provides if a checkpoint lacks them.
-CLIP_PREFIXES = (CLIP_PREFIX, "clip_adapter.original_clip.")
+CLIP_PREFIXES = (
+    CLIP_PREFIX,
+    "clip_adapter.original_clip.",
+    f"{REGION_CLIP_ADAPTER}clip_model.",
+    f"{PREDICTOR}clip_model.",
+)
+# Prefixes of a backbone's names in the model, which files of a backbone alone lack; the second is LSeg's ViT.
+BACKBONES = ("backbone.", "pretrained.model.")
 # Unused tensors of the official SCAN.pth (specification of SCAN, section 13).
 LEFTOVERS = (f"{CLIP_PREFIX}visual.cxt_decoder.", f"{CLIP_PREFIX}visual.learnable_weight")
 
@@ -89,6 +95,9 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     constants = constant_names(model)
     state = {name: tensor for name, tensor in state.items() if name not in constants}
     state = {name: _broadcast_prompts(name, tensor, own) for name, tensor in state.items()}
+    state |= missing_signals(state, model)
+    state = _without_unused(state, own, model)
+    own |= _loadable(model, state)
     report = LoadReport(
         loaded=tuple(name for name in own if name in state and state[name].shape == own[name].shape),
         missing=tuple(name for name in own if name not in state),
@@ -103,6 +112,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     if complete:
         _refuse_partial(report, path, model)
     found = {name: state[name] for name in report.loaded}  # copying casts to the model's types
+    _copy(_loadable(model, found), found)
     model.load_state_dict(_without_other_pixels(found, own, model, path), strict=False)
     _warn_of_prompts(read_settings(file, content), model, path)
     if (clip_adapter := _clip_adapter(model)) is not None:
@@ -143,14 +153,30 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
     return model
 
 
+def _loadable(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of ``state`` that the model uses although its own state lacks them, by name."""
+    return {
+        f"{prefix}{name}": tensor
+        for prefix, module in getattr(model, "loadable", {}).items()
+        for name, tensor in module.state_dict().items()
+        if f"{prefix}{name}" in state
+    }
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(state[name])
+
+
 def _clip_adapter(model: nn.Module) -> Any:
     """Return the model's :class:`ovseg.clip.adapter.ClipAdapter`; None for models of others."""
     clip_adapter = getattr(model, "clip_adapter", None)
     return clip_adapter if hasattr(clip_adapter, "share_equal_tensors") else None
 
 
-def clip_names_in(path: str | Path) -> set[str] | None:
-    """Return the names, below ``clip_adapter.``, of the tensors of CLIP in a checkpoint, without reading the tensors.
+def clip_names_in(path: str | Path, prefix: str = CLIP_ADAPTER) -> set[str] | None:
+    """Return the names, below a prefix, of the tensors of CLIP in a checkpoint, without reading the tensors.
 
     Returns:
         None if no checkpoint is named, or it cannot be read, for which :func:`load_weights` raises an error.
@@ -161,9 +187,8 @@ def clip_names_in(path: str | Path) -> set[str] | None:
         names = tensor_names(_local_path(path))
     except OvsegError:
         return None
-    return {
-        name.partition(CLIP_ADAPTER)[2] for name in names if CLIP_ADAPTER in name and not name.startswith(LEFTOVERS)
-    }
+    parts = [f".{name}".partition(f".{prefix}") for name in names if not name.startswith(LEFTOVERS)]
+    return {below for _, mark, below in parts if mark}
 
 
 def rename_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -203,11 +228,23 @@ def _complete_names(state: dict[str, Tensor], own: Mapping[str, Tensor], path: s
 
 
 def _complete_backbone_names(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add ``backbone.`` to the names of a file of a backbone alone, and remove its other tensors."""
-    if any(name.startswith(("backbone.", "sem_seg_head.", "clip_adapter.")) for name in state):
+    """Add the prefix of the model's backbone to the names of a file of a backbone alone, and remove other tensors."""
+    if any(name.startswith(("backbone.", "sem_seg_head.", "clip_adapter.", "pretrained.")) for name in state):
         return state
-    prefixed = {f"backbone.{name}": tensor for name, tensor in state.items() if f"backbone.{name}" in own}
-    return prefixed or state
+    for prefix in BACKBONES:
+        if prefixed := {prefix + name: tensor for name, tensor in state.items() if prefix + name in own}:
+            return prefixed
+    return state
+
+
+def _without_unused(state: dict[str, Tensor], own: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Remove tensors that the model does not use, and lacks or has in another shape.
+
+    ``unused_names`` of the model are the beginnings of their names: published files contain them.
+    """
+    unused = tuple(getattr(model, "unused_names", ()))
+    fits = {name for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    return {name: tensor for name, tensor in state.items() if name in fits or not name.startswith(unused)}
 
 
 def _broadcast_prompts(name: str, tensor: Tensor, own: Mapping[str, Tensor]) -> Tensor:
@@ -226,7 +263,7 @@ def _refuse_wrong_file(
             f"{path} does not fit this model: {len(report.mis_shaped)} tensors have another shape, the first is {name} "
             f"with {list(theirs)} instead of {list(ours)}; {_shape_remedy(report.mis_shaped, state)}"
         )
-    backbone = [name for name in own if name.startswith("backbone.")]
+    backbone = [name for name in own if name.startswith(BACKBONES)]
     loaded = set(report.loaded)
     needed = backbone or [name for name in own if not name.startswith(CLIP_PREFIXES)] or list(own)
     if len(loaded) < MOSTLY * len(own) and len(loaded.intersection(needed)) < MOSTLY * len(needed):
@@ -237,7 +274,8 @@ def _refuse_wrong_file(
 
 
 def _refuse_partial(report: LoadReport, path: str | Path, model: nn.Module) -> None:
-    trained = {name for name, _ in model.named_parameters()}
+    frozen = (CLIP_ADAPTER, REGION_CLIP_ADAPTER)  # prompts of another file, an unused embedding of "no object"
+    trained = {name for name, p in model.named_parameters() if p.requires_grad or not name.startswith(frozen)}
     trained |= {name for name, _ in model.named_buffers() if name.endswith((".running_mean", ".running_var"))}
     needed = [name for name in report.missing if name in trained and not name.startswith(CLIP_PREFIXES)]
     if needed:
@@ -361,38 +399,3 @@ def _local_path(path: str | Path) -> str:
         raise OvsegError(
             f"cannot fetch {path} ({error}): download it on a machine with network and give the file as MODEL.WEIGHTS"
         ) from error
-
-
-def save_safetensors(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors through a temporary file; tensors that share memory are copied.
-
-    Raises:
-        OvsegError: safetensors cannot hold one of them.
-    """
-    for name, tensor in state.items():
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise OvsegError(
-                f"{path} cannot be written: {name} is sparse, quantized or without data, which safetensors cannot hold"
-            )
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    with contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(atomic_path(path))
-        # the library writes a temporary file of its own: in a folder whose name identifies it after a kill
-        folder = stack.enter_context(TemporaryDirectory(prefix=f"{temporary.name}.", dir=temporary.parent))
-        try:
-            save_file(tensors, Path(folder, "file"), dict(metadata or {}))
-        except KeyError as error:
-            raise OvsegError(f"{path} cannot be written: safetensors cannot hold {error.args[0]} tensors") from error
-        os.replace(Path(folder, "file"), temporary)
-
-
-def save_torch(content: Mapping[str, Any], path: str | Path) -> None:
-    """Write a dictionary by ``torch.save`` through a temporary file, flushed to disk before it is renamed.
-
-    Args:
-        content: only tensors, numbers, strings and containers of these, which ``weights_only`` loading accepts.
-    """
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        torch.save(dict(content), file)
-        file.flush()
-        os.fsync(file.fileno())

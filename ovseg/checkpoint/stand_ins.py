@@ -144,6 +144,10 @@ def _filled(data: Any, dtype: Any, shape: tuple, order: str, axes: Any = None) -
 STAND_INS: dict[str, Any] = {
     "collections.OrderedDict": Call(_ordered_dict),
     "collections.Counter": Call(lambda counts=(): _ordered_dict(dict(counts).items())),  # schedulers' milestones
+    # settings next to the weights in files of PyTorch Lightning, whose attributes are not read
+    "argparse.Namespace": Call(lambda: {}),
+    "pytorch_lightning.utilities.parsing.AttributeDict": Call(lambda: {}),
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint": "ModelCheckpoint",  # a key
     "builtins.set": Call(_set),
     "builtins.frozenset": Call(lambda values=(): frozenset(_set(values))),
     "builtins.bytes": Call(lambda: b""),

@@ -129,6 +129,22 @@ def constant_names(model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_buffers()} - model.state_dict().keys()
 
 
+def missing_signals(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return the marks of learned prompts that a file lacks, which are rows of its CLIP's table of tokens.
+
+    Args:
+        state: of the file, under the model's names.
+        model: its modules with an attribute ``signal_tokens``, row by name of the mark, are learned prompts.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        table = state.get(f"{name.rpartition('.')[0]}.clip_model.token_embedding.weight")
+        for signal, token in getattr(module, "signal_tokens", {}).items():
+            if table is not None and f"{name}.{signal}" not in state:
+                found[f"{name}.{signal}"] = table[token : token + 1]
+    return found
+
+
 def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict with floating-point tensors as float16."""
     return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}

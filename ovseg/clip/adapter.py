@@ -14,9 +14,11 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ovseg.checkpoint import skip_initialisation
-from ovseg.checkpoint.loading import clip_names_in
+from ovseg.checkpoint.loading import CLIP_ADAPTER, clip_names_in
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.preprocessing import Preprocessing
+from ovseg.clip.prompts import PromptLearner
+from ovseg.clip.table import TableText
 from ovseg.clip.text import TextEmbedder, embed_dim
 from ovseg.clip.vit import WholeImages, add_mask_prompts, is_plain_vit, look_at_whole, squash
 from ovseg.errors import OvsegError, argument, argument_names
@@ -36,6 +38,11 @@ KEYS = {
     "original_depths": "MODEL.SELECT_ORI_CLIP_ID",
     "replace_layers": "MODEL.CLIP_ADAPTER.REPLACE_LAYER",
     "truncate": "MODEL.CLIP_ADAPTER.TRUNCATE_PROMPTS",
+    "text": "MODEL.CLIP_ADAPTER.PROMPT_LEARNER",
+    "prompt_dim": "MODEL.CLIP_ADAPTER.PROMPT_DIM",
+    "prompt_shape": "MODEL.CLIP_ADAPTER.PROMPT_SHAPE",
+    "prompt_checkpoint": "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT",
+    "table": "MODEL.CLIP_ADAPTER.TEXT_TABLE",
 }
 
 
@@ -44,7 +51,8 @@ class ClipAdapter(nn.Module):
 
     Its state has the learnt embedding of "no object", the mean and standard deviation of CLIP's input, CLIP
     (``clip_model``), and optionally a second image tower (``original_clip``): SCAN uses the original CLIP next to a
-    fine-tuned one. Both are frozen. Tensors that are equal in both towers are in memory once.
+    fine-tuned one. Both are frozen. Tensors that are equal in both towers are in memory once. With learned prompts
+    (``prompt_learner``) these are in the state, too.
 
     Args:
         clip_model, tokenizer: from :func:`ovseg.clip.model.build_clip`, with their weights.
@@ -55,6 +63,10 @@ class ClipAdapter(nn.Module):
         precision: "fp32", "bf16" or "fp16" (autocast).
         text_cache_dir: folder for text embeddings; None for memory only.
         truncate_prompts: cut prompts that are too long instead of refusing them.
+        learner: learned prompts in place of the templates; None for none.
+        separator: of the parts of a word whose prompts are averaged, see :class:`ovseg.clip.text.TextEmbedder`.
+        table: vectors of words in place of CLIP's text tower; None for the tower.
+        cosine: compare by 100 x cosine; False for plain dot products with the vectors of a table.
 
     Raises:
         OvsegError: mask prompts or an original tower for a CLIP without a plain vision transformer; or blocks that the
@@ -74,18 +86,24 @@ class ClipAdapter(nn.Module):
         precision: str = "fp32",
         text_cache_dir: Path | None = None,
         truncate_prompts: bool = False,
+        learner: PromptLearner | None = None,
+        separator: str = "",
+        table: TableText | None = None,
+        cosine: bool = True,
     ):
         super().__init__()
         if mask_prompt_depth is not None and not hasattr(clip_model.visual, "mask_embedding"):
             add_mask_prompts(clip_model.visual, mask_prompt_depth)
         width = clip_model.ln_final.weight.shape[0] if hasattr(clip_model, "ln_final") else embed_dim(clip_model)
-        self.non_object_embedding = nn.Parameter(torch.randn(1, embed_dim(clip_model)) * width**-0.5)
+        dim = embed_dim(clip_model) if table is None else table.dim
+        self.non_object_embedding = nn.Parameter(torch.randn(1, dim) * width**-0.5)
         self.register_buffer("pixel_mean", 255 * torch.tensor(source.preprocessing.mean).view(1, 3, 1, 1))
         self.register_buffer("pixel_std", 255 * torch.tensor(source.preprocessing.std).view(1, 3, 1, 1))
         self.clip_model = clip_model.requires_grad_(False)
         self.source = source
         self.precision = precision
-        self.text = TextEmbedder(
+        self.cosine = cosine
+        self.text = table or TextEmbedder(
             clip_model,
             tokenizer,
             templates,
@@ -93,7 +111,11 @@ class ClipAdapter(nn.Module):
             precision=precision,
             truncate=truncate_prompts,
             cache_dir=text_cache_dir,
+            learner=learner,
+            separator=separator,
         )
+        if learner is not None:
+            self.prompt_learner = learner
         self.original_depths = tuple(original_depths or ())
         if original_depths is not None:
             _check_original(clip_model.visual, source.name, self.original_depths)
@@ -107,34 +129,47 @@ class ClipAdapter(nn.Module):
 
         Args:
             default_weights: open_clip's tag that is used if ``CLIP_WEIGHTS`` is empty.
-            mask_prompt_depth, original_depths: see the class.
+            text: the kind of prompts; default ``TEXT_TEMPLATES``. "learnable" for those of ``PROMPT_SHAPE``.
+            name: of CLIP, for systems whose original has another key; default ``CLIP_MODEL_NAME``.
+            prefix: of the adapter's names in the checkpoint.
+            keys: configuration keys by argument, for messages.
+            mask_prompt_depth, original_depths and others: see the class.
         """
         adapter = cfg.MODEL.CLIP_ADAPTER
+        text = options.pop("text", adapter.TEXT_TEMPLATES)
         cache = adapter.TEXT_CACHE_DIR
         depth = options.pop("mask_prompt_depth", adapter.MASK_PROMPT_DEPTH)
-        with argument_names(KEYS):
+        name = options.pop("name", adapter.CLIP_MODEL_NAME)
+        with argument_names(options.pop("keys", KEYS)):
             default = options.pop("default_weights", "openai")
-            source = find_clip(adapter.CLIP_MODEL_NAME, adapter.CLIP_WEIGHTS, default=default)
-            held = clip_names_in(cfg.MODEL.WEIGHTS)
+            source = find_clip(name, adapter.CLIP_WEIGHTS, default=default)
+            held = clip_names_in(cfg.MODEL.WEIGHTS, options.pop("prefix", CLIP_ADAPTER))
             with_original = options.get("original_depths") is not None
             clip_model, tokenizer = load_clip(source, depth, held, with_original, cfg.MODEL.DEVICE)
             if with_original:
                 _check_original(clip_model.visual, source.name, options["original_depths"])
+            if text == "learnable":
+                options["learner"] = _learner(cfg, clip_model, tokenizer)
+            table = None
+            if adapter.TEXT_ENCODER == "table":
+                table = TableText(expand_user(adapter.TEXT_TABLE), adapter.TABLE_COSINE)
         return {
             "clip_model": clip_model,
             "tokenizer": tokenizer,
             "source": source,
-            "templates": get_templates(adapter.TEXT_TEMPLATES, adapter.PREDEFINED_PROMPT_TEMPLATES),
+            "templates": () if "learner" in options else get_templates(text, adapter.PREDEFINED_PROMPT_TEMPLATES),
             "mask_prompt_depth": depth,
             "precision": adapter.PRECISION,
             "text_cache_dir": None if cache == "none" else expand_user(cache) if cache else cache_dir() / "text",
             "truncate_prompts": adapter.TRUNCATE_PROMPTS,
+            "table": table,
+            "cosine": adapter.TEXT_ENCODER == "clip" or adapter.TABLE_COSINE,
             **options,
         }
 
     @property
     def embed_dim(self) -> int:
-        """Dimension D of CLIP's joint space."""
+        """Dimension D of CLIP's joint space, or of the vectors of a table."""
         return self.non_object_embedding.shape[1]
 
     @property
@@ -158,18 +193,31 @@ class ClipAdapter(nn.Module):
     def text_matrix(self, texts: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
         """Return unit text features and, as last row, the normalised embedding of "no object"; float32 (S + 1, D).
 
+        The rows of a table without ``cosine`` are as in the file, and the last one is not normalised.
+
         Args:
             texts: S texts.
             templates: prompt templates; None for those of the adapter.
         """
         try:
-            return torch.cat((self.text(texts, templates), unit(self.non_object_embedding)))
+            no_object = unit(self.non_object_embedding) if self.cosine else self.non_object_embedding
+            return torch.cat((self.text(texts, templates).to(no_object.device), no_object))
         except OvsegError as error:
             raise error.renamed(KEYS) from error.__cause__
 
     def similarity(self, features: Tensor, text: Tensor) -> Tensor:
-        """Return logits, 100 x cosine; (..., D), (S + 1, D) -> (..., S + 1)."""
-        return LOGIT_SCALE * unit(features) @ text.T
+        """Return logits, 100 x cosine, or dot products; (..., D), (S + 1, D) -> (..., S + 1).
+
+        Raises:
+            OvsegError: the vectors of a table have another dimension than image features.
+        """
+        if features.shape[-1] != text.shape[-1]:
+            raise OvsegError(
+                f"the vectors of MODEL.CLIP_ADAPTER.TEXT_TABLE have {text.shape[-1]} numbers, but features of the "
+                f"image {features.shape[-1]}: set MODEL.CLIP_ADAPTER.TEXT_ENCODER to clip, or use a namer that is "
+                "trained with the table (QueryEmbedding)"
+            )
+        return LOGIT_SCALE * unit(features) @ text.T if self.cosine else features @ text.T
 
     def encode_whole(self, images: Sequence[Tensor], divisibility: int) -> WholeImages:
         """Return the original tower's tokens of whole images.
@@ -279,6 +327,20 @@ def load_clip(
     with_prompts = f"clip_model.{PROMPTS}" not in (held or ()) and visual <= lacking
     load_clip_weights(clip_model, source, lacking | {PROMPTS} if with_prompts else lacking)
     return clip_model, tokenizer
+
+
+def _learner(cfg: CfgNode, clip_model: nn.Module, tokenizer: Any) -> PromptLearner:
+    """Return the learned prompts of a configuration, frozen if they are those of ``PROMPT_CHECKPOINT``."""
+    adapter = cfg.MODEL.CLIP_ADAPTER
+    learner = PromptLearner(clip_model, tokenizer, adapter.PROMPT_SHAPE)
+    if (width := learner.start_signal.shape[1]) != adapter.PROMPT_DIM:
+        raise OvsegError(
+            f"{argument('prompt_dim')} is {adapter.PROMPT_DIM}, but the text tower of CLIP {adapter.CLIP_MODEL_NAME} "
+            f"has the width {width}: set the key to {width}"
+        )
+    if adapter.PROMPT_CHECKPOINT and not learner.start_signal.is_meta:
+        learner.load(adapter.PROMPT_CHECKPOINT)
+    return learner.requires_grad_(not adapter.PROMPT_CHECKPOINT)
 
 
 def _fetch(source: ClipSource, reason: str, strict: bool) -> tuple[str | None, str]:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ovseg.clip.prompts import PromptLearner
 from ovseg.errors import OvsegError, argument
 from ovseg.io.files import atomic_path
 
@@ -46,6 +47,9 @@ class TextEmbedder:
         precision: name of that context, part of the key.
         truncate: cut prompts that are too long instead of refusing them.
         cache_dir: folder of the cache on disk; None for memory only.
+        learner: learned prompts, in place of ``templates``. Their tensors are part of the digest; while they train,
+            results are neither cached nor detached.
+        separator: words are split here, and the prompts of all parts averaged (ZegFormer: ", "); "" for whole words.
     """
 
     def __init__(
@@ -58,13 +62,17 @@ class TextEmbedder:
         precision: str = "fp32",
         truncate: bool = False,
         cache_dir: Path | None = None,
+        learner: PromptLearner | None = None,
+        separator: str = "",
     ):
+        self.learner = learner
         self.clip_model = clip_model
         self.tokenizer = tokenizer
         self.templates = tuple(templates)
         self.autocast = autocast
         self.precision = precision
         self.truncate = truncate
+        self.separator = separator
         self.cache = TextCache(cache_dir) if cache_dir else None
         self._lock = _Lock()
         self._memory: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
@@ -84,7 +92,7 @@ class TextEmbedder:
 
         Args:
             words: K texts, used verbatim; repeated ones are encoded once.
-            templates: prompt templates; None for those of the embedder.
+            templates: prompt templates; None for those of the embedder, or its learned prompts.
 
         Returns:
             float32 (K, D) unit vectors on the model's device.
@@ -92,7 +100,9 @@ class TextEmbedder:
         Raises:
             OvsegError: a prompt is longer than the text tower's context and ``truncate`` is off.
         """
-        templates = self.templates if templates is None else tuple(templates)
+        templates = self._own_templates if templates is None else tuple(templates)
+        if not templates and torch.is_grad_enabled() and self.learner.trains:
+            return self._encode_learned(words)
         with self._lock:
             key = self._key(templates)
             missing = [word for word in dict.fromkeys(words) if (key, word) not in self._memory]
@@ -137,24 +147,54 @@ class TextEmbedder:
                     )
         return tokens
 
+    @property
+    def _own_templates(self) -> tuple[str, ...]:
+        """Templates of calls that give none; empty for learned prompts."""
+        return () if self.learner is not None else self.templates
+
+    def _encode_learned(self, words: Sequence[str]) -> Tensor:
+        """Return the embeddings of words in the learned prompts, float32 (K, D), with gradients of the vectors."""
+        tokens = [self.tokenizer.encode(word) for word in words]
+        room = self.learner.room
+        for word, of_word in zip(words, tokens, strict=True):
+            if len(of_word) > room and not self.truncate:
+                raise OvsegError(
+                    f"the word {word[:60]!r}... has {len(of_word)} tokens, the learned prompts leave room for {room}: "
+                    f"shorten the word, or set {argument('truncate')} to True"
+                )
+        table = self.clip_model.token_embedding.weight
+        features = []
+        with self.autocast(table.device.type):
+            for start in range(0, len(tokens), PROMPTS_AT_A_TIME):
+                cut = [of_word[:room] for of_word in tokens[start : start + PROMPTS_AT_A_TIME]]
+                features.append(run_text_tower(self.clip_model, *self.learner(table, cut)).float())
+        together = torch.cat(features)
+        return together / together.norm(dim=-1, keepdim=True)
+
     # inference_mode(False): a cached tensor made under inference mode could not be used in training later
     @torch.inference_mode(False)
     @torch.no_grad()
     def _encode(self, words: Sequence[str], templates: tuple[str, ...]) -> Tensor:
-        prompts = [template.format(word) for word in words for template in templates]
+        if not templates:
+            return self._encode_learned(words)
+        parts = [word.split(self.separator) if self.separator else [word] for word in words]
+        prompts = [template.format(part) for of_word in parts for part in of_word for template in templates]
         tokens = self.tokenize(prompts)
         device = next(self.clip_model.parameters()).device
         features = []
         with self.autocast(device.type):
             for chunk in tokens.split(PROMPTS_AT_A_TIME):
                 features.append(encode_text(self.clip_model, chunk.to(device), _longest(chunk)).float())
-        features = torch.cat(features).unflatten(0, (len(words), len(templates)))  # (K, T, D)
+        features = torch.cat(features).unflatten(0, (-1, len(templates)))  # (parts, T, D)
         mean = (features / features.norm(dim=-1, keepdim=True)).mean(dim=1)
+        if len(mean) > len(words):
+            mean = torch.stack([of_word.mean(dim=0) for of_word in mean.split([*map(len, parts)])])  # (K, D)
         return mean / mean.norm(dim=-1, keepdim=True)
 
     def _key(self, templates: tuple[str, ...]) -> str:
         """Return the digest of everything that an embedding depends on except the word."""
         parameters = [owner._parameters[name] for owner, name in self._places]
+        parameters += self.learner.state_dict().values() if self.learner is not None else ()
         state = [(p.data_ptr(), None if p.is_inference() else p._version) for p in parameters]
         if state == self._state and templates in self._keys:
             return self._keys[templates]
@@ -164,7 +204,7 @@ class TextEmbedder:
             for parameter in parameters:
                 digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
             self._state, self._fingerprint = state, digest.digest()
-        settings = json.dumps([templates, self.precision, self.truncate])
+        settings = json.dumps([templates, self.precision, self.truncate, *filter(None, [self.separator])])
         self._keys[templates] = hashlib.sha256(self._fingerprint + settings.encode("ascii")).hexdigest()
         return self._keys[templates]
 
@@ -194,9 +234,23 @@ def encode_text(clip_model: nn.Module, tokens: Tensor, length: int) -> Tensor:
         return clip_model.encode_text(tokens[:, : int(used.max()) + 1])
     if not causal:
         return clip_model.encode_text(tokens)
-    x = clip_model.token_embedding(tokens[:, :length]) + clip_model.positional_embedding[:length]
+    return run_text_tower(clip_model, clip_model.token_embedding(tokens[:, :length]), tokens.argmax(dim=1))
+
+
+def run_text_tower(clip_model: CLIP, embeddings: Tensor, ends: Tensor) -> Tensor:
+    """Run open_clip's causal text tower from token embeddings.
+
+    Args:
+        embeddings: (n, L, width), without positions.
+        ends: places of the end marks, int64 (n,), where the features are read.
+
+    Returns:
+        (n, D) features, not normalised.
+    """
+    length = embeddings.shape[1]
+    x = embeddings + clip_model.positional_embedding[:length]
     x = clip_model.transformer(x, attn_mask=clip_model.attn_mask[:length, :length])
-    ends = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
+    ends = x[torch.arange(len(x), device=x.device), ends]
     projection = clip_model.text_projection
     ends = clip_model.ln_final(ends)
     return projection(ends) if isinstance(projection, nn.Linear) else ends @ projection

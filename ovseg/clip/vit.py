@@ -55,6 +55,7 @@ def encode_patches(
     patches: Tensor,
     replaced: Mapping[int, Replacement] = MappingProxyType({}),
     observe: Callable[[Tensor, int], None] | None = None,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """Run the tower from patch embeddings: class token, positions, blocks, projection.
 
@@ -67,14 +68,17 @@ def encode_patches(
         replaced: replacements after blocks, by the number of the block; 1 is the first.
         observe: called with the tokens (B, 1 + P, width), class token first, and the number of their block, 0 for
             the input of the first.
+        positions: (1 + P, width), position embeddings of other than the tower's own grid, see
+            :func:`resize_positions`; None for those of the tower.
 
     Returns:
         (B, D) features, not normalised.
     """
+    positions = visual.positional_embedding if positions is None else positions
     x = torch.cat((visual.class_embedding.expand(len(patches), 1, -1), patches), dim=1)
-    x = visual.ln_pre(visual.patch_dropout(x + visual.positional_embedding))
+    x = visual.ln_pre(visual.patch_dropout(x + positions))
     transformer = visual.transformer
-    run = partial(checkpoint, _run_block, use_reentrant=False) if transformer.grad_checkpointing else _run_block
+    run = partial(checkpoint, run_block, use_reentrant=False) if transformer.grad_checkpointing else run_block
     for number, block in enumerate(transformer.resblocks):
         if observe is not None:
             observe(x, number)
@@ -83,6 +87,30 @@ def encode_patches(
     if observe is not None:
         observe(x, len(transformer.resblocks))
     return visual.ln_post(x[:, 0]) @ visual.proj
+
+
+def resize_positions(visual: VisionTransformer, grid: tuple[int, int]) -> Tensor:
+    """Return the position embeddings for a grid of patches (rows, columns), resized bicubically; (1 + P, width)."""
+    table = visual.positional_embedding
+    if tuple(grid) == tuple(visual.grid_size):
+        return table
+    maps = table[1:].T.unflatten(1, visual.grid_size)  # (width, rows, columns)
+    resized = F.interpolate(maps[None], grid, mode="bicubic", align_corners=False)[0]
+    return torch.cat((table[:1], resized.flatten(1).T))
+
+
+def encode_any_size(visual: VisionTransformer, images: Tensor) -> Tensor:
+    """Encode images of another size than the tower's input, with its position embeddings resized to their grid.
+
+    Args:
+        images: (B, 3, H, W), normalised; each side of at least one patch. What is left of the last patch is not seen.
+
+    Returns:
+        (B, D) features, not normalised.
+    """
+    patch_height, patch_width = visual.conv1.kernel_size
+    positions = resize_positions(visual, (images.shape[2] // patch_height, images.shape[3] // patch_width))
+    return encode_patches(visual, embed_patches(visual, images), positions=positions)
 
 
 def foreground_patches(visual: VisionTransformer, masks: Tensor) -> Tensor:
@@ -193,7 +221,7 @@ def look_at_whole(visual: VisionTransformer, images: Tensor, depths: Sequence[in
     return WholeImages(torch.stack(grids, 1) if grids else nothing, torch.stack(class_tokens), features.float())
 
 
-def _run_block(block: nn.Module, x: Tensor, replacement: Replacement | None, class_only: bool) -> Tensor:
+def run_block(block: nn.Module, x: Tensor, replacement: Replacement | None = None, class_only: bool = False) -> Tensor:
     """Return the tokens (B, 1 + P, width) after a block and a replacement, or only the class token, (B, 1, width)."""
     plain = isinstance(block, ResidualAttentionBlock)
     if plain and class_only:

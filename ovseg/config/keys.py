@@ -6,7 +6,7 @@ Names and defaults are those of the published systems (`specification`, section 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ovseg.config.files import find_config, load_layers
 from ovseg.config.limits import check_config, lookup
 from ovseg.config.per_dataset import KEY as PER_DATASET
 from ovseg.config.per_dataset import prepare_for_merge
+from ovseg.config.systems import of_other_systems
 from ovseg.config.values import fit, leaves, option_pairs
 from ovseg.errors import OvsegError, shown
 
@@ -83,6 +84,16 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],
     "MODEL.NAMER.MAP_SIZE": 640,  # ours: of PooledMap, pixels of the longer side of the image in CLIP's image tower
     "MODEL.NAMER.REGIONS": "photo",  # ours: of TrainedRegions, photo or a file of tools/train_photo_model.py
+    # ours: dense maps of CLIP's image tower, for DenseCLIP and PooledMap: value (the last attention of each place to
+    # itself alone), value_no_residual (the same without the residual; vision transformers), or last_tokens
+    # (the attention as it is; vision transformers and CLIP's ResNets)
+    "MODEL.DENSE.MODE": "value",
+    # ours, of DenseCLIP: probability of the best word below which a place takes the words of places with similar keys
+    # ("key smoothing", MaskCLIP's ks_thresh); 0 for no smoothing, 1 for all places
+    "MODEL.DENSE.KS_THRESH": 0.0,
+    # ours, of DenseCLIP: highest probability of a word in an image below which the word is left out ("prompt
+    # denoising", MaskCLIP's pd_thresh); 0 for no denoising
+    "MODEL.DENSE.PD_THRESH": 0.0,
     # ours: SingleNamer, GeometricMean or ObjectNormalizedMean; "" = SingleNamer for one namer, else GeometricMean
     "MODEL.FUSION.NAME": "",
     # ours: factor by which the best word of CLIP takes from the probability of "no object" before the geometric mean:
@@ -99,6 +110,44 @@ DEFAULTS: dict[str, Any] = {
     # ours: subtracted from the scores of pixels for the words of the training ("calibration" of generalised zero-shot
     # segmentation); which words these are: see docs/systems.md
     "MODEL.SEEN_BIAS": 0.0,
+    # --- LSeg and LSeg+: words for pixels, without proposals ------------------------------------------------
+    # clip_vitl16_384, clipRN50x16_vitl16_384, clip_vitb32_384 or clip_resnet101 (zero-shot variant): the image network,
+    # and the CLIP whose text tower is used
+    "MODEL.LSEG.BACKBONE": "clip_vitl16_384",
+    "MODEL.LSEG.NUM_FEATURES": 256,  # channels of the decoder
+    "MODEL.LSEG.READOUT": "project",  # class token of the ViT: project, add, or ignore
+    "MODEL.LSEG.ARCH_OPTION": 0,  # spatial regularisation of the logits: 0 none, 1 bottleneck, 2 depthwise
+    "MODEL.LSEG.BLOCK_DEPTH": 0,  # its passes; the last one has no activation, and 0 is the same as 1
+    "MODEL.LSEG.ACTIVATION": "lrelu",  # of its other passes: lrelu, tanh or relu
+    "MODEL.LSEG_PLUS.HEAD_DIM": 640,  # ours: channels of the pyramid and the branch of LSeg+
+    "MODEL.LSEG_PLUS.NORM": "GN",  # ours: their normalisation
+    "MODEL.LSEG_PLUS.TAU_INIT": 0.07,  # ours: temperature of the cosines at the start
+    "MODEL.LSEG_PLUS.TAU_MIN": 0.01,  # ours: its lower bound
+    "MODEL.LSEG_PLUS.TAU_LEARNED": True,  # ours: train it
+    # ours: a network of timm with maps of the strides 4 to 32, for MODEL.BACKBONE.NAME build_timm_backbone
+    "MODEL.TIMM.NAME": "tf_efficientnet_b7",
+    "MODEL.TIMM.WEIGHTS": "",  # ours: file of its weights, to train from; "" = random ones
+    # --- ZegFormer: a fixed classifier of queries, and crops by RoIAlign ------------------------------------------
+    # JSON lists of names, which requests without words and without a data set get in training and in evaluation; the
+    # default stands for the data sets of DATASETS
+    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": "ADE20K_847.json",
+    "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON": "ADE20K_847.json",
+    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_INDEXES": "",  # rows of word vectors in the original
+    "MODEL.SEM_SEG_HEAD.TEST_CLASS_INDEXES": "",  # rows of word vectors in the original
+    "MODEL.SEM_SEG_HEAD.WORDVEC": False,  # word vectors in place of CLIP's texts in the original
+    "MODEL.SEM_SEG_HEAD.CLIP_CLASSIFICATION": False,  # CLIP classifies crops, and is in the checkpoint
+    "MODEL.SEM_SEG_HEAD.CLIP_PRETRAINED": "ViT-B/32",  # the CLIP, see MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME
+    "MODEL.SEM_SEG_HEAD.TEMPERATURE": 0.01,  # cosines of queries and texts are divided by it; not trained
+    # prompts of the queries' texts: single (1), imagenet_select (8) or imagenet (80); crops have 32 of their own
+    "MODEL.PROMPT_ENSEMBLE_TYPE": "single",
+    "MODEL.CLIP_PIXEL_MEAN": [122.7709383, 116.7460125, 104.09373615],  # of CLIP's input; the default = CLIP's own
+    "MODEL.CLIP_PIXEL_STD": [68.5005327, 66.6321579, 70.3231630],  # of CLIP's input; the default = CLIP's own
+    # CLIP's input: cropmask, the box of the mask with zeros outside the mask; crop, the box; mask, the whole image
+    # with zeros outside the mask
+    "MODEL.CLIP_CLS_STYLE": "cropmask",
+    "MODEL.MASK_FORMER.ENSEMBLING": False,  # fuse query and crop with other weights for words of the training
+    "MODEL.MASK_FORMER.ENSEMBLING_ALL_CLS": False,  # fuse them with the same weights for all words
+    "MODEL.MASK_FORMER.GZERO_CALIBRATE": -1.0,  # MODEL.SEEN_BIAS under the original's name; off at 0 and below
     # --- proposals: transformer, losses, rendering ---------------------------------------------------------
     "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,  # losses after every decoder layer
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,  # class weight of "no object" in the cross entropy
@@ -131,7 +180,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,  # panoptic output
     "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,  # lowest class score in the panoptic output
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.0,  # lowest visible share of a mask in the panoptic output
-    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,  # resize masks before fusing scores
+    # resize the logits of masks to the result, in place of the scores of pixels
+    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,
     # ours: rendering; "mask_sum" (OVSeg) sums class probability x mask probability over all queries, "class_winner"
     # (OVSegDEMO) uses the best mask of each class only
     "MODEL.MASK_FORMER.TEST.PAINTING": "mask_sum",
@@ -139,9 +189,14 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.MASK_FORMER.TEST.ADD_OTHERS": False,
     "MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE": 64,  # ours: number of classes rendered at a time; bounds memory
     # --- CLIP as the classifier of regions -----------------------------------------------------------------
-    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "vild",  # prompt templates: vild (14), imagenet (80) or predefined
+    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "vild",  # prompts: vild (14), imagenet (80), maskclip (85), predefined
     "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES": ["a photo of a {}."],  # templates of "predefined"
-    "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "",  # file of learnt prompts in the original
+    # SimBaseline's name of TEXT_TEMPLATES: vild, imagenet, predefined, or learnable: vectors around the word
+    "MODEL.CLIP_ADAPTER.PROMPT_LEARNER": "imagenet",
+    "MODEL.CLIP_ADAPTER.PROMPT_DIM": 512,  # width of learnable prompts; that of CLIP's text tower
+    "MODEL.CLIP_ADAPTER.PROMPT_SHAPE": [16, 0],  # number of learnable vectors before and after the word
+    # weights of learnable prompts (tools/tune_text_prompts.py), which are frozen then; "" = they train with the model
+    "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "",
     # OpenAI's name, open_clip's name, path of an open_clip JSON file, hf-hub:..., local-dir:...
     "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": "ViT-B/16",
     # ours: weights of CLIP for what MODEL.WEIGHTS lacks: an open_clip tag, an existing file, or "none" (random);
@@ -152,7 +207,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.CLIP_ADAPTER.MASK_THR": 0.4,  # probability above which a pixel belongs to the mask
     "MODEL.CLIP_ADAPTER.MASK_MATTING": False,  # blend crops with the soft mask instead of cutting them
     "MODEL.CLIP_ADAPTER.MASK_CROPS": True,  # ours: False keeps the background in the crop of a mask's box
-    "MODEL.CLIP_ADAPTER.REGION_RESIZED": True,  # resize crops to CLIP's input size
+    # resize crops to CLIP's input size; False: keep their own size (SimBaseline), CLIP's position embedding is resized
+    "MODEL.CLIP_ADAPTER.REGION_RESIZED": True,
     "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE": True,  # False: use the proposal network's classifier only
     "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT": 0.7,  # weight of CLIP in the geometric mean; <= 0 means CLIP only
     "MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH": 3,  # number of blocks with mask prompts
@@ -163,9 +219,26 @@ DEFAULTS: dict[str, Any] = {
     # ours: folder of cached text embeddings; "" = the user's cache folder, "none" = memory only
     "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR": "",
     "MODEL.CLIP_ADAPTER.TRUNCATE_PROMPTS": False,  # ours: truncate prompts of more than 77 tokens instead of refusing
+    # ours: clip, the text tower; or table, vectors of words from a file, without templates (SPNet's word vectors)
+    "MODEL.CLIP_ADAPTER.TEXT_ENCODER": "clip",
+    # ours: the table, an npz file with the vector of each word under the word, or with the arrays names and vectors
+    "MODEL.CLIP_ADAPTER.TEXT_TABLE": "",
+    # ours: 100 x cosine to the vectors of the table; False for plain dot products (SPNet)
+    "MODEL.CLIP_ADAPTER.TABLE_COSINE": True,
     # ours: True drops the no-object column of the proposal network before its softmax, as is done for CLIP; the
     # original drops it after the softmax (specification 16.3), and its published numbers depend on that
     "MODEL.CLIP_ADAPTER.DROP_NO_OBJECT_BEFORE_SOFTMAX": False,
+    # SimBaseline, spelled as in the original: crops have a CLIP and prompts of their own, REGION_CLIP_ADAPTER; how they
+    # are cut is always set in CLIP_ADAPTER
+    "MODEL.CLIP_ADAPTER.SEPERATE_ADAPTER": False,
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.CLIP_MODEL_NAME": "ViT-B/16",  # as CLIP_ADAPTER.CLIP_MODEL_NAME
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.CLIP_WEIGHTS": "",  # ours: as CLIP_ADAPTER.CLIP_WEIGHTS
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_LEARNER": "predefined",  # as CLIP_ADAPTER.PROMPT_LEARNER
+    # as CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES": ["a photo of a {}."],
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_DIM": 512,  # as CLIP_ADAPTER.PROMPT_DIM
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_SHAPE": [16, 0],  # as CLIP_ADAPTER.PROMPT_SHAPE
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_CHECKPOINT": "",  # as CLIP_ADAPTER.PROMPT_CHECKPOINT
     # --- SCAN: queries that attend to the whole image, crops with its context ------------------------------
     "MODEL.SELECT_ORI_CLIP_ID": [12, 18, 24],  # blocks of the original CLIP whose patch tokens the queries attend to
     "MODEL.FREQUENCY_SIGMA": [9, 7, 3],  # width of the frequency filter for each of these blocks
@@ -186,8 +259,10 @@ DEFAULTS: dict[str, Any] = {
     # original: log for ade20k_full_sem_seg_val and pascal_context_459_sem_seg_val, else plain
     "MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT": "auto",
     # --- data ----------------------------------------------------------------------------------------------
-    "DATASETS.SAMPLE_PER_CLASS": -1,  # images per class in the original's subsets
-    "DATASETS.SAMPLE_SEED": 0,  # seed of these subsets
+    "DATASETS.VAL_ALL": (),  # a data set that ZegFormer's original requires, and does not use
+    # segments per class that tools/tune_text_prompts.py trains on; -1 = all
+    "DATASETS.SAMPLE_PER_CLASS": -1,
+    "DATASETS.SAMPLE_SEED": 0,  # seed of their choice
     "INPUT.COLOR_AUG_SSD": False,  # random brightness, contrast, saturation and hue in training
     "INPUT.SIZE_DIVISIBILITY": -1,  # side in pixels that the mapper pads training crops to; <= 0 = no padding
     "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",  # mapper of training data
@@ -203,11 +278,25 @@ DEFAULTS: dict[str, Any] = {
     "TEST.SLIDING_WINDOW": False,  # segment in overlapping tiles, and average them
     "TEST.SLIDING_TILE_SIZE": 224,  # side of a tile in pixels
     "TEST.SLIDING_OVERLAP": 2 / 3,  # overlap of tiles relative to their side
+    "TEST.MULTI_SCALE.ENABLED": False,  # LSeg's evaluation: windows of the image at several scales, averaged
+    "TEST.MULTI_SCALE.BASE_SIZE": 520,  # pixels of the longer side of the image at scale 1
+    "TEST.MULTI_SCALE.CROP_SIZE": 480,  # side of a window in pixels; the stride is two thirds of it
+    "TEST.MULTI_SCALE.SCALES": [0.5, 0.75, 1.0, 1.25, 1.5, 1.75],  # factors on BASE_SIZE; Cityscapes: 0.75 to 2.25
+    "TEST.MULTI_SCALE.FLIP": True,  # also the mirror image of each window
     "TEST.DENSE_CRF": False,  # refine scores by a dense CRF; needs pydensecrf
     "TEST.MIOU_CONVENTION": "union",  # ours: the convention called mIoU: "union" as the original, or "ground_truth"
     # ours: queries of a class: "names", the registered names verbatim (as OVSeg and SCAN), or "synonyms", the
     # prompt-engineered lists of the label sets (as OpenSeg, ODISE, FC-CLIP); results record the choice
     "TEST.VOCABULARY": "names",
+    # ours: where the maximum over the queries of a class is taken: "region", of the scores of a mask or of a place of a
+    # dense map; "pixel", after rendering, each query being a word of its own until then (docs/evaluation.md)
+    "TEST.SYNONYMS": "region",
+    # ours: pixels whose best score is lower are background, which is no query then (protocol PAS-21t); in the model's
+    # own unit, see docs/evaluation.md; None = the data set's rule for background
+    "TEST.BACKGROUND_THRESHOLD": None,
+    # ours: also compute Grounding mIoU, with the words of the classes of each image alone (OpenSeg); models with a
+    # softmax over the words take a second pass
+    "TEST.GROUNDING_MIOU": False,
     "METRIC": "Vanilla",  # or "SG-IoU" (SCAN), which adds a mean IoU with credit for parent classes
     # ours: JSON file {child: [parent, ...]} of SG-IoU; "" = pairs of classes whose text embeddings are similar
     "TEST.SG_IOU_TABLE": "",
@@ -222,6 +311,11 @@ DEFAULTS: dict[str, Any] = {
     # ours: "rle" (or True), COCO RLE JSON; "png", label maps of 8 or 16 bit; None or False, no predictions
     "TEST.SAVE_PREDICTIONS": None,
     "TEST.REPORT": False,  # ours: also write report.html, with the worst images; opens offline
+    "ORACLE": False,  # oracle labels of SimBaseline
+    "PSEUDO": False,  # SimBaseline's self-training on pseudo labels
+    "PSEUDO_WITH_PRIOR": True,  # pseudo labels of classes that are in the image only
+    "PSEUDO_REJECT_THRESHOLD": 0.0,  # lowest score of a pseudo label
+    "PSEUDO_FLAG_NAME": "trainable_flag",  # metadata with the classes that keep their labels
     # --- logging -------------------------------------------------------------------------------------------
     "WANDB.ENABLED": False,  # ours: log to Weights & Biases
     "WANDB.PROJECT": "open_vocab_seg",  # project of Weights & Biases
@@ -233,6 +327,7 @@ OPTIONAL: dict[str, Any] = {
     "MODEL.SWIN.QK_SCALE": 1.0,
     "MODEL.SWIN.NORM_INDICES": [0],
     "MODEL.RENDERING.GRANULARITY": 1.0,
+    "TEST.BACKGROUND_THRESHOLD": 0.5,
     "WANDB.NAME": "",
 }
 
@@ -252,11 +347,16 @@ WITHOUT_EFFECT = {
     "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": "this system has no panoptic output",
     "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": "this system has no panoptic output",
     "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": "this system has no panoptic output",
-    "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": "scores are always fused before resizing",
-    "MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT": "put the prompts into the checkpoint as clip_model.visual.mask_embedding",
-    "MODEL.CLIP_ADAPTER.REGION_RESIZED": "CLIP accepts crops of its own input size only",
-    "DATASETS.SAMPLE_PER_CLASS": "register a smaller data set",
-    "DATASETS.SAMPLE_SEED": "register a smaller data set",
+    "MODEL.SEM_SEG_HEAD.WORDVEC": "set MODEL.CLIP_ADAPTER.TEXT_ENCODER to table and SEM_SEG_HEAD.EMBEDDING_DIM to 600",
+    "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_INDEXES": "name the file of word vectors as MODEL.CLIP_ADAPTER.TEXT_TABLE",
+    "MODEL.SEM_SEG_HEAD.TEST_CLASS_INDEXES": "name the file of word vectors as MODEL.CLIP_ADAPTER.TEXT_TABLE",
+    "DATASETS.SAMPLE_PER_CLASS": "it is for tools/tune_text_prompts.py; register a smaller data set",
+    "DATASETS.SAMPLE_SEED": "it is for tools/tune_text_prompts.py; register a smaller data set",
+    "ORACLE": "set TEST.ORACLE to labels and TEST.ORACLE_LABEL to soft_iou",
+    "PSEUDO": "this system does not train on pseudo labels",
+    "PSEUDO_WITH_PRIOR": "this system does not train on pseudo labels",
+    "PSEUDO_REJECT_THRESHOLD": "this system does not train on pseudo labels",
+    "PSEUDO_FLAG_NAME": "this system does not train on pseudo labels",
     "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic is the only mapper",
     "INPUT.IMAGE_SIZE": "set INPUT.CROP.SIZE",
     "INPUT.MIN_SCALE": "set INPUT.MIN_SIZE_TRAIN",
@@ -378,12 +478,18 @@ def load_cfg(config_file: str | Path, opts: Sequence[Any] | Mapping[str, Any] = 
     return cfg
 
 
-def refuse_keys_without_effect(cfg: Detectron2CfgNode) -> None:
-    """Raise :class:`OvsegError` when a key of :data:`WITHOUT_EFFECT` was changed from its default."""
+def refuse_keys_without_effect(cfg: Detectron2CfgNode, used: Collection[str] = ()) -> None:
+    """Raise :class:`OvsegError` when a key that has no effect was changed from its default.
+
+    These are those of :data:`WITHOUT_EFFECT`, and of :data:`ovseg.config.systems.ONLY_IN` in other systems.
+
+    Args:
+        used: keys that have an effect nevertheless.
+    """
     defaults = get_cfg()
-    for key, remedy in WITHOUT_EFFECT.items():
+    for key, remedy in (WITHOUT_EFFECT | of_other_systems(cfg.MODEL.META_ARCHITECTURE)).items():
         value, default = lookup(cfg, key), lookup(defaults, key)
-        if value != default:
+        if value != default and key not in used:
             raise OvsegError(
                 f"{key} = {shown(value)} has no effect in this system: remove it (the default is {default!r}); {remedy}"
             )

@@ -11,10 +11,12 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY as HEADS
 
+from ovseg.config.systems import SIMBASELINE_PER_PIXEL
 from ovseg.config.values import leaves
 from ovseg.errors import OvsegError, shown
 
 # (what to give, test of a number) -> keys; of a list, each element is tested
+_WEIGHT = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
 _COUNT = ("a whole number from 1 to 16384", lambda x: isinstance(x, int) and 1 <= x <= 16384)
 _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     _COUNT: """
@@ -28,16 +30,18 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         MODEL.RESNETS.STEM_OUT_CHANNELS INPUT.MAX_SIZE_TRAIN INPUT.MAX_SIZE_TEST SOLVER.IMS_PER_BATCH
         SOLVER.TEST_IMS_PER_BATCH TEST.AUG.MIN_SIZES
         TEST.AUG.MAX_SIZE TEST.SLIDING_TILE_SIZE MODEL.PROPOSER.BOUNDARY_TREE.SIZE
-        MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS MODEL.NAMER.MAP_SIZE MODEL.PROPOSER.SAM.POINTS_AT_A_TIME
-        MODEL.PROPOSER.SAM.CROP_DOWNSCALE""",
+        MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS MODEL.NAMER.MAP_SIZE MODEL.CLIP_ADAPTER.PROMPT_DIM
+        MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_DIM MODEL.LSEG.NUM_FEATURES
+        MODEL.LSEG_PLUS.HEAD_DIM TEST.MULTI_SCALE.BASE_SIZE TEST.MULTI_SCALE.CROP_SIZE""",
     ("a whole number from 0 to 16384", lambda x: isinstance(x, int) and 0 <= x <= 16384): """
         MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS MODEL.MASK_FORMER.ENC_LAYERS MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH
         MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE INPUT.MIN_SIZE_TEST DATALOADER.NUM_WORKERS MODEL.SELECT_ORI_CLIP_ID""",
+    ("whole numbers from 0 to 70", lambda x: isinstance(x, int) and 0 <= x <= 70): """
+        MODEL.CLIP_ADAPTER.PROMPT_SHAPE MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_SHAPE""",
+    ("-1 (all) or a whole number of at least 1", lambda x: isinstance(x, int) and (x == -1 or x >= 1)): """
+        DATASETS.SAMPLE_PER_CLASS""",
     ("a whole number from 1 to 100", lambda x: isinstance(x, int) and 1 <= x <= 100): "MODEL.MASK_FORMER.DEC_LAYERS",
-    ("a whole number from 1 to 256", lambda x: isinstance(x, int) and 1 <= x <= 256): """
-        MODEL.PROPOSER.SAM.POINTS_PER_SIDE""",
-    ("a whole number from 0 to 4", lambda x: isinstance(x, int) and 0 <= x <= 4): "MODEL.PROPOSER.SAM.CROP_LAYERS",
-    ("a whole number of at least 0", lambda x: isinstance(x, int) and x >= 0): "MODEL.PROPOSER.SAM.MIN_AREA",
+    ("a whole number from 0 to 100", lambda x: isinstance(x, int) and 0 <= x <= 100): "MODEL.LSEG.BLOCK_DEPTH",
     ("a whole number up to 16384", lambda x: x <= 16384): """
         MODEL.MASK_FORMER.SIZE_DIVISIBILITY INPUT.SIZE_DIVISIBILITY""",
     ("a whole number of at least 1", lambda x: isinstance(x, int) and x >= 1): """
@@ -46,25 +50,44 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         MODEL.MASK_FORMER.NO_OBJECT_WEIGHT MODEL.MASK_FORMER.CLASS_WEIGHT MODEL.MASK_FORMER.DICE_WEIGHT
         MODEL.MASK_FORMER.MASK_WEIGHT SOLVER.BASE_LR SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM
         SOLVER.WEIGHT_DECAY_EMBED SOLVER.POLY_LR_POWER SOLVER.BACKBONE_MULTIPLIER SOLVER.WARMUP_ITERS
-        TEST.EVAL_PERIOD MODEL.PROPOSER.SAM.STABILITY_OFFSET""",
+        TEST.EVAL_PERIOD""",
     ("a number of at least 1", lambda x: x >= 1): "MODEL.MASK_FORMER.OVERSAMPLE_RATIO",
     ("a number above 0", lambda x: x > 0): """
-        MODEL.PIXEL_STD MODEL.SWIN.MLP_RATIO MODEL.FREQUENCY_SIGMA MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO
-        SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE INPUT.CROP.SIZE""",
+        MODEL.PIXEL_STD MODEL.CLIP_PIXEL_STD MODEL.SEM_SEG_HEAD.TEMPERATURE MODEL.SWIN.MLP_RATIO MODEL.FREQUENCY_SIGMA
+        MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE
+        INPUT.CROP.SIZE MODEL.LSEG_PLUS.TAU_INIT MODEL.LSEG_PLUS.TAU_MIN TEST.MULTI_SCALE.SCALES""",
     ("a number from 0 to 1", lambda x: 0 <= x <= 1): """
         MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE MODEL.MASK_FORMER.DROPOUT
         MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO MODEL.CLIP_ADAPTER.MASK_THR MODEL.CLIP_ADAPTER.REPLACE_RATIO
-        INPUT.CROP.SINGLE_CATEGORY_MAX_AREA SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR MODEL.FUSION.VOID_BY_CLIP
-        MODEL.RENDERING.GRANULARITY MODEL.PROPOSER.SAM.IOU_THRESHOLD MODEL.PROPOSER.SAM.STABILITY_THRESHOLD
-        MODEL.PROPOSER.SAM.NMS_THRESHOLD""",
-    ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT",
+        INPUT.CROP.SINGLE_CATEGORY_MAX_AREA SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR MODEL.DENSE.KS_THRESH
+        MODEL.DENSE.PD_THRESH MODEL.FUSION.VOID_BY_CLIP MODEL.RENDERING.GRANULARITY""",
+    ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): _WEIGHT,
     ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
-    ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): """
-        TEST.SLIDING_OVERLAP MODEL.PROPOSER.SAM.CROP_OVERLAP""",
-    ("a number", lambda x: True): "MODEL.PIXEL_MEAN MODEL.SEEN_BIAS",
+    ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
+    # Segment Anything
+    ("a whole number from 1 to 16384", lambda x: isinstance(x, int) and 1 <= x <= 16384): """
+        MODEL.PROPOSER.SAM.POINTS_AT_A_TIME MODEL.PROPOSER.SAM.CROP_DOWNSCALE""",
+    ("a whole number from 1 to 256", lambda x: isinstance(x, int) and 1 <= x <= 256): """
+        MODEL.PROPOSER.SAM.POINTS_PER_SIDE""",
+    ("a whole number from 0 to 4", lambda x: isinstance(x, int) and 0 <= x <= 4): "MODEL.PROPOSER.SAM.CROP_LAYERS",
+    ("a whole number of at least 0", lambda x: isinstance(x, int) and x >= 0): "MODEL.PROPOSER.SAM.MIN_AREA",
+    ("a number of at least 0", lambda x: x >= 0): "MODEL.PROPOSER.SAM.STABILITY_OFFSET",
+    ("a number from 0 to 1", lambda x: 0 <= x <= 1): """
+        MODEL.PROPOSER.SAM.IOU_THRESHOLD MODEL.PROPOSER.SAM.STABILITY_THRESHOLD MODEL.PROPOSER.SAM.NMS_THRESHOLD""",
+    ("a share from 0 to below 1", lambda x: 0 <= x < 1): "MODEL.PROPOSER.SAM.CROP_OVERLAP",
+    ("a number", lambda x: True): """
+        MODEL.PIXEL_MEAN MODEL.CLIP_PIXEL_MEAN MODEL.SEEN_BIAS MODEL.MASK_FORMER.GZERO_CALIBRATE""",
+}
+_LENGTHS = {
+    "MODEL.PIXEL_MEAN": 3,
+    "MODEL.PIXEL_STD": 3,
+    "MODEL.CLIP_PIXEL_MEAN": 3,
+    "MODEL.CLIP_PIXEL_STD": 3,
+    "INPUT.CROP.SIZE": 2,
+    "MODEL.CLIP_ADAPTER.PROMPT_SHAPE": 2,
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_SHAPE": 2,
 }
 _MAY_BE_NONE = {"MODEL.RENDERING.GRANULARITY"}
-_LENGTHS = {"MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3, "INPUT.CROP.SIZE": 2}
 _STAGES = ("res2", "res3", "res4", "res5")
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
@@ -80,8 +103,19 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.RESNETS.NORM": _NORMS,
     "MODEL.RESNETS.STEM_TYPE": ("basic", "deeplab"),
     "MODEL.SEM_SEG_HEAD.NORM": _NORMS,
+    "MODEL.LSEG.BACKBONE": ("clip_vitl16_384", "clipRN50x16_vitl16_384", "clip_vitb32_384", "clip_resnet101"),
+    "MODEL.LSEG.READOUT": ("project", "add", "ignore"),
+    "MODEL.LSEG.ARCH_OPTION": (0, 1, 2),
+    "MODEL.LSEG.ACTIVATION": ("lrelu", "tanh", "relu"),
+    "MODEL.LSEG_PLUS.NORM": _NORMS,
     "MODEL.MASK_FORMER.TEST.PAINTING": ("mask_sum", "class_winner"),
-    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": ("vild", "imagenet", "predefined"),
+    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": ("vild", "imagenet", "maskclip", "predefined"),
+    "MODEL.CLIP_ADAPTER.PROMPT_LEARNER": ("vild", "imagenet", "predefined", "learnable"),
+    "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_LEARNER": ("vild", "imagenet", "predefined", "learnable"),
+    "MODEL.CLIP_ADAPTER.TEXT_ENCODER": ("clip", "table"),
+    "MODEL.PROMPT_ENSEMBLE_TYPE": ("single", "imagenet_select", "imagenet"),
+    "MODEL.CLIP_CLS_STYLE": ("cropmask", "mask", "crop"),
+    "MODEL.DENSE.MODE": ("value", "value_no_residual", "last_tokens"),
     "MODEL.CLIP_ADAPTER.MASK_FILL": ("mean", "zero"),
     "MODEL.CLIP_ADAPTER.PRECISION": ("fp32", "bf16", "fp16"),
     "MODEL.PROPOSER.BOUNDARY_TREE.BOUNDARY": ("auto", "hed", "gradient"),
@@ -94,6 +128,7 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
     "TEST.MIOU_CONVENTION": ("union", "ground_truth"),
     "TEST.VOCABULARY": ("names", "synonyms"),
+    "TEST.SYNONYMS": ("region", "pixel"),
     "TEST.ORACLE": ("none", "masks", "labels", "words"),
     "TEST.ORACLE_LABEL": ("iou", "intersection", "soft_iou"),
     "TEST.SAVE_PREDICTIONS": (None, False, True, "rle", "png"),
@@ -118,6 +153,9 @@ _OF_ANOTHER_KIND = {
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": (
         "detectron2.",
         "ovseg.proposals.maskformer.OpenVocab",
+        "ovseg.proposals.maskformer.ZeroShot",
+        "ovseg.proposals.zegformer.",
+        "ovseg.meta_arch.",
         "ovseg.proposals.mask2former.OpenVoca",
     ),
 }
@@ -139,6 +177,8 @@ def check_config(cfg: CfgNode) -> None:
             value = lookup(cfg, key)
             if value is None and key in _MAY_BE_NONE:
                 continue
+            if key == _WEIGHT and cfg.MODEL.META_ARCHITECTURE in SIMBASELINE_PER_PIXEL:
+                continue  # above 1, this system leaves CLIP out
             if not all(type(part) in (int, float) and test(part) for part in _parts(value)):
                 raise _refusal(key, value, wanted)
     for key, length in _LENGTHS.items():
@@ -214,6 +254,12 @@ def _check_together(cfg: CfgNode) -> None:
         raise _refusal("INPUT.CROP.SIZE", crop.SIZE, f"{wanted} with INPUT.CROP.TYPE {crop.TYPE}")
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
         raise _refusal("INPUT.MIN_SIZE_TRAIN", cfg.INPUT.MIN_SIZE_TRAIN, "the ends of the range, two numbers")
+    adapter = cfg.MODEL.CLIP_ADAPTER
+    if (adapter.TEXT_ENCODER == "table") != bool(adapter.TEXT_TABLE):
+        wanted = (
+            "a file, or MODEL.CLIP_ADAPTER.TEXT_ENCODER clip" if not adapter.TEXT_TABLE else "'' with TEXT_ENCODER clip"
+        )
+        raise _refusal("MODEL.CLIP_ADAPTER.TEXT_TABLE", adapter.TEXT_TABLE, wanted)
 
 
 def _check_registered(key: str, name: str, names: Sequence[str]) -> None:
@@ -239,6 +285,6 @@ def _refusal(key: str, value: Any, wanted: str) -> OvsegError:
 def needs_checkpoint(cfg: CfgNode) -> bool:
     """Return whether a model without ``MODEL.WEIGHTS`` is certain to have random weights, before it is built.
 
-    Parts of the free combination may have none: masks of a file, say, and CLIP's crops.
+    Parts of the free combination may have none: masks of a file, say, and CLIP's crops. Dense CLIP has none.
     """
-    return cfg.MODEL.META_ARCHITECTURE != "ProposeAndName"
+    return cfg.MODEL.META_ARCHITECTURE not in ("DenseCLIP", "ProposeAndName")

@@ -14,7 +14,7 @@ from detectron2.projects.point_rend import ColorAugSSDTransform
 from detectron2.structures import Instances
 from fvcore.transforms.transform import PadTransform
 
-from ovseg.data.protocol import protocol_of
+from ovseg.data.protocol import configured_protocol, seen_words
 from ovseg.errors import OvsegError
 from ovseg.io.images import keep_a_pixel, read_image, read_labels
 from ovseg.vocabulary import Vocabulary
@@ -189,6 +189,7 @@ class SemSegTestMapper:
         outputs: what the model returns, see the meta-architecture.
         resize: applied to the image.
         image_format: "RGB" or "BGR".
+        seen: which of the words are words of the training, if that is known.
     """
 
     @configurable
@@ -200,18 +201,22 @@ class SemSegTestMapper:
         outputs: Sequence[str],
         resize: T.Augmentation,
         image_format: str,
+        seen: Sequence[bool] | None = None,
     ):
         self.dataset_name = dataset_name
         self.vocabulary = vocabulary
         self.outputs = tuple(outputs)
         self.resize = resize
         self.image_format = image_format
+        self.known = {} if seen is None else {"seen": seen}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset_name: str, outputs: Sequence[str]) -> dict[str, Any]:
+        protocol = configured_protocol(cfg, dataset_name)
         return {
             "dataset_name": dataset_name,
-            "vocabulary": protocol_of(dataset_name, cfg.TEST.VOCABULARY).vocabulary,
+            "vocabulary": protocol.vocabulary,
+            "seen": seen_words(protocol),
             "outputs": outputs,
             "resize": ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
             "image_format": cfg.INPUT.FORMAT,
@@ -222,7 +227,7 @@ class SemSegTestMapper:
 
         Returns:
             the dict with ``image`` (3,h,w) uint8, the file's own ``height`` and ``width``, ``class_names``
-            (a :class:`Vocabulary`), ``meta`` and ``outputs``.
+            (a :class:`Vocabulary`), ``meta`` and ``outputs``; and ``seen``, if the data set's metadata has it.
 
         Raises:
             OvsegError: the image cannot be read.
@@ -238,6 +243,7 @@ class SemSegTestMapper:
             "class_names": self.vocabulary,
             "meta": {"dataset_name": self.dataset_name},
             "outputs": self.outputs,
+            **self.known,
         }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from ovseg.data.catalog import register_on_demand
+from ovseg.data.protocol import seen_flags
 from ovseg.errors import OvsegError, shown
 from ovseg.vocabulary import Vocabulary
 from ovseg.vocabulary.templates import check_templates
@@ -28,7 +31,7 @@ def requested_words(request: Mapping[str, Any], datasets: Sequence[str] = ()) ->
     Args:
         request: the entry; ``class_names`` is a :class:`Vocabulary`, or K entries of str or sequences of synonyms.
         datasets: of the configuration; Detectron2's own predictor and loaders name neither words nor a data set, and
-            get the words of the first of these.
+            get the words of the first of these, which may also be a JSON file with a list of names.
 
     Raises:
         OvsegError: there are none, or templates are no list of texts with one ``{}`` each.
@@ -58,12 +61,11 @@ def seen_classes(request: Mapping[str, Any], words: Vocabulary, default: bool = 
         OvsegError: ``seen`` or ``trainable_flag`` is not one bool per class.
     """
     dataset = request.get("meta", {}).get("dataset_name", "")
-    metadata = MetadataCatalog.get(dataset) if dataset and "class_names" not in request else None
+    own = [name.strip() for name in _words_of(dataset) or ()] if dataset else []
+    of_dataset = own and list(words.names) in (own, [*own, "others"])
     flags, source = request.get("seen"), "seen"
-    if flags is None and metadata is not None:
-        flags, source = metadata.get("trainable_flag"), f"trainable_flag of {dataset}"
-        if flags is None and (unseen := metadata.get("val_extra_classes")) is not None:
-            flags = [name not in unseen for name in words.names]
+    if flags is None and of_dataset:
+        flags, source = seen_flags(dataset, words.names), f"trainable_flag of {dataset}"
     if flags is None:
         return torch.full((len(words),), default)
     values = list(flags)
@@ -92,5 +94,28 @@ def _first(datasets: tuple[str, ...]) -> str:
 
 
 def _words_of(dataset: str) -> Sequence[str] | None:
+    if dataset.endswith(".json"):
+        return _names_in(dataset)
     register_on_demand(dataset)
     return MetadataCatalog.get(dataset).get("stuff_classes")
+
+
+@functools.cache
+def _names_in(path: str) -> list[str]:
+    """Return the names in a JSON file.
+
+    Raises:
+        OvsegError: the file is missing, or holds anything but a list of names.
+    """
+    try:
+        names = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise OvsegError(
+            f"the list of class names {path} cannot be read ({error.strerror}): correct the configuration, or give "
+            '"class_names" in each request'
+        ) from error
+    except ValueError as error:
+        raise OvsegError(f"the list of class names {path} is not valid JSON ({error})") from error
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise OvsegError(f"{path} is {shown(names)}: it must hold a list of class names")
+    return names

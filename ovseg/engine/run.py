@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,49 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
     training_set(cfg)  # the number of classes, before anything is built
     single_view = _single_view(cfg)
     check_evaluation(single_view)  # it is needed after hours only
+    results: OrderedDict[str, Any] = OrderedDict()
+
+    def evaluate_now(model: nn.Module, iteration: int) -> OrderedDict[str, Any]:
+        results.clear()
+        results.update(evaluate_all(single_view, model, resume=resume, iteration=iteration))
+        return results
+
+    fit(
+        cfg,
+        resume,
+        make_loader=lambda seed, start: build_train_loader(cfg, seed=seed, start=start),
+        make_model=lambda found: load_model(cfg) if found is None else _restored_model(cfg, *found),
+        evaluate=evaluate_now if cfg.DATASETS.TEST else None,
+    )
+    return results
+
+
+def fit(
+    cfg: CfgNode,
+    resume: bool,
+    *,
+    make_loader: Callable[[int, int], Iterable[Any]],
+    make_model: Callable[[tuple[Path, dict[str, Any]] | None], nn.Module],
+    state_of: Callable[[nn.Module], dict[str, Any]] = nn.Module.state_dict,
+    evaluate: Callable[[nn.Module, int], OrderedDict[str, Any]] | None = None,
+) -> None:
+    """Train a model by ``cfg.SOLVER``, with checkpoints and metrics in ``OUTPUT_DIR``, which this process must own.
+
+    Args:
+        cfg: the configuration.
+        resume: continue from the newest checkpoint in ``OUTPUT_DIR``, if there is one.
+        make_loader: called with the seed and the number of samples used so far, it returns endless batches.
+        make_model: called with the path and the content of the checkpoint, or None, it returns the model, whose call
+            with a batch returns losses.
+        state_of: returns what a checkpoint holds of the model.
+        evaluate: called every ``TEST.EVAL_PERIOD`` iterations with the model and the number of iterations.
+    """
     checkpoints = CheckpointFolder(cfg.OUTPUT_DIR)
     found = _find_checkpoint(checkpoints, resume)
     seed, position = _progress(cfg, found)
     seed_everything(seed)  # the same in all processes: the model starts the same
-    loader = build_train_loader(cfg, seed=seed, start=position)
-    model = load_model(cfg) if found is None else _restored_model(cfg, *found)
+    loader = make_loader(seed, position)
+    model = make_model(found)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     dtype = autocast_dtype(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE)
@@ -92,27 +130,21 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
         if comm.is_main_process():
             used = position + (done - start) * cfg.SOLVER.IMS_PER_BATCH
             name = FINAL if done >= cfg.SOLVER.MAX_ITER else numbered(done - 1)
-            checkpoints.save(name, {"model": model.state_dict(), "samples_used": used, **trainer.state_dict()})
-
-    results: OrderedDict[str, Any] = OrderedDict()
+            checkpoints.save(name, {"model": state_of(model), "samples_used": used, **trainer.state_dict()})
 
     def evaluate_now() -> OrderedDict[str, Any]:
-        results.clear()
-        iteration = min(trainer.iter + 1, cfg.SOLVER.MAX_ITER)
-        results.update(evaluate_all(single_view, model, resume=resume, iteration=iteration))
-        return results
+        return evaluate(model, min(trainer.iter + 1, cfg.SOLVER.MAX_ITER))
 
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(optimizer, scheduler),
             Every(cfg.SOLVER.CHECKPOINT_PERIOD, save),
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_now) if cfg.DATASETS.TEST else None,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_now) if evaluate else None,
             hooks.PeriodicWriter(_writers(cfg), LOG_PERIOD) if comm.is_main_process() else None,
         ]
     )
     trainer.train(start, cfg.SOLVER.MAX_ITER)
-    return results
 
 
 def evaluate(cfg: CfgNode, resume: bool = False) -> OrderedDict[str, Any]:

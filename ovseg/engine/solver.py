@@ -20,7 +20,7 @@ NORM_TYPES = (
     nn.LayerNorm,
     nn.LocalResponseNorm,
 )
-POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
+UNDECAYED = ("relative_position_bias_table", "absolute_pos_embed", "log_scale")  # parts of names: tables, temperatures
 
 
 class GradientClip:
@@ -56,8 +56,9 @@ class GradientClip:
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Return AdamW or SGD with one parameter group for each trainable tensor, in the order of the model's modules.
 
-    ``BACKBONE_MULTIPLIER`` scales the learning rate below modules named backbone; position tables have no weight decay,
-    norms ``WEIGHT_DECAY_NORM``, embeddings ``WEIGHT_DECAY_EMBED``, everything else, biases too, ``WEIGHT_DECAY``.
+    ``BACKBONE_MULTIPLIER`` scales the learning rate below modules named backbone; position tables and
+    temperatures have no weight decay, norms ``WEIGHT_DECAY_NORM``, embeddings ``WEIGHT_DECAY_EMBED``, everything else,
+    biases too, ``WEIGHT_DECAY``.
     ``CLIP_GRADIENTS`` is done by :class:`GradientClip`.
 
     Raises:
@@ -88,7 +89,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> Iterator[dict[str, Any]]
                 continue
             seen.add(parameter)
             weight_decay = solver.WEIGHT_DECAY
-            if any(table in name for table in POSITION_TABLES):
+            if any(part in name for part in UNDECAYED):
                 weight_decay = 0.0
             elif isinstance(module, NORM_TYPES):
                 weight_decay = solver.WEIGHT_DECAY_NORM

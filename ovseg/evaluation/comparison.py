@@ -21,8 +21,9 @@ Record = Mapping[str, Any]
 
 _MUST_AGREE = ("protocol", "num_images", "file_list_sha256", "miou_convention")
 _FIRST_SCORES = ("mIoU", "mIoU-union", "mIoU-gt")
-_LAST_SCORES = ("pACC", "mACC", "fwIoU", "SG-mIoU", "recall@0.5", "mean-best-IoU")
-_SETTINGS = ("weights", "oracle", "views", "config", "versions", "git_commit", "device")
+_LAST_SCORES = ("pACC", "mACC", "fwIoU", "Grounding-mIoU", "SG-mIoU", "recall@0.5", "mean-best-IoU")
+_OF_CLASSES = tuple(f"{kind}{score}" for kind in ("", "SG-", "Grounding-") for score in ("IoU-", "ACC-"))
+_SETTINGS = ("weights", "oracle", "background_threshold", "views", "config", "versions", "git_commit", "device")
 # These differ in any two runs, or follow from the weights.
 _EXPECTED = re.compile(r"config\.(OUTPUT_DIR|SEED|DATASETS\.TEST|MODEL\.WEIGHTS)$")
 
@@ -95,7 +96,7 @@ def compare(runs: Sequence[Path], force: bool = False) -> dict[str, list[Group]]
         )
         raise OvsegError(
             f"{', '.join(there)}: evaluated on {partly[0]}, but not {', '.join(lacking)}; give runs on the same data "
-            "sets, or single results.json files; --force prints the available results"
+            f"sets, or single results.json files; --force prints the available results{_of_voc(found)}"
         )
     sides = {dataset: list(groups.values()) for dataset, groups in found.items() if dataset not in partly}
     if partly:
@@ -125,7 +126,7 @@ def score_table(dataset: str, groups: Sequence[Group], wanted: Sequence[str] = (
     names = list(wanted) or _main_scores([one for group in scores for one in group])
     for group, own in zip(groups, scores, strict=True):
         if lacking := [name for name in names if any(name not in one for one in own)]:
-            there = ", ".join(name for name in own[0] if not name.startswith(("IoU-", "ACC-", "SG-IoU-", "SG-ACC-")))
+            there = ", ".join(name for name in own[0] if not name.startswith(_OF_CLASSES))
             raise OvsegError(f"{group.name} has no {lacking[0]} on {dataset}: choose --scores among {there}")
     values = [[[one[name] for one in own] for name in names] for own in scores]
     table = Table(box=box.MARKDOWN)
@@ -164,6 +165,19 @@ def _mark(groups: Sequence[Group], force: bool) -> None:
                 f"{first.name} and {group.name} must not be compared: {'; '.join(group.unlike)}. --force prints them "
                 "anyway, marked"
             )
+
+
+def _of_voc(found: Mapping[str, Mapping[str, Group]]) -> str:
+    """Return a sentence about the protocols of PASCAL VOC, if runs have several."""
+    protocols = [next(iter(groups.values())).records[0]["protocol"] for groups in found.values()]
+    of_voc = [protocol for protocol in protocols if str(protocol.get("tag")).startswith("PAS-")]
+    if len({protocol["tag"] for protocol in of_voc}) < 2:
+        return ""
+    rules = [
+        f"{protocol['tag']} (background: {protocol.get('background')}, {protocol.get('num_classes')} classes)"
+        for protocol in of_voc
+    ]
+    return f". {' and '.join(rules)} are different protocols of PASCAL VOC, 13 to 17 points apart for one model"
 
 
 def _unlike(first: Record, other: Record) -> list[str]:

@@ -198,6 +198,13 @@ def scores_from_confusion(
     return {name: 100 * float(value) for name, value in scores.items()}
 
 
+def denominators(conf: np.ndarray) -> dict[str, int]:
+    """Return the number of classes that each convention of mean IoU divides by, for the argument of the scores."""
+    counts = np.asarray(conf)[:-1, :-1]
+    true, predicted = counts.sum(axis=0) > 0, counts.sum(axis=1) > 0
+    return {"union": int((true | predicted).sum()), "ground_truth": int(true.sum())}
+
+
 def per_class_rows(
     conf: np.ndarray, class_names: Sequence[str], evaluation_set: Mapping[str, Sequence[int]] | None = None
 ) -> list[dict[str, object]]:

@@ -8,10 +8,11 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from ovseg.data.protocol import Protocol, protocol_of
+from ovseg.data.protocol import Protocol, configured_protocol
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import checked_labels
 from ovseg.evaluation.ground_truth import GroundTruth
+from ovseg.evaluation.grounding import PresentWords
 from ovseg.evaluation.oracle import name_by_overlap, paint_segments, present_segments, resize_soft
 from ovseg.proposals.given_masks import resize_masks
 
@@ -33,13 +34,13 @@ def oracle_model(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module
                 "TEST.ORACLE to labels"
             )
         return OracleMasks(model, truth)
-    protocol = protocol_of(dataset_name, cfg.TEST.VOCABULARY)
+    protocol = configured_protocol(cfg, dataset_name)
     if cfg.TEST.ORACLE == "words":
         return OracleWords(model, truth, protocol)
     if protocol.to_class is not None:
         raise OvsegError(
             f"TEST.ORACLE labels names masks by classes, but in {dataset_name!r} ({protocol.tag}) the "
-            "words are not the classes: use TEST.ORACLE masks, or TEST.VOCABULARY synonyms"
+            "words are not the classes: use TEST.ORACLE masks, or TEST.VOCABULARY synonyms with TEST.SYNONYMS region"
         )
     return OracleLabels(model, truth, cfg.TEST.ORACLE_LABEL)
 
@@ -52,6 +53,8 @@ def check_oracle(cfg: CfgNode) -> None:
             f"TEST.ORACLE {oracle} is defined for one plain view: set TEST.AUG.ENABLED, TEST.SLIDING_WINDOW and "
             "TEST.DENSE_CRF to False"
         )
+    if oracle in ("masks", "labels") and test.BACKGROUND_THRESHOLD is not None:
+        raise OvsegError(f"TEST.ORACLE {oracle} gives masks of background, too: set TEST.BACKGROUND_THRESHOLD to None")
 
 
 def describe_oracle(cfg: CfgNode) -> dict[str, str] | None:
@@ -127,30 +130,16 @@ class OracleLabels(_Oracle):
 
 
 class OracleWords(_Oracle):
-    """The model with the words of the classes that an image has, and no others.
+    """The model with the words of the classes that an image has, and no others: its mIoU is Grounding mIoU.
 
-    Its mIoU is Grounding mIoU (OpenSeg, arXiv 2112.12143, section 4; specification, 7.3): it measures where a model
-    finds words that are in the image, whatever other words of the data set mean. The model is run with these words
-    alone, so a softmax over the words is one over them.
+    ``TEST.GROUNDING_MIOU`` computes both in one evaluation; see :mod:`ovseg.evaluation.grounding`.
     """
 
     def __init__(self, model: nn.Module, truth: GroundTruth, protocol: Protocol) -> None:
         super().__init__(model, truth)
-        self.vocabulary = protocol.vocabulary
-        words = protocol.to_class or range(len(protocol.vocabulary))
-        self.words_of_class = [[word for word, of in enumerate(words) if of == k] for k in range(self.num_classes)]
+        self.words = PresentWords(model, truth, protocol)
 
-    def answer(self, sample: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
-        """Return the result of one input, with a label map of indices of all words."""
-        present = labels.unique().tolist()
-        words = [word for k in present if k < self.num_classes for word in self.words_of_class[k]]
-        if not words:  # no pixel counts
-            words = [0]
-        entries = self.vocabulary.class_names
-        asked = {"class_names": [entries[word] for word in words], "templates": self.vocabulary.templates}
-        asked["add_others"] = False
-        outputs = ("label_map", *(name for name in sample.get("outputs", ()) if name == "proposals"))
-        answer = self.model([{**sample, **asked, "outputs": outputs}])[0]
-        index = torch.tensor(words, device=answer["label_map"].device)
-        answer["label_map"] = index[answer["label_map"]]
-        return answer
+    def forward(self, batched_inputs: list[dict]) -> list[dict[str, Tensor]]:
+        """Return ``label_map`` of indices of all words, and ``proposals`` if they are asked for."""
+        more = [name for name in batched_inputs[0].get("outputs", ()) if name == "proposals"]
+        return self.words.ask(batched_inputs, [self.words.present(sample) for sample in batched_inputs], more)

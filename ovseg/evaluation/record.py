@@ -16,7 +16,8 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation.confusion import MIOU_CONVENTIONS
+from ovseg.evaluation.confusion import MIOU_CONVENTIONS, denominators
+from ovseg.evaluation.grounding import PresentWords
 from ovseg.evaluation.identity import digest_of, flatten, git_commit, short, versions
 from ovseg.evaluation.oracle_model import describe_oracle
 from ovseg.evaluation.sem_seg import SemSegEvaluator
@@ -40,6 +41,7 @@ def results_record(
     iteration: int | None = None,
     dataset_settings: Mapping[str, float] | None = None,
     sg_table: FatherTable | None = None,
+    grounding: PresentWords | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``results.json``.
 
@@ -52,6 +54,7 @@ def results_record(
         iteration: training iteration of the evaluated model; None for the weight files that ``cfg`` names.
         dataset_settings: the settings that are specific to this data set.
         sg_table: table of SG-IoU, if that metric was computed.
+        grounding: how words were restricted, if Grounding mIoU was computed.
     """
     test = cfg.TEST
     per_image = {part: value / semantic.num_images for part, value in seconds.items()}
@@ -65,7 +68,10 @@ def results_record(
         "evaluation_set": semantic.ground_truth.evaluation_set,
         "protocol": semantic.protocol.record(),
         "miou_convention": semantic.convention,
+        "denominators": denominators(semantic.confusion),
         "oracle": describe_oracle(cfg),
+        "background_threshold": semantic.protocol.threshold,
+        "grounding": None if grounding is None else {"words": "of the classes of each image", "how": grounding.how},
         "views": {
             "augmentation": sorted(test.AUG.MIN_SIZES) if test.AUG.ENABLED else None,
             "sliding_window": [test.SLIDING_TILE_SIZE, test.SLIDING_OVERLAP] if test.SLIDING_WINDOW else None,
@@ -129,6 +135,7 @@ def read_record(path: str | Path, *, complete: bool = False) -> dict[str, Any]:
         how = f"has schema {short(repr(schema))}"
         how = "lacks protocol and data: it was written by an older ovseg" if schema == 1 else how
         raise OvsegError(f"{path} {how}; evaluate again (this ovseg reads schema {SCHEMA})")
+    _complete_earlier(content)
     if lacking := [key for key in (COMPLETE if complete else _NEEDED) if key not in content]:
         raise OvsegError(f"{path} lacks {', '.join(lacking)}: evaluate again")
     try:
@@ -153,6 +160,19 @@ def finished_record(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, A
             logger.warning("%s; evaluating again", error)
         return None
     return content if content["fingerprint"] == digest_of(fingerprint) else None
+
+
+def _complete_earlier(content: dict[str, Any]) -> None:
+    """Add the entries that records of this schema had not at first, with what they were."""
+    protocol = content.get("protocol")
+    if isinstance(protocol, dict):
+        several = "synonyms" in (protocol.get("variant"), protocol.get("background"))
+        protocol.setdefault("synonyms", "region" if several else "none")
+        oracle = content.get("oracle")
+        restricted = isinstance(oracle, dict) and oracle.get("oracle") == "words"
+        protocol.setdefault("words", "present" if restricted else "all")
+    for name in ("background_threshold", "grounding", "denominators"):
+        content.setdefault(name, None)
 
 
 def _refuse(constant: str) -> None:
@@ -212,7 +232,10 @@ _CHECKS: dict[str, Check] = {
     "evaluation_set": _dict_of(_list_of(_is_count)),
     "protocol": _has(dataset=_is_text, ignore_label=_or_none(_is_count)),
     "miou_convention": lambda value: value in MIOU_CONVENTIONS,
+    "denominators": _or_none(_dict_of(_is_count)),
     "oracle": _or_none(_has(oracle=_is_text)),
+    "background_threshold": _or_none(_is_number),
+    "grounding": _or_none(_has(how=_is_text)),
     "views": _has(),
     "dataset_settings": _dict_of(_is_number),
     "sg_iou": _or_none(_has(fathers=_dict_of(_list_of(lambda value: isinstance(value, str))))),

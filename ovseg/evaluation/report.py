@@ -34,7 +34,8 @@ _CLASSES, _PAIRS = 15, 25  # rows of the tables of the worst
 _IMAGE_SIDE = 420  # pixels of the longer side
 _CHOSEN = {"union": "mIoU-union", "ground_truth": "mIoU-gt"}  # the score that is mIoU, by convention
 _HEADLINES = (
-    *("mIoU-union", "mIoU-gt", "mIoU-base", "mIoU-novel", "hIoU-base", "pACC", "mACC", "fwIoU", "SG-mIoU"),
+    *("mIoU-union", "mIoU-gt", "mIoU-base", "mIoU-novel", "hIoU-base", "pACC", "mACC", "fwIoU"),
+    *("Grounding-mIoU", "SG-mIoU"),
     *("recall@0.5", "mean-best-IoU"),
 )
 
@@ -88,6 +89,10 @@ def print_results(record: Mapping[str, Any], folder: Path) -> None:
     if oracle := record["oracle"]:
         details = ", ".join(f"{key}: {value}" for key, value in oracle.items())
         lines.append(f"WITH AN ORACLE, not a result of the model alone ({details})")
+    if (threshold := record["background_threshold"]) is not None:
+        lines.append(f"background: pixels with a best score below {threshold:g}")
+    if grounding := record["grounding"]:
+        lines.append(f"Grounding mIoU: words {grounding['words']} ({grounding['how']})")
     if settings := record.get("dataset_settings"):
         lines.append(f"settings of this data set: {', '.join(f'{key} {value:g}' for key, value in settings.items())}")
     if table := record.get("sg_iou"):
@@ -116,19 +121,22 @@ def results_table(results: Mapping[str, Mapping[str, float]], subsets: Sequence[
     """Return a table of the main scores of one data set: one column for all classes and one for each subset.
 
     Args:
-        results: scores by task ("sem_seg", "proposals", "sg_iou") as returned by the evaluators.
+        results: scores by task ("sem_seg", "grounding", "proposals", "sg_iou") as returned by the evaluators.
         subsets: names of the metadata's ``evaluation_set``; for a single one, its complement is shown, too.
         convention: ``TEST.MIOU_CONVENTION``, the convention of the subsets' mean IoUs.
     """
     columns = [*subsets, f"un{subsets[0]}"] if len(subsets) == 1 else list(subsets)
     own_names = [f"mIoU-{name}" for name in columns]
-    semantic, proposals, forgiving = (results.get(task, {}) for task in ("sem_seg", "proposals", "sg_iou"))
+    tasks = ("sem_seg", "proposals", "sg_iou", "grounding")
+    semantic, proposals, forgiving, grounded = (results.get(task, {}) for task in tasks)
     rows: dict[str, list[float | None]] = {}
     for name in ("mIoU-union", "mIoU-gt"):
         chosen = name == _CHOSEN[convention]
         rows[f"{name} (= mIoU)" if chosen else name] = [semantic[name], *map(semantic.get, own_names if chosen else ())]
     if subsets:
         rows["hIoU with all others"] = [None, *(semantic.get(f"hIoU-{name}") for name in columns)]
+    if grounded:
+        rows["Grounding-mIoU"] = [grounded.get(f"Grounding-{name}") for name in ("mIoU", *own_names)]
     if forgiving:
         rows["SG-mIoU"] = [forgiving.get(f"SG-{name}") for name in ("mIoU", *own_names)]
     rows["pACC"] = [semantic["pACC"], *(semantic.get(f"pAcc-{name}") for name in columns)]

@@ -24,11 +24,12 @@ from ovseg.config.per_dataset import config_of, settings_of
 from ovseg.data.catalog import check_per_dataset, check_prepared
 from ovseg.data.custom.names import folder_name
 from ovseg.data.loader import SampleLoader, test_dataset, test_loader
-from ovseg.data.protocol import protocol_of
+from ovseg.data.protocol import configured_protocol
 from ovseg.errors import OvsegError
 from ovseg.evaluation.crf import DenseCRF
 from ovseg.evaluation.dataset_settings import check_settings, dataset_settings
 from ovseg.evaluation.ground_truth import GroundTruth
+from ovseg.evaluation.grounding import GroundingEvaluator, PresentWords, check_grounding
 from ovseg.evaluation.identity import fingerprint, model_digest
 from ovseg.evaluation.oracle_model import check_oracle, oracle_model
 from ovseg.evaluation.partial import PartialEvaluation, remove_parts
@@ -54,10 +55,16 @@ def check_evaluation(cfg: CfgNode) -> None:
     """
     check_config(cfg)
     check_oracle(cfg)
+    check_grounding(cfg)
+    if cfg.TEST.BACKGROUND_THRESHOLD is not None and cfg.TEST.DENSE_CRF:
+        raise OvsegError(
+            "TEST.BACKGROUND_THRESHOLD is a limit of the model's scores, which a CRF replaces: set TEST.DENSE_CRF to "
+            "False, or the threshold to None"
+        )
     check_per_dataset(cfg)
     for dataset_name in cfg.DATASETS.TEST:
         check_prepared(dataset_name)
-        protocol = protocol_of(dataset_name, cfg.TEST.VOCABULARY)
+        protocol = configured_protocol(cfg, dataset_name)
         if cfg.METRIC == "SG-IoU" and cfg.TEST.SG_IOU_TABLE:
             read_table(cfg.TEST.SG_IOU_TABLE, protocol)
 
@@ -81,7 +88,7 @@ def evaluate_all(
     for dataset_name in cfg.DATASETS.TEST:
         check_settings(model, settings_of(cfg, dataset_name))
         if cfg.METRIC == "SG-IoU":
-            build_table(cfg, model, protocol_of(dataset_name, cfg.TEST.VOCABULARY))
+            build_table(cfg, model, configured_protocol(cfg, dataset_name))
     digest = model_digest(model)
     results: OrderedDict[str, OrderedDict] = OrderedDict()
     for name in cfg.DATASETS.TEST:
@@ -103,9 +110,10 @@ def evaluate_dataset(
     The main process prints a table and writes into ``<OUTPUT_DIR>/inference/<dataset>``: ``per_class.csv``,
     ``confusion.npz``, with TEST.SAVE_PREDICTIONS the predictions, with TEST.REPORT ``report.html``, and at last
     ``results.json`` (:mod:`ovseg.evaluation.record`). Partial counts are kept in ``.partial`` in that folder until the
-    evaluation is complete. Keys that matter: TEST.VOCABULARY, TEST.MIOU_CONVENTION, TEST.PROPOSAL_RECALL,
-    TEST.SAVE_PREDICTIONS, TEST.REPORT, TEST.AUG, TEST.SLIDING_*, TEST.DENSE_CRF, TEST.ORACLE*, METRIC and
-    TEST.SG_IOU_*. During the evaluation the model has the data set's own settings (TEST.PER_DATASET).
+    evaluation is complete. Keys that matter: TEST.VOCABULARY, TEST.SYNONYMS, TEST.BACKGROUND_THRESHOLD,
+    TEST.MIOU_CONVENTION, TEST.GROUNDING_MIOU, TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.REPORT, TEST.AUG,
+    TEST.SLIDING_*, TEST.DENSE_CRF, TEST.ORACLE*, METRIC and TEST.SG_IOU_*. During the evaluation the model has the data
+    set's own settings (TEST.PER_DATASET).
 
     Args:
         resume: skip the images that an earlier run has counted, or all of them if there is a result. Only counts with
@@ -114,9 +122,9 @@ def evaluate_dataset(
         digest: digest of the model if it is known, see :func:`ovseg.evaluation.identity.model_digest`.
 
     Returns:
-        ``{"sem_seg": {score: percent}, "proposals": {...}, "sg_iou": {...}}``, the latter two on request, on the main
-        process; empty elsewhere. The confusion matrix is summed before any score is computed, so that results depend
-        neither on the number of processes nor on interruptions.
+        ``{"sem_seg": {score: percent}, "grounding": {...}, "proposals": {...}, "sg_iou": {...}}``, all but the first on
+        request, on the main process; empty elsewhere. The confusion matrix is summed before any score is computed, so
+        that results depend neither on the number of processes nor on interruptions.
 
     Raises:
         OvsegError: the data set is not prepared, an image or label file cannot be read, or an option cannot work.
@@ -138,11 +146,16 @@ def _evaluate(
     """Run :func:`evaluate_dataset` with a model that has the data set's settings."""
     settings, cfg = settings_of(cfg, dataset_name), config_of(cfg, dataset_name)
     folder = Path(cfg.OUTPUT_DIR) / "inference" / folder_name(dataset_name, cfg.DATASETS.TEST)
-    outputs = ["sem_seg" if cfg.TEST.DENSE_CRF else "label_map"]
+    protocol = configured_protocol(cfg, dataset_name)
+    viewed = augmented_model(cfg, oracle_model(cfg, model, dataset_name))
+    grounding = None
+    if cfg.TEST.GROUNDING_MIOU:
+        independent = cfg.TEST.ORACLE == "none" and getattr(model, "scores_are_independent", False)
+        grounding = PresentWords(viewed, GroundTruth(dataset_name), protocol, independent)
+    outputs = ["sem_seg" if cfg.TEST.DENSE_CRF else "label_map", *(grounding.needs if grounding else ())]
     if cfg.TEST.PROPOSAL_RECALL:
         outputs.append("proposals")
     dataset = test_dataset(cfg, dataset_name, outputs)
-    protocol = protocol_of(dataset_name, cfg.TEST.VOCABULARY)
     file_names = [str(dataset.records[index]["file_name"]) for index in range(len(dataset))]
     table = build_table(cfg, model, protocol) if cfg.METRIC == "SG-IoU" else None
     identity = fingerprint(cfg, digest or model_digest(model), file_names, protocol)
@@ -158,19 +171,21 @@ def _evaluate(
         dataset_name,
         convention=cfg.TEST.MIOU_CONVENTION,
         post_process=DenseCRF().refine if cfg.TEST.DENSE_CRF else None,
-        variant=cfg.TEST.VOCABULARY,
+        protocol=protocol,
         keepers=list(keepers.values()),
     )
     watch = Stopwatch()
-    evaluators = {"sem_seg": semantic}
+    evaluators: dict[str, Any] = {"sem_seg": semantic}
+    if grounding:
+        evaluators["grounding"] = GroundingEvaluator(dataset_name, cfg.TEST.MIOU_CONVENTION, protocol=protocol)
     if cfg.TEST.PROPOSAL_RECALL:
         evaluators["proposals"] = ProposalRecallEvaluator(dataset_name)
     evaluator = DatasetEvaluators(list(evaluators.values()))
     try:
         partial.track(watch=watch, **evaluators, **keepers)
         with inference_context(model), torch.no_grad(), partial.saving():
-            viewed = augmented_model(cfg, oracle_model(cfg, model, dataset_name))
-            _feed(viewed, test_loader(cfg, dataset, partial.done), evaluator, dataset_name, partial, watch)
+            loader = test_loader(cfg, dataset, partial.done)
+            _feed(viewed, loader, evaluator, dataset_name, partial, watch, grounding)
         partial.restore()
         results = OrderedDict(evaluator.evaluate())
         add_other_processes(watch)
@@ -188,7 +203,7 @@ def _evaluate(
         results["sg_iou"] = sg_scores(
             semantic.confusion, truth.class_names, table.fathers, truth.evaluation_set, semantic.convention
         )
-    record = results_record(cfg, semantic, results, watch.seconds, identity, iteration, settings, table)
+    record = results_record(cfg, semantic, results, watch.seconds, identity, iteration, settings, table, grounding)
     write_results(folder, record, semantic.confusion, html=cfg.TEST.REPORT)
     partial.remove()
     return _printed(record, folder)
@@ -224,10 +239,12 @@ def _feed(
     dataset_name: str,
     partial: PartialEvaluation,
     watch: Stopwatch,
+    grounding: PresentWords | None = None,
 ) -> None:
     """Run a model on the images that are left and pass inputs (with ``index``) and outputs to the evaluators.
 
-    Progress is shown on the terminal if there is one, else it is logged.
+    With ``grounding``, outputs also have ``grounded``, the label maps with the words of each image alone. Progress is
+    shown on the terminal if there is one, else it is logged.
     """
     total = sum(map(len, loader.batch_sampler))
     done = 0
@@ -245,6 +262,10 @@ def _feed(
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             watch.lap("model")
+            if grounding:
+                for output, grounded in zip(outputs, grounding(inputs, outputs), strict=True):
+                    output["grounded"] = grounded
+                watch.lap("grounding")
             with partial.counting(images):
                 numbered = [{**sample, "index": index} for index, sample in zip(images, inputs, strict=True)]
                 evaluator.process(numbered, outputs)

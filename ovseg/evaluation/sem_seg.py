@@ -11,7 +11,7 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ovseg.data.protocol import protocol_of
+from ovseg.data.protocol import Protocol, protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import LabelRuns, check_convention, label_runs, scores_from_confusion
 from ovseg.evaluation.ground_truth import GroundTruth
@@ -63,7 +63,7 @@ class SemSegEvaluator(DatasetEvaluator, Tally):
         convention: convention of plain ``mIoU``, "union" or "ground_truth"; see
             :func:`ovseg.evaluation.confusion.scores_from_confusion`.
         post_process: called with the model input and its (Q,H,W) scores before the arg max; returns (Q,H,W) scores.
-        variant: words given to the model, "names" or "synonyms"; see :func:`ovseg.data.protocol.protocol_of`.
+        protocol: words given to the model; by default the names of the classes.
         keepers: receive every image after it was counted.
 
     Attributes:
@@ -76,12 +76,12 @@ class SemSegEvaluator(DatasetEvaluator, Tally):
         dataset_name: str,
         convention: str = "union",
         post_process: Callable[[dict, torch.Tensor], torch.Tensor] | None = None,
-        variant: str = "names",
+        protocol: Protocol | None = None,
         keepers: Sequence[Keeper] = (),
     ) -> None:
         check_convention(convention)
         self.ground_truth = GroundTruth(dataset_name)
-        self.protocol = protocol_of(dataset_name, variant)
+        self.protocol = protocol or protocol_of(dataset_name)
         self.convention = convention
         self._post_process = post_process
         self._keepers = tuple(keepers)
@@ -99,13 +99,14 @@ class SemSegEvaluator(DatasetEvaluator, Tally):
         Args:
             inputs: model inputs with ``file_name``, and, optionally, ``sem_seg_file_name`` and ``index``, the image's
                 position in the data set; without it, images must come in the data set's order.
-            outputs: for each input ``label_map`` (H,W) indices of words, or ``sem_seg`` (Q,H,W) scores, at label size.
+            outputs: for each input ``label_map`` (H,W) indices of words, with ``score_map`` where the protocol has a
+                threshold, or ``sem_seg`` (Q,H,W) scores, at label size.
 
         Raises:
             OvsegError: labels are unreadable or out of range, or sizes differ; the message names the file.
         """
         for sample, output in zip(inputs, outputs, strict=True):
-            pred = self.protocol.classes_of(self._label_map(sample, output))
+            pred = self.protocol.classes_of(*self._label_map(sample, output))
             labels, label_file = self.ground_truth.labels(sample)
             runs = label_runs(
                 pred,
@@ -146,9 +147,13 @@ class SemSegEvaluator(DatasetEvaluator, Tally):
         scores = scores_from_confusion(self.confusion, truth.class_names, truth.evaluation_set, self.convention)
         return OrderedDict(sem_seg=scores)
 
-    def _label_map(self, sample: dict, output: dict) -> np.ndarray:
-        if self._post_process is not None:
-            return self._post_process(sample, output["sem_seg"]).argmax(dim=0).cpu().numpy()
-        if "label_map" in output:
-            return output["label_map"].cpu().numpy()
-        return output["sem_seg"].argmax(dim=0).cpu().numpy()
+    def _label_map(self, sample: dict, output: dict) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return indices of words, and their scores if the protocol needs them."""
+        if self._post_process is None and "label_map" in output:
+            labels, scores = output["label_map"], output.get("score_map")
+        else:
+            scores = output["sem_seg"]
+            labels = (scores if self._post_process is None else self._post_process(sample, scores)).argmax(dim=0)
+            scores = scores.amax(dim=0)
+        needed = self.protocol.threshold is not None and scores is not None
+        return labels.cpu().numpy(), scores.cpu().numpy() if needed else None

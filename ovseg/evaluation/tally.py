@@ -44,9 +44,9 @@ def add_other_processes(tally: Tally) -> None:
 
 
 class Stopwatch(Tally):
-    """Tally of seconds by activity: "reading", "model" and "evaluation"."""
+    """Tally of seconds by activity; "grounding" is the second pass of Grounding mIoU."""
 
-    PARTS = ("reading", "model", "evaluation")
+    PARTS = ("reading", "model", "grounding", "evaluation")
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()

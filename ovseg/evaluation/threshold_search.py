@@ -18,7 +18,7 @@ from ovseg.config.per_dataset import settings_of
 from ovseg.data.catalog import check_per_dataset
 from ovseg.data.custom.names import folder_name
 from ovseg.data.loader import SampleLoader, build_test_loader
-from ovseg.data.protocol import protocol_of
+from ovseg.data.protocol import configured_protocol
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import confusion_matrix, scores_from_confusion
 from ovseg.evaluation.dataset_settings import dataset_settings
@@ -114,7 +114,7 @@ def search(
         OvsegError: a value is out of range, options exclude each other, or the data cannot be used.
     """
     _check(cfg, model, thresholds, weights, limit)
-    truth, protocol = GroundTruth(dataset_name), protocol_of(dataset_name, cfg.TEST.VOCABULARY)
+    truth, protocol = GroundTruth(dataset_name), configured_protocol(cfg, dataset_name)
     num_classes = len(truth.class_names)
     loader = _spread(build_test_loader(cfg, dataset_name, outputs=("label_map",)), limit, cfg.DATALOADER.NUM_WORKERS)
     counts = np.zeros((len(thresholds), len(weights), num_classes + 1, num_classes + 1), dtype=np.int64)
@@ -203,6 +203,8 @@ def _check(cfg: CfgNode, model: nn.Module, thresholds, weights, limit: int | Non
             "the search evaluates plain views: set TEST.AUG.ENABLED, TEST.SLIDING_WINDOW and TEST.DENSE_CRF to False, "
             "and TEST.ORACLE to none"
         )
+    if test.BACKGROUND_THRESHOLD is not None:
+        raise OvsegError("the search has no threshold of background: set TEST.BACKGROUND_THRESHOLD to None")
 
 
 def _spread(loader: SampleLoader, limit: int | None, num_workers: int) -> SampleLoader:

@@ -6,7 +6,7 @@ Both wrap a model and have the inputs and outputs of a meta-architecture, so the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import DatasetMapperTTA
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ovseg.data.requested_words import requested_words
 from ovseg.errors import OvsegError
@@ -23,8 +24,17 @@ from ovseg.io.images import resize_transform
 def augmented_model(cfg: CfgNode, model: nn.Module, largest_sum: int | None = None) -> nn.Module:
     """Return ``model`` with the sliding window and the test-time augmentation of ``cfg.TEST``, or unchanged.
 
+    ``cfg.TEST.MULTI_SCALE`` is another way to do both, the one of LSeg: see :class:`MultiScale`.
     ``largest_sum`` limits the memory of the sliding window, see :class:`SlidingWindow`.
     """
+    multi = cfg.TEST.MULTI_SCALE
+    if multi.ENABLED:
+        if cfg.TEST.SLIDING_WINDOW or cfg.TEST.AUG.ENABLED:
+            raise OvsegError(
+                "TEST.MULTI_SCALE.ENABLED has windows and mirror images of its own: set TEST.SLIDING_WINDOW and "
+                "TEST.AUG.ENABLED to False"
+            )
+        return MultiScale(model, multi.BASE_SIZE, multi.CROP_SIZE, multi.SCALES, multi.FLIP)
     if cfg.TEST.SLIDING_WINDOW:
         model = SlidingWindow(model, cfg.TEST.SLIDING_TILE_SIZE, cfg.TEST.SLIDING_OVERLAP, largest_sum)
     if cfg.TEST.AUG.ENABLED:
@@ -167,6 +177,81 @@ class SlidingWindow(_ManyViews):
         last = max(length - self.tile_size, 0)
         for start in [*range(0, last, self.stride), last]:
             yield slice(start, min(start + self.tile_size, length))
+
+
+class MultiScale(_ManyViews):
+    """Multi-scale evaluation of LSeg: mean of the scores over scales, square windows and mirror images.
+
+    For each scale, the longer side of the image becomes ``ceil(base_size * scale)`` pixels. An image that does not
+    exceed the crop is padded to it at right and bottom with black; another one is divided into windows of the crop
+    with a stride of two thirds, of which the last ones are padded. Images and scores are resized bilinearly, with
+    aligned corners. The original adds all of these scores; the mean has the same order.
+
+    Args:
+        model: a meta-architecture.
+        base_size: pixels of the longer side at scale 1.
+        crop_size: side of a window in pixels.
+        scales: factors on ``base_size``.
+        flip: add mirror images.
+    """
+
+    def __init__(self, model: nn.Module, base_size: int, crop_size: int, scales: Sequence[float], flip: bool) -> None:
+        super().__init__(model)
+        self.base_size, self.crop_size, self.scales, self.flip = base_size, crop_size, tuple(scales), flip
+
+    def average_scores(self, sample: dict) -> Tensor:
+        """Return the mean scores of one input."""
+        total: Tensor | None = None
+        for scale in self.scales:
+            image = _resize_aligned(sample["image"].float(), self._size(sample["image"].shape[1:], scale))
+            scores = _resize_aligned(self._scores_of_scale(sample, image), (sample["height"], sample["width"]))
+            total = scores if total is None else total + scores
+        return total / (len(self.scales) * (2 if self.flip else 1))
+
+    def _size(self, shape: Sequence[int], scale: float) -> tuple[int, int]:
+        longer = math.ceil(self.base_size * scale)
+        height, width = (max(1, int(side * longer / max(shape) + 0.5)) for side in shape)
+        return height, width
+
+    def _scores_of_scale(self, sample: dict, image: Tensor) -> Tensor:
+        """Return the scores (K, H, W) of a resized image (3, H, W)."""
+        height, width = image.shape[1:]
+        if max(height, width) <= self.crop_size:
+            return self._scores_of_window(sample, image)
+        stride = max(1, int(self.crop_size * 2 / 3))
+        if min(height, width) < self.crop_size:
+            image = self._pad(image)
+        total: Tensor | None = None
+        count = image.new_zeros(image.shape[1:])
+        for top in self._starts(image.shape[1], stride):
+            for left in self._starts(image.shape[2], stride):
+                place = slice(None), slice(top, top + self.crop_size), slice(left, left + self.crop_size)
+                scores = self._scores_of_window(sample, image[place])
+                total = scores.new_zeros(len(scores), *image.shape[1:]) if total is None else total
+                total[place] += scores
+                count[place[1:]] += 1
+        return total[:, :height, :width] / count[:height, :width].to(total.device)
+
+    def _starts(self, length: int, stride: int) -> range:
+        windows = math.ceil(max(length - self.crop_size, 0) / stride) + 1
+        return range(0, windows * stride, stride)
+
+    def _scores_of_window(self, sample: dict, window: Tensor) -> Tensor:
+        """Return the scores (K, h, w) of a window, plus those of its mirror image."""
+        padded = self._pad(window)
+        scores = self._scores_of_view(sample, padded, *padded.shape[1:])
+        if self.flip:
+            scores = scores + self._scores_of_view(sample, padded.flip(-1), *padded.shape[1:]).flip(-1)
+        return scores[:, : window.shape[1], : window.shape[2]]
+
+    def _pad(self, image: Tensor) -> Tensor:
+        bottom, right = (max(self.crop_size - side, 0) for side in image.shape[1:])
+        return F.pad(image, (0, right, 0, bottom))
+
+
+def _resize_aligned(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize (n, H, W) bilinearly to (n, height, width) with aligned corners."""
+    return F.interpolate(maps[None], tuple(size), mode="bilinear", align_corners=True)[0]
 
 
 def _scaled(span: slice, scale: float, length: int) -> slice:

@@ -26,7 +26,8 @@ class PerPixel(WordModel):
 
     Args:
         scorer: called with the views and the vocabulary of each image, it returns scores float32 (K, h, w) of the
-            whole image, any h and w, for each. To train, it has ``losses(views, vocabulary)``.
+            whole image, any h and w, for each. To train, it has ``losses(views, vocabulary)``. Its attribute
+            ``scores_are_independent`` (default False) says that the score of a word does not depend on the other words.
         class_chunk_size: number of classes resized at a time, which limits memory and does not change results.
         model: the remaining arguments of :class:`WordModel`.
     """
@@ -38,6 +39,11 @@ class PerPixel(WordModel):
     @property
     def scorer(self) -> Part:
         return self.parts[0]
+
+    @property
+    def scores_are_independent(self) -> bool:
+        """Whether the score of a word does not depend on the other words, as a cosine; the scorer says so."""
+        return getattr(self.scorer, "scores_are_independent", False)
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Segment images, or compute the losses in training mode; the class documents inputs and outputs."""

@@ -50,7 +50,8 @@ class MaskSum:
             bias: (K,), subtracted from the scores of pixels; None for nothing.
 
         Returns:
-            ``sem_seg`` float32 (K, height, width); ``label_map`` int64 (height, width) with ``score_map`` float32.
+            ``sem_seg`` float32 (K, height, width); ``label_map`` int64 (height, width) with ``score_map`` float32,
+            which is 0 where no mask with a score is, whatever the bias.
         """
         result: dict[str, Any] = {}
         rest = scores, masks, size, self.class_chunk_size, bias, self.resize_mode
@@ -58,7 +59,16 @@ class MaskSum:
             result["sem_seg"] = render_scores(*rest)
         if "label_map" in outputs:
             result["label_map"], result["score_map"] = render_labels(*rest)
-        return result
+        return result if bias is None else result | self._zero_uncovered(result, scores, masks, size)
+
+    def _zero_uncovered(
+        self, result: dict[str, Any], scores: Tensor, masks: Tensor, size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """Return the score map of a result, if it has one, with zeros where no mask with a score is."""
+        if "score_map" not in result:
+            return {}
+        covered = render_scores((scores > 0).any(1, keepdim=True).float(), masks, size, 1, mode=self.resize_mode)[0] > 0
+        return {"score_map": torch.where(covered, result["score_map"], 0.0)}
 
 
 class ClassWinner(MaskSum):
@@ -125,9 +135,33 @@ class AreaWeightedSum(MaskSum):
     ) -> dict[str, Any]:
         shares = masks.flatten(1).mean(1).clamp_min(1e-6)
         weights = shares[:, None] ** -min(0.5, 5 / scores.shape[1])
-        result = super().__call__(scores * weights, masks, words, size, outputs)
         total = render_scores(weights, masks, size, 1, mode=self.resize_mode)[0].clamp_min(1e-6)
+        if bias is not None:
+            return self._with_bias(scores * weights, masks, size, outputs, bias, total)
+        result = super().__call__(scores * weights, masks, words, size, outputs)
         return result | {name: result[name] / total for name in ("sem_seg", "score_map") if name in result}
+
+    def _with_bias(
+        self,
+        scores: Tensor,
+        masks: Tensor,
+        size: tuple[int, int],
+        outputs: Collection[str],
+        bias: Tensor,
+        total: Tensor,
+    ) -> dict[str, Any]:
+        """Render the sums, divided by ``total`` (height, width) before the bias is subtracted."""
+
+        def chunks() -> Iterator[tuple[int, Tensor]]:
+            for start, sums in _chunks(scores, masks, size, self.class_chunk_size, None, self.resize_mode):
+                yield start, sums / total - bias[start : start + len(sums), None, None]
+
+        result: dict[str, Any] = {}
+        if "sem_seg" in outputs:
+            result["sem_seg"] = torch.cat([few for _, few in chunks()])
+        if "label_map" in outputs:
+            result["label_map"], result["score_map"] = best_classes(chunks(), size, masks.device)
+        return result | self._zero_uncovered(result, scores, masks, size)
 
 
 RENDERINGS = {"mask_sum": MaskSum, "class_winner": ClassWinner, "area_weighted_sum": AreaWeightedSum}

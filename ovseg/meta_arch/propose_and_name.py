@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ovseg.clip.adapter import ClipAdapter
 from ovseg.config import DEFAULTS, refuse_keys_without_effect
 from ovseg.config.limits import check_config, check_kind, lookup
 from ovseg.errors import OvsegError, shown
-from ovseg.meta_arch.pixel_scores import RENDERINGS, ClassWinner
+from ovseg.meta_arch.pixel_scores import RENDERINGS, ClassWinner, resize
 from ovseg.meta_arch.word_model import WordModel, output_size, outputs_of
 from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, PooledMap, Scores
 from ovseg.naming.crops import has_pixel
@@ -51,6 +52,8 @@ class ProposeAndName(WordModel):
         mask_namer: the namer of :meth:`name_masks`; default: the :class:`MaskedCrops` or :class:`PooledMap` of the
             namers.
         mask_threshold: probability above which a pixel belongs to a mask in ``explanations``.
+        resize_masks: resize the logits of a network's masks to the result before they become probabilities, in place of
+            the scores of pixels.
         model: the remaining arguments of :class:`WordModel`.
     """
 
@@ -64,6 +67,7 @@ class ProposeAndName(WordModel):
         render: Callable[..., dict[str, Any]],
         mask_namer: MaskedCrops | PooledMap | None = None,
         mask_threshold: float = 0.5,
+        resize_masks: bool = False,
         **model: Any,
     ):
         super().__init__((proposer, *namers), **model)
@@ -71,7 +75,7 @@ class ProposeAndName(WordModel):
         self.fuse, self.render = fuse, render
         of_masks = [part for part in namers if isinstance(part, (MaskedCrops, PooledMap))]
         self._mask_namer = [mask_namer] if mask_namer else of_masks
-        self.mask_threshold = mask_threshold
+        self.mask_threshold, self.resize_masks = mask_threshold, resize_masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -114,6 +118,8 @@ class ProposeAndName(WordModel):
         scores, results = [], []
         for namer in self.namers:
             scores.append(namer(views, masks, words))
+        if self.resize_masks:
+            masks = [_of_result(found, views, index) for index, found in enumerate(masks)]
         for of_image in zip(views.requests, masks, words, *scores, strict=True):
             results.append(self._answer(*of_image))
         return results
@@ -281,6 +287,15 @@ def explain(
         "fractions": binary.flatten(1).float().mean(1),
         "boxes": torch.stack((x0, y0, x1, y1), dim=1),
     }
+
+
+def _of_result(masks: Masks, views: Views, index: int) -> Masks:
+    """Return the masks of an image with probabilities of the size of its result, from resized logits if it has any."""
+    if masks.logits is None:
+        return masks
+    height, width = views.images[index].shape[1:]
+    logits = resize(resize(masks.logits, views.canvas)[:, :height, :width], output_size(views.requests[index]))
+    return replace(masks, probabilities=logits.sigmoid())
 
 
 def _entry(registry: Iterable[tuple[str, Any]] | Mapping[str, Any], name: str, key: str) -> Any:

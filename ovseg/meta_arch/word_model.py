@@ -65,6 +65,9 @@ class WordModel(nn.Module):
     ):
         super().__init__()
         self.register_buffer("anchor", torch.empty(0), persistent=False)  # holds the device of the model
+        self.loadable: dict[
+            str, nn.Module
+        ] = {}  # by prefix: modules without a place in the state, which files may have
         self.parts = tuple(parts)  # a tuple, which nn.Module does not register: see Part
         for part in self.parts:
             _register(self, part)

@@ -3,8 +3,11 @@
 Importing this package registers the namers and fusions for ``MODEL.NAMER.NAME`` and ``MODEL.FUSION.NAME``.
 """
 
+from ovseg.naming.aligned_crops import AlignedCrops
 from ovseg.naming.contextual_shift import ContextCrops
 from ovseg.naming.crops import MaskedCrops
+from ovseg.naming.dense import DenseScores
+from ovseg.naming.native_crops import NativeCrops
 from ovseg.naming.pooled import PooledMap, TrainedRegions
 from ovseg.naming.scores import (
     FUSIONS,
@@ -13,19 +16,26 @@ from ovseg.naming.scores import (
     ObjectNormalizedMean,
     QueryEmbedding,
     Scores,
+    SeenAveragedMean,
+    SeenUnseenMean,
     SingleNamer,
 )
 
 __all__ = [
     "FUSIONS",
     "NAMERS",
+    "AlignedCrops",
     "ContextCrops",
+    "DenseScores",
     "GeometricMean",
     "MaskedCrops",
+    "NativeCrops",
     "ObjectNormalizedMean",
     "PooledMap",
     "QueryEmbedding",
     "Scores",
+    "SeenAveragedMean",
+    "SeenUnseenMean",
     "SingleNamer",
     "TrainedRegions",
 ]

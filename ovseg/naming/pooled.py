@@ -13,8 +13,11 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovseg.clip.adapter import KEYS, ClipAdapter
-from ovseg.clip.dense import LAST, check_dense, covered, dense_maps, pool, project_pooled, resize_whole
+from ovseg.clip.adapter import KEYS as CLIP_KEYS
+from ovseg.clip.adapter import ClipAdapter
+from ovseg.clip.dense import LAST, covered, resize_whole
+from ovseg.clip.dense_towers import dense_tower
+from ovseg.clip.dense_vit import VALUE
 from ovseg.errors import OvsegError, argument_names
 from ovseg.naming.crops import has_pixel
 from ovseg.naming.region_model import FAMILIAR, LAYERS, OTHERS, OTHERS_LOGIT, SIZE, RegionModel, describe, load_regions
@@ -23,37 +26,49 @@ from ovseg.proposals.views import Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
 MASKS_AT_A_TIME = 16  # bounds the memory, and reuses it
+KEYS = {**CLIP_KEYS, "mode": "MODEL.DENSE.MODE"}
 
 
 @NAMERS.register()
 class PooledMap(Part):
     """Namer by the features of CLIP's image tower, averaged in each mask and projected as those of an image.
 
+    A place of the map counts by the share of it that the mask covers, so that masks smaller than a place have features.
+
     Args:
-        clip_adapter: CLIP, whose image tower has dense maps: see :mod:`ovseg.clip.dense`.
+        clip_adapter: CLIP, whose image tower has dense maps: see :mod:`ovseg.clip.dense_towers`.
         size: longer side of the image in the tower, pixels.
         mask_threshold: probability above which a pixel belongs to a mask. Masks without such a pixel get no scores.
         layers: inner layers whose maps are computed as well.
+        mode: way to compute the map, see :mod:`ovseg.clip.dense_towers`.
 
     Raises:
-        OvsegError: the image tower has no dense maps.
+        OvsegError: the image tower has no dense maps, or not this mode.
     """
 
     explains: ClassVar[str] = "clip"
 
     def __init__(
-        self, clip_adapter: ClipAdapter, *, size: int = 640, mask_threshold: float = 0.5, layers: Sequence[str] = ()
+        self,
+        clip_adapter: ClipAdapter,
+        *,
+        size: int = 640,
+        mask_threshold: float = 0.5,
+        layers: Sequence[str] = (),
+        mode: str = VALUE,
     ):
         super().__init__()
-        check_dense(clip_adapter.clip_model.visual, layers, clip_adapter.source.name)
-        clip_adapter.clip_model.visual.trunk.to(memory_format=torch.channels_last)  # see dense_maps
+        self.tower = dense_tower(clip_adapter.clip_model.visual, clip_adapter.source.name, mode, layers)
+        if self.tower.channels_last:
+            clip_adapter.clip_model.visual.to(memory_format=torch.channels_last)
         self.clip_adapter = clip_adapter
         self.size, self.mask_threshold, self.layers = size, mask_threshold, tuple(layers)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, clip_adapter: ClipAdapter) -> PooledMap:
         with argument_names(KEYS):
-            return cls(clip_adapter, size=cfg.MODEL.NAMER.MAP_SIZE, mask_threshold=cfg.MODEL.CLIP_ADAPTER.MASK_THR)
+            threshold = cfg.MODEL.CLIP_ADAPTER.MASK_THR
+            return cls(clip_adapter, size=cfg.MODEL.NAMER.MAP_SIZE, mask_threshold=threshold, mode=cfg.MODEL.DENSE.MODE)
 
     @torch.no_grad()
     def forward(self, views: Views, masks: Sequence[Masks], words: Sequence[Vocabulary | None]) -> list[Scores | None]:
@@ -77,12 +92,13 @@ class PooledMap(Part):
     def maps(self, views: Views, index: int) -> dict[str, Tensor]:
         """Return the maps (C, h, w), float32, of an image by layer; computed once for all namers of equal settings."""
         clip = self.clip_adapter
-        key = ("dense maps", id(clip), index, self.size, self.layers)
+        key = ("dense maps", id(clip), index, self.size, self.layers, self.tower.mode)
 
         def compute() -> dict[str, Tensor]:
-            pixels = resize_whole(views.images[index], self.size, clip.pixel_mean, clip.pixel_std)
+            stride = self.tower.stride
+            pixels = resize_whole(views.images[index], self.size, clip.pixel_mean, clip.pixel_std, stride)
             with clip.autocast(pixels.device.type):
-                maps = dense_maps(clip.clip_model.visual, pixels, self.layers)
+                maps = self.tower.maps(pixels, self.layers)
             return {layer: features[0].float() for layer, features in maps.items()}
 
         return views.once(key, compute)
@@ -98,8 +114,7 @@ class PooledMap(Part):
         Returns:
             float32 (V, S + 1); the last column is of no use.
         """
-        averages = pool(maps[LAST], covered(masks, maps[LAST].shape[1:]))
-        features = project_pooled(self.clip_adapter.clip_model.visual, averages).float()
+        features = self.tower.regions(maps[LAST], covered(masks, maps[LAST].shape[1:])).float()
         return self.clip_adapter.similarity(features, text)
 
     def without_words(self, logits: Tensor, texts: Sequence[str]) -> Tensor:
@@ -129,7 +144,7 @@ class TrainedRegions(PooledMap):
         mask_threshold: float = 0.5,
     ):
         super().__init__(clip_adapter, size=SIZE, mask_threshold=mask_threshold, layers=LAYERS)
-        widths = clip_adapter.clip_model.visual.trunk.num_features, clip_adapter.embed_dim
+        widths = self.tower.width, clip_adapter.embed_dim
         if widths != (expected := (regions.classifier.shape[1], regions.texts.shape[1])):
             raise OvsegError(
                 f"the region model is for a CLIP with {expected[0]} and {expected[1]} dimensions, but "

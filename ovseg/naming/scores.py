@@ -176,6 +176,23 @@ class GeometricMean:
 
 
 @FUSIONS.register()
+class SeenUnseenMean(GeometricMean):
+    """SimBaseline's fusion: the geometric mean, with the weights exchanged for the classes of the training.
+
+    Those get own^weight * other^(1 - weight), all others own^(1 - weight) * other^weight (Xu et al., arXiv 2112.14757,
+    equation 4). A weight that is not positive means the scores of the other namer alone, for all classes.
+    """
+
+    def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None, seen: Tensor | None = None) -> Tensor:
+        """Fuse the scores of two namers, see :meth:`GeometricMean.__call__`; without ``seen``, no class is seen."""
+        if len(scores) == 1 or self.weight <= 0 or seen is None:
+            return super().__call__(scores, dataset_name)
+        own, other = scores
+        weights = torch.where(seen, 1 - self.weight, self.weight)  # of the other namer, (K,)
+        return own.of_all(unseen=0.0) ** (1 - weights) * other.of_all(unseen=1.0) ** weights
+
+
+@FUSIONS.register()
 class ObjectNormalizedMean(GeometricMean):
     """SCAN's fusion: the geometric mean, normalised over the classes on some data sets.
 
@@ -219,6 +236,39 @@ def recalled_from_void(own: Tensor, other: Tensor, factor: float) -> Tensor:
     void = (1 - objects).clamp_min(0)
     less = void * (1 - factor * other.amax(-1, keepdim=True))
     return own * torch.where(objects > 0, (1 - less) / objects.clamp_min(torch.finfo(own.dtype).tiny), 1)
+
+
+@FUSIONS.register()
+class SeenAveragedMean:
+    """ZegFormer's fusion: the namer that was trained weighs more for its words, and CLIP for all others.
+
+    CLIP's probabilities of the words of the training ("seen") are replaced by their mean, mask by mask, so that CLIP
+    ranks only the others; then own^w * clip^(1 - w) of seen words, own^(1 - w) * clip^w of others (arXiv 2112.07910,
+    section 3.3; specification, section 2).
+
+    Args:
+        all_classes: treat all words as others.
+        weight: w, from 0 to 1.
+    """
+
+    def __init__(self, all_classes: bool = False, weight: float = 2 / 3):
+        self.all_classes, self.weight = all_classes, weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> SeenAveragedMean:
+        return cls(cfg.MODEL.MASK_FORMER.ENSEMBLING_ALL_CLS)
+
+    def __call__(self, scores: Sequence[Scores], dataset_name: str | None = None, seen: Tensor | None = None) -> Tensor:
+        """Return float32 (Q, K); see :class:`GeometricMean`."""
+        if len(scores) != 2:
+            raise OvsegError("this fusion needs two namers: set MODEL.NAMER.NAME to QueryEmbedding and another")
+        own, clip = scores[0].of_all(unseen=0.0), scores[1].of_all(unseen=1.0)
+        if self.all_classes or seen is None or not seen.any():
+            return own ** (1 - self.weight) * clip**self.weight
+        clip = torch.where(seen, clip[:, seen].mean(1, keepdim=True), clip)
+        return torch.where(
+            seen, own**self.weight * clip ** (1 - self.weight), own ** (1 - self.weight) * clip**self.weight
+        )
 
 
 def normalise_over_classes(fused: Tensor, own: Tensor) -> Tensor:

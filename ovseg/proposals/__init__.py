@@ -11,6 +11,7 @@ from ovseg.proposals.maskformer import BasePixelDecoder, OpenVocabMaskFormerHead
 from ovseg.proposals.network import Mask2Former, MaskFormer, MaskNetwork
 from ovseg.proposals.sam import SAM
 from ovseg.proposals.swin import D2SwinTransformer
+from ovseg.proposals.zegformer import ZegFormerHead
 
 __all__ = [
     "SAM",
@@ -26,4 +27,5 @@ __all__ = [
     "OpenVocaMask2FormerHead",
     "OpenVocabMaskFormerHead",
     "TransformerEncoderPixelDecoder",
+    "ZegFormerHead",
 ]

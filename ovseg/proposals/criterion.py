@@ -26,7 +26,7 @@ class MaskClassificationCriterion(nn.Module):
 
     Args:
         num_classes: size K of the training vocabulary.
-        no_object_weight: class weight of unmatched queries in the cross entropy.
+        no_object_weight: class weight of unmatched queries in the cross entropy; 0 ignores them.
         mask_weight, dice_weight, class_weight: weights of the loss of the comparison, of dice and of the cross
             entropy, in the matching and in the total.
         comparison: where masks are compared and how; default :class:`EveryPixel`, MaskFormer's.
@@ -142,7 +142,8 @@ class MaskClassificationCriterion(nn.Module):
         The weights are summed over all processes: the mean does not depend on the number of processes.
         """
         total = F.cross_entropy(class_logits.transpose(1, 2), wanted, self.empty_weight, reduction="sum")
-        return total / _average_over_processes(self.empty_weight[wanted].sum())
+        # the sum is 0 where unmatched queries are ignored and there is nothing to match
+        return total / _average_over_processes(self.empty_weight[wanted].sum()).clamp(min=1e-12)
 
 
 def _average_over_processes(value: Tensor) -> Tensor:

@@ -29,13 +29,13 @@ class OpenVocabMaskFormerHead(nn.Module):
 
     Args:
         pixel_decoder: :class:`BasePixelDecoder` or :class:`TransformerEncoderPixelDecoder`.
-        predictor: see :class:`OpenVocabPredictor`.
+        predictor: see :class:`MaskPredictor`.
         transformer_in_feature: the backbone's feature that the transformer reads, or "transformer_encoder"
             for the pixel decoder's encoded map.
     """
 
     @configurable
-    def __init__(self, *, pixel_decoder: nn.Module, predictor: OpenVocabPredictor, transformer_in_feature: str):
+    def __init__(self, *, pixel_decoder: nn.Module, predictor: MaskPredictor, transformer_in_feature: str):
         super().__init__()
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
@@ -60,19 +60,26 @@ class OpenVocabMaskFormerHead(nn.Module):
                 f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE = {source!r} is not a feature of the backbone: "
                 f"choose one of {', '.join(input_shape)}, or transformer_encoder"
             )
-        predictor = OpenVocabPredictor(
-            in_channels=in_channels,
-            encoder_layers=former.ENC_LAYERS,
-            dropout=former.DROPOUT,
-            **predictor_arguments(cfg),
+        predictor = cls.build_predictor(
+            cfg, in_channels=in_channels, encoder_layers=former.ENC_LAYERS, dropout=former.DROPOUT
         )
         return {"pixel_decoder": pixel_decoder, "predictor": predictor, "transformer_in_feature": source}
 
+    @classmethod
+    def build_predictor(cls, cfg: CfgNode, **arguments: Any) -> MaskPredictor:
+        """Return the predictor; ``arguments`` of it do not follow from the keys of :func:`predictor_arguments`."""
+        return OpenVocabPredictor(**arguments, **predictor_arguments(cfg))
+
     def forward(self, features: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Propose masks: see :meth:`OpenVocabPredictor.forward` for the result."""
+        """Propose masks: see :meth:`MaskPredictor.forward` for the result."""
         mask_features, maps = self.pixel_decoder(features)
         encoded = self.transformer_in_feature == "transformer_encoder"
         return self.predictor(maps[0] if encoded else features[self.transformer_in_feature], mask_features)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class ZeroShotMaskFormerHead(OpenVocabMaskFormerHead):
+    """:class:`OpenVocabMaskFormerHead` under its name in the configurations of SimBaseline."""
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -191,14 +198,13 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         return y.transpose(1, 2).reshape(x.shape)
 
 
-class OpenVocabPredictor(nn.Module):
-    """Transformer over one feature map, whose queries predict a mask and an embedding in CLIP's joint space.
+class MaskPredictor(nn.Module):
+    """Transformer over one feature map, whose queries predict a mask and, in child classes, a class embedding.
 
     Args:
         in_channels: channels of the feature map.
         hidden_dim: width C of the transformer.
         num_queries: Q.
-        embedding_dim, embed_hidden_dim, embed_layers: of the class embedding's MLP.
         mask_dim: channels of the mask features.
         enforce_input_proj: project the input even where its channels already match.
         transformer: the remaining arguments of :class:`Transformer`.
@@ -210,9 +216,6 @@ class OpenVocabPredictor(nn.Module):
         in_channels: int,
         hidden_dim: int,
         num_queries: int,
-        embedding_dim: int,
-        embed_hidden_dim: int,
-        embed_layers: int,
         mask_dim: int,
         enforce_input_proj: bool,
         **transformer,
@@ -222,7 +225,6 @@ class OpenVocabPredictor(nn.Module):
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.input_proj = input_projection(in_channels, hidden_dim, enforce_input_proj)
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
-        self.class_embed = MLP(hidden_dim, embed_hidden_dim, embedding_dim, embed_layers)
 
     def forward(self, features: Tensor, mask_features: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Predict after every decoder layer, the last one last; in evaluation mode after the last one only.
@@ -240,7 +242,27 @@ class OpenVocabPredictor(nn.Module):
         outputs = self.transformer(x, position, self.query_embed.weight)
         if not self.training:
             outputs = outputs[-1:]
-        return [(self.class_embed(x), mask_logits(self.mask_embed(x), mask_features)) for x in outputs]
+        return [(self.embed(x), mask_logits(self.mask_embed(x), mask_features)) for x in outputs]
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return class embeddings (B, Q, embedding_dim) of the decoder's outputs (B, Q, C)."""
+        raise NotImplementedError
+
+
+class OpenVocabPredictor(MaskPredictor):
+    """:class:`MaskPredictor` with an embedding in CLIP's joint space by an MLP.
+
+    Args:
+        embedding_dim, embed_hidden_dim, embed_layers: of the MLP.
+        predictor: the arguments of :class:`MaskPredictor`.
+    """
+
+    def __init__(self, *, embedding_dim: int, embed_hidden_dim: int, embed_layers: int, **predictor):
+        super().__init__(**predictor)
+        self.class_embed = MLP(predictor["hidden_dim"], embed_hidden_dim, embedding_dim, embed_layers)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.class_embed(x)
 
 
 class MLP(nn.Module):

@@ -68,7 +68,7 @@ class MaskNetwork(Part):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, refine: Part | None = None) -> dict[str, Any]:
-        backbone, former = _build_backbone(cfg), cfg.MODEL.MASK_FORMER
+        backbone, former = checked_backbone(cfg), cfg.MODEL.MASK_FORMER
         return {
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
@@ -89,7 +89,7 @@ class MaskNetwork(Part):
         for index, image in enumerate(views.images):
             enlarged = F.interpolate(logits[index : index + 1], padded_size, mode="bilinear", align_corners=False)
             cropped = enlarged[0, :, : image.shape[1], : image.shape[2]].contiguous()
-            found.append(Masks(cropped.sigmoid_(), embeddings[index]))
+            found.append(Masks(cropped.sigmoid_(), embeddings[index], logits[index]))
         return found
 
     def predict(self, views: Views) -> tuple[list[tuple[Tensor, Tensor]], torch.Size]:
@@ -159,7 +159,7 @@ class Mask2Former(MaskFormer):
     head = "OpenVocaMask2FormerHead"
 
 
-def _build_backbone(cfg: CfgNode) -> Backbone:
+def checked_backbone(cfg: CfgNode) -> Backbone:
     """Return the backbone, with the features that the head reads.
 
     Raises:

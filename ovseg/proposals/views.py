@@ -41,6 +41,16 @@ class Views:
     divisibility: int = 32
     _results: dict[Any, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Height and width of the batch: those of its largest images, rounded up to multiples of :attr:`divisibility`.
+
+        Images lie at the top left of the canvas.
+        """
+        multiple = max(self.divisibility, 1)
+        height, width = (max(image.shape[axis] for image in self.images) for axis in (1, 2))
+        return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
     def once(self, key: Any, compute: Callable[[], Result]) -> Result:
         """Return the result of ``compute``, which is called only for the first use of ``key``."""
         if key not in self._results:
@@ -55,7 +65,10 @@ class Masks:
     Attributes:
         probabilities: float32 (Q, H, W), of the size of the image.
         embeddings: (Q, D), the proposer's own class embedding of each mask, not normalised; None if it has none.
+        logits: (Q, h, w), of the size at which a network predicts them, for the whole canvas (:attr:`Views.canvas`);
+            None for masks from elsewhere.
     """
 
     probabilities: Tensor
     embeddings: Tensor | None = None
+    logits: Tensor | None = None

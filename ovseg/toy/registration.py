@@ -149,6 +149,7 @@ def register_toy() -> None:
         if split != "train":
             base = len(BASE_CLASSES)
             metadata.set(evaluation_set={"base": list(range(base)), "novel": list(range(base, len(CLASS_NAMES)))})
+            metadata.set(trainable_flag=[int(index < base) for index in range(len(CLASS_NAMES))])
 
 
 def regions(record: dict[str, Any]) -> list[tuple[np.ndarray, int]]:

@@ -304,6 +304,17 @@ class Vocabulary:
             background=tuple(self.names[index] for index in void),
         )
 
+    def take(self, indices: Sequence[int]) -> Vocabulary:
+        """Return the words at some indices, ascending."""
+        kept = tuple(self.names[index] for index in indices)
+        void = tuple(self.names[index] for index in indices if index >= len(self.foreground))
+        return replace(self, names=kept, synonyms=tuple(self.synonyms[index] for index in indices), background=void)
+
+    def texts_as_words(self) -> Vocabulary:
+        """Return the S texts as words without synonyms, unchecked, as a text may belong to several words."""
+        texts = tuple((text,) for text in self.texts)
+        return Vocabulary(self.texts, texts, self.origin, (), self.templates, verbatim=True)
+
     def rename(self, names: Mapping[str, str]) -> Vocabulary:
         """Return the same words with other names, ``{old: new}``; the texts that CLIP encodes do not change.
 

@@ -172,7 +172,7 @@ def test_disk_full_is_explained_and_resumable(inputs, finished, tmp_path, monkey
             save = torch.save
             patch.setattr(torch, "save", lambda content, file: save(content, FullDisk(file)))
         elif part == "safetensors":
-            patch.setattr("ovseg.checkpoint.loading.save_file", fail)
+            patch.setattr("ovseg.checkpoint.saving.save_file", fail)
         else:
             patch.setattr(metrics.json, "dumps", lambda _: (_ for _ in ()).throw(full))
         with pytest.raises(OvsegError, match=r"disk full while writing .*: free some space and run again"):

@@ -26,7 +26,8 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from ovseg.checkpoint import pickles
-from ovseg.checkpoint.loading import _fitting_configuration, load_weights, save_safetensors
+from ovseg.checkpoint.loading import _fitting_configuration, load_weights
+from ovseg.checkpoint.saving import save_safetensors
 from ovseg.checkpoint.state_dicts import bare_clip_names, is_plain_pickle, read_checkpoint, read_state_dict
 from ovseg.errors import OvsegError
 from tests import pickle_crafting

@@ -165,7 +165,7 @@ def test_values_that_mean_nothing(key, value, message):
             "Mask2Former, which has classes of its own",
         ),
         ({"MODEL.META_ARCHITECTURE": "SemanticSegmentor"}, "SemanticSegmentor, which has classes of its own"),
-        ({"MODEL.SEM_SEG_HEAD.NAME": "SemSegFPNHead"}, "NAME is .*such as OpenVocabMaskFormerHead"),
+        ({"MODEL.SEM_SEG_HEAD.NAME": "SemSegFPNHead"}, "NAME is .*give a registered name; did you mean .*Head"),
         ({"MODEL.SEM_SEG_HEAD.NAME": "BasePixelDecoder"}, "NAME is .*such as OpenVocabMaskFormerHead"),
         ({"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "OpenVocabMaskFormerHead"}, "such as BasePixelDecoder"),
         ({"MODEL.DEVICE": "cuda:-1"}, "there is no device 'cuda:-1'"),

@@ -16,7 +16,7 @@ from ovseg.data import catalog
 from ovseg.data.benchmarks import find_dataset
 from ovseg.data.mapper import SemSegTestMapper
 from ovseg.data.protocol import protocol_of
-from ovseg.data.requested_words import requested_words
+from ovseg.data.requested_words import requested_words, seen_classes
 from ovseg.errors import OvsegError
 from ovseg.evaluation.oracle_model import oracle_model
 from ovseg.evaluation.sem_seg import SemSegEvaluator
@@ -96,6 +96,81 @@ def test_no_two_protocols_of_pascal_voc_look_alike():
     assert {record["tag"] for record in records} == {"PAS-20", "PAS-20b", "PAS-21"}
 
 
+def test_the_39_leftover_words_are_those_of_openseg():
+    """OpenSeg's specification, 7.4, gives them in this order."""
+    words = protocol_of("pascalvoc20b_sem_seg_val").vocabulary
+    listed = """bag, bed, bench, book, building, cabinet, ceiling, cloth, computer, cup, door, fence, floor, flower,
+        food, grass, ground, keyboard, light, mountain, mouse, curtain, platform, sign, plate, road, rock, shelves,
+        sidewalk, sky, snow, bedclothes, track, tree, truck, wall, water, window, wood"""
+    assert words.background == tuple(word.strip() for word in listed.split(","))
+    assert words.foreground == label_set("pascal_voc_20").names
+    synonyms = protocol_of("pascalvoc21_sem_seg_val", "synonyms").vocabulary.synonyms[0]
+    assert 65 <= len(synonyms) <= 75 and "clothes" not in synonyms and "plate" not in synonyms
+
+
+def test_background_below_a_threshold():
+    """PAS-21t: 20 words, 21 classes; where no word scores as much as the threshold is background."""
+    protocol = protocol_of("pascalvoc21_sem_seg_val", threshold=0.5)
+    assert (protocol.tag, protocol.background, protocol.synonyms) == ("PAS-21t", "threshold", "none")
+    assert protocol.vocabulary.names == label_set("pascal_voc_20").names
+    labels, scores = np.array([[0, 19, 4, 4]], dtype=np.int32), np.array([[0.9, 0.49, 0.5, -1.0]])
+    classes = protocol.classes_of(labels, scores)
+    assert classes.tolist() == [[1, 0, 5, 0]] and classes.dtype == np.int32
+    with pytest.raises(OvsegError, match="needs the score_map"):
+        protocol.classes_of(labels)
+    synonyms = protocol_of("pascalvoc21_sem_seg_val", "synonyms", threshold=0.5)
+    assert synonyms.vocabulary.synonyms[0] == label_set("pascal_voc_20").synonyms[0]
+    objects = protocol_of("coco_2017_val_object_sem_seg", threshold=-3)
+    assert (objects.tag, len(objects.vocabulary)) == ("COCO-Object-t", 80)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pascalvoc20_sem_seg_val", r"is 0\.4, but no class of 'pascalvoc20_sem_seg_val' is called 'background'"),
+        ("pascalvoc20b_sem_seg_val", r"\(PAS-20b\) has words for background: evaluate on pascalvoc21"),
+        ("toy_sem_seg_val", "no class of 'toy_sem_seg_val'"),
+    ],
+)
+def test_a_threshold_needs_a_class_for_background(name, message):
+    with pytest.raises(OvsegError, match=message):
+        protocol_of(name, threshold=0.4)
+
+
+def test_synonyms_as_words_until_there_are_pixels():
+    region, pixel = (protocol_of("pascalvoc21_sem_seg_val", "synonyms", level) for level in ("region", "pixel"))
+    assert (region.synonyms, pixel.synonyms) == ("region", "pixel")
+    assert len(region.vocabulary) == 21 and region.to_class is None
+    assert pixel.vocabulary.names == region.vocabulary.texts and pixel.class_names == region.class_names
+    assert all(texts == (name,) for name, texts in zip(pixel.vocabulary.names, pixel.vocabulary.synonyms, strict=True))
+    words = pixel.words_of_classes()
+    assert sum(map(len, words)) == len(pixel.vocabulary) and words[0] == list(range(len(region.vocabulary.synonyms[0])))
+    assert pixel.classes_of(np.array([0, words[0][-1], words[1][0], words[20][1]])).tolist() == [0, 0, 1, 20]
+    both = protocol_of("pascalvoc21_sem_seg_val", "synonyms", "pixel", 0.5)
+    assert both.classes_of(np.array([0, 0]), np.array([0.6, 0.4])).tolist() == [1, 0]
+    plain = protocol_of("ade20k_sem_seg_val", "names", "pixel")
+    assert plain == protocol_of("ade20k_sem_seg_val") and plain.synonyms == "none"  # one text each: no difference
+    with pytest.raises(OvsegError, match=r"TEST\.SYNONYMS is 'image'; choose one of region, pixel"):
+        protocol_of("ade20k_sem_seg_val", "synonyms", "image")
+
+
+def test_the_mapper_says_which_words_were_seen(own, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    record = {"file_name": str(tmp_path / "a.png")}
+    assert "seen" not in SemSegTestMapper(get_cfg(), OWN, ())(record)
+    own.set(trainable_flag=[1, 0], vocabulary=Vocabulary.from_words([("cat", "kitty"), "wall"]))
+    assert SemSegTestMapper(get_cfg(), OWN, ())(record)["seen"] == [1, 0]
+    cfg = get_cfg()
+    cfg.merge_from_list(["TEST.VOCABULARY", "synonyms", "TEST.SYNONYMS", "pixel"])
+    sample = SemSegTestMapper(cfg, OWN, ())(record)
+    assert sample["seen"] == [1, 1, 0]
+    assert seen_classes(sample, sample["class_names"]).tolist() == [True, True, False]
+    del own.trainable_flag
+    own.set(trainable_flag=[1])
+    with pytest.raises(OvsegError, match="trainable_flag of protocol_test_own has 1 values for 2 classes"):
+        SemSegTestMapper(cfg, OWN, ())
+
+
 def test_an_alias_has_the_record_of_what_it_names():
     ours, theirs = protocol_of("pascalvoc20b_sem_seg_val"), protocol_of("voc_2012_test_background_sem_seg")
     assert theirs.record() == ours.record() and theirs.dataset != ours.dataset
@@ -113,6 +188,8 @@ def test_records_are_plain_json():
         "num_classes": 21,
         "ignore_label": 255,
         "background": "leftover words",
+        "synonyms": "none",
+        "words": "all",
     }
 
 

@@ -150,12 +150,18 @@ def test_damaged_entries_of_a_record_are_named(finished):
         "dataset_settings": {"MASK_THR": "x"},
         "sg_iou": {"fathers": {"a": "b"}},
         "weights": "none",
+        "background_threshold": "low",
+        "denominators": {"union": -1},
+        "grounding": True,
     }
     for key, value in wrong.items():
         path.write_text(json.dumps(whole | {key: value}))
         with pytest.raises(OvsegError, match=rf"results\.json is damaged, its {key} \("):
             read_record(path, complete=True)
-    for key in whole:
+    added = {"background_threshold", "denominators", "grounding"}  # records of the schema had not these at first
+    path.write_text(json.dumps({name: value for name, value in whole.items() if name not in added}))
+    assert not any(read_record(path, complete=True)[name] for name in added)
+    for key in whole.keys() - added:
         path.write_text(json.dumps({name: value for name, value in whole.items() if name != key}))
         with pytest.raises(OvsegError, match=r"results\.json (lacks|is not a results\.json|lacks protocol)"):
             read_record(path, complete=True)

@@ -174,8 +174,12 @@ def test_wrong_files_and_other_towers_are_refused(tmp_path, cfg, clip):
     with pytest.raises(OvsegError, match=r"1280 and 384 dimensions, but .* has 1280 and 16: set MODEL\.CLIP_ADAPTER"):
         TrainedRegions.from_config(cfg, clip)
     other = adapter_of(tiny_cfg(tmp_path))
-    with pytest.raises(OvsegError, match=r"MODEL\.CLIP_ADAPTER\.CLIP_MODEL_NAME .*dense maps need a convolutional"):
-        PooledMap.from_config(cfg, other)
+    with pytest.raises(OvsegError, match=r"MODEL\.CLIP_ADAPTER\.CLIP_MODEL_NAME .* no layer blocks\.4; choose photo"):
+        TrainedRegions.from_config(cfg, other)
+    cfg = cfg.clone()
+    cfg.MODEL.DENSE.MODE = "last_tokens"
+    with pytest.raises(OvsegError, match=r"MODEL\.DENSE\.MODE is last_tokens, but the image tower EfficientNet of"):
+        PooledMap.from_config(cfg, clip)
 
 
 def test_the_shipped_region_model():

@@ -1,4 +1,4 @@
-"""The recorded numbers of the original systems, in full ($OVSEG_PARITY, $SCAN_PARITY) or reduced, in tests/data."""
+"""The recorded numbers of the original systems, in full ($OVSEG_PARITY, ...) or reduced, in tests/data."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from ovseg.checkpoint import load_model
 from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.config import get_cfg
+from ovseg.meta_arch.lseg import build_lseg
 
 DATA = Path(__file__).parent.parent / "data"
 REDUCED = DATA / "ovseg_tiny"
@@ -58,7 +59,7 @@ class Recording:
             )
         else:
             arrays = load_file(self.folder / "weights.safetensors")
-        return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+        return {name: torch.from_numpy(np.asarray(array)) for name, array in _with_all_rows(arrays).items()}
 
     def config(self, *opts):
         cfg = get_cfg()
@@ -168,6 +169,42 @@ class ScanParity(Recording):
         self.replace_stages(model, {stage: f"{run}/backbone/{stage}" for stage in ("res4", "res5")})
 
 
+class LSegParity(Recording):
+    """Recording of LSeg, whose architecture is a dictionary."""
+
+    @cached_property
+    def arch(self) -> dict:
+        return json.loads((self.folder / "arch.json").read_text())
+
+    def empty_model(self, **changes):
+        """Return a model with random weights; ``changes`` replace entries of the architecture, or parts of them."""
+        arch = dict(self.arch)
+        for name, value in changes.items():
+            arch[name] = arch[name] | value if isinstance(value, dict) else value
+        return build_lseg(arch)
+
+    def model(self, **changes):
+        """Return a model with the recorded weights."""
+        model = self.empty_model(**changes)
+        own = model.state_dict()
+        assert own.keys() <= self.weights.keys()
+        model.load_state_dict({name: self.weights[name].to(tensor.dtype) for name, tensor in own.items()})
+        return model
+
+    def names(self, which: str) -> list[str]:
+        return [str(name) for name in self.inputs[f"names/{which}"]]
+
+    def request(self, image: int | str, which: str = "labels") -> dict:
+        """Return a request; ``image``: a number, or "slide"."""
+        name = f"img{image}/image" if isinstance(image, int) else f"{image}/image"
+        return {"image": torch.from_numpy(self.inputs[name]).permute(2, 0, 1), "class_names": self.names(which)}
+
+    def training_batch(self) -> list[dict]:
+        pairs = zip(self.inputs["train/images"], self.inputs["train/target"], strict=True)
+        images = ((torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(target)) for image, target in pairs)
+        return [{"image": x, "sem_seg": target, "class_names": self.names("labels")} for x, target in images]
+
+
 def _unpacked(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     """Return arrays of a reduced copy, which stores the two bytes of float16 along the first axis."""
     if not name.endswith("@bytes"):
@@ -176,9 +213,28 @@ def _unpacked(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     return name.removesuffix("@bytes"), values.reshape(array.shape[1:])
 
 
+def _with_all_rows(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return arrays of which a reduced copy has some rows, ``...@rows``, with zeros for the other ones.
+
+    ``...@places`` are the numbers of the stored rows, and last, that of all rows.
+    """
+    whole = {name: array for name, array in arrays.items() if not name.endswith(("@rows", "@places"))}
+    for name, rows in arrays.items():
+        if name.endswith("@rows"):
+            name = name.removesuffix("@rows")
+            *places, count = arrays[f"{name}@places"]
+            whole[name] = np.zeros((count, *rows.shape[1:]), rows.dtype)
+            whole[name][places] = rows
+    return whole
+
+
 def load_ovseg() -> Parity:
     return Parity(Path(os.environ.get("OVSEG_PARITY") or REDUCED))
 
 
 def load_scan() -> ScanParity:
     return ScanParity(Path(os.environ.get("SCAN_PARITY") or DATA / "scan_tiny"))
+
+
+def load_lseg() -> LSegParity:
+    return LSegParity(Path(os.environ.get("LSEG_PARITY") or DATA / "lseg_tiny"))

@@ -18,6 +18,8 @@ def record(miou: float, **changes: object) -> dict:
         "dataset": changes.get("dataset", "toy"),
         "variant": changes.pop("variant", "names"),
         "ignore_label": 255,
+        "synonyms": "none",
+        **changes.pop("protocol", {}),
     }
     results = {
         "sem_seg": {
@@ -85,6 +87,13 @@ def test_the_settings_in_which_runs_differ(tmp_path, capsys):
     ("change", "reason"),
     [
         ({"variant": "synonyms"}, "protocol.variant is names / synonyms"),
+        ({"protocol": {"synonyms": "pixel"}}, "protocol.synonyms is none / pixel"),
+        ({"protocol": {"words": "present"}}, "protocol.words is all / present"),
+        ({"oracle": {"oracle": "words"}}, "protocol.words is all / present"),
+        (
+            {"protocol": {"tag": "PAS-21t", "background": "threshold"}},
+            "protocol.tag is None / PAS-21t; protocol.background is None / threshold",
+        ),
         ({"miou_convention": "ground_truth"}, "miou_convention is union / ground_truth"),
         ({"num_images": 8, "file_list_sha256": "cd"}, "num_images is 9 / 8; file_list_sha256 is ab / cd"),
     ],
@@ -95,7 +104,7 @@ def test_what_must_not_be_compared_is_refused_and_marked_when_forced(tmp_path, c
         compare_results.main(list(map(str, runs)))
     assert f"a and b must not be compared: {reason}." in str(error.value)
     rows = printed(capsys, "--force", *runs)
-    assert rows[1] == ["toy", "a", "b *"]
+    assert rows[1][:2] == ["toy", "a"] and rows[1][2].startswith("b *")
     assert [f"* b must not be compared with a: {reason}"] in rows
 
 
@@ -121,6 +130,35 @@ def test_other_data_sets_are_refused_and_side_by_side_when_forced(tmp_path, caps
         compare_results.main(list(map(str, runs)))
     rows = printed(capsys, "--force", *runs)
     assert rows[1] == ["toy / voc", "a on toy", "b on voc *"]
+
+
+def test_the_protocols_of_pascal_voc_are_named(tmp_path):
+    rules = {"PAS-20": ("ignored", 20), "PAS-20b": ("leftover words", 21), "PAS-21": ("synonyms", 21)}
+    runs = []
+    for tag, (background, classes) in rules.items():
+        protocol = {"tag": tag, "background": background, "num_classes": classes}
+        runs.append(evaluated(tmp_path / tag, record(2.0, dataset=f"voc{tag[4:]}", protocol=protocol)))
+    for pair in (runs[:2], runs[1:]):
+        with pytest.raises(OvsegError) as error:
+            compare_results.main(list(map(str, pair)))
+        rows = [f"{run.name} (background: {rules[run.name][0]}, {rules[run.name][1]} classes)" for run in pair]
+        assert f"{' and '.join(rows)} are different protocols of PASCAL VOC" in str(error.value)
+
+
+def test_grounding_miou_has_a_row_of_its_own(tmp_path, capsys):
+    runs = []
+    for name, miou in (("a", 2.0), ("b", 3.0)):
+        content = record(miou)
+        content["results"]["grounding"] = {"Grounding-mIoU": 10 * miou, "Grounding-IoU-cat": 1.0}
+        runs.append(evaluated(tmp_path / name, content))
+    assert ["Grounding-mIoU", "20.00", "30.00 (+10.00)"] in printed(capsys, *runs)
+    runs.append(evaluated(tmp_path / "c", record(4.0)))  # the rest can be compared if only some have it
+    assert not any(row[0] == "Grounding-mIoU" for row in printed(capsys, *runs))
+
+
+def test_a_threshold_is_a_setting_and_no_protocol(tmp_path, capsys):
+    runs = [evaluated(tmp_path / str(t), record(2.0 + t, background_threshold=t)) for t in (0.1, 0.2)]
+    assert ["background_threshold: 0.1", "0.2"] in printed(capsys, "--settings", *runs)
 
 
 def test_folders_of_the_same_name_are_told_apart(tmp_path, capsys):

@@ -207,7 +207,9 @@ def register_own(name: str) -> None:
         description_digest=content,
     )
     if classes.evaluation_set:
-        MetadataCatalog.get(name).set(evaluation_set=classes.evaluation_set)
+        base = classes.evaluation_set["base"]
+        flags = [int(index in base) for index in range(len(classes))]
+        MetadataCatalog.get(name).set(evaluation_set=classes.evaluation_set, trainable_flag=flags)
 
 
 def _warn_of_missing(name: str, prepared: Prepared) -> None:

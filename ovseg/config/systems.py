@@ -1,0 +1,40 @@
+"""Configuration keys that only some systems read; the others refuse them, as keys without effect."""
+
+from __future__ import annotations
+
+# By the value of MODEL.META_ARCHITECTURE: the system, its baseline without masks, and the original's names of both.
+SIMBASELINE = ("SimBaseline", "ZeroShotMaskFormer")
+SIMBASELINE_PER_PIXEL = ("SimBaselinePerPixel", "ZeroShotPerPixelModel")
+
+_BOTH = (*SIMBASELINE, *SIMBASELINE_PER_PIXEL)
+_CLIP, _REGION = "MODEL.CLIP_ADAPTER", "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER"
+_TEXT = ("PROMPT_LEARNER", "PROMPT_DIM", "PROMPT_SHAPE", "PROMPT_CHECKPOINT")
+_CLIPS_OWN = ("CLIP_MODEL_NAME", "CLIP_WEIGHTS", "PREDEFINED_PROMPT_TEMPLATES")
+_ZEGFORMER = (
+    "MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE",
+    "SEM_SEG_HEAD.TRAIN_CLASS_JSON",
+    "SEM_SEG_HEAD.TEST_CLASS_JSON",
+    "SEM_SEG_HEAD.CLIP_CLASSIFICATION",
+    "SEM_SEG_HEAD.CLIP_PRETRAINED",
+    "SEM_SEG_HEAD.TEMPERATURE",
+    "PROMPT_ENSEMBLE_TYPE",
+    "MASK_FORMER.ENSEMBLING",
+    "MASK_FORMER.GZERO_CALIBRATE",
+)
+_OF_ALIGNED_CROPS = ("CLIP_PIXEL_MEAN", "CLIP_PIXEL_STD", "CLIP_CLS_STYLE", "MASK_FORMER.ENSEMBLING_ALL_CLS")
+
+# Systems that read a key, and what to set in others. The second CLIP's own keys have no effect without
+# SEPERATE_ADAPTER, but configurations of the originals have them in any case.
+ONLY_IN: dict[str, tuple[tuple[str, ...], str]] = {
+    **{f"{_CLIP}.{name}": (_BOTH, f"set {_CLIP}.TEXT_TEMPLATES") for name in _TEXT},
+    **{f"{_REGION}.{name}": (_BOTH, "only SimBaseline has a second CLIP") for name in (*_TEXT, *_CLIPS_OWN)},
+    f"{_CLIP}.SEPERATE_ADAPTER": (SIMBASELINE, "only SimBaseline has a second CLIP"),
+    **{f"MODEL.{name}": (("ZegFormer",), "only ZegFormer reads it") for name in _ZEGFORMER},
+    **{f"MODEL.{name}": (("ZegFormer", "ProposeAndName"), "only ZegFormer reads it") for name in _OF_ALIGNED_CROPS},
+    f"{_CLIP}.REGION_RESIZED": (SIMBASELINE, "only SimBaseline takes crops of other sizes than CLIP's input"),
+}
+
+
+def of_other_systems(name: str) -> dict[str, str]:
+    """Return the keys that the system of this name does not read, and what to do in place of each."""
+    return {key: remedy for key, (systems, remedy) in ONLY_IN.items() if name not in systems}

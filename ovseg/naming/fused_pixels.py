@@ -1,0 +1,91 @@
+"""``FusedPixels``: embeddings of pixels from a backbone with a fused feature pyramid, compared with words (LSeg+)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from detectron2.modeling import Backbone
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ovseg.clip.adapter import ClipAdapter
+from ovseg.naming.pixel_classes import batch_labels, best_text, pixel_loss
+from ovseg.proposals.fpn import FusedPyramid, PixelBranch
+from ovseg.proposals.network import PixelNormalizer
+from ovseg.proposals.views import Part, Views
+from ovseg.vocabulary import Vocabulary
+
+
+class FusedPixels(Part):
+    """Scorer of pixels: cosines of trained pixel embeddings to the text embeddings of words, divided by a temperature.
+
+    ::
+
+        image -> backbone -> fused pyramid -> branch -> embeddings (D, H / 4, W / 4) -+-> cosine / tau -> (K, H, W)
+        words -> CLIP's text tower, frozen -> text embeddings (K, D) -----------------+
+
+    Args:
+        backbone, pyramid, branch: the network; the branch gives embeddings of CLIP's dimension.
+        clip_adapter: CLIP, for the text embeddings.
+        pixel_mean, pixel_std: of the backbone's input, RGB, 0 .. 255.
+        tau: temperature at the start of the training.
+        tau_min: lower bound of the temperature.
+        learn_tau: train it.
+        ignore_label: value of pixels without a class.
+        size_divisibility: images are padded to sides that are multiples of this.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        pyramid: FusedPyramid,
+        branch: PixelBranch,
+        clip_adapter: ClipAdapter,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        tau: float = 0.07,
+        tau_min: float = 0.01,
+        learn_tau: bool = True,
+        ignore_label: int = 255,
+        size_divisibility: int = 32,
+    ):
+        super().__init__()
+        self.backbone, self.pyramid, self.branch = backbone, pyramid, branch
+        self.clip_adapter = clip_adapter
+        self.normalize = PixelNormalizer(pixel_mean, pixel_std)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(tau)), requires_grad=learn_tau)
+        self.largest_scale = 1 / tau_min
+        self.ignore_label, self.size_divisibility = ignore_label, size_divisibility
+
+    def forward(self, views: Views, words: Sequence[Vocabulary]) -> list[Tensor]:
+        """Return the scores of each image, float32 (K, H, W)."""
+        embeddings, padded_size = self.embeddings(views)
+        scores = []
+        for embedding, image, vocabulary in zip(embeddings, views.images, words, strict=True):
+            found = best_text(self.logits(embedding[None], vocabulary), vocabulary)
+            found = F.interpolate(found, padded_size, mode="bilinear", align_corners=False)[0]
+            scores.append(found[:, : image.shape[1], : image.shape[2]].contiguous())
+        return scores
+
+    def losses(self, views: Views, vocabulary: Vocabulary) -> dict[str, Tensor]:
+        """Compute the cross entropy at stride 4, with the nearest label of each place."""
+        embeddings, padded_size = self.embeddings(views)
+        logits = best_text(self.logits(embeddings, vocabulary), vocabulary)
+        labels = batch_labels(views.requests, padded_size, self.ignore_label)
+        labels = F.interpolate(labels[:, None].double(), logits.shape[-2:], mode="nearest-exact")[:, 0].long()
+        return {"loss_pixel": pixel_loss(logits, labels.to(logits.device), self.ignore_label)}
+
+    def embeddings(self, views: Views) -> tuple[Tensor, torch.Size]:
+        """Return the embeddings of a batch, (B, D, h, w) at stride 4, not normalised, and its padded size."""
+        batch = ImageList.from_tensors([self.normalize(image) for image in views.images], self.size_divisibility).tensor
+        return self.branch(self.pyramid(self.backbone(batch))), batch.shape[-2:]
+
+    def logits(self, embeddings: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """Return cosines / tau, float32 (B, S, h, w), for the S texts of the vocabulary."""
+        text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)[:-1].detach()
+        scale = self.log_scale.exp().clamp(max=self.largest_scale)
+        return scale * torch.einsum("bdhw,sd->bshw", F.normalize(embeddings.float(), dim=1), text.float())
