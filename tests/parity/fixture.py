@@ -7,17 +7,20 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from detectron2.modeling import Backbone, build_model
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ovseg.checkpoint import load_model
+from ovseg.checkpoint import load_model, load_weights
 from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.config import get_cfg
 from ovseg.meta_arch.lseg import build_lseg
+from ovseg.meta_arch.maskclip import ConvolutionalHead, MaskCLIP, build_maskclip
 
 DATA = Path(__file__).parent.parent / "data"
 REDUCED = DATA / "ovseg_tiny"
@@ -48,6 +51,11 @@ class Recording:
         self.inputs = np.load(folder / "inputs.npz", allow_pickle=False)
         self.outputs = np.load(folder / "outputs.npz", allow_pickle=False)
         self.compared: list[tuple[str, float]] = []  # float arrays, with their relative differences
+
+    @cached_property
+    def arch(self) -> dict:
+        """Return the sizes and settings of a model whose architecture is a dictionary."""
+        return json.loads((self.folder / "arch.json").read_text())
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
@@ -171,12 +179,29 @@ class ScanParity(Recording):
         self.replace_stages(model, {stage: f"{run}/backbone/{stage}" for stage in ("res4", "res5")})
 
 
+class MaskClipParity(Recording):
+    """Recording of MaskCLIP, small enough to be kept whole."""
+
+    def model(self) -> MaskCLIP:
+        """Return a new model with the recorded weights."""
+        model = build_maskclip(self.arch)
+        load_weights(model, self.folder / "weights.safetensors")
+        return model
+
+    def head(self) -> ConvolutionalHead:
+        """Return the head for a convolutional tower, with its recorded weights."""
+        prefix, channels = "cnn.decode_head.", self.arch["cnn"]["c"]
+        head = ConvolutionalHead(channels, self.arch["text_channels"], self.arch["cnn_attention_heads"])
+        weights = {name: tensor.float() for name, tensor in self.weights.items() if name.startswith(prefix)}
+        head.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in weights.items()})
+        return head
+
+    def image(self, number: int) -> Tensor:
+        return torch.from_numpy(self.inputs[f"img{number}/image"]).permute(2, 0, 1)
+
+
 class LSegParity(Recording):
     """Recording of LSeg, whose architecture is a dictionary."""
-
-    @cached_property
-    def arch(self) -> dict:
-        return json.loads((self.folder / "arch.json").read_text())
 
     def empty_model(self, **changes):
         """Return a model with random weights; ``changes`` replace entries of the architecture, or parts of them."""
@@ -205,6 +230,46 @@ class LSegParity(Recording):
         pairs = zip(self.inputs["train/images"], self.inputs["train/target"], strict=True)
         images = ((torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(target)) for image, target in pairs)
         return [{"image": x, "sem_seg": target, "class_names": self.names("labels")} for x, target in images]
+
+
+class ZegFormerParity(Recording):
+    """Recording of ZegFormer, whose reduced copy has all weights but unused rows of CLIP's token table."""
+
+    @cached_property
+    def case(self) -> dict:
+        return json.loads((self.folder / "case.json").read_text())
+
+    @cached_property
+    def file(self) -> Path:
+        """Return a file with the weights."""
+        if not self.reduced:
+            return self.folder / "weights.safetensors"
+        self._temporary = TemporaryDirectory()
+        path = Path(self._temporary.name, "weights.safetensors")
+        save_file({name: tensor.contiguous() for name, tensor in self.weights.items()}, path)
+        return path
+
+    def config(self, *opts):
+        cfg = super().config()
+        cfg.MODEL.META_ARCHITECTURE = "ZegFormer"
+        cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME = cfg.MODEL.SEM_SEG_HEAD.CLIP_PRETRAINED = str(self.folder / "clip.json")
+        cfg.merge_from_list([str(value) for value in opts])
+        return cfg
+
+    def model(self, *opts):
+        """Return a new model with the recorded weights; ``opts`` are KEY VALUE pairs."""
+        return load_model(self.config("MODEL.WEIGHTS", self.file, *opts), complete=True).eval()
+
+    def names(self, which: str) -> list[str]:
+        return [str(name) for name in self.inputs[f"names/{which}"]]
+
+    def request(self, image: int, split: bool = True) -> dict:
+        """Return the request for an image; ``split``: with the seen words."""
+        height, width = (int(x) for x in self.inputs[f"img{image}/out_hw"])
+        pixels = torch.from_numpy(self.inputs[f"img{image}/image"]).permute(2, 0, 1)
+        names = self.names("test")
+        request = {"image": pixels, "height": height, "width": width, "class_names": names}
+        return request | {"seen": [name not in self.names("unseen") for name in names]} if split else request
 
 
 class SimBaselineParity(Recording):
@@ -315,8 +380,16 @@ def load_scan() -> ScanParity:
     return ScanParity(Path(os.environ.get("SCAN_PARITY") or DATA / "scan_tiny"))
 
 
+def load_maskclip() -> MaskClipParity:
+    return MaskClipParity(Path(os.environ.get("MASKCLIP_PARITY") or DATA / "maskclip_tiny"))
+
+
 def load_lseg() -> LSegParity:
     return LSegParity(Path(os.environ.get("LSEG_PARITY") or DATA / "lseg_tiny"))
+
+
+def load_zegformer() -> ZegFormerParity:
+    return ZegFormerParity(Path(os.environ.get("ZEGFORMER_PARITY") or DATA / "zegformer_tiny"))
 
 
 def load_simbaseline() -> SimBaselineParity:
