@@ -331,6 +331,9 @@ def _warn_of_prompts(settings: Mapping[str, Any], model: nn.Module, path: str | 
 
 def _fitting_configuration(state: Mapping[str, Tensor]) -> str:
     """Return a hint with the configuration that fits a checkpoint, the end of a message; "" if there is none."""
+    if f"{PREDICTOR}bg_feature" in state:
+        depth = "R101" if "backbone.res4.6.conv1.weight" in state else "R50"
+        return f"it looks made with ZegFormer: give configs/zegformer_{depth}_coco171_eval.yaml as --config-file"
     embedding = state.get(f"{CLIP_ADAPTER}non_object_embedding")
     swin, resnet = (any(name.startswith(f"backbone.{part}") for name in state) for part in ("layers.0.", "res2."))
     if embedding is None or embedding.dim() != 2 or swin == resnet:

@@ -210,15 +210,20 @@ class ClipAdapter(nn.Module):
         """Return logits, 100 x cosine, or dot products; (..., D), (S + 1, D) -> (..., S + 1).
 
         Raises:
-            OvsegError: the vectors of a table have another dimension than image features.
+            OvsegError: see :meth:`check_table`.
         """
+        self.check_table(features, text)
+        return LOGIT_SCALE * unit(features) @ text.T if self.cosine else features @ text.T
+
+    @staticmethod
+    def check_table(features: Tensor, text: Tensor) -> None:
+        """Raise OvsegError if vectors of words, from a table, have another dimension than image features."""
         if features.shape[-1] != text.shape[-1]:
             raise OvsegError(
                 f"the vectors of MODEL.CLIP_ADAPTER.TEXT_TABLE have {text.shape[-1]} numbers, but features of the "
                 f"image {features.shape[-1]}: set MODEL.CLIP_ADAPTER.TEXT_ENCODER to clip, or use a namer that is "
                 "trained with the table (QueryEmbedding)"
             )
-        return LOGIT_SCALE * unit(features) @ text.T if self.cosine else features @ text.T
 
     def encode_whole(self, images: Sequence[Tensor], divisibility: int) -> WholeImages:
         """Return the original tower's tokens of whole images.

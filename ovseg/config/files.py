@@ -32,6 +32,7 @@ PATHS = (
     "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON",
     "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON",
     "MODEL.NAMER.REGIONS",
+    "MODEL.PROPOSER.SAM.MODEL",
     "TEST.SG_IOU_TABLE",
 )
 _PLAIN = (str, int, float, bool, type(None), list)

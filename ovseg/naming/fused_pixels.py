@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from detectron2.modeling import Backbone
@@ -39,7 +40,7 @@ class FusedPixels(Part):
         size_divisibility: images are padded to sides that are multiples of this.
     """
 
-    scores_are_independent = True
+    scores_are_independent: ClassVar[bool] = True  # the score of a word does not depend on the other words
 
     def __init__(
         self,
