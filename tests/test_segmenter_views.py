@@ -73,7 +73,7 @@ def test_proposals_are_those_of_the_whole_image_and_views_are_not_explained(tiny
     segment = Segmenter.from_config(*tiny, SLIDING)
     assert torch.equal(segment.propose(image_file), plain.propose(image_file))
     with pytest.raises(
-        OvsegError, match=r"TEST\.SLIDING_WINDOW or TEST\.AUG\.ENABLED .* no masks to explain: set both to"
+        OvsegError, match=r"TEST\.SLIDING_WINDOW, TEST\.AUG\.ENABLED or .* no masks to explain: set them to"
     ):
         segment(image_file, WORDS, explain=True)
 
