@@ -80,21 +80,25 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.PROPOSER.SAM.CROP_OVERLAP": 512 / 1500,  # ours: of the first layer's crops, a share of the shorter side
     "MODEL.PROPOSER.SAM.CROP_DOWNSCALE": 1,  # ours: layer i has POINTS_PER_SIDE / CROP_DOWNSCALE^i points per side
     "MODEL.PROPOSER.SAM.MIN_AREA": 0,  # ours: pixels below which holes are filled and separate parts removed
-    # ours: one namer, or QueryEmbedding and another one: MaskedCrops, ContextCrops, PooledMap or TrainedRegions
+    # ours: one namer, or QueryEmbedding and another one: MaskedCrops, AlignedCrops, ContextCrops, PooledMap or
+    # TrainedRegions
     "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],
     "MODEL.NAMER.MAP_SIZE": 640,  # ours: of PooledMap, pixels of the longer side of the image in CLIP's image tower
     "MODEL.NAMER.REGIONS": "photo",  # ours: of TrainedRegions, photo or a file of tools/train_photo_model.py
     # ours: dense maps of CLIP's image tower, for DenseCLIP and PooledMap: value (the last attention of each place to
-    # itself alone), value_no_residual (the same without the residual; vision transformers), or last_tokens
-    # (the attention as it is; vision transformers and CLIP's ResNets)
+    # itself alone), value_no_residual (the same without the residual; vision transformers), last_tokens (the attention
+    # as it is; vision transformers and CLIP's ResNets), or, for PooledMap, mask_attention (that of the image's feature,
+    # restricted to each mask; these towers, too)
     "MODEL.DENSE.MODE": "value",
+    "MODEL.DENSE.BLOCKS": 3,  # ours: of mask_attention, number of last blocks of a vision transformer that it is in
     # ours, of DenseCLIP: probability of the best word below which a place takes the words of places with similar keys
     # ("key smoothing", MaskCLIP's ks_thresh); 0 for no smoothing, 1 for all places
     "MODEL.DENSE.KS_THRESH": 0.0,
     # ours, of DenseCLIP: highest probability of a word in an image below which the word is left out ("prompt
     # denoising", MaskCLIP's pd_thresh); 0 for no denoising
     "MODEL.DENSE.PD_THRESH": 0.0,
-    # ours: SingleNamer, GeometricMean or ObjectNormalizedMean; "" = SingleNamer for one namer, else GeometricMean
+    # ours: SingleNamer, GeometricMean, ObjectNormalizedMean, SeenUnseenMean or SeenAveragedMean; "" = SingleNamer for
+    # one namer, else GeometricMean
     "MODEL.FUSION.NAME": "",
     # ours: factor by which the best word of CLIP takes from the probability of "no object" before the geometric mean:
     # p *= 1 - VOID_BY_CLIP x max p_clip; 0 = off, 0.5 is published for training-free use
@@ -128,9 +132,9 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.TIMM.NAME": "tf_efficientnet_b7",
     "MODEL.TIMM.WEIGHTS": "",  # ours: file of its weights, to train from; "" = random ones
     # --- ZegFormer: a fixed classifier of queries, and crops by RoIAlign ------------------------------------------
-    # JSON lists of names, which requests without words and without a data set get in training and in evaluation; the
-    # default stands for the data sets of DATASETS
+    # JSON list of names for training requests with neither words nor a data set; the default stands for DATASETS.TRAIN
     "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": "ADE20K_847.json",
+    # JSON list of names for other requests with neither words nor a data set; the default stands for DATASETS.TEST
     "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON": "ADE20K_847.json",
     "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_INDEXES": "",  # rows of word vectors in the original
     "MODEL.SEM_SEG_HEAD.TEST_CLASS_INDEXES": "",  # rows of word vectors in the original

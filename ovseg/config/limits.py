@@ -32,7 +32,7 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         TEST.AUG.MAX_SIZE TEST.SLIDING_TILE_SIZE MODEL.PROPOSER.BOUNDARY_TREE.SIZE
         MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS MODEL.NAMER.MAP_SIZE MODEL.CLIP_ADAPTER.PROMPT_DIM
         MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_DIM MODEL.LSEG.NUM_FEATURES
-        MODEL.LSEG_PLUS.HEAD_DIM TEST.MULTI_SCALE.BASE_SIZE TEST.MULTI_SCALE.CROP_SIZE""",
+        MODEL.LSEG_PLUS.HEAD_DIM TEST.MULTI_SCALE.BASE_SIZE TEST.MULTI_SCALE.CROP_SIZE MODEL.DENSE.BLOCKS""",
     ("a whole number from 0 to 16384", lambda x: isinstance(x, int) and 0 <= x <= 16384): """
         MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS MODEL.MASK_FORMER.ENC_LAYERS MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH
         MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE INPUT.MIN_SIZE_TEST DATALOADER.NUM_WORKERS MODEL.SELECT_ORI_CLIP_ID""",
@@ -113,7 +113,7 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.CLIP_ADAPTER.TEXT_ENCODER": ("clip", "table"),
     "MODEL.PROMPT_ENSEMBLE_TYPE": ("single", "imagenet_select", "imagenet"),
     "MODEL.CLIP_CLS_STYLE": ("cropmask", "mask", "crop"),
-    "MODEL.DENSE.MODE": ("value", "value_no_residual", "last_tokens"),
+    "MODEL.DENSE.MODE": ("value", "value_no_residual", "last_tokens", "mask_attention"),
     "MODEL.CLIP_ADAPTER.MASK_FILL": ("mean", "zero"),
     "MODEL.CLIP_ADAPTER.PRECISION": ("fp32", "bf16", "fp16"),
     "MODEL.PROPOSER.BOUNDARY_TREE.BOUNDARY": ("auto", "hed", "gradient"),
@@ -147,6 +147,7 @@ _OF_ANOTHER_KIND = {
         "ovseg.proposals.maskformer.BasePixelDecoder",
         "ovseg.proposals.maskformer.TransformerEncoderPixelDecoder",
         "ovseg.proposals.mask2former.MSDeformAttnPixelDecoder",
+        "ovseg.meta_arch.",
     ),
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": (
         "detectron2.",

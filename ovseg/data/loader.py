@@ -125,21 +125,27 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start: int = 0, mapper: Mappe
     return SampleLoader(MappedDataset(records, mapper, seed), sampler, cfg.DATALOADER.NUM_WORKERS)
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str, outputs: Sequence[str] = ("sem_seg",)) -> SampleLoader:
+def build_test_loader(
+    cfg: CfgNode, dataset_name: str, outputs: Sequence[str] = ("sem_seg",), limit: int | None = None
+) -> SampleLoader:
     """Return this process's share of a data set; see :func:`test_dataset` and :func:`test_loader`."""
-    return test_loader(cfg, test_dataset(cfg, dataset_name, outputs))
+    return test_loader(cfg, test_dataset(cfg, dataset_name, outputs, limit))
 
 
-def test_dataset(cfg: CfgNode, dataset_name: str, outputs: Sequence[str]) -> MappedDataset:
+def test_dataset(cfg: CfgNode, dataset_name: str, outputs: Sequence[str], limit: int | None = None) -> MappedDataset:
     """Return a registered data set with the mapper of evaluation.
 
     Args:
         outputs: of the model, passed on in every sample.
+        limit: number of images, evenly spread over the data set; None for all.
 
     Raises:
         OvsegError: the data set is not prepared or empty; when a sample is taken, an unusable image.
     """
-    return MappedDataset(_records(dataset_name), SemSegTestMapper(cfg, dataset_name, outputs))
+    records = _records(dataset_name)
+    if limit is not None and limit < len(records):
+        records = [records[index] for index in np.linspace(0, len(records) - 1, limit).round().astype(int)]
+    return MappedDataset(records, SemSegTestMapper(cfg, dataset_name, outputs))
 
 
 def test_loader(cfg: CfgNode, dataset: MappedDataset, done: Iterable[int] = ()) -> SampleLoader:

@@ -70,7 +70,12 @@ def check_evaluation(cfg: CfgNode) -> None:
 
 
 def evaluate_all(
-    cfg: CfgNode, model: nn.Module, *, resume: bool = False, iteration: int | None = None
+    cfg: CfgNode,
+    model: nn.Module,
+    *,
+    resume: bool = False,
+    iteration: int | None = None,
+    limit: int | None = None,
 ) -> OrderedDict[str, OrderedDict]:
     """Evaluate on every data set of ``DATASETS.TEST``; see :func:`evaluate_dataset`.
 
@@ -89,11 +94,8 @@ def evaluate_all(
         check_settings(model, settings_of(cfg, dataset_name))
         if cfg.METRIC == "SG-IoU":
             build_table(cfg, model, configured_protocol(cfg, dataset_name))
-    digest = model_digest(model)
-    results: OrderedDict[str, OrderedDict] = OrderedDict()
-    for name in cfg.DATASETS.TEST:
-        results[name] = evaluate_dataset(cfg, model, name, resume=resume, iteration=iteration, digest=digest)
-    return results
+    options = {"resume": resume, "iteration": iteration, "digest": model_digest(model), "limit": limit}
+    return OrderedDict((name, evaluate_dataset(cfg, model, name, **options)) for name in cfg.DATASETS.TEST)
 
 
 def evaluate_dataset(
@@ -104,6 +106,7 @@ def evaluate_dataset(
     resume: bool = False,
     iteration: int | None = None,
     digest: str | None = None,
+    limit: int | None = None,
 ) -> OrderedDict[str, dict[str, float]]:
     """Evaluate on one data set; every process of a distributed run calls it and evaluates its share of the images.
 
@@ -120,6 +123,7 @@ def evaluate_dataset(
             the same weights, settings, data and software are used; others are dropped.
         iteration: training iteration of the model; None if ``cfg`` names its weight files.
         digest: digest of the model if it is known, see :func:`ovseg.evaluation.identity.model_digest`.
+        limit: number of images to evaluate, evenly spread over the data set; None for all.
 
     Returns:
         ``{"sem_seg": {score: percent}, "grounding": {...}, "proposals": {...}, "sg_iou": {...}}``, all but the first on
@@ -132,7 +136,7 @@ def evaluate_dataset(
     check_prepared(dataset_name)
     model = _bare(model)
     with dataset_settings(model, settings_of(cfg, dataset_name)):
-        return _evaluate(cfg, model, dataset_name, resume, iteration, digest)
+        return _evaluate(cfg, model, dataset_name, resume, iteration, digest, limit)
 
 
 def _bare(model: nn.Module) -> nn.Module:
@@ -141,7 +145,13 @@ def _bare(model: nn.Module) -> nn.Module:
 
 
 def _evaluate(
-    cfg: CfgNode, model: nn.Module, dataset_name: str, resume: bool, iteration: int | None, digest: str | None
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset_name: str,
+    resume: bool,
+    iteration: int | None,
+    digest: str | None,
+    limit: int | None = None,
 ) -> OrderedDict[str, dict[str, float]]:
     """Run :func:`evaluate_dataset` with a model that has the data set's settings."""
     settings, cfg = settings_of(cfg, dataset_name), config_of(cfg, dataset_name)
@@ -150,12 +160,12 @@ def _evaluate(
     viewed = augmented_model(cfg, oracle_model(cfg, model, dataset_name))
     grounding = None
     if cfg.TEST.GROUNDING_MIOU:
-        independent = cfg.TEST.ORACLE == "none" and getattr(model, "scores_are_independent", False)
+        independent = viewed is model and getattr(model, "scores_are_independent", False)
         grounding = PresentWords(viewed, GroundTruth(dataset_name), protocol, independent)
     outputs = ["sem_seg" if cfg.TEST.DENSE_CRF else "label_map", *(grounding.needs if grounding else ())]
     if cfg.TEST.PROPOSAL_RECALL:
         outputs.append("proposals")
-    dataset = test_dataset(cfg, dataset_name, outputs)
+    dataset = test_dataset(cfg, dataset_name, outputs, limit)
     file_names = [str(dataset.records[index]["file_name"]) for index in range(len(dataset))]
     table = build_table(cfg, model, protocol) if cfg.METRIC == "SG-IoU" else None
     identity = fingerprint(cfg, digest or model_digest(model), file_names, protocol)

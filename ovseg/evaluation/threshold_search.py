@@ -12,12 +12,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import inference_context
 from torch import nn
-from torch.utils.data import BatchSampler
 
 from ovseg.config.per_dataset import settings_of
 from ovseg.data.catalog import check_per_dataset
 from ovseg.data.custom.names import folder_name
-from ovseg.data.loader import SampleLoader, build_test_loader
+from ovseg.data.loader import build_test_loader
 from ovseg.data.protocol import configured_protocol
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import confusion_matrix, scores_from_confusion
@@ -116,7 +115,7 @@ def search(
     _check(cfg, model, thresholds, weights, limit)
     truth, protocol = GroundTruth(dataset_name), configured_protocol(cfg, dataset_name)
     num_classes = len(truth.class_names)
-    loader = _spread(build_test_loader(cfg, dataset_name, outputs=("label_map",)), limit, cfg.DATALOADER.NUM_WORKERS)
+    loader = build_test_loader(cfg, dataset_name, ("label_map",), limit)
     counts = np.zeros((len(thresholds), len(weights), num_classes + 1, num_classes + 1), dtype=np.int64)
     done, total = 0, sum(map(len, loader.batch_sampler))
     settings = settings_of(cfg, dataset_name) | {"MASK_THR": thresholds[0]}
@@ -205,12 +204,3 @@ def _check(cfg: CfgNode, model: nn.Module, thresholds, weights, limit: int | Non
         )
     if test.BACKGROUND_THRESHOLD is not None:
         raise OvsegError("the search has no threshold of background: set TEST.BACKGROUND_THRESHOLD to None")
-
-
-def _spread(loader: SampleLoader, limit: int | None, num_workers: int) -> SampleLoader:
-    """Return the loader restricted to ``limit`` images, evenly spread."""
-    size = len(loader.dataset)
-    if limit is None or limit >= size:
-        return loader
-    indices = np.linspace(0, size - 1, limit).round().astype(int).tolist()
-    return SampleLoader(loader.dataset, BatchSampler(indices, 1, drop_last=False), num_workers)

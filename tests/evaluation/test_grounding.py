@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import evaluation_standin as standin
 import numpy as np
@@ -13,14 +14,18 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torch import nn
 
-from ovseg.config import get_cfg
+from ovseg.checkpoint import load_model
+from ovseg.config import get_cfg, load_cfg
 from ovseg.data.protocol import protocol_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation import runner
 from ovseg.evaluation.ground_truth import GroundTruth
 from ovseg.evaluation.grounding import PresentWords
 from ovseg.evaluation.record import read_record
+from ovseg.toy import make_scene
 from ovseg.vocabulary import Vocabulary
+
+ROOT = Path(__file__).parents[2]
 
 
 class Levels(nn.Module):
@@ -227,3 +232,24 @@ def test_a_record_of_grounding_is_read_again(data_folder):
 def test_default_keys():
     test = get_cfg().TEST
     assert (test.GROUNDING_MIOU, test.SYNONYMS, test.BACKGROUND_THRESHOLD) == (False, "region", None)
+
+
+@pytest.mark.parametrize("keys", [(), ("MODEL.DENSE.PD_THRESH", 0.5), ("MODEL.DENSE.KS_THRESH", 1.0)])
+def test_dense_clip_needs_no_second_pass(keys):
+    """The cosines of pixels are those of a second pass; refined scores are not, and say so."""
+    scene, name = make_scene(8), "toy_sem_seg_val"
+    cfg = load_cfg(ROOT / "configs" / "toy" / "ovseg_toy.yaml", ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", *keys])
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "DenseCLIP", "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD", False])
+    cfg.MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR = "none"
+    model, protocol = load_model(cfg, complete=True).eval(), protocol_of(name)
+    assert model.scores_are_independent == (not keys)
+    truth = GroundTruth(name)
+    truth.labels = lambda sample: (scene.labels, "drawn")
+    image = torch.from_numpy(scene.image).permute(2, 0, 1)
+    request = {"image": image, "class_names": protocol.vocabulary, "outputs": ("label_map", "sem_seg")}
+    first = model([request])
+    exact, again = (PresentWords(model, truth, protocol, way)([request], first)[0] for way in (True, False))
+    assert set(np.unique(again["label_map"])) <= set(np.unique(scene.labels))
+    if not keys:
+        torch.testing.assert_close(exact["score_map"], again["score_map"], rtol=0, atol=1e-6)
+        assert (exact["label_map"] == again["label_map"]).float().mean() > 0.9999  # all but ties within rounding

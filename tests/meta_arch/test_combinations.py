@@ -27,9 +27,13 @@ NAMINGS = {  # namers and their keys
     "MaskedCrops with prompts": (["MaskedCrops"], True),
     "ContextCrops": (["ContextCrops"], False),
     "own and crops": (["QueryEmbedding", "MaskedCrops"], True),
+    "AlignedCrops": (["AlignedCrops"], False),
+    "own and aligned": (["QueryEmbedding", "AlignedCrops"], False),
     "own and context": (["QueryEmbedding", "ContextCrops"], False),
+    "PooledMap": (["PooledMap"], False),
+    "own and pooled": (["QueryEmbedding", "PooledMap"], False),
 }
-CONVOLUTIONAL = {"PooledMap", "TrainedRegions"}  # these need another CLIP than the toy's: tests/naming/test_pooled.py
+CONVOLUTIONAL = {"TrainedRegions"}  # needs another CLIP than the toy's: tests/naming/test_pooled.py
 OURS = [name for name, proposer in PROPOSERS if proposer.__module__.startswith("ovseg.")]
 
 

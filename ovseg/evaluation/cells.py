@@ -1,0 +1,106 @@
+"""``Cell``: one result of the matrix of proposers and namers; their table and their heat map (tools/matrix.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ovseg.evaluation.proposals import RECALL
+
+MIOU, GROUNDING = "mIoU", "Grounding-mIoU"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A pair of a proposer and a namer, or a system, on one data set.
+
+    Attributes:
+        proposer, namer: their names; of a system its name and "".
+        dataset: registered name.
+        scores: percent by name, see :func:`score_names`; empty for a pair that cannot be.
+        seconds: of the model for an image, without reading and evaluation.
+        clip_images: images that CLIP's image towers encode for an image, crops and whole ones; None if unknown.
+        reason: why the pair cannot be.
+    """
+
+    proposer: str
+    namer: str
+    dataset: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = math.nan
+    clip_images: float | None = None
+    reason: str = ""
+
+
+def score_names(subsets: Mapping[str, Any]) -> list[str]:
+    """Return the names of the scores of a cell, for the subsets of a data set's classes."""
+    ends = ["", *(f"-{name}" for name in subsets)]
+    return [f"{score}{end}" for score in (MIOU, GROUNDING) for end in ends] + [RECALL]
+
+
+def as_markdown(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) -> str:
+    """Return the table of all cells, with the reasons of pairs that cannot be."""
+    subsets = {name.partition("-")[2]: None for cell in cells for name in cell.scores if name.startswith(f"{MIOU}-")}
+    names = score_names(subsets)
+    several = len({cell.dataset for cell in cells}) > 1
+    header = [*(["data"] if several else []), "proposer", "namer", *(name.replace("-mIoU", " mIoU") for name in names)]
+    header += ["s per image", "images through CLIP"]
+    rows = [header, ["---"] * (2 + several) + ["---:"] * (len(header) - 2 - several)]
+    reasons: dict[str, int] = {}
+    for cell in cells:
+        row = [*([cell.dataset] if several else []), cell.proposer, cell.namer or "(system)"]
+        if cell.reason:
+            mark = reasons.setdefault(cell.reason, len(reasons) + 1)
+            row += [f"- [{mark}]"] + ["-"] * (len(names) + 1)
+        else:
+            row += [_number(cell.scores.get(name)) for name in names]
+            row += [f"{cell.seconds:.3f}", "-" if cell.clip_images is None else f"{cell.clip_images:.1f}"]
+        rows.append(row)
+    lines = [f"# {title}", "", *notes, ""] + ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, "", *(f"[{mark}] {reason}" for reason, mark in reasons.items())]).rstrip() + "\n"
+
+
+def draw_heat_map(cells: Sequence[Cell], path: str | Path, title: str) -> None:
+    """Draw mIoU and Grounding mIoU of all pairs and systems to an image file, a row for each data set."""
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    datasets = list(dict.fromkeys(cell.dataset for cell in cells))
+    namers = list(dict.fromkeys(cell.namer for cell in cells if cell.namer))
+    rows = list(dict.fromkeys(cell.proposer for cell in cells))
+    size = 5 + 2 * 1.15 * max(len(namers), 1), 1 + len(datasets) * (1.4 + 0.55 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(datasets), 2, squeeze=False)
+    for axes_of_row, dataset in zip(grid, datasets, strict=True):
+        for axes, score in zip(axes_of_row, (MIOU, GROUNDING), strict=True):
+            _draw(axes, [cell for cell in cells if cell.dataset == dataset], rows, namers, score)
+            axes.set_title(f"{score.replace('-', ' ')} %, {dataset}", fontsize=10)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def _draw(axes: Any, cells: Sequence[Cell], rows: Sequence[str], namers: Sequence[str], score: str) -> None:
+    """Draw the matrix of one score: a column for each namer and one for systems."""
+    import numpy as np
+
+    columns = [*namers, *([""] if any(not cell.namer for cell in cells) else [])]
+    values = np.full((len(rows), len(columns)), np.nan)
+    for cell in cells:
+        values[rows.index(cell.proposer), columns.index(cell.namer)] = cell.scores.get(score, np.nan)
+    known = values[np.isfinite(values)]
+    low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
+    axes.imshow(values, cmap="viridis", vmin=low, vmax=max(high, low + 1e-6), aspect="auto")
+    for cell in cells:
+        row, column = rows.index(cell.proposer), columns.index(cell.namer)
+        value = values[row, column]
+        light = math.isnan(value) or value >= (low + high) / 2
+        text = "-" if math.isnan(value) else f"{value:.1f}"
+        axes.text(column, row, text, ha="center", va="center", color="black" if light else "white", fontsize=9)
+    axes.set_xticks(range(len(columns)), [name or "(system)" for name in columns], fontsize=8, rotation=20)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
