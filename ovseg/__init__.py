@@ -72,10 +72,11 @@ else:
 
 
 def __getattr__(name: str) -> Any:
-    # Segmenter and Segmentation on first use: drawing libraries take a second to import
-    if name in ("Segmenter", "Segmentation"):
+    # on first use: drawing libraries take a second to import
+    if name in ("Segmenter", "Segmentation", "compete"):
+        from ovseg.result.compete import compete
         from ovseg.result.segmentation import Segmentation
         from ovseg.segmenter import Segmenter
 
-        return {"Segmenter": Segmenter, "Segmentation": Segmentation}[name]
+        return {"Segmenter": Segmenter, "Segmentation": Segmentation, "compete": compete}[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -238,10 +238,7 @@ def _complete_backbone_names(state: dict[str, Tensor], own: Mapping[str, Tensor]
 
 
 def _without_unused(state: dict[str, Tensor], own: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Remove tensors that the model does not use, and lacks or has in another shape.
-
-    ``unused_names`` of the model are the beginnings of their names: published files contain them.
-    """
+    """Remove tensors below ``unused_names`` of the model, which it lacks or has in another shape."""
     unused = tuple(getattr(model, "unused_names", ()))
     fits = {name for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
     return {name: tensor for name, tensor in state.items() if name in fits or not name.startswith(unused)}
@@ -334,6 +331,9 @@ def _warn_of_prompts(settings: Mapping[str, Any], model: nn.Module, path: str | 
 
 def _fitting_configuration(state: Mapping[str, Tensor]) -> str:
     """Return a hint with the configuration that fits a checkpoint, the end of a message; "" if there is none."""
+    if f"{PREDICTOR}bg_feature" in state:
+        depth = "R101" if "backbone.res4.6.conv1.weight" in state else "R50"
+        return f"it looks made with ZegFormer: give configs/zegformer_{depth}_coco171_eval.yaml as --config-file"
     embedding = state.get(f"{CLIP_ADAPTER}non_object_embedding")
     swin, resnet = (any(name.startswith(f"backbone.{part}") for name in state) for part in ("layers.0.", "res2."))
     if embedding is None or embedding.dim() != 2 or swin == resnet:
@@ -367,6 +367,7 @@ def _shape_remedy(mis_shaped: Mapping[str, tuple], state: Mapping[str, Tensor]) 
 # Kinds of files, by a part of their names; the first that matches is used.
 _SIGNATURES = (
     ("sem_seg_head.predictor.query_feat.", "a Mask2Former-based checkpoint (SCAN)"),
+    ("pretrained.act_postprocess1.", "an LSeg checkpoint: use configs/lseg_vitL16_384.yaml"),
     ("img_encoder.", "an OVSegmentor or GroupViT checkpoint"),
     ("visual.transformer.resblocks.", "a CLIP model: give it as MODEL.CLIP_ADAPTER.CLIP_WEIGHTS"),
     ("layers.0.blocks.0.attn.qkv", "a Swin backbone of other sizes"),

@@ -129,6 +129,7 @@ class ClipAdapter(nn.Module):
 
         Args:
             default_weights: open_clip's tag that is used if ``CLIP_WEIGHTS`` is empty.
+            image_tower: False for CLIP's text tower alone.
             text: the kind of prompts; default ``TEXT_TEMPLATES``. "learnable" for those of ``PROMPT_SHAPE``.
             name: of CLIP, for systems whose original has another key; default ``CLIP_MODEL_NAME``.
             prefix: of the adapter's names in the checkpoint.
@@ -141,11 +142,11 @@ class ClipAdapter(nn.Module):
         depth = options.pop("mask_prompt_depth", adapter.MASK_PROMPT_DEPTH)
         name = options.pop("name", adapter.CLIP_MODEL_NAME)
         with argument_names(options.pop("keys", KEYS)):
-            default = options.pop("default_weights", "openai")
+            default, image_tower = options.pop("default_weights", "openai"), options.pop("image_tower", True)
             source = find_clip(name, adapter.CLIP_WEIGHTS, default=default)
             held = clip_names_in(cfg.MODEL.WEIGHTS, options.pop("prefix", CLIP_ADAPTER))
             with_original = options.get("original_depths") is not None
-            clip_model, tokenizer = load_clip(source, depth, held, with_original, cfg.MODEL.DEVICE)
+            clip_model, tokenizer = load_clip(source, depth, held, with_original, cfg.MODEL.DEVICE, image_tower)
             if with_original:
                 _check_original(clip_model.visual, source.name, options["original_depths"])
             if text == "learnable":
@@ -209,15 +210,20 @@ class ClipAdapter(nn.Module):
         """Return logits, 100 x cosine, or dot products; (..., D), (S + 1, D) -> (..., S + 1).
 
         Raises:
-            OvsegError: the vectors of a table have another dimension than image features.
+            OvsegError: see :meth:`check_table`.
         """
+        self.check_table(features, text)
+        return LOGIT_SCALE * unit(features) @ text.T if self.cosine else features @ text.T
+
+    @staticmethod
+    def check_table(features: Tensor, text: Tensor) -> None:
+        """Raise OvsegError if vectors of words, from a table, have another dimension than image features."""
         if features.shape[-1] != text.shape[-1]:
             raise OvsegError(
                 f"the vectors of MODEL.CLIP_ADAPTER.TEXT_TABLE have {text.shape[-1]} numbers, but features of the "
                 f"image {features.shape[-1]}: set MODEL.CLIP_ADAPTER.TEXT_ENCODER to clip, or use a namer that is "
                 "trained with the table (QueryEmbedding)"
             )
-        return LOGIT_SCALE * unit(features) @ text.T if self.cosine else features @ text.T
 
     def encode_whole(self, images: Sequence[Tensor], divisibility: int) -> WholeImages:
         """Return the original tower's tokens of whole images.
@@ -284,6 +290,7 @@ def load_clip(
     held: Collection[str] | None = (),
     with_original: bool = False,
     device: str = "cpu",
+    image_tower: bool = True,
 ) -> tuple[nn.Module, Any]:
     """Return CLIP with mask prompts and the weights that no checkpoint holds, and its tokenizer.
 
@@ -297,6 +304,7 @@ def load_clip(
             no checkpoint yet. In that case, weights that cannot be read give a warning, not an error.
         with_original: also load what an original image tower needs, which is a copy of this CLIP's.
         device: of the model; on "meta" nothing is loaded.
+        image_tower: False to remove it: neither a checkpoint nor the weights of CLIP must have it.
     """
     path, reason = None, "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS is none"
     wanted = device != "meta" and not torch.empty(0).is_meta
@@ -304,6 +312,8 @@ def load_clip(
         path, reason = _fetch(source, reason, strict=held is not None)
     with skip_initialisation() if path else contextlib.nullcontext():
         clip_model, tokenizer = build_clip(source)
+    if not image_tower:
+        del clip_model.visual
     if depth is not None:
         add_mask_prompts(clip_model.visual, depth)
     names = clip_model.state_dict().keys() - {PROMPTS}

@@ -6,11 +6,13 @@ A place of a map has features like those of an image, as far as the tower allows
   norm and projection, is applied to each place;
 * CLIP's ResNets, whose pooling is attention: its value and output projections are applied to each place;
 * CLIP's plain vision transformers: the value path of the last block, see :mod:`ovseg.clip.dense_vit`.
+
+The latter two can also restrict the attention that gives the feature of an image to a region ("mask_attention").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
@@ -36,6 +38,9 @@ from ovseg.clip.dense_vit import (
 from ovseg.clip.vit import embed_patches, is_plain_vit, run_block
 from ovseg.errors import OvsegError, argument
 
+MASK_ATTENTION = "mask_attention"
+INPUT, CLASS = "input.", "class"  # maps of the inputs of the last blocks, and their class token
+
 
 class DenseTower:
     """Dense maps of an image tower, and the features of places and of regions in CLIP's joint space.
@@ -43,9 +48,11 @@ class DenseTower:
     Args:
         visual: open_clip's image tower.
         mode: one of :attr:`modes`.
+        attending: of ``mask_attention``, the number of last blocks whose attention is restricted to the region.
 
     Attributes:
-        modes: ways to compute the map, a subset of :data:`ovseg.clip.dense_vit.MODES`.
+        modes: ways to compute the map, of :data:`ovseg.clip.dense_vit.MODES` and :data:`MASK_ATTENTION`.
+        blocks: number of blocks with attention, the limit of ``attending``.
         stride: pixels between the places of the map :data:`LAST`.
         width: channels of that map.
         layers: names of inner layers.
@@ -53,14 +60,15 @@ class DenseTower:
     """
 
     modes: tuple[str, ...] = (VALUE,)
+    blocks: int = 1
     stride: int = STRIDE
     width: int
     layers: tuple[str, ...] = ()
     channels_last = False
     has_keys = True
 
-    def __init__(self, visual: nn.Module, mode: str = VALUE):
-        self.visual, self.mode = visual, mode
+    def __init__(self, visual: nn.Module, mode: str = VALUE, attending: int = 1):
+        self.visual, self.mode, self.attending = visual, mode, attending
 
     def maps(self, pixels: Tensor, layers: Sequence[str] = (), keys: bool = False) -> dict[str, Tensor]:
         """Compute the feature maps of images.
@@ -72,8 +80,8 @@ class DenseTower:
             keys: return the keys of the last attention, too.
 
         Returns:
-            float (B, C, h, w) by layer; by :data:`ovseg.clip.dense.LAST` the map that the tower pools, and by
-            :data:`ovseg.clip.dense.KEYS` the keys.
+            float (B, C, h, w) by layer; by :data:`ovseg.clip.dense.LAST` the map that the tower pools, by
+            :data:`ovseg.clip.dense.KEYS` the keys, and what :meth:`regions` needs as well.
 
         Raises:
             OvsegError: the tower's features are not maps with the channels first.
@@ -89,14 +97,14 @@ class DenseTower:
         projected = self.project(features.flatten(1).T)
         return projected.T.unflatten(1, features.shape[1:])
 
-    def regions(self, features: Tensor, shares: Tensor) -> Tensor:
+    def regions(self, maps: Mapping[str, Tensor], shares: Tensor) -> Tensor:
         """Return features in the joint space, (V, D), not normalised, of regions.
 
         Args:
-            features: a map :data:`LAST`, (C, h, w).
+            maps: of one image, (C, h, w) each, from :meth:`maps`.
             shares: of each place that a region covers, (V, h, w), of which each row has a positive sum.
         """
-        return self.project(pool(features, shares))
+        return self.project(pool(maps[LAST], shares))
 
     def _maps(self, pixels: Tensor, layers: Sequence[str], keys: bool) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -111,8 +119,8 @@ class TimmTower(DenseTower):
     channels_last = True  # almost twice as fast: depthwise convolutions
     has_keys = False
 
-    def __init__(self, visual: TimmModel, mode: str = VALUE):
-        super().__init__(visual, mode)
+    def __init__(self, visual: TimmModel, mode: str = VALUE, attending: int = 1):
+        super().__init__(visual, mode, attending)
         self.width = visual.trunk.num_features
         if isinstance(visual.trunk, EfficientNet):
             self.layers = tuple(f"blocks.{number}" for number in range(len(visual.trunk.blocks)))
@@ -154,15 +162,15 @@ class TimmTower(DenseTower):
 class ResNetTower(DenseTower):
     """CLIP's ResNet, whose pooling is attention over the places and their mean.
 
-    ``value``: the value and output projections of the attention, at each place or of the average over a region.
-    ``last_tokens``: the attention itself; of each place to all places (without positions, as in MaskCLIP), or of the
-    average over a region to the region (FC-CLIP, arXiv 2308.02487), which of a whole image is CLIP's own feature.
+    ``value``: the value and output projections of the attention. ``last_tokens``: the attention itself, of each place
+    to all places, without positions (as in MaskCLIP). ``mask_attention``: that of the average over a region to the
+    places of the region (FC-CLIP, arXiv 2308.02487); of a whole image it gives CLIP's own feature.
     """
 
-    modes = (VALUE, LAST_TOKENS)
+    modes = (VALUE, LAST_TOKENS, MASK_ATTENTION)
 
-    def __init__(self, visual: ModifiedResNet, mode: str = VALUE):
-        super().__init__(visual, mode)
+    def __init__(self, visual: ModifiedResNet, mode: str = VALUE, attending: int = 1):
+        super().__init__(visual, mode, attending)
         self.pool: AttentionPool2d = visual.attnpool
         self.width = self.pool.v_proj.in_features
         self.layers = tuple(f"layer{number}" for number in range(1, 5))
@@ -178,35 +186,43 @@ class ResNetTower(DenseTower):
             x = getattr(self.visual, layer)(x)
             maps[layer] = x
         maps = {layer: maps[layer] for layer in layers} | {LAST: x}
+        if self.mode == LAST_TOKENS:
+            maps[LAST] = attend_all(x, self.pool.q_proj, self.pool.k_proj, self.pool.v_proj, self.pool.num_heads)
         if keys:
             maps[KEYS] = self.pool.k_proj(x.movedim(1, -1)).movedim(-1, 1)
         return maps
 
     def project(self, features: Tensor) -> Tensor:
-        return self.pool.c_proj(self.pool.v_proj(features))
+        return self.pool.c_proj(features if self.mode == LAST_TOKENS else self.pool.v_proj(features))
 
-    def places(self, features: Tensor) -> Tensor:
-        if self.mode == VALUE:
-            return super().places(features)
-        attended = attend_all(features[None], self.pool.q_proj, self.pool.k_proj, self.pool.v_proj, self.pool.num_heads)
-        return self.pool.c_proj(attended[0].movedim(0, -1)).movedim(-1, 0)
-
-    def regions(self, features: Tensor, shares: Tensor) -> Tensor:
-        return super().regions(features, shares) if self.mode == VALUE else attend_regions(self.pool, features, shares)
+    def regions(self, maps: Mapping[str, Tensor], shares: Tensor) -> Tensor:
+        if self.mode != MASK_ATTENTION:
+            return super().regions(maps, shares)
+        attention, grid = self.pool, tuple(shares.shape[1:])
+        side = round((len(attention.positional_embedding) - 1) ** 0.5)
+        positions = resize_positions(attention.positional_embedding, (side, side), grid)
+        means = pool(maps[LAST], shares) + positions[0]  # (V, C)
+        places = maps[LAST].flatten(1).T + positions[1:]  # (P, C)
+        query, *own = (layer(means) for layer in (attention.q_proj, attention.k_proj, attention.v_proj))
+        others = (attention.k_proj(places), attention.v_proj(places))
+        return attention.c_proj(attend_regions(query, own, others, shares, attention.num_heads))
 
 
 class VitTower(DenseTower):
     """CLIP's plain vision transformer; its position embeddings are resized to the image. The modes:
 
     ``value``: in the last block each token attends to itself; ``value_no_residual``: without the residual of the
-    attention; ``last_tokens``: the last block as it is, whose tokens are less local.
+    attention; ``last_tokens``: the last block as it is, whose tokens are less local. ``mask_attention``: each region
+    has a copy of the class token, which in the last blocks attends to itself and to the places of the region (as those
+    of SAN, arXiv 2302.12242, attend with the biases of its network); of a whole image it gives CLIP's own feature.
     """
 
-    modes = MODES
+    modes = (*MODES, MASK_ATTENTION)
 
-    def __init__(self, visual: nn.Module, mode: str = VALUE):
-        super().__init__(visual, mode)
+    def __init__(self, visual: nn.Module, mode: str = VALUE, attending: int = 1):
+        super().__init__(visual, mode, attending)
         self.stride, self.width = visual.conv1.stride[0], visual.conv1.out_channels
+        self.blocks = len(visual.transformer.resblocks)
 
     @staticmethod
     def fits(visual: nn.Module) -> bool:
@@ -219,16 +235,37 @@ class VitTower(DenseTower):
         x = torch.cat((visual.class_embedding.expand(len(patches), 1, -1), patches), dim=1)
         x = visual.ln_pre(x + resize_positions(visual.positional_embedding, visual.grid_size, grid))
         *blocks, last = visual.transformer.resblocks
+        inputs = []
         for block in blocks:
+            inputs.append(x)
             x = run_block(block, x)
         tokens = run_block(last, x) if self.mode == LAST_TOKENS else self._value_path(last, x)
         maps = {LAST: as_maps(visual.ln_post(tokens), grid)}
+        if self.mode == MASK_ATTENTION:
+            inputs = [*inputs, x][-self.attending :]
+            maps |= {f"{INPUT}{number}": as_maps(tokens, grid) for number, tokens in enumerate(inputs)}
+            maps[CLASS] = inputs[0][:, 0, :, None, None]
         if keys:
             maps[KEYS] = as_maps(self_projection(last.attn, last.ln_1(x), KEY_PART), grid)
         return maps
 
     def project(self, features: Tensor) -> Tensor:
         return features @ self.visual.proj
+
+    def regions(self, maps: Mapping[str, Tensor], shares: Tensor) -> Tensor:
+        if self.mode != MASK_ATTENTION:
+            return super().regions(maps, shares)
+        x = maps[CLASS].flatten().expand(len(shares), -1)
+        for number, block in enumerate(self.visual.transformer.resblocks[-self.attending :]):
+            weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+            query, *own = F.linear(block.ln_1(x), weight, bias).chunk(3, -1)
+            places = block.ln_1(maps[f"{INPUT}{number}"].flatten(1).T)
+            width = len(maps[CLASS])
+            others = F.linear(places, weight[width:], bias[width:]).chunk(2, -1)
+            attended = attend_regions(query, own, others, shares, block.attn.num_heads)
+            x = x + block.ls_1(block.attn.out_proj(attended))
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        return self.project(self.visual.ln_post(x))
 
     def _value_path(self, block: ResidualAttentionBlock, x: Tensor) -> Tensor:
         parts = (block.ln_1, block.attn, block.ln_2, block.mlp, block.ls_1, block.ls_2)
@@ -239,7 +276,12 @@ KINDS = (TimmTower, ResNetTower, VitTower)
 
 
 def dense_tower(
-    visual: nn.Module, name: str = "this CLIP", mode: str = VALUE, layers: Sequence[str] = (), keys: bool = False
+    visual: nn.Module,
+    name: str = "this CLIP",
+    mode: str = VALUE,
+    layers: Sequence[str] = (),
+    keys: bool = False,
+    attending: int = 1,
 ) -> DenseTower:
     """Return the dense maps of an image tower.
 
@@ -249,9 +291,10 @@ def dense_tower(
         mode: see the kinds of towers.
         layers: inner layers that are needed as well.
         keys: whether keys are needed.
+        attending: see :class:`DenseTower`.
 
     Raises:
-        OvsegError: the tower has no dense maps, or lacks the mode, a layer or keys.
+        OvsegError: the tower has no dense maps, or lacks the mode, a layer, keys or blocks.
     """
     found = [kind for kind in KINDS if kind.fits(visual)]
     of_timm = isinstance(visual, TimmModel)
@@ -262,13 +305,18 @@ def dense_tower(
             "choose a CLIP with a plain vision transformer, CLIP's ResNet, or a convolutional tower of timm with "
             "average pooling; or the namer MaskedCrops, which takes every CLIP"
         )
-    tower = found[0](visual, mode)
+    tower = found[0](visual, mode, attending)
     if absent := [layer for layer in layers if layer not in tower.layers]:
         raise OvsegError(f"{argument('name')} {name}: its image tower has no layer {absent[0]}; choose photo")
     if mode not in tower.modes:
         raise OvsegError(
             f"{argument('mode')} is {mode}, but the image tower {kind} of {name} has only {' and '.join(tower.modes)}: "
             "set one of them"
+        )
+    if mode == MASK_ATTENTION and attending > tower.blocks and isinstance(tower, VitTower):
+        raise OvsegError(
+            f"{argument('attending')} is {attending}, but the image tower of {name} has {tower.blocks} blocks: give a "
+            "number up to that"
         )
     if keys and not tower.has_keys:
         raise OvsegError(
@@ -296,33 +344,30 @@ def attend_all(features: Tensor, query: nn.Module, key: nn.Module, value: nn.Mod
     return as_maps(attended.transpose(1, 2).flatten(2), features.shape[2:])
 
 
-def attend_regions(attention: AttentionPool2d, features: Tensor, shares: Tensor) -> Tensor:
-    """Return the attention pooling of regions: that of an image, over the places of a region and their average.
+def attend_regions(
+    query: Tensor, own: Sequence[Tensor], others: Sequence[Tensor], shares: Tensor, heads: int
+) -> Tensor:
+    """Return the attention of one token of each region to itself and to the places of the region.
 
     A place counts by the share of it that the region covers.
 
     Args:
-        attention: the pooling of the tower.
-        features: (C, h, w).
-        shares: (V, h, w), of which each row has a positive sum.
+        query: of the tokens, (V, C).
+        own: key and value of the tokens, (V, C) each.
+        others: keys and values of the places, (P, C) each.
+        shares: (V, h, w).
+        heads: of the attention.
 
     Returns:
-        (V, D).
+        (V, C), without output projection.
     """
-    side = round((len(attention.positional_embedding) - 1) ** 0.5)
-    positions = resize_positions(attention.positional_embedding, (side, side), tuple(features.shape[1:]))
-    means = pool(features, shares) + positions[0]  # (V, C)
-    places = features.flatten(1).T + positions[1:]  # (P, C)
-    heads = (attention.num_heads, -1)
-    query = attention.q_proj(means).unflatten(1, heads)  # (V, heads, c)
+    query, own_key, own_value = (part.unflatten(1, (heads, -1)) for part in (query, *own))  # (V, heads, c)
+    keys, values = (part.unflatten(1, (heads, -1)) for part in others)  # (P, heads, c)
     query = query * query.shape[-1] ** -0.5
-    own_key, own_value = (layer(means).unflatten(1, heads) for layer in (attention.k_proj, attention.v_proj))
-    keys, values = (layer(places).unflatten(1, heads) for layer in (attention.k_proj, attention.v_proj))
     logits = torch.einsum("vnc,pnc->vnp", query, keys) + shares.flatten(1).log()[:, None]
     logits = torch.cat(((query * own_key).sum(-1, keepdim=True), logits), dim=2)  # (V, heads, 1 + P)
-    own, others = logits.softmax(-1).split((1, len(places)), dim=2)
-    pooled = own * own_value + torch.einsum("vnp,pnc->vnc", others, values)
-    return attention.c_proj(pooled.flatten(1))
+    to_itself, to_places = logits.softmax(-1).split((1, len(keys)), dim=2)
+    return (to_itself * own_value + torch.einsum("vnp,pnc->vnc", to_places, values)).flatten(1)
 
 
 def _linear(layer: nn.Module) -> Callable[[Tensor], Tensor]:

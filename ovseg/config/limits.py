@@ -32,7 +32,7 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         TEST.AUG.MAX_SIZE TEST.SLIDING_TILE_SIZE MODEL.PROPOSER.BOUNDARY_TREE.SIZE
         MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS MODEL.NAMER.MAP_SIZE MODEL.CLIP_ADAPTER.PROMPT_DIM
         MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_DIM MODEL.LSEG.NUM_FEATURES
-        MODEL.LSEG_PLUS.HEAD_DIM TEST.MULTI_SCALE.BASE_SIZE TEST.MULTI_SCALE.CROP_SIZE""",
+        MODEL.LSEG_PLUS.HEAD_DIM TEST.MULTI_SCALE.BASE_SIZE TEST.MULTI_SCALE.CROP_SIZE MODEL.DENSE.BLOCKS""",
     ("a whole number from 0 to 16384", lambda x: isinstance(x, int) and 0 <= x <= 16384): """
         MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS MODEL.MASK_FORMER.ENC_LAYERS MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH
         MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE INPUT.MIN_SIZE_TEST DATALOADER.NUM_WORKERS MODEL.SELECT_ORI_CLIP_ID""",
@@ -50,7 +50,7 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         MODEL.MASK_FORMER.NO_OBJECT_WEIGHT MODEL.MASK_FORMER.CLASS_WEIGHT MODEL.MASK_FORMER.DICE_WEIGHT
         MODEL.MASK_FORMER.MASK_WEIGHT SOLVER.BASE_LR SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM
         SOLVER.WEIGHT_DECAY_EMBED SOLVER.POLY_LR_POWER SOLVER.BACKBONE_MULTIPLIER SOLVER.WARMUP_ITERS
-        TEST.EVAL_PERIOD""",
+        TEST.EVAL_PERIOD MODEL.PROPOSER.SAM.STABILITY_OFFSET""",
     ("a number of at least 1", lambda x: x >= 1): "MODEL.MASK_FORMER.OVERSAMPLE_RATIO",
     ("a number above 0", lambda x: x > 0): """
         MODEL.PIXEL_STD MODEL.CLIP_PIXEL_STD MODEL.SEM_SEG_HEAD.TEMPERATURE MODEL.SWIN.MLP_RATIO MODEL.FREQUENCY_SIGMA
@@ -60,10 +60,19 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE MODEL.MASK_FORMER.DROPOUT
         MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO MODEL.CLIP_ADAPTER.MASK_THR MODEL.CLIP_ADAPTER.REPLACE_RATIO
         INPUT.CROP.SINGLE_CATEGORY_MAX_AREA SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR MODEL.DENSE.KS_THRESH
-        MODEL.DENSE.PD_THRESH MODEL.FUSION.VOID_BY_CLIP MODEL.RENDERING.GRANULARITY""",
+        MODEL.DENSE.PD_THRESH MODEL.FUSION.VOID_BY_CLIP MODEL.RENDERING.GRANULARITY
+        MODEL.PROPOSER.SAM.IOU_THRESHOLD MODEL.PROPOSER.SAM.STABILITY_THRESHOLD MODEL.PROPOSER.SAM.NMS_THRESHOLD""",
     ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): _WEIGHT,
     ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
     ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
+    # Segment Anything
+    ("a whole number from 1 to 16384", lambda x: isinstance(x, int) and 1 <= x <= 16384): """
+        MODEL.PROPOSER.SAM.POINTS_AT_A_TIME MODEL.PROPOSER.SAM.CROP_DOWNSCALE""",
+    ("a whole number from 1 to 256", lambda x: isinstance(x, int) and 1 <= x <= 256): """
+        MODEL.PROPOSER.SAM.POINTS_PER_SIDE""",
+    ("a whole number from 0 to 4", lambda x: isinstance(x, int) and 0 <= x <= 4): "MODEL.PROPOSER.SAM.CROP_LAYERS",
+    ("a whole number of at least 0", lambda x: isinstance(x, int) and x >= 0): "MODEL.PROPOSER.SAM.MIN_AREA",
+    ("a share from 0 to below 1", lambda x: 0 <= x < 1): "MODEL.PROPOSER.SAM.CROP_OVERLAP",
     ("a number", lambda x: True): """
         MODEL.PIXEL_MEAN MODEL.CLIP_PIXEL_MEAN MODEL.SEEN_BIAS MODEL.MASK_FORMER.GZERO_CALIBRATE""",
 }
@@ -104,7 +113,7 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.CLIP_ADAPTER.TEXT_ENCODER": ("clip", "table"),
     "MODEL.PROMPT_ENSEMBLE_TYPE": ("single", "imagenet_select", "imagenet"),
     "MODEL.CLIP_CLS_STYLE": ("cropmask", "mask", "crop"),
-    "MODEL.DENSE.MODE": ("value", "value_no_residual", "last_tokens"),
+    "MODEL.DENSE.MODE": ("value", "value_no_residual", "last_tokens", "mask_attention"),
     "MODEL.CLIP_ADAPTER.MASK_FILL": ("mean", "zero"),
     "MODEL.CLIP_ADAPTER.PRECISION": ("fp32", "bf16", "fp16"),
     "MODEL.PROPOSER.BOUNDARY_TREE.BOUNDARY": ("auto", "hed", "gradient"),
@@ -138,6 +147,7 @@ _OF_ANOTHER_KIND = {
         "ovseg.proposals.maskformer.BasePixelDecoder",
         "ovseg.proposals.maskformer.TransformerEncoderPixelDecoder",
         "ovseg.proposals.mask2former.MSDeformAttnPixelDecoder",
+        "ovseg.meta_arch.",
     ),
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": (
         "detectron2.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 # By the value of MODEL.META_ARCHITECTURE: the system, its baseline without masks, and the original's names of both.
 SIMBASELINE = ("SimBaseline", "ZeroShotMaskFormer")
 SIMBASELINE_PER_PIXEL = ("SimBaselinePerPixel", "ZeroShotPerPixelModel")
+ZEGFORMER = ("ZegFormer", "MaskFormer")
 
 _BOTH = (*SIMBASELINE, *SIMBASELINE_PER_PIXEL)
 _CLIP, _REGION = "MODEL.CLIP_ADAPTER", "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER"
@@ -29,8 +30,8 @@ ONLY_IN: dict[str, tuple[tuple[str, ...], str]] = {
     **{f"{_CLIP}.{name}": (_BOTH, f"set {_CLIP}.TEXT_TEMPLATES") for name in _TEXT},
     **{f"{_REGION}.{name}": (_BOTH, "only SimBaseline has a second CLIP") for name in (*_TEXT, *_CLIPS_OWN)},
     f"{_CLIP}.SEPERATE_ADAPTER": (SIMBASELINE, "only SimBaseline has a second CLIP"),
-    **{f"MODEL.{name}": (("ZegFormer",), "only ZegFormer reads it") for name in _ZEGFORMER},
-    **{f"MODEL.{name}": (("ZegFormer", "ProposeAndName"), "only ZegFormer reads it") for name in _OF_ALIGNED_CROPS},
+    **{f"MODEL.{name}": (ZEGFORMER, "only ZegFormer reads it") for name in _ZEGFORMER},
+    **{f"MODEL.{name}": ((*ZEGFORMER, "ProposeAndName"), "only ZegFormer reads it") for name in _OF_ALIGNED_CROPS},
     f"{_CLIP}.REGION_RESIZED": (SIMBASELINE, "only SimBaseline takes crops of other sizes than CLIP's input"),
 }
 

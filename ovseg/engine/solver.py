@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ NORM_TYPES = (
     nn.LayerNorm,
     nn.LocalResponseNorm,
 )
+BACKBONE = re.compile(r"backbone|^pretrained\b")  # in names of modules; the second is the image network of LSeg
 UNDECAYED = ("relative_position_bias_table", "absolute_pos_embed", "log_scale")  # parts of names: tables, temperatures
 
 
@@ -56,10 +58,9 @@ class GradientClip:
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Return AdamW or SGD with one parameter group for each trainable tensor, in the order of the model's modules.
 
-    ``BACKBONE_MULTIPLIER`` scales the learning rate below modules named backbone; position tables and
-    temperatures have no weight decay, norms ``WEIGHT_DECAY_NORM``, embeddings ``WEIGHT_DECAY_EMBED``, everything else,
-    biases too, ``WEIGHT_DECAY``.
-    ``CLIP_GRADIENTS`` is done by :class:`GradientClip`.
+    ``BACKBONE_MULTIPLIER`` scales the learning rate below modules named backbone, and of LSeg's image network; position
+    tables and temperatures have no weight decay, norms ``WEIGHT_DECAY_NORM``, embeddings ``WEIGHT_DECAY_EMBED``,
+    everything else, biases too, ``WEIGHT_DECAY``. ``CLIP_GRADIENTS`` is done by :class:`GradientClip`.
 
     Raises:
         OvsegError: unknown optimiser or way of clipping, or nothing to train.
@@ -98,7 +99,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> Iterator[dict[str, Any]]
             yield {
                 "params": [parameter],
                 "name": f"{module_name}.{name}".removeprefix("."),
-                "lr": solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if "backbone" in module_name else 1.0),
+                "lr": solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if BACKBONE.search(module_name) else 1.0),
                 "weight_decay": weight_decay,
             }
 

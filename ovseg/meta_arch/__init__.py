@@ -9,7 +9,7 @@ from ovseg.meta_arch.propose_and_name import ProposeAndName
 from ovseg.meta_arch.scan import SCAN, SCANDEMO
 from ovseg.meta_arch.simbaseline import SimBaseline, ZeroShotMaskFormer
 from ovseg.meta_arch.simbaseline_per_pixel import SimBaselinePerPixel, ZeroShotPerPixelModel
-from ovseg.meta_arch.zegformer import ZegFormer
+from ovseg.meta_arch.zegformer import MaskFormer, ZegFormer
 
 __all__ = [
     "SCAN",
@@ -18,6 +18,7 @@ __all__ = [
     "LSeg",
     "LSegPlus",
     "Mask2Former",
+    "MaskFormer",
     "OVSeg",
     "OVSegDEMO",
     "ProposeAndName",

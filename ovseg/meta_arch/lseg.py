@@ -67,17 +67,17 @@ def LSeg(cfg: CfgNode) -> PerPixel:
     CLIP follows from ``MODEL.LSEG.BACKBONE``, unless ``MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME`` names another one.
 
     Raises:
-        OvsegError: ``MODEL.CLIP_ADAPTER.TEXT_TEMPLATES`` is set, which has no effect: words are not put into prompts,
-            except for those of a request's ``templates``.
+        OvsegError: ``MODEL.CLIP_ADAPTER.TEXT_TEMPLATES`` or ``TEXT_ENCODER`` is set, which has no effect: CLIP encodes
+            words without a prompt, except for those of a request's ``templates``.
     """
     check_model(cfg, with_head=False)
     lseg, adapter, backbone = cfg.MODEL.LSEG, cfg.MODEL.CLIP_ADAPTER, BACKBONES[cfg.MODEL.LSEG.BACKBONE]
-    for name in ("TEXT_TEMPLATES", "PREDEFINED_PROMPT_TEMPLATES"):
+    for name in ("TEXT_TEMPLATES", "PREDEFINED_PROMPT_TEMPLATES", "TEXT_ENCODER"):
         key = f"MODEL.CLIP_ADAPTER.{name}"
         if adapter[name] != DEFAULTS[key]:
             raise OvsegError(
-                f"{key} is {shown(adapter[name])}, but LSeg encodes words without a prompt: remove the key, or give "
-                '"templates" in the requests'
+                f"{key} is {shown(adapter[name])}, but LSeg encodes words by CLIP without a prompt: remove the key, "
+                'give "templates" in the requests, or use LSegPlus'
             )
     name = adapter.CLIP_MODEL_NAME
     name = backbone.clip if name == DEFAULTS["MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME"] else name

@@ -4,6 +4,9 @@ LSeg with the backbone and the trunk of OpenSeg, trained on COCO's panoptic clas
 
     image -> backbone -> FPN -> levels added at stride 4 -> four convolutions -> pixel embeddings --+-> cosine / tau
     words -> CLIP's text tower (frozen) -> text embeddings -----------------------------------------+
+
+With ``MODEL.CLIP_ADAPTER.TEXT_ENCODER: table``, ``TABLE_COSINE: False`` and ``MODEL.SEEN_BIAS`` it is SPNet (Xian et
+al., CVPR 2019) on this trunk: dot products with word vectors, calibrated for words that are not of the training.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ def LSegPlus(cfg: CfgNode) -> PerPixel:
             f"MODEL.SEM_SEG_HEAD.IN_FEATURES begins with {features[0]} of stride {shapes[features[0]].stride}: give a "
             "feature of stride 4, too, such as res2"
         )
-    clip_adapter = ClipAdapter(cfg, mask_prompt_depth=None)
+    clip_adapter = ClipAdapter(cfg, mask_prompt_depth=None, image_tower=False)
     clip_adapter.non_object_embedding.requires_grad_(False)  # there is no such class
     scorer = FusedPixels(
         backbone=backbone,
@@ -49,7 +52,7 @@ def LSegPlus(cfg: CfgNode) -> PerPixel:
         pixel_std=cfg.MODEL.PIXEL_STD,
         tau=plus.TAU_INIT,
         tau_min=plus.TAU_MIN,
-        learn_tau=plus.TAU_LEARNED,
+        learn_tau=plus.TAU_LEARNED and clip_adapter.cosine,
         ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         size_divisibility=max(backbone.size_divisibility, *(shape.stride for shape in shapes.values())),
     )

@@ -116,19 +116,23 @@ class Transformer(nn.Module):
         Returns:
             (B, C, h, w) both.
         """
-        patches = self.patch_embed["projection"](pad_to_multiple(pixels, self.patch))
-        grid = tuple(patches.shape[2:])
-        x = torch.cat((self.cls_token.expand(len(patches), -1, -1), patches.flatten(2).transpose(1, 2)), dim=1)
-        x = self.ln0(x + resize_positions(self.pos_embed[0], self.grid, grid))
-        *blocks, last = self.layers
-        for block in blocks:
-            x = block(x)
+        last, (x, grid) = self.layers[-1], self.before_last(pixels)
         keys = self_projection(last.attn["attn"], last.ln1(x), KEY_PART)
         if mode == LAST_TOKENS:
             tokens = last(x)
         else:
             tokens = value_path(x, last.ln1, last.attn["attn"], last.ln2, last.ffn, residual=mode == VALUE)
         return as_maps(self.ln1(tokens), grid), as_maps(keys, grid)
+
+    def before_last(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the input of the last block, (B, 1 + P, C) with the class token first, and the grid of patches."""
+        patches = self.patch_embed["projection"](pad_to_multiple(pixels, self.patch))
+        grid = tuple(patches.shape[2:])
+        x = torch.cat((self.cls_token.expand(len(patches), -1, -1), patches.flatten(2).transpose(1, 2)), dim=1)
+        x = self.ln0(x + resize_positions(self.pos_embed[0], self.grid, grid))
+        for block in self.layers[:-1]:
+            x = block(x)
+        return x, grid
 
 
 class Block(nn.Module):

@@ -243,6 +243,13 @@ def check_model(cfg: CfgNode, with_head: bool = True) -> None:
                 f"MODEL.{key} is {shown(value)}, but {name} has its own parts: set MODEL.META_ARCHITECTURE to "
                 "ProposeAndName"
             )
+    if name != "DenseCLIP":
+        for key in ("KS_THRESH", "PD_THRESH"):
+            if value := lookup(cfg.MODEL.DENSE, key):
+                raise OvsegError(
+                    f"MODEL.DENSE.{key} is {shown(value)}, but {name} has no use for it: set MODEL.META_ARCHITECTURE "
+                    "to DenseCLIP, or the key to 0"
+                )
     if with_head:
         check_head(cfg)
 

@@ -39,8 +39,6 @@ HEAD, NAME, CLIP = "ZegFormerHead", "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME", "MODEL
 SEPARATOR = ", "  # between the synonyms in a name, whose text features are averaged
 # Keys of other systems, and what to set here.
 OTHERS = {
-    "MODEL.SEM_SEG_HEAD.EMBED_HIDDEN_DIM": "embeddings are one linear layer",
-    "MODEL.SEM_SEG_HEAD.EMBED_LAYERS": "embeddings are one linear layer",
     "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "set MODEL.PROMPT_ENSEMBLE_TYPE",
     "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES": "set MODEL.PROMPT_ENSEMBLE_TYPE",
     "MODEL.CLIP_ADAPTER.MASK_FILL": "set MODEL.CLIP_CLS_STYLE",
@@ -66,6 +64,7 @@ def ZegFormer(cfg: CfgNode) -> ProposeAndName:
     clip_adapter = OutsideClip(
         cfg,
         name=head.CLIP_PRETRAINED,
+        prefix=PREDICTOR,
         keys=KEYS | {"name": CLIP},
         mask_prompt_depth=None,
         templates=get_templates(cfg.MODEL.PROMPT_ENSEMBLE_TYPE),
@@ -93,6 +92,12 @@ def ZegFormer(cfg: CfgNode) -> ProposeAndName:
     )
     model.loadable = loadable
     return model
+
+
+@META_ARCH_REGISTRY.register()
+def MaskFormer(cfg: CfgNode) -> ProposeAndName:
+    """Return :func:`ZegFormer`, by its name in the original's configurations."""
+    return ZegFormer(cfg)
 
 
 class OutsideClip(ClipAdapter):
@@ -155,6 +160,11 @@ def _check(cfg: CfgNode) -> None:
         raise OvsegError(f"MODEL.SEM_SEG_HEAD.NAME is {shown(head.NAME)}, but ZegFormer has its own: set it to {HEAD}")
     if former.ENSEMBLING and former.ENSEMBLING_ALL_CLS:
         raise OvsegError("MODEL.MASK_FORMER.ENSEMBLING and ENSEMBLING_ALL_CLS are both True: set one of them to False")
+    if head.CLIP_CLASSIFICATION and cfg.MODEL.CLIP_ADAPTER.TEXT_ENCODER == "table":
+        raise OvsegError(
+            "MODEL.SEM_SEG_HEAD.CLIP_CLASSIFICATION is True, but the words have vectors of a table, which CLIP's crops "
+            "cannot be compared with: set it to False, or MODEL.CLIP_ADAPTER.TEXT_ENCODER to clip"
+        )
     if (former.ENSEMBLING or former.ENSEMBLING_ALL_CLS) and not head.CLIP_CLASSIFICATION:
         logger.warning(
             "MODEL.SEM_SEG_HEAD.CLIP_CLASSIFICATION is False: there is nothing to fuse with the queries' scores"

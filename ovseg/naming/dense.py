@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from ovseg.clip.adapter import KEYS as CLIP_KEYS
 from ovseg.clip.adapter import LOGIT_SCALE, ClipAdapter, unit
 from ovseg.clip.dense import KEYS, LAST, resize_whole
-from ovseg.clip.dense_towers import dense_tower
+from ovseg.clip.dense_towers import MASK_ATTENTION, dense_tower
 from ovseg.clip.dense_vit import VALUE
-from ovseg.errors import argument_names
+from ovseg.errors import OvsegError, argument, argument_names
 from ovseg.naming.scores import best_synonym
 from ovseg.proposals.views import Part, Views
 from ovseg.vocabulary import Vocabulary
@@ -35,6 +35,9 @@ class DenseScores(Part):
         key_smoothing: threshold of :func:`smooth`; 0 for no smoothing.
         denoising: threshold of :func:`denoise`; 0 for no denoising.
 
+    Attributes:
+        scores_are_independent: whether the scores of a word do not depend on the other words, as cosines do not.
+
     Raises:
         OvsegError: the image tower has no dense maps, or lacks the mode or keys to smooth with.
     """
@@ -43,12 +46,18 @@ class DenseScores(Part):
         self, clip_adapter: ClipAdapter, *, mode: str = VALUE, key_smoothing: float = 0.0, denoising: float = 0.0
     ):
         super().__init__()
+        if mode == MASK_ATTENTION:
+            raise OvsegError(
+                f"{argument('mode')} is {mode}, which is for masks: set value, or use MODEL.META_ARCHITECTURE "
+                "ProposeAndName with the namer PooledMap"
+            )
         visual, name = clip_adapter.clip_model.visual, clip_adapter.source.name
         self.tower = dense_tower(visual, name, mode, keys=key_smoothing > 0)
         if self.tower.channels_last:
             visual.to(memory_format=torch.channels_last)
         self.clip_adapter = clip_adapter
         self.key_smoothing, self.denoising = key_smoothing, denoising
+        self.scores_are_independent = key_smoothing <= 0 and denoising <= 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode, clip_adapter: ClipAdapter) -> DenseScores:

@@ -30,7 +30,8 @@ class FusedPixels(Part):
 
     Args:
         backbone, pyramid, branch: the network; the branch gives embeddings of CLIP's dimension.
-        clip_adapter: CLIP, for the text embeddings.
+        clip_adapter: CLIP, for the text embeddings; or a table of vectors of words, whose dot products are used as they
+            are without its ``cosine`` (SPNet).
         pixel_mean, pixel_std: of the backbone's input, RGB, 0 .. 255.
         tau: temperature at the start of the training.
         tau_min: lower bound of the temperature.
@@ -88,7 +89,9 @@ class FusedPixels(Part):
         return self.branch(self.pyramid(self.backbone(batch))), batch.shape[-2:]
 
     def logits(self, embeddings: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """Return cosines / tau, float32 (B, S, h, w), for the S texts of the vocabulary."""
-        text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)[:-1].detach()
+        """Return cosines / tau, or dot products, float32 (B, S, h, w), for the S texts of the vocabulary."""
+        text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)[:-1].detach().float()
+        if not self.clip_adapter.cosine:
+            return torch.einsum("bdhw,sd->bshw", embeddings.float(), text)
         scale = self.log_scale.exp().clamp(max=self.largest_scale)
-        return scale * torch.einsum("bdhw,sd->bshw", F.normalize(embeddings.float(), dim=1), text.float())
+        return scale * torch.einsum("bdhw,sd->bshw", F.normalize(embeddings.float(), dim=1), text)

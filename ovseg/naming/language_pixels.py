@@ -52,8 +52,8 @@ class LanguagePixels(Part):
 
     @property
     def scores_are_independent(self) -> bool:
-        """Whether the score of a word does not depend on the other words: without a filter of the maps of words."""
-        return not hasattr(self.scratch, "head_block")
+        """Whether the score of a word does not depend on the other words; the first spatial block compares them."""
+        return getattr(getattr(self.scratch, "head_block", None), "option", 0) != 1
 
     def train(self, mode: bool = True) -> LanguagePixels:
         """Set the mode; CLIP stays in evaluation mode."""
@@ -65,7 +65,7 @@ class LanguagePixels(Part):
         """Return the scores of each image, float32 (K, H, W)."""
         scores = []
         for image, vocabulary in zip(views.images, words, strict=True):
-            logits = best_text(self.logits(self.pad([image]), vocabulary), vocabulary)[0]
+            logits = self.logits(self.pad([image]), vocabulary)[0]
             scores.append(logits[:, : image.shape[1], : image.shape[2]].contiguous())
         return scores
 
@@ -73,8 +73,7 @@ class LanguagePixels(Part):
         """Compute the cross entropy of all pixels with a label."""
         batch = self.pad(views.images)
         labels = batch_labels(views.requests, batch.shape[-2:], self.ignore_label).to(batch.device)
-        logits = best_text(self.logits(batch, vocabulary), vocabulary)
-        return {"loss_pixel": pixel_loss(logits, labels, self.ignore_label)}
+        return {"loss_pixel": pixel_loss(self.logits(batch, vocabulary), labels, self.ignore_label)}
 
     def pad(self, images: Sequence[Tensor]) -> Tensor:
         """Return normalised images as a batch (B, 3, H, W), continued at right and bottom by their last pixels.
@@ -91,11 +90,11 @@ class LanguagePixels(Part):
         return torch.cat(padded)
 
     def logits(self, batch: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """Return the logits (B, S, H, W) of a padded batch, for the S texts of the vocabulary."""
-        return enlarge(self.half_logits(batch, vocabulary))
+        """Return the logits (B, K, H, W) of a padded batch; of a class, that of its best text."""
+        return enlarge(best_text(self.half_logits(batch, vocabulary), vocabulary))
 
     def half_logits(self, batch: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """Return the logits at half the size of a padded batch."""
+        """Return the logits (B, S, H / 2, W / 2) of a padded batch, for the S texts of the vocabulary."""
         embeddings = self.scratch(self.pretrained(batch)).float()
         unit = embeddings / embeddings.norm(dim=1, keepdim=True)
         text = self.text(vocabulary.texts, vocabulary.templates).detach()

@@ -26,7 +26,7 @@ from ovseg.proposals.views import Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
 MASKS_AT_A_TIME = 16  # bounds the memory, and reuses it
-KEYS = {**CLIP_KEYS, "mode": "MODEL.DENSE.MODE"}
+KEYS = {**CLIP_KEYS, "mode": "MODEL.DENSE.MODE", "attending": "MODEL.DENSE.BLOCKS"}
 
 
 @NAMERS.register()
@@ -41,6 +41,7 @@ class PooledMap(Part):
         mask_threshold: probability above which a pixel belongs to a mask. Masks without such a pixel get no scores.
         layers: inner layers whose maps are computed as well.
         mode: way to compute the map, see :mod:`ovseg.clip.dense_towers`.
+        attending: see :class:`ovseg.clip.dense_towers.DenseTower`.
 
     Raises:
         OvsegError: the image tower has no dense maps, or not this mode.
@@ -56,19 +57,26 @@ class PooledMap(Part):
         mask_threshold: float = 0.5,
         layers: Sequence[str] = (),
         mode: str = VALUE,
+        attending: int = 1,
     ):
         super().__init__()
-        self.tower = dense_tower(clip_adapter.clip_model.visual, clip_adapter.source.name, mode, layers)
+        visual, name = clip_adapter.clip_model.visual, clip_adapter.source.name
+        self.tower = dense_tower(visual, name, mode, layers, attending=attending)
         if self.tower.channels_last:
-            clip_adapter.clip_model.visual.to(memory_format=torch.channels_last)
+            visual.to(memory_format=torch.channels_last)
         self.clip_adapter = clip_adapter
         self.size, self.mask_threshold, self.layers = size, mask_threshold, tuple(layers)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, clip_adapter: ClipAdapter) -> PooledMap:
         with argument_names(KEYS):
-            threshold = cfg.MODEL.CLIP_ADAPTER.MASK_THR
-            return cls(clip_adapter, size=cfg.MODEL.NAMER.MAP_SIZE, mask_threshold=threshold, mode=cfg.MODEL.DENSE.MODE)
+            return cls(
+                clip_adapter,
+                size=cfg.MODEL.NAMER.MAP_SIZE,
+                mask_threshold=cfg.MODEL.CLIP_ADAPTER.MASK_THR,
+                mode=cfg.MODEL.DENSE.MODE,
+                attending=cfg.MODEL.DENSE.BLOCKS,
+            )
 
     @torch.no_grad()
     def forward(self, views: Views, masks: Sequence[Masks], words: Sequence[Vocabulary | None]) -> list[Scores | None]:
@@ -92,7 +100,7 @@ class PooledMap(Part):
     def maps(self, views: Views, index: int) -> dict[str, Tensor]:
         """Return the maps (C, h, w), float32, of an image by layer; computed once for all namers of equal settings."""
         clip = self.clip_adapter
-        key = ("dense maps", id(clip), index, self.size, self.layers, self.tower.mode)
+        key = ("dense maps", id(clip), index, self.size, self.layers, self.tower.mode, self.tower.attending)
 
         def compute() -> dict[str, Tensor]:
             stride = self.tower.stride
@@ -114,7 +122,7 @@ class PooledMap(Part):
         Returns:
             float32 (V, S + 1); the last column is of no use.
         """
-        features = self.tower.regions(maps[LAST], covered(masks, maps[LAST].shape[1:])).float()
+        features = self.tower.regions(maps, covered(masks, maps[LAST].shape[1:])).float()
         return self.clip_adapter.similarity(features, text)
 
     def without_words(self, logits: Tensor, texts: Sequence[str]) -> Tensor:

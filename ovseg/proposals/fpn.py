@@ -98,8 +98,9 @@ def convolution(in_channels: int, out_channels: int, size: int, norm: str, activ
 
 
 def check_norm(norm: str, channels: int) -> None:
-    """Raise OvsegError if the normalisation cannot divide the channels."""
-    if norm == "GN" and channels % GROUPS:
+    """Raise OvsegError if the normalisation cannot divide the channels into groups of several."""
+    if norm == "GN" and (channels % GROUPS or channels == GROUPS):
         raise OvsegError(
-            f"{channels} channels cannot be normalised by GN: give a multiple of {GROUPS}, or another norm"
+            f"{channels} channels cannot be normalised by GN: give {2 * GROUPS}, {3 * GROUPS} or another multiple of "
+            f"{GROUPS}, or another norm"
         )

@@ -73,5 +73,5 @@ class TimmBackbone(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """Return the backbone ``MODEL.TIMM.NAME`` with the weights ``MODEL.TIMM.WEIGHTS``."""
-    return TimmBackbone(cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.WEIGHTS)
+    """Return the backbone ``MODEL.TIMM.NAME`` with the weights ``MODEL.TIMM.WEIGHTS``, unless a checkpoint has some."""
+    return TimmBackbone(cfg.MODEL.TIMM.NAME, "" if cfg.MODEL.WEIGHTS else cfg.MODEL.TIMM.WEIGHTS)

@@ -6,6 +6,8 @@ import open_clip
 import pytest
 import torch
 from open_clip.model import CLIP
+from open_clip.transformer import VisionTransformer
+from torch import Tensor
 from torch.nn import functional as F
 
 from ovseg.clip.dense import KEYS, LAST
@@ -43,6 +45,14 @@ def clip_of(vision: dict) -> CLIP:
     return model
 
 
+def embed(visual: VisionTransformer, pixels: Tensor) -> Tensor:
+    """Return the input of the first block."""
+    x = visual.conv1(pixels)
+    positions = resize_positions(visual.positional_embedding, (4, 4), tuple(x.shape[2:]))
+    x = torch.cat((visual.class_embedding.expand(len(x), 1, -1), x.flatten(2).transpose(1, 2)), 1)
+    return visual.ln_pre(x + positions)
+
+
 @pytest.fixture(scope="module", params=TOWERS)
 def kind(request):
     return request.param
@@ -66,7 +76,7 @@ def test_shapes(kind, clip):
     torch.testing.assert_close(places[:, 1, 2], tower.project(maps[LAST][:1, :, 1, 2])[0], rtol=1e-4, atol=1e-5)
     one = torch.zeros(1, h, w)
     one[0, 1, 2] = 0.1
-    torch.testing.assert_close(tower.regions(maps[LAST][0], one)[0], places[:, 1, 2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tower.regions({LAST: maps[LAST][0]}, one)[0], places[:, 1, 2], rtol=1e-4, atol=1e-5)
 
 
 @torch.inference_mode()
@@ -81,7 +91,7 @@ def test_images_that_are_no_whole_places_are_padded(clip):
 def test_the_average_over_all_places_is_the_feature_of_the_image(kind, clip):
     tower, pixels = dense_tower(clip.visual), torch.rand(1, 3, 64, 96)
     features = tower.maps(pixels)[LAST][0]
-    regions = tower.regions(features, torch.ones(1, 2, 3))
+    regions = tower.regions({LAST: features}, torch.ones(1, 2, 3))
     torch.testing.assert_close(regions, clip.encode_image(pixels), rtol=1e-4, atol=1e-5)
     after = tower.places(features).mean((1, 2))  # the head is not linear: the order matters
     assert kind != "convnext" or (after - regions[0]).abs().max() > 1e-2 * regions.abs().max()
@@ -105,24 +115,25 @@ def test_inner_layers(kind, clip):
 class TestResNet:
     @torch.inference_mode()
     def test_attention_over_the_whole_image_is_its_feature(self, kind, clip):
-        tower, pixels = dense_tower(clip.visual, mode="last_tokens"), torch.rand(1, 3, 64, 64)
-        features = tower.maps(pixels)[LAST][0]
-        regions = tower.regions(features, torch.stack((torch.ones(2, 2), torch.tensor([[0.0, 1], [0, 0.3]]))))
+        tower, pixels = dense_tower(clip.visual, mode="mask_attention"), torch.rand(1, 3, 64, 64)
+        maps = {LAST: tower.maps(pixels)[LAST][0]}
+        regions = tower.regions(maps, torch.stack((torch.ones(2, 2), torch.tensor([[0.0, 1], [0, 0.3]]))))
         torch.testing.assert_close(regions[:1], clip.encode_image(pixels), rtol=1e-4, atol=1e-5)
         assert (regions[0] - regions[1]).abs().max() > 1e-3
 
     @torch.inference_mode()
     def test_places_outside_a_region_do_not_count(self, kind, clip):
-        tower = dense_tower(clip.visual, mode="last_tokens")
+        tower = dense_tower(clip.visual, mode="mask_attention")
         features, share = torch.rand(tower.width, 2, 2), torch.tensor([[[0.0, 1], [0, 0.3]]])
         other = features.clone()
         other[:, :, 0] = 9
-        torch.testing.assert_close(tower.regions(features, share), tower.regions(other, share))
+        torch.testing.assert_close(tower.regions({LAST: features}, share), tower.regions({LAST: other}, share))
 
     @torch.inference_mode()
     def test_attention_of_all_places(self, kind, clip):
         tower, attention = dense_tower(clip.visual, mode="last_tokens"), clip.visual.attnpool
-        features = torch.rand(tower.width, 2, 2)
+        pixels = torch.rand(1, 3, 64, 64)
+        features, attended = (dense_tower(clip.visual, mode=mode).maps(pixels)[LAST][0] for mode in MODES[::2])
         x = features.flatten(1).T
         x = torch.cat((x.mean(0, keepdim=True), x))[:, None]
         bias = torch.cat([attention.q_proj.bias, attention.k_proj.bias, attention.v_proj.bias])
@@ -131,7 +142,7 @@ class TestResNet:
             x, x, x, tower.width, attention.num_heads, None, bias, None, None, False, 0,
             attention.c_proj.weight, attention.c_proj.bias, use_separate_proj_weight=True, **weights,
         )  # fmt: skip
-        torch.testing.assert_close(tower.places(features).flatten(1).T, expected[1:, 0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tower.places(attended).flatten(1).T, expected[1:, 0], rtol=1e-4, atol=1e-5)
         convolutions = []
         for name in "qkv":
             layer = getattr(attention, f"{name}_proj")
@@ -160,10 +171,7 @@ class TestVisionTransformer:
     def test_the_value_path_is_attention_to_oneself(self, kind, clip, size):
         """Compare with the last block under a mask that is -inf off the diagonal."""
         visual, pixels = clip.visual, torch.rand(1, 3, *size)
-        grid = (size[0] // 8, size[1] // 8)
-        x = visual.conv1(pixels).flatten(2).transpose(1, 2)
-        x = torch.cat((visual.class_embedding.expand(1, 1, -1), x), 1)
-        x = visual.ln_pre(x + resize_positions(visual.positional_embedding, (4, 4), grid))
+        x = embed(visual, pixels)
         *blocks, last = visual.transformer.resblocks
         for block in blocks:
             x = block(x)
@@ -175,6 +183,32 @@ class TestVisionTransformer:
         y = visual.ln_post(y + last.mlp(last.ln_2(y)))[:, 1:]
         features = dense_tower(visual, mode="value_no_residual").maps(pixels)[LAST].flatten(2).transpose(1, 2)
         torch.testing.assert_close(features, y, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("attending", [1, 3, 4])
+    @torch.inference_mode()
+    def test_attention_to_a_region(self, kind, clip, attending):
+        """Of a whole image it gives its feature; of a region it is that of the blocks under a mask."""
+        visual, pixels = clip.visual, torch.rand(1, 3, 32, 32)
+        tower = dense_tower(visual, mode="mask_attention", attending=attending)
+        maps = {name: found[0] for name, found in tower.maps(pixels).items()}
+        shares = torch.ones(2, 4, 4)
+        shares[1, :, :2] = 0
+        regions = tower.regions(maps, shares)
+        torch.testing.assert_close(regions[:1], clip.encode_image(pixels), rtol=1e-4, atol=1e-5)
+        plain, blocks = embed(visual, pixels), visual.transformer.resblocks
+        for block in blocks[: 4 - attending]:
+            plain = block(plain)
+        mask = torch.zeros(17, 17)
+        mask[0, 1:].masked_fill_(shares[1].flatten() == 0, -torch.inf)
+        token = plain[:, :1]
+        for block in blocks[4 - attending :]:
+            token = block(torch.cat((token, plain[:, 1:]), 1), attn_mask=mask)[:, :1]
+            plain = block(plain)
+        torch.testing.assert_close(regions[1:], visual.ln_post(token[:, 0]) @ visual.proj, rtol=1e-4, atol=1e-5)
+
+    def test_more_blocks_than_there_are(self, kind, clip):
+        with pytest.raises(OvsegError, match="attending is 5, but the image tower of this CLIP has 4 blocks: give a"):
+            dense_tower(clip.visual, mode="mask_attention", attending=5)
 
     @torch.inference_mode()
     def test_the_value_path_is_of_its_own_place(self, kind, clip):

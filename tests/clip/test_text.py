@@ -56,6 +56,20 @@ def test_average_of_unit_prompt_embeddings(clip_model):
 
 
 @torch.no_grad()
+def test_parts_of_a_word_are_averaged(clip_model, tmp_path):
+    """All prompts of all parts count the same, each as a unit vector (specification of ZegFormer, section 1)."""
+    split = embedder(clip_model, tmp_path, separator=", ")
+    features = split(["cat", "bus, coach"])
+    prompts = [template.format(part) for part in ("bus", "coach") for template in TEMPLATES]
+    encoded = clip_model.encode_text(SimpleTokenizer()(prompts))
+    mean = (encoded / encoded.norm(dim=1, keepdim=True)).mean(0)
+    torch.testing.assert_close(features[1], mean / mean.norm())
+    whole = embedder(clip_model, tmp_path)(["cat", "bus, coach"])  # of another key in the cache on disk
+    assert torch.equal(whole[0], features[0]) and not torch.allclose(whole[1], features[1])
+    assert torch.equal(embedder(clip_model, tmp_path, separator=", ")(["bus, coach"])[0], features[1])
+
+
+@torch.no_grad()
 def test_padding_behind_prompts_is_left_out():
     torch.manual_seed(0)
     vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 16, "patch_size": 16}

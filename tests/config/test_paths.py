@@ -78,7 +78,7 @@ def values(file: str | Path) -> dict:
     return yaml.safe_load(load_cfg(file).dump())
 
 
-@pytest.mark.parametrize("name", ["ovseg_toy", "scan_toy"])
+@pytest.mark.parametrize("name", ["ovseg_toy", "scan_toy", "lseg_plus_toy"])
 def test_what_is_written_down_is_read_anywhere(here, name, monkeypatch):
     cfg = load_cfg(CONFIGS / "toy" / f"{name}.yaml")
     files = [cfg.MODEL.WEIGHTS, cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS, cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME]

@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.config import load_cfg
 from ovseg.engine.solver import build_optimizer
+from ovseg.meta_arch.maskclip import build_maskclip
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,3 +89,69 @@ def test_scan(config, manifest, trained):
     assert {"fusion_decoder.ln.0.bias", "lightweight_transformer.layers.4.norm2.weight"} <= undecayed
     assert "sem_seg_head.pixel_decoder.transformer.level_embed" not in undecayed
     assert {group["weight_decay"] for group in groups} == {0, 0.01}
+
+
+@pytest.mark.parametrize(
+    ("config", "manifest"),
+    [("zegformer_R101_coco156", "zegformer_R101_train"), ("zegformer_R101_coco171_eval", "zegformer_R101_eval")],
+)
+def test_zegformer(config, manifest):
+    cfg, model = build(config)
+    assert shapes(model) == read(manifest)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not any("clip" in name for name in trained) and "sem_seg_head.predictor.logit_scale" not in trained
+    assert "sem_seg_head.predictor.bg_feature" in trained
+    rates = {group["name"].partition(".")[0]: group["lr"] for group in build_optimizer(cfg, model).param_groups}
+    assert rates == pytest.approx({"backbone": 1e-5, "sem_seg_head": 1e-4})
+
+
+def test_lseg():
+    """Compare with the published demo; what trains: ViT and decoder, without the parts that have no use."""
+    cfg, model = build("lseg_vitL16_384")
+    assert shapes(model) == read("lseg_vitL16_384")["state_dict"]
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    unused = (
+        "clip_pretrained.",
+        "pretrained.model.norm.",
+        "pretrained.model.head.",
+        "scratch.refinenet4.resConfUnit1.",
+    )
+    assert trained == {name for name, _ in model.named_parameters() if not name.startswith(unused)}
+    groups = build_optimizer(cfg, model).param_groups
+    rates = {(group["name"].partition(".")[0], round(group["lr"], 9)) for group in groups}
+    assert rates == {("pretrained", 0.004), ("scratch", 0.04)}
+    assert {group["weight_decay"] for group in groups} == {1e-4}
+
+
+@pytest.mark.parametrize("config", [path.stem for path in sorted((ROOT / "configs").glob("lseg*.yaml"))])
+def test_lseg_configurations(config):
+    cfg, model = build(config)
+    build_optimizer(cfg, model)
+    assert type(model).__name__ == "PerPixel"
+
+
+def test_maskclip():
+    sizes = {"image_size": 224, "patch": 16, "width": 768, "layers": 12, "heads": 12}
+    with torch.device("meta"):
+        model = build_maskclip({"vit": sizes, "text_channels": 512, "text_categories": 20})
+    assert shapes(model) == read("maskclip_vitB16_voc20")
+
+
+@pytest.mark.parametrize(
+    ("config", "manifest"),
+    [
+        ("simbaseline_R101c_vitB_cross_dataset", "simbaseline_R101c_vitB16_vild"),
+        ("simbaseline_R101c_vitB_coco156_fixed", "simbaseline_R101c_vitB16_vild"),
+        ("simbaseline_R101c_vitB_coco156", "simbaseline_R101c_vitB16_learnable"),
+        ("simbaseline_R101c_vitB_voc15", "simbaseline_voc15_R101c_vitB16_separate"),
+    ],
+)
+def test_simbaseline(config, manifest):
+    """What trains: all but the CLIPs; prompts, too, unless they are given or those of the crops."""
+    _, model = build(config)
+    assert shapes(model) == read(manifest)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    clips = ("clip_adapter.clip_model.", "_region_clip_adapter.")
+    assert frozen | {n for n, _ in model.named_parameters() if "prompt_learner" in n} == {
+        name for name, _ in model.named_parameters() if name.startswith(clips) or "prompt_learner" in name
+    }

@@ -14,6 +14,15 @@ def test_published_sets_have_their_sizes_and_order():
     assert all(template.count("{}") == 1 for template in vild + imagenet)
 
 
+def test_sets_of_zegformer():
+    crops = get_templates("zegformer_crops")
+    assert len(crops) == len(set(crops)) == 32
+    assert {"a cropped photo of a {}.", "This is one masked {} in the scene", "This is a photo of a {}"} <= set(crops)
+    assert get_templates("single") == ("A photo of a {} in the scene",)
+    assert get_templates("imagenet_select")[7] == "A photo of a {} in the scene"
+    assert set(get_templates("imagenet_select")[:7]) <= set(get_templates("imagenet"))
+
+
 def test_predefined_is_what_the_configuration_says():
     assert get_templates("predefined") == ("a photo of a {}.",)
     assert get_templates("predefined", ["the {}", "{}"]) == ("the {}", "{}")
