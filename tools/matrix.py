@@ -92,7 +92,6 @@ GRADIENT = {
     **{"PROPOSER.BOUNDARY_TREE.BOUNDARY": "gradient", "PROPOSER.BOUNDARY_TREE.RANKING": "tree"},
     "RENDERING": "area_weighted_sum",  # for nested regions
 }
-POOLED = {"DENSE.MODE": "mask_attention", "NAMER.MAP_SIZE": 480}  # chosen on 12 images of toy_sem_seg_tune
 PARTS = {
     "MaskFormer": MatrixPart(OVSEG),
     "Mask2Former": MatrixPart(SCAN),
@@ -106,7 +105,7 @@ PARTS = {
     ),
     "crops+prompts": MatrixPart(OVSEG, {"NAMER.NAME": ["MaskedCrops"]}, "adapted"),
     "context": MatrixPart(SCAN, {"NAMER.NAME": ["ContextCrops"]}, "adapted"),
-    "pooled": MatrixPart(OVSEG, {"NAMER.NAME": ["PooledMap"], **POOLED, **NO_PROMPTS}),
+    "pooled": MatrixPart(OVSEG, {"NAMER.NAME": ["PooledMap"], **NO_PROMPTS}),
 }
 
 
