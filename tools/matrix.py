@@ -9,10 +9,12 @@ Writes matrix.md, matrix.json and matrix.png into --output. Finished pairs are n
 continues, while configurations, weights, images and code are the same. By default, parts have the weights of the toy
 world; --parts names the configuration files of others.
 
-proposers: MaskFormer, Mask2Former; GroundTruth; BoundaryTree (colour gradients, without weights)
+proposers: MaskFormer, Mask2Former; GroundTruth; BoundaryTree (colour gradients, without weights); SAM (not by
+           default, as the toy world has no weights of it)
 namers:    own (the proposer's class embeddings); crops (masked crops, by CLIP as trained on whole images);
            crops+adapted (by CLIP adapted to masked crops); crops+prompts (the same with mask prompts); context (crops
-           in the context of the whole image); pooled (one dense map of CLIP as trained, averaged in each mask)
+           in the context of the whole image); pooled (CLIP as trained on the whole image once, its last attention
+           restricted to each mask)
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ import ovseg
 from ovseg.cli.options import parse_with_options
 from ovseg.errors import OvsegError, user_errors
 
-PROPOSERS = ("MaskFormer", "Mask2Former", "GroundTruth", "BoundaryTree")
+PROPOSERS = ("MaskFormer", "Mask2Former", "GroundTruth", "BoundaryTree", "SAM")
 NAMERS = ("own", "crops", "crops+adapted", "crops+prompts", "context", "pooled")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--proposers", nargs="*", default=PROPOSERS, metavar="NAME", help=", ".join(PROPOSERS))
+    parser.add_argument("--proposers", nargs="*", default=PROPOSERS[:-1], metavar="NAME", help=", ".join(PROPOSERS))
     parser.add_argument("--namers", nargs="*", default=NAMERS, metavar="NAME", help=", ".join(NAMERS))
     parser.add_argument("--systems", nargs="*", default=[], metavar="FILE", help="configuration files: a row each")
     parser.add_argument("--data", nargs="+", default=["toy_sem_seg_val"], metavar="NAME", help="data sets")
@@ -95,6 +97,7 @@ PARTS = {
     "Mask2Former": MatrixPart(SCAN),
     "GroundTruth": MatrixPart(OVSEG),
     "BoundaryTree": MatrixPart(OVSEG, GRADIENT),
+    "SAM": MatrixPart(str(CONFIGS / "sam_vitB_clip_vitB16.yaml")),
     "own": MatrixPart(OVSEG, {"NAMER.NAME": ["QueryEmbedding"], "CLIP_ADAPTER.MASK_PROMPT_FWD": False}, "proposer"),
     "crops": MatrixPart(OVSEG, {"NAMER.NAME": ["MaskedCrops"], **NO_PROMPTS}),
     "crops+adapted": MatrixPart(

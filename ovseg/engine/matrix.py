@@ -124,6 +124,7 @@ def _pair(proposer: str, first: MatrixPart, namer: str, second: MatrixPart, sett
     if second.clip != "proposer":
         cfg.MODEL.CLIP_ADAPTER = of_namer.MODEL.CLIP_ADAPTER.clone()
         cfg.MODEL.NAMER = of_namer.MODEL.NAMER.clone()
+        cfg.MODEL.DENSE = of_namer.MODEL.DENSE.clone()
         clip_weights = of_namer.MODEL.WEIGHTS if second.clip == "adapted" else ""
     keys = {"META_ARCHITECTURE": "ProposeAndName", "PROPOSER.NAME": proposer, **first.keys, **second.keys}
     cfg.merge_from_list([item for key, value in keys.items() for item in (f"MODEL.{key}", value)])

@@ -1,4 +1,4 @@
-"""Grounding mIoU beside mIoU: words of each image, second pass and exact restriction, resume, thresholds, records."""
+"""Grounding mIoU and mIoU: words of each image, second pass and exact restriction, resume, thresholds, records."""
 
 from __future__ import annotations
 
@@ -239,7 +239,8 @@ def test_dense_clip_needs_no_second_pass(keys):
     """The cosines of pixels are those of a second pass; refined scores are not, and say so."""
     scene, name = make_scene(8), "toy_sem_seg_val"
     cfg = load_cfg(ROOT / "configs" / "toy" / "ovseg_toy.yaml", ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", *keys])
-    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "DenseCLIP", "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD", False])
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "DenseCLIP", "MODEL.DENSE.MODE", "value"])
+    cfg.merge_from_list(["MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD", False])
     cfg.MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR = "none"
     model, protocol = load_model(cfg, complete=True).eval(), protocol_of(name)
     assert model.scores_are_independent == (not keys)

@@ -17,6 +17,7 @@ from ovseg.engine import matrix
 from ovseg.errors import OvsegError
 from ovseg.evaluation.cells import Cell, as_markdown, draw_heat_map
 from ovseg.evaluation.runner import evaluate_all
+from ovseg.toy.classes import SPLITS
 from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
@@ -27,10 +28,12 @@ COMMON = ("--images", "2", "--num-gpus", "0")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def text_cache(tmp_path_factory):
-    """Keep text embeddings from one test to the next."""
+def quick(tmp_path_factory):
+    """Keep text embeddings from one test to the next; a validation set of four scenes."""
     KEYS.append(str(tmp_path_factory.mktemp("texts")))
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SPLITS, "val", (SPLITS["val"][0], 4))
+        yield
     KEYS.pop()
 
 
