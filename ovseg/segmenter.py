@@ -223,7 +223,11 @@ class Segmenter:
         Raises:
             OvsegError: as a call; or the results are averages over several views.
         """
-        self.refuse_to_explain_views()
+        if self.many_views is not None:
+            raise OvsegError(
+                "with TEST.SLIDING_WINDOW or TEST.AUG.ENABLED scores are averages over views with different masks, "
+                "which cannot be kept: set both to False, or give granularity to each call"
+            )
         if not hasattr(self.model, "render_scored"):
             raise OvsegError("granularity selects masks, and this model has none: use a system with a proposer")
         vocabulary = self._vocabulary(words)

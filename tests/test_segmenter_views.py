@@ -75,6 +75,10 @@ def test_proposals_are_those_of_the_whole_image_and_views_are_not_explained(tiny
         OvsegError, match=r"TEST\.SLIDING_WINDOW, TEST\.AUG\.ENABLED or .* no masks to explain: set them to"
     ):
         segment(image_file, WORDS, explain=True)
+    with pytest.raises(OvsegError, match=r"TEST\.SLIDING_WINDOW .* give granularity to each call"):
+        segment.adjustable(image_file, WORDS)
+    coarse, precise = (segment(image_file, WORDS, granularity=value) for value in (0, 1))
+    assert not np.array_equal(coarse.scores, precise.scores)
 
 
 def test_many_words_on_a_large_image_need_bounded_memory(tiny, image_file, monkeypatch):
