@@ -3,14 +3,12 @@
 
 python datasets/prepare_voc.py [--archives VOCtrainval_11-May-2012.tar SegmentationClassAug.zip]
 python datasets/prepare_voc.py --classes 20 --splits val         all that OVSeg and SCAN need
-python datasets/prepare_voc.py --classes 15                      the seen classes, to train zero-shot models
 python datasets/prepare_voc.py --verify
 
 Reads the names in ImageSets/Segmentation/{train,val}.txt and the labels in SegmentationClassAug, else SegmentationClass
 (with equal labels); with SegmentationClassAug also train_aug, the training set with SBD's masks. Writes
 annotations_detectron2 (20), annotations_detectron2_bg (20b) and annotations_detectron2_21, each with {train,val} and
-train_aug; annotations_detectron2_15 with --classes 15. The border (255) is always ignored. In the labels of 20 and 15
-classes, images without any object of them get no file.
+train_aug. The border (255) is always ignored. In the labels of 20 classes, images without any object get no file.
 """
 
 from __future__ import annotations
@@ -26,8 +24,6 @@ from ovseg.errors import OvsegError, user_errors
 
 SPLITS = ("val", "train", "train_aug")
 VARIANTS = {"20": "annotations_detectron2", "20b": "annotations_detectron2_bg", "21": "annotations_detectron2_21"}
-ZERO_SHOT = {"15": "annotations_detectron2_15"}
-FOLDERS = VARIANTS | ZERO_SHOT
 TREE = """
 VOCdevkit/VOC2012/
   JPEGImages/*.jpg
@@ -75,9 +71,9 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
     for split in prepare.find_splits(sources, args.splits):
         outputs = [
             prepare.label_output(
-                base / FOLDERS[variant] / split,
+                base / VARIANTS[variant] / split,
                 prepare.class_table(f"pascal_voc_{variant}", 21, void=255),
-                keep_empty=variant not in ("15", "20"),
+                keep_empty=variant != "20",
             )
             for variant in args.classes
         ]
@@ -89,7 +85,7 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status."""
     parser = prepare.parser(__doc__, TREE, SPLITS)
-    parser.add_argument("--classes", nargs="+", choices=FOLDERS, default=list(VARIANTS), help="default: 20 20b 21")
+    parser.add_argument("--classes", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
     return prepare.run(parser.parse_args(argv), "voc", TREE, conversions)
 
 

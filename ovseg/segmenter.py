@@ -174,9 +174,9 @@ class Segmenter:
         Pixels without a score and pixels of background words are unlabelled. If the model adds "others" to a single
         word, pixels of "others" are unlabelled; give ``[word, "others"]`` to label them.
 
-        With ``TEST.SLIDING_WINDOW`` and ``TEST.AUG`` of the configuration, label and score map are those of an
-        evaluation with the same keys. The scores of all words are then in memory; for images for which they would need
-        more than 3 GiB, the maps are computed at a smaller size and enlarged.
+        With ``TEST.SLIDING_WINDOW``, ``TEST.AUG`` or ``TEST.MULTI_SCALE`` of the configuration, label and score map are
+        those of an evaluation with the same keys. The scores of all words are then in memory; for images for which they
+        would need more than 3 GiB, the maps are computed at a smaller size and enlarged.
 
         Args:
             image: see :func:`ovseg.io.images.as_rgb`: file name, Pillow image, uint8 array (H, W, 3) RGB or
@@ -260,8 +260,8 @@ class Segmenter:
         """Raise OvsegError if results are averages over views, which have different masks."""
         if self.many_views is not None:
             raise OvsegError(
-                "with TEST.SLIDING_WINDOW or TEST.AUG.ENABLED scores are averages over views with different "
-                "masks, and there are no masks to explain: set both to False, or do not explain"
+                "with TEST.SLIDING_WINDOW, TEST.AUG.ENABLED or TEST.MULTI_SCALE.ENABLED scores are averages over views "
+                "with different masks, and there are no masks to explain: set them to False, or do not explain"
             )
 
     @torch.inference_mode()

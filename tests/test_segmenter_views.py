@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode
 from PIL import Image
 
 import demo
 from ovseg import Segmentation, Segmenter, segmenter
-from ovseg.config import load_cfg
+from ovseg.config import get_cfg, load_cfg
 from ovseg.data.mapper import ResizeShortestEdge, SemSegTestMapper
 from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import SlidingWindow, augmented_model
@@ -73,7 +72,7 @@ def test_proposals_are_those_of_the_whole_image_and_views_are_not_explained(tiny
     segment = Segmenter.from_config(*tiny, SLIDING)
     assert torch.equal(segment.propose(image_file), plain.propose(image_file))
     with pytest.raises(
-        OvsegError, match=r"TEST\.SLIDING_WINDOW or TEST\.AUG\.ENABLED .* no masks to explain: set both to"
+        OvsegError, match=r"TEST\.SLIDING_WINDOW, TEST\.AUG\.ENABLED or .* no masks to explain: set them to"
     ):
         segment(image_file, WORDS, explain=True)
 
@@ -97,8 +96,9 @@ def test_many_words_on_a_large_image_need_bounded_memory(tiny, image_file, monke
 
 
 def test_very_long_images_in_many_views(plain):
-    cfg = CfgNode({"TEST": {"SLIDING_WINDOW": True, "SLIDING_TILE_SIZE": 240, "SLIDING_OVERLAP": 0.0}})
-    cfg.TEST.AUG = CfgNode({"ENABLED": True, "MIN_SIZES": (40,), "MAX_SIZE": 250, "FLIP": False})
+    cfg = get_cfg()
+    cfg.TEST.SLIDING_WINDOW, cfg.TEST.SLIDING_TILE_SIZE, cfg.TEST.SLIDING_OVERLAP = True, 240, 0.0
+    cfg.TEST.AUG.ENABLED, cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE, cfg.TEST.AUG.FLIP = True, (40,), 250, False
     segment = Segmenter(plain.model, min_size=40, max_size=250, many_views=augmented_model(cfg, plain.model))
     for size in ((1, 1), (3, 2000), (2000, 3), (1, 5000)):
         assert segment(np.zeros((*size, 3), np.uint8), WORDS).label_map.shape == size

@@ -36,12 +36,8 @@ CLIP_PREFIX = f"{CLIP_ADAPTER}clip_model."
 REGION_CLIP_ADAPTER = "_region_clip_adapter."  # SimBaseline's second CLIP
 PREDICTOR = "sem_seg_head.predictor."  # which holds CLIP in ZegFormer
 # Tensors that MODEL.CLIP_ADAPTER.CLIP_WEIGHTS provides if a checkpoint lacks them.
-CLIP_PREFIXES = (
-    CLIP_PREFIX,
-    "clip_adapter.original_clip.",
-    f"{REGION_CLIP_ADAPTER}clip_model.",
-    f"{PREDICTOR}clip_model.",
-)
+_MODELS = (CLIP_ADAPTER, REGION_CLIP_ADAPTER, PREDICTOR)
+CLIP_PREFIXES = ("clip_adapter.original_clip.", *(f"{part}clip_model." for part in _MODELS))
 # Prefixes of a backbone's names in the model, which files of a backbone alone lack; the second is LSeg's ViT.
 BACKBONES = ("backbone.", "pretrained.model.")
 # Unused tensors of the official SCAN.pth (specification of SCAN, section 13).

@@ -101,7 +101,7 @@ class TextEmbedder:
             OvsegError: a prompt is longer than the text tower's context and ``truncate`` is off.
         """
         templates = self._own_templates if templates is None else tuple(templates)
-        if not templates and torch.is_grad_enabled() and self.learner.trains:
+        if self.learner is not None and not templates and torch.is_grad_enabled() and self.learner.trains:
             return self._encode_learned(words)
         with self._lock:
             key = self._key(templates)

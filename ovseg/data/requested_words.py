@@ -68,7 +68,7 @@ def seen_classes(request: Mapping[str, Any], words: Vocabulary, default: bool = 
         flags, source = seen_flags(dataset, words.names), f"trainable_flag of {dataset}"
     if flags is None:
         return torch.full((len(words),), default)
-    values = list(flags)
+    values = flags.tolist() if isinstance(flags, (np.ndarray, Tensor)) else list(flags)
     added = len(words) - len(values)
     if not all(isinstance(value, (bool, int, np.bool_, np.integer)) and value in (0, 1) for value in values):
         raise OvsegError(f"{source} is {shown(values)}: give True or False for each word")

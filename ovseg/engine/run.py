@@ -192,7 +192,8 @@ def _single_view(cfg: CfgNode) -> CfgNode:
     single_view = cfg.clone()
     single_view.defrost()
     single_view.TEST.ORACLE = "none"  # an analysis, for --eval-only
-    single_view.TEST.AUG.ENABLED = False  # many times the cost: for --eval-only (specification 10.2)
+    # many times the cost: for --eval-only (specification 10.2)
+    single_view.TEST.AUG.ENABLED = single_view.TEST.MULTI_SCALE.ENABLED = False
     return single_view
 
 

@@ -14,6 +14,7 @@ from ovseg.evaluation.confusion import checked_labels
 from ovseg.evaluation.ground_truth import GroundTruth
 from ovseg.evaluation.grounding import PresentWords
 from ovseg.evaluation.oracle import name_by_overlap, paint_segments, present_segments, resize_soft
+from ovseg.evaluation.tta import has_many_views
 from ovseg.proposals.given_masks import resize_masks
 
 
@@ -48,10 +49,10 @@ def oracle_model(cfg: CfgNode, model: nn.Module, dataset_name: str) -> nn.Module
 def check_oracle(cfg: CfgNode) -> None:
     """Raise OvsegError unless the keys of the oracle agree; :func:`check_config` has checked their values."""
     oracle, test = cfg.TEST.ORACLE, cfg.TEST
-    if oracle != "none" and (test.AUG.ENABLED or test.SLIDING_WINDOW or test.DENSE_CRF):
+    if oracle != "none" and (has_many_views(cfg) or test.DENSE_CRF):
         raise OvsegError(
-            f"TEST.ORACLE {oracle} is defined for one plain view: set TEST.AUG.ENABLED, TEST.SLIDING_WINDOW and "
-            "TEST.DENSE_CRF to False"
+            f"TEST.ORACLE {oracle} is defined for one plain view: set TEST.AUG.ENABLED, TEST.SLIDING_WINDOW, "
+            "TEST.MULTI_SCALE.ENABLED and TEST.DENSE_CRF to False"
         )
     if oracle in ("masks", "labels") and test.BACKGROUND_THRESHOLD is not None:
         raise OvsegError(f"TEST.ORACLE {oracle} gives masks of background, too: set TEST.BACKGROUND_THRESHOLD to None")

@@ -76,6 +76,7 @@ def results_record(
             "augmentation": sorted(test.AUG.MIN_SIZES) if test.AUG.ENABLED else None,
             "sliding_window": [test.SLIDING_TILE_SIZE, test.SLIDING_OVERLAP] if test.SLIDING_WINDOW else None,
             "dense_crf": test.DENSE_CRF,
+            **({"multi_scale": _multi_scale(test.MULTI_SCALE)} if test.MULTI_SCALE.ENABLED else {}),
         },
         "dataset_settings": dict(dataset_settings or {}),
         "sg_iou": None if sg_table is None else sg_table.describe(),
@@ -177,6 +178,10 @@ def _complete_earlier(content: dict[str, Any]) -> None:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _multi_scale(settings: CfgNode) -> dict[str, Any]:
+    return {name.lower(): value for name, value in settings.items() if name != "ENABLED"}
 
 
 def _weights(cfg: CfgNode, iteration: int | None) -> dict[str, Any]:

@@ -115,8 +115,8 @@ def evaluate_dataset(
     ``results.json`` (:mod:`ovseg.evaluation.record`). Partial counts are kept in ``.partial`` in that folder until the
     evaluation is complete. Keys that matter: TEST.VOCABULARY, TEST.SYNONYMS, TEST.BACKGROUND_THRESHOLD,
     TEST.MIOU_CONVENTION, TEST.GROUNDING_MIOU, TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.REPORT, TEST.AUG,
-    TEST.SLIDING_*, TEST.DENSE_CRF, TEST.ORACLE*, METRIC and TEST.SG_IOU_*. During the evaluation the model has the data
-    set's own settings (TEST.PER_DATASET).
+    TEST.SLIDING_*, TEST.MULTI_SCALE.*, TEST.DENSE_CRF, TEST.ORACLE*, METRIC and TEST.SG_IOU_*. During the evaluation
+    the model has the data set's own settings (TEST.PER_DATASET).
 
     Args:
         resume: skip the images that an earlier run has counted, or all of them if there is a result. Only counts with

@@ -22,6 +22,7 @@ from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import confusion_matrix, scores_from_confusion
 from ovseg.evaluation.dataset_settings import dataset_settings
 from ovseg.evaluation.ground_truth import GroundTruth
+from ovseg.evaluation.tta import has_many_views
 
 THRESHOLD, WEIGHT = "MODEL.CLIP_ADAPTER.MASK_THR", "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
 _REPORTED = ("val", "validation", "test", "minival")  # parts of names of splits whose results are published
@@ -197,10 +198,10 @@ def _check(cfg: CfgNode, model: nn.Module, thresholds, weights, limit: int | Non
             "configuration of OVSeg or SCAN, or set MODEL.NAMER.NAME to ['QueryEmbedding', 'MaskedCrops']"
         )
     test = cfg.TEST
-    if test.AUG.ENABLED or test.SLIDING_WINDOW or test.DENSE_CRF or test.ORACLE != "none":
+    if has_many_views(cfg) or test.DENSE_CRF or test.ORACLE != "none":
         raise OvsegError(
-            "the search evaluates plain views: set TEST.AUG.ENABLED, TEST.SLIDING_WINDOW and TEST.DENSE_CRF to False, "
-            "and TEST.ORACLE to none"
+            "the search evaluates plain views: set TEST.AUG.ENABLED, TEST.SLIDING_WINDOW, TEST.MULTI_SCALE.ENABLED and "
+            "TEST.DENSE_CRF to False, and TEST.ORACLE to none"
         )
     if test.BACKGROUND_THRESHOLD is not None:
         raise OvsegError("the search has no threshold of background: set TEST.BACKGROUND_THRESHOLD to None")

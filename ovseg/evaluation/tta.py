@@ -42,6 +42,11 @@ def augmented_model(cfg: CfgNode, model: nn.Module, largest_sum: int | None = No
     return model
 
 
+def has_many_views(cfg: CfgNode) -> bool:
+    """Return whether scores are averages over views of an image: see :func:`augmented_model`."""
+    return cfg.TEST.AUG.ENABLED or cfg.TEST.SLIDING_WINDOW or cfg.TEST.MULTI_SCALE.ENABLED
+
+
 class _ManyViews(nn.Module):
     """Base class of models with averaged scores; proposals are those of the whole image."""
 

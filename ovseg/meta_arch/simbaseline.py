@@ -96,6 +96,8 @@ def check_keys(cfg: CfgNode) -> None:
                 f"{key} = {shown(value)} has no effect in {cfg.MODEL.META_ARCHITECTURE}: remove it (the default is "
                 f"{DEFAULTS[key]!r}); {remedy}"
             )
+    if cfg.MODEL.CLIP_ADAPTER.PROMPT_LEARNER == "learnable" and cfg.MODEL.CLIP_ADAPTER.TEXT_ENCODER != "clip":
+        raise OvsegError(f"{_CLIP}PROMPT_LEARNER is learnable, which needs CLIP's text tower: set TEXT_ENCODER to clip")
     for section in (_CLIP, _REGION):
         if lookup(cfg, f"{section}PROMPT_CHECKPOINT") and lookup(cfg, f"{section}PROMPT_LEARNER") != "learnable":
             raise OvsegError(f"{section}PROMPT_CHECKPOINT is given, so set {section}PROMPT_LEARNER to learnable")

@@ -10,7 +10,6 @@ from typing import Any
 
 Data = dict[str, Any]
 Read = Callable[[str], Data]
-VOC_SEEN = 15  # the unseen classes of VOC's zero-shot split are the last five
 
 
 def _coco_stuff_seen(read: Read) -> Data:
@@ -78,27 +77,6 @@ def _pascal_voc_21(read: Read) -> Data:
     }
 
 
-def _pascal_voc_15(read: Read) -> Data:
-    """Return the classes that zero-shot segmentation trains with: all but the last five, which are in its order."""
-    data = read("pascal_voc_20")
-    return {
-        **data,
-        **{"tag": "VOC-15", "title": "PASCAL VOC 2012, the 15 seen classes of the zero-shot split"},
-        "classes": data["classes"][:VOC_SEEN],
-    }
-
-
-def _pascal_voc_15_5(read: Read) -> Data:
-    """Return PAS-20 with the zero-shot split (of SPNet; also SimBaseline's and ZegFormer's)."""
-    data = read("pascal_voc_20")
-    classes = range(len(data["classes"]))
-    return {
-        **data,
-        **{"tag": "VOC-15+5", "title": "PASCAL VOC 2012, 20 objects, with the zero-shot split of 15 seen, 5 unseen"},
-        "splits": {"base": list(classes[:VOC_SEEN]), "novel": list(classes[VOC_SEEN:])},
-    }
-
-
 def _with_voc_background(read: Read) -> Data:
     data = read("pascal_voc_20")
     # PC-59 begins with the 20 classes of VOC
@@ -117,8 +95,6 @@ DERIVED: dict[str, Callable[[Read], Data]] = {
     "coco_stuff_156_seen": _coco_stuff_seen,
     "pascal_context_59_alphabetical": _pascal_context_alphabetical,
     "pascal_context_60": _pascal_context_60,
-    "pascal_voc_15": _pascal_voc_15,
-    "pascal_voc_15_5": _pascal_voc_15_5,
     "pascal_voc_20b": _pascal_voc_20b,
     "pascal_voc_21": _pascal_voc_21,
 }

@@ -12,11 +12,13 @@ import os
 import pickle
 import random
 import resource
+import sys
 import zipfile
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict
 from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,7 +152,7 @@ def test_what_training_programs_save(tmp_path, content, kind):
     ("value", "name"),
     [
         (defaultdict(list), "collections.defaultdict"),
-        (Namespace(lr=1), "argparse.Namespace"),
+        (SimpleNamespace(lr=1), "types.SimpleNamespace"),
         (Path("x"), "pathlib"),
         (Model(), "tests.checkpoint.test_loading.Model"),
         (torch.eye(2).to_sparse(), "torch._utils._rebuild_sparse_tensor"),
@@ -164,6 +166,31 @@ def test_what_needs_code_is_not_called_damaged(tmp_path, value, name, kind):
     (tmp_path / "a.pth").write_bytes(saved({"model": {"w": torch.ones(1)}, "more": value}, kind))
     with pytest.raises(OvsegError, match=rf"asks for {name}.* --trust"):
         read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("kind", ["archive", "legacy"])
+def test_settings_of_lightning_are_not_read(tmp_path, kind, monkeypatch):
+    """Files of PyTorch Lightning hold attribute dictionaries, parsed arguments, and a class as a key."""
+    classes = {
+        "AttributeDict": "pytorch_lightning.utilities.parsing",
+        "ModelCheckpoint": "pytorch_lightning.callbacks.model_checkpoint",
+    }
+    made = {}
+    for name, module in classes.items():
+        made[name] = type(name, (dict,), {"__module__": module})
+        parts = module.split(".")
+        for end in range(1, len(parts) + 1):
+            monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(".".join(parts[:end])))
+        setattr(sys.modules[module], name, made[name])
+    content = {
+        "state_dict": {"net.w": torch.ones(1)},
+        "hyper_parameters": made["AttributeDict"](lr=1, arguments=Namespace(x="y")),
+        "callbacks": {made["ModelCheckpoint"]: {"best": torch.tensor(1.0)}},
+    }
+    (tmp_path / "a.ckpt").write_bytes(saved(content, kind))
+    for name in [name for name in sys.modules if name.startswith("pytorch_lightning")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert read_state_dict(tmp_path / "a.ckpt").keys() == {"w"}
 
 
 def test_arrays_written_by_python_2(tmp_path):

@@ -47,7 +47,6 @@ def scene(tmp_path_factory):
         code["counts"] = code["counts"].decode("ascii")
         records.append({"file_name": "scene.jpg", "segmentation": code})
     (folder / "masks.json").write_text(json.dumps(records))
-    tiny_sam_folder(folder, "sam")
     (folder / "maps").mkdir()
     Image.fromarray(scene.labels).save(folder / "maps" / "scene.png")
     words = [CLASS_NAMES[index] for index in np.unique(scene.labels)]
@@ -99,7 +98,9 @@ def test_all_are_here():
 @pytest.mark.parametrize("proposer", OURS)
 def test_combination(proposer, naming, scene, tmp_path):
     folder, request, truth = scene
-    masks = {"MaskFiles": folder / "masks.json", "SAM": folder / "sam"}.get(proposer, "")
+    masks = folder / "masks.json" if proposer == "MaskFiles" else ""
+    if proposer == "SAM":
+        masks = tiny_sam_folder(folder, "sam")
     given = proposer not in NETWORKS
     cfg = configuration(proposer, naming, masks)
     if given and "QueryEmbedding" in NAMINGS[naming][0]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ovseg import Segmenter
 from ovseg.checkpoint import load_model
@@ -145,3 +146,21 @@ def test_a_plain_text_names_the_rendering(tmp_path):
     assert load_cfg(file, ["MODEL.RENDERING.GRANULARITY", "none"]).MODEL.RENDERING.GRANULARITY is None
     with pytest.raises(OvsegError, match=r"did you mean MODEL\.RENDERING\.NAME"):
         load_cfg(file, ["MODEL.RENDERING.NAMES", "mask_sum"])
+
+
+def test_the_command_line(tmp_path, capsys):
+    import demo
+
+    config, weights = make_tiny_model(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    command = ["--config-file", str(config), "--class-names", "cat", "dog", "--input", str(tmp_path / "a.png")]
+    command += ["--device", "cpu", "--output", str(tmp_path / "out.png"), "MODEL.WEIGHTS", str(weights)]
+    assert demo.main([*command, "--granularity", "0.4"]) == 0
+    expected = Segmenter.from_config(config, weights, device="cpu")(pixels, ["cat", "dog"], granularity=0.4)
+    labels = np.asarray(Image.open(tmp_path / "out_labels.png")).astype(int)
+    assert np.array_equal(np.where(labels == 255, -1, labels), expected.label_map)
+    for value in ("1.1", "fine", "nan"):
+        with pytest.raises(SystemExit):
+            demo.main([*command, "--granularity", value])
+        assert "is not a number from 0 (coarse) to 1 (precise)" in capsys.readouterr().err

@@ -64,7 +64,8 @@ def test_words_of_the_configuration(tiny, model):
     """They are those of the JSON file, next to the configuration; without a split all count as seen."""
     request = tiny.request(0, split=False)
     names = request.pop("class_names")
-    assert torch.equal(scores(model, request), scores(model, request, class_names=names, seen=[True] * 5))
+    for seen in ([True] * 5, np.ones(5, dtype=bool), torch.ones(5, dtype=torch.bool)):
+        assert torch.equal(scores(model, request), scores(model, request, class_names=names, seen=seen))
     elsewhere = tiny.model("MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON", "nowhere.json")
     assert torch.equal(scores(elsewhere, request, class_names=names), scores(model, request))
     with pytest.raises(OvsegError, match=r"nowhere.json cannot be read .*give \"class_names\" in each request"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -100,3 +102,10 @@ def test_with_the_image(tmp_path):
 def test_errors(found, options, message):
     with pytest.raises(OvsegError, match=message):
         ovseg.compete(found, ["cat", "dog"], **options)
+
+
+def test_the_example_of_the_documentation(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "segment_anything.md").read_text(encoding="utf-8")
+    example = page.rpartition("```python\n")[2].partition("```")[0]
+    exec(example, {})
+    assert capsys.readouterr().out.strip() == example.rpartition("# ")[2].strip()
