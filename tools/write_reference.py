@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/configuration.md, the reference of ovseg's configuration keys, from ovseg/config/keys.py.
+"""Write docs/configuration.md, the reference of ovseg's configuration keys, from ovseg/config/defaults.py.
 
 python tools/write_reference.py            # write the page
 python tools/write_reference.py --check    # exit with status 1 if the page is out of date
@@ -28,7 +28,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     parse_args()  # --help and mistakes are answered before what takes seconds is imported
 
-from ovseg.config import keys
+from ovseg.config import defaults
 from ovseg.io.files import atomic_path
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -40,13 +40,13 @@ default. A configuration file sets keys in YAML and names the file that it exten
 published systems; keys marked *new* are ovseg's own. Keys marked *fixed* are accepted for the published files' sake:
 any value other than the default is refused.
 
-This page is generated: edit the comments in `ovseg/config/keys.py`, then run `python tools/write_reference.py`.
+This page is generated: edit the comments in `ovseg/config/defaults.py`, then run `python tools/write_reference.py`.
 """
 SECTION = re.compile(r"# --- (.*?) -+$")
 
 
 def described_keys(source: str) -> Iterator[tuple[str, str, str]]:
-    """Yield (section, key, comment) for each key of the dict DEFAULTS in the source text of ovseg/config/keys.py.
+    """Yield (section, key, comment) for each key of the dict DEFAULTS in the source text of ovseg/config/defaults.py.
 
     The comment of a key is the text of the comment lines before it and of the comment on its own line.
     """
@@ -73,17 +73,17 @@ def described_keys(source: str) -> Iterator[tuple[str, str, str]]:
 def reference() -> str:
     """Return the text of the page."""
     lines, current = [HEAD], None
-    for section, key, comment in described_keys(inspect.getsource(keys)):
+    for section, key, comment in described_keys(inspect.getsource(defaults)):
         if section != current:
             lines.append(f"\n## {section[0].upper()}{section[1:]}\n\n| key | default | meaning |\n|---|---|---|\n")
             current = section
         new = re.match(r"ours(?:[:,] |$)", comment)
         text = comment[new.end() :] if new else comment
         notes = ["*new*"] if new else []
-        if key in keys.WITHOUT_EFFECT:
-            notes.append(f"*fixed*: {keys.WITHOUT_EFFECT[key]}")
+        if key in defaults.WITHOUT_EFFECT:
+            notes.append(f"*fixed*: {defaults.WITHOUT_EFFECT[key]}")
         cell = ". ".join([*notes[:1], text, *notes[1:]] if new else [text, *notes]).replace("|", "\\|")
-        lines.append(f"| `{key}` | `{_shown(keys.DEFAULTS[key])}` | {cell} |\n")
+        lines.append(f"| `{key}` | `{_shown(defaults.DEFAULTS[key])}` | {cell} |\n")
     return "".join(lines)
 
 

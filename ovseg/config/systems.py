@@ -1,4 +1,4 @@
-"""Configuration keys that only some systems read; the others refuse them, as keys without effect."""
+"""Configuration keys that only some systems read; others refuse them, as keys without effect."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _ZEGFORMER = (
     "MASK_FORMER.ENSEMBLING",
     "MASK_FORMER.GZERO_CALIBRATE",
 )
+_PARTS = ("PROPOSER.NAME", "PROPOSER.MASKS", "NAMER.NAME", "FUSION.NAME", "RENDERING.NAME")
 _OF_ALIGNED_CROPS = ("CLIP_PIXEL_MEAN", "CLIP_PIXEL_STD", "CLIP_CLS_STYLE", "MASK_FORMER.ENSEMBLING_ALL_CLS")
 
 # Systems that read a key, and what to set in others. The second CLIP's own keys have no effect without
@@ -32,10 +33,47 @@ ONLY_IN: dict[str, tuple[tuple[str, ...], str]] = {
     f"{_CLIP}.SEPERATE_ADAPTER": (SIMBASELINE, "only SimBaseline has a second CLIP"),
     **{f"MODEL.{name}": (ZEGFORMER, "only ZegFormer reads it") for name in _ZEGFORMER},
     **{f"MODEL.{name}": ((*ZEGFORMER, "ProposeAndName"), "only ZegFormer reads it") for name in _OF_ALIGNED_CROPS},
+    **{f"MODEL.DENSE.{name}": (("DenseCLIP",), "only DenseCLIP reads it") for name in ("KS_THRESH", "PD_THRESH")},
+    **{
+        f"MODEL.{name}": (("ProposeAndName",), "a system has its own parts, MODEL.META_ARCHITECTURE ProposeAndName any")
+        for name in _PARTS
+    },
     f"{_CLIP}.REGION_RESIZED": (SIMBASELINE, "only SimBaseline takes crops of other sizes than CLIP's input"),
 }
 
 
-def of_other_systems(name: str) -> dict[str, str]:
+# Keys that most systems read, but not these, and what to set there.
+_WITHOUT_PROMPTS = {
+    f"{_CLIP}.TEXT_TEMPLATES": f"set {_CLIP}.PROMPT_LEARNER",
+    f"{_CLIP}.MASK_PROMPT_FWD": "only OVSeg has mask prompts",
+    f"{_CLIP}.MASK_PROMPT_DEPTH": "only OVSeg has mask prompts",
+}
+_BARE_WORDS = 'words are encoded by CLIP without a prompt; give "templates" in the requests, or use LSegPlus'
+NOT_IN: dict[tuple[str, ...], dict[str, str]] = {
+    _BOTH: _WITHOUT_PROMPTS,
+    ("LSeg",): {
+        f"{_CLIP}.{name}": _BARE_WORDS for name in ("TEXT_TEMPLATES", "PREDEFINED_PROMPT_TEMPLATES", "TEXT_ENCODER")
+    },
+    ZEGFORMER: {
+        f"{_CLIP}.TEXT_TEMPLATES": "set MODEL.PROMPT_ENSEMBLE_TYPE",
+        f"{_CLIP}.PREDEFINED_PROMPT_TEMPLATES": "set MODEL.PROMPT_ENSEMBLE_TYPE",
+        f"{_CLIP}.MASK_FILL": "set MODEL.CLIP_CLS_STYLE",
+        f"{_CLIP}.MASK_EXPAND_RATIO": "set MODEL.CLIP_CLS_STYLE",
+        f"{_CLIP}.MASK_THR": "the threshold of the crops is 0.5",
+        f"{_CLIP}.MASK_MATTING": "set MODEL.CLIP_CLS_STYLE",
+        f"{_CLIP}.MASK_CROPS": "set MODEL.CLIP_CLS_STYLE to crop",
+        f"{_CLIP}.MASK_PROMPT_FWD": "its CLIP has no mask prompts",
+        f"{_CLIP}.CLIP_ENSEMBLE": "set MODEL.SEM_SEG_HEAD.CLIP_CLASSIFICATION",
+        f"{_CLIP}.CLIP_ENSEMBLE_WEIGHT": "set MODEL.MASK_FORMER.ENSEMBLING or ENSEMBLING_ALL_CLS",
+        f"{_CLIP}.DROP_NO_OBJECT_BEFORE_SOFTMAX": "it is dropped after the softmax",
+    },
+}
+
+
+def unread_keys(name: str) -> dict[str, str]:
     """Return the keys that the system of this name does not read, and what to do in place of each."""
-    return {key: remedy for key, (systems, remedy) in ONLY_IN.items() if name not in systems}
+    unread = {key: remedy for key, (systems, remedy) in ONLY_IN.items() if name not in systems}
+    for systems, remedies in NOT_IN.items():
+        if name in systems:
+            unread |= remedies
+    return unread

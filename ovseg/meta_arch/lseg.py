@@ -26,7 +26,7 @@ from ovseg.clip.model import find_clip
 from ovseg.clip.text import TextEmbedder, embed_dim
 from ovseg.clip.tokenizer import build_tokenizer
 from ovseg.config import DEFAULTS
-from ovseg.errors import OvsegError, argument_names, shown
+from ovseg.errors import OvsegError, argument_names
 from ovseg.io.files import cache_dir, expand_user
 from ovseg.meta_arch.per_pixel import PerPixel
 from ovseg.meta_arch.propose_and_name import check_model, request_arguments
@@ -64,21 +64,11 @@ BACKBONES = {
 def LSeg(cfg: CfgNode) -> PerPixel:
     """Return the model; :class:`PerPixel` documents its inputs and outputs.
 
-    CLIP follows from ``MODEL.LSEG.BACKBONE``, unless ``MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME`` names another one.
-
-    Raises:
-        OvsegError: ``MODEL.CLIP_ADAPTER.TEXT_TEMPLATES`` or ``TEXT_ENCODER`` is set, which has no effect: CLIP encodes
-            words without a prompt, except for those of a request's ``templates``.
+    CLIP follows from ``MODEL.LSEG.BACKBONE``, unless ``MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME`` names another one. Words
+    are encoded without a prompt, except for those of a request's ``templates``.
     """
     check_model(cfg, with_head=False)
     lseg, adapter, backbone = cfg.MODEL.LSEG, cfg.MODEL.CLIP_ADAPTER, BACKBONES[cfg.MODEL.LSEG.BACKBONE]
-    for name in ("TEXT_TEMPLATES", "PREDEFINED_PROMPT_TEMPLATES", "TEXT_ENCODER"):
-        key = f"MODEL.CLIP_ADAPTER.{name}"
-        if adapter[name] != DEFAULTS[key]:
-            raise OvsegError(
-                f"{key} is {shown(adapter[name])}, but LSeg encodes words by CLIP without a prompt: remove the key, "
-                'give "templates" in the requests, or use LSegPlus'
-            )
     name = adapter.CLIP_MODEL_NAME
     name = backbone.clip if name == DEFAULTS["MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME"] else name
     held = clip_names_in(cfg.MODEL.WEIGHTS, CLIP_NAMES)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovseg.clip.adapter import ClipAdapter
-from ovseg.config import DEFAULTS, refuse_keys_without_effect
-from ovseg.config.limits import check_config, check_kind, lookup
+from ovseg.config import refuse_keys_without_effect
+from ovseg.config.limits import check_config, check_kind
 from ovseg.errors import OvsegError, shown
 from ovseg.meta_arch.pixel_scores import RENDERINGS, ClassWinner, resize
 from ovseg.meta_arch.word_model import WordModel, output_size, outputs_of
@@ -236,20 +236,6 @@ def check_model(cfg: CfgNode, with_head: bool = True) -> None:
     """
     check_config(cfg)  # again: it may come from Detectron2's own get_cfg
     refuse_keys_without_effect(cfg)
-    name = cfg.MODEL.META_ARCHITECTURE
-    for key in ("PROPOSER.NAME", "PROPOSER.MASKS", "NAMER.NAME", "FUSION.NAME", "RENDERING.NAME"):
-        if name != "ProposeAndName" and (value := lookup(cfg.MODEL, key)) != DEFAULTS[f"MODEL.{key}"]:
-            raise OvsegError(
-                f"MODEL.{key} is {shown(value)}, but {name} has its own parts: set MODEL.META_ARCHITECTURE to "
-                "ProposeAndName"
-            )
-    if name != "DenseCLIP":
-        for key in ("KS_THRESH", "PD_THRESH"):
-            if value := lookup(cfg.MODEL.DENSE, key):
-                raise OvsegError(
-                    f"MODEL.DENSE.{key} is {shown(value)}, but {name} has no use for it: set MODEL.META_ARCHITECTURE "
-                    "to DenseCLIP, or the key to 0"
-                )
     if with_head:
         check_head(cfg)
 

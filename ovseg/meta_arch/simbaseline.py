@@ -16,20 +16,14 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from ovseg.checkpoint.loading import REGION_CLIP_ADAPTER
 from ovseg.clip.adapter import KEYS, ClipAdapter
-from ovseg.config import DEFAULTS
 from ovseg.config.limits import lookup
-from ovseg.errors import OvsegError, shown
+from ovseg.errors import OvsegError
 from ovseg.meta_arch.pixel_scores import RENDERINGS
 from ovseg.meta_arch.propose_and_name import ProposeAndName, check_model, common
 from ovseg.naming import MaskedCrops, NativeCrops, QueryEmbedding, SeenUnseenMean
 from ovseg.proposals.network import MaskNetwork
 
 _CLIP, _REGION = "MODEL.CLIP_ADAPTER.", "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER."
-_NOT_READ = {  # keys of other systems, and what to do in place of them
-    f"{_CLIP}TEXT_TEMPLATES": f"set {_CLIP}PROMPT_LEARNER",
-    f"{_CLIP}MASK_PROMPT_FWD": "only OVSeg has mask prompts",
-    f"{_CLIP}MASK_PROMPT_DEPTH": "only OVSeg has mask prompts",
-}
 
 
 @META_ARCH_REGISTRY.register()
@@ -40,7 +34,7 @@ def SimBaseline(cfg: CfgNode) -> ProposeAndName:
     class embeddings alone. With ``SEPERATE_ADAPTER``, crops have a CLIP and prompts of their own.
     """
     check_model(cfg)
-    check_keys(cfg)
+    check_prompts(cfg)
     adapter = cfg.MODEL.CLIP_ADAPTER
     clip_adapter = text_adapter(cfg)
     region = region_adapter(cfg) if adapter.SEPERATE_ADAPTER else None
@@ -88,16 +82,8 @@ def region_adapter(cfg: CfgNode) -> ClipAdapter:
     return region
 
 
-def check_keys(cfg: CfgNode) -> None:
-    """Raise OvsegError for keys of other systems, and for a file of prompts that are not used."""
-    for key, remedy in _NOT_READ.items():
-        if (value := lookup(cfg, key)) != DEFAULTS[key]:
-            raise OvsegError(
-                f"{key} = {shown(value)} has no effect in {cfg.MODEL.META_ARCHITECTURE}: remove it (the default is "
-                f"{DEFAULTS[key]!r}); {remedy}"
-            )
-    if cfg.MODEL.CLIP_ADAPTER.PROMPT_LEARNER == "learnable" and cfg.MODEL.CLIP_ADAPTER.TEXT_ENCODER != "clip":
-        raise OvsegError(f"{_CLIP}PROMPT_LEARNER is learnable, which needs CLIP's text tower: set TEXT_ENCODER to clip")
+def check_prompts(cfg: CfgNode) -> None:
+    """Raise OvsegError for a file of prompts that are not used."""
     for section in (_CLIP, _REGION):
         if lookup(cfg, f"{section}PROMPT_CHECKPOINT") and lookup(cfg, f"{section}PROMPT_LEARNER") != "learnable":
             raise OvsegError(f"{section}PROMPT_CHECKPOINT is given, so set {section}PROMPT_LEARNER to learnable")

@@ -27,7 +27,7 @@ from ovseg.data.requested_words import seen_classes
 from ovseg.errors import OvsegError, shown
 from ovseg.meta_arch.per_pixel import PerPixel
 from ovseg.meta_arch.propose_and_name import check_model, request_arguments
-from ovseg.meta_arch.simbaseline import check_keys, text_adapter
+from ovseg.meta_arch.simbaseline import check_prompts, text_adapter
 from ovseg.meta_arch.word_model import output_size
 from ovseg.naming import QueryEmbedding, Scores, SeenUnseenMean
 from ovseg.naming.scores import best_synonym
@@ -175,7 +175,7 @@ def SimBaselinePerPixel(cfg: CfgNode) -> PerPixel:
     is not used.
     """
     check_model(cfg, with_head=False)
-    check_keys(cfg)
+    check_prompts(cfg)
     if cfg.MODEL.SEM_SEG_HEAD.NAME != HEAD:
         raise OvsegError(f"MODEL.SEM_SEG_HEAD.NAME is {shown(cfg.MODEL.SEM_SEG_HEAD.NAME)}: set it to {HEAD}")
     check_kind(cfg, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME")

@@ -37,20 +37,6 @@ logger = logging.getLogger(__name__)
 
 HEAD, NAME, CLIP = "ZegFormerHead", "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME", "MODEL.SEM_SEG_HEAD.CLIP_PRETRAINED"
 SEPARATOR = ", "  # between the synonyms in a name, whose text features are averaged
-# Keys of other systems, and what to set here.
-OTHERS = {
-    "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": "set MODEL.PROMPT_ENSEMBLE_TYPE",
-    "MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES": "set MODEL.PROMPT_ENSEMBLE_TYPE",
-    "MODEL.CLIP_ADAPTER.MASK_FILL": "set MODEL.CLIP_CLS_STYLE",
-    "MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO": "set MODEL.CLIP_CLS_STYLE",
-    "MODEL.CLIP_ADAPTER.MASK_THR": "the threshold of the crops is 0.5",
-    "MODEL.CLIP_ADAPTER.MASK_MATTING": "set MODEL.CLIP_CLS_STYLE",
-    "MODEL.CLIP_ADAPTER.MASK_CROPS": "set MODEL.CLIP_CLS_STYLE to crop",
-    "MODEL.CLIP_ADAPTER.MASK_PROMPT_FWD": "its CLIP has no mask prompts",
-    "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE": "set MODEL.SEM_SEG_HEAD.CLIP_CLASSIFICATION",
-    "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT": "set MODEL.MASK_FORMER.ENSEMBLING or ENSEMBLING_ALL_CLS",
-    "MODEL.CLIP_ADAPTER.DROP_NO_OBJECT_BEFORE_SOFTMAX": "it is dropped after the softmax",
-}
 
 
 @META_ARCH_REGISTRY.register()
@@ -153,7 +139,7 @@ def _given(cfg: CfgNode, key: str) -> Sequence[str]:
 
 
 def _check(cfg: CfgNode) -> None:
-    """Raise OvsegError for a configuration that cannot be built, or has keys of other systems."""
+    """Raise OvsegError for a configuration that cannot be built, or names CLIP twice."""
     check_model(cfg)
     head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
     if head.NAME != HEAD:
@@ -169,12 +155,6 @@ def _check(cfg: CfgNode) -> None:
         logger.warning(
             "MODEL.SEM_SEG_HEAD.CLIP_CLASSIFICATION is False: there is nothing to fuse with the queries' scores"
         )
-    for key, remedy in OTHERS.items():
-        if (value := lookup(cfg, key)) != DEFAULTS[key]:
-            raise OvsegError(
-                f"{key} = {shown(value)} has no effect in this system: remove it (the default is {DEFAULTS[key]!r}); "
-                f"{remedy}"
-            )
     name = lookup(cfg, NAME)
     if name not in (DEFAULTS[NAME], head.CLIP_PRETRAINED):
         raise OvsegError(f"{NAME} is {shown(name)}, but ZegFormer reads {CLIP}: set that")

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from ovseg.config import keys
+from ovseg.config import defaults
 from tests.scripts import load_script
 
 
@@ -14,8 +14,8 @@ def tool():
 
 
 def test_every_key_has_a_meaning(tool):
-    described = list(tool.described_keys(inspect.getsource(keys)))
-    assert [key for _, key, _ in described] == list(keys.DEFAULTS)
+    described = list(tool.described_keys(inspect.getsource(defaults)))
+    assert [key for _, key, _ in described] == list(defaults.DEFAULTS)
     assert [key for section, key, comment in described if not (section and comment)] == []
 
 
