@@ -30,13 +30,12 @@ from ovseg.evaluation.record import read_record
 from ovseg.evaluation.report import write_json
 from ovseg.evaluation.runner import evaluate_all
 from ovseg.evaluation.tower_count import TowerCount
-from ovseg.io.files import file_digest, is_file
+from ovseg.io.files import file_digest, is_file, write_text
 from ovseg.proposals.network import MaskNetwork
 from ovseg.proposals.views import PROPOSERS
 
 logger = logging.getLogger(__name__)
-CELLS_FILE, COUNT_FILE = "cells.json", "clip_images.jsonl"
-CLIPS = ("plain", "adapted", "proposer")
+CELLS_FILE, COUNT_FILE, IDENTITY_FILE = "cells.json", "clip_images.jsonl", "identity.txt"
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,8 @@ class Job:
     Attributes:
         proposer, namer: see :class:`ovseg.evaluation.cells.Cell`.
         cfg: its configuration, with ``MODEL.WEIGHTS`` of the proposer.
-        clip_weights: checkpoint whose CLIP replaces that of ``MODEL.WEIGHTS``; "" for CLIP_WEIGHTS; None for neither.
+        clip_weights: checkpoint whose CLIP replaces that of ``MODEL.WEIGHTS``; "" for that of
+            ``MODEL.CLIP_ADAPTER.CLIP_WEIGHTS``; None to keep it.
     """
 
     proposer: str
@@ -118,8 +118,12 @@ def jobs_of(
 
 
 def _pair(proposer: str, first: MatrixPart, namer: str, second: MatrixPart, settings: Settings) -> Job:
-    """Return the evaluation of a pair: the proposer with its settings, CLIP and the settings of crops of the namer."""
+    """Return the evaluation of a pair: the proposer with its settings, CLIP and the settings of crops of the namer.
+
+    Settings of single data sets (``TEST.PER_DATASET``) are those of whole systems, and are left out.
+    """
     cfg, of_namer = load_cfg(first.config), load_cfg(second.config)
+    cfg.TEST.PER_DATASET.clear()
     clip_weights = None
     if second.clip != "proposer":
         cfg.MODEL.CLIP_ADAPTER = of_namer.MODEL.CLIP_ADAPTER.clone()
@@ -146,6 +150,9 @@ def evaluated(job: Job, settings: Settings) -> list[Cell]:
     if (found := _read_cells(folder / CELLS_FILE, identity)) is not None:
         logger.info("%s was evaluated before", job.name)
         return found
+    if not (folder / IDENTITY_FILE).is_file() or (folder / IDENTITY_FILE).read_text() != identity:
+        (folder / COUNT_FILE).unlink(missing_ok=True)  # of other settings
+        write_text(folder / IDENTITY_FILE, identity)
     seed_everything(settings.seed)
     with TemporaryDirectory() as temporary:
         if job.namer:

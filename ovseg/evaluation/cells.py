@@ -46,8 +46,9 @@ def as_markdown(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) ->
     subsets = {name.partition("-")[2]: None for cell in cells for name in cell.scores if name.startswith(f"{MIOU}-")}
     names = score_names(subsets)
     several = len({cell.dataset for cell in cells}) > 1
-    header = [*(["data"] if several else []), "proposer", "namer", *(name.replace("-mIoU", " mIoU") for name in names)]
-    header += ["s per image", "images through CLIP"]
+    of_all = {MIOU: MIOU, GROUNDING: "Grounding mIoU", RECALL: RECALL}
+    header = [*(["data"] if several else []), "proposer", "namer"]
+    header += [*(of_all.get(name) or name.rpartition("-")[2] for name in names), "s per image", "images through CLIP"]
     rows = [header, ["---"] * (2 + several) + ["---:"] * (len(header) - 2 - several)]
     reasons: dict[str, int] = {}
     for cell in cells:

@@ -72,6 +72,7 @@ class MaskCLIP(nn.Module):
         Raises:
             OvsegError: the image, the texts or the mode do not fit.
         """
+        image = torch.as_tensor(image)
         if image.dim() != 3 or len(image) != 3:
             raise OvsegError(f"image has the shape {list(image.shape)}: give one of shape (3, H, W)")
         if mode not in MODES:
@@ -182,6 +183,7 @@ class LinearHead(nn.Module):
         text, width = getattr(self, "text_embeddings", None) if given is None else given, self.proj.out_channels
         if text is None:
             raise OvsegError("this model has no text embeddings: give text, unit vectors (K, D)")
+        text = torch.as_tensor(text)
         if text.dim() != 2 or text.shape[1] != width:
             raise OvsegError(f"text has the shape {list(text.shape)}: give one of shape (K, {width})")
         return text.to(self.proj.weight)

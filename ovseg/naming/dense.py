@@ -35,9 +35,6 @@ class DenseScores(Part):
         key_smoothing: threshold of :func:`smooth`; 0 for no smoothing.
         denoising: threshold of :func:`denoise`; 0 for no denoising.
 
-    Attributes:
-        scores_are_independent: whether the scores of a word do not depend on the other words, as cosines do not.
-
     Raises:
         OvsegError: the image tower has no dense maps, or lacks the mode or keys to smooth with.
     """
@@ -57,7 +54,6 @@ class DenseScores(Part):
             visual.to(memory_format=torch.channels_last)
         self.clip_adapter = clip_adapter
         self.key_smoothing, self.denoising = key_smoothing, denoising
-        self.scores_are_independent = key_smoothing <= 0 and denoising <= 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode, clip_adapter: ClipAdapter) -> DenseScores:

@@ -53,6 +53,18 @@ def test_results_and_what_is_left_on_disk(data_folder, capsys):
     assert names == {"results.json", "per_class.csv", "confusion.npz", "sem_seg_predictions.json"}
 
 
+def test_some_of_the_images(data_folder):
+    model = standin.StandIn()
+    results = runner.evaluate_all(standin.configuration(data_folder / "three"), model, limit=3)[standin.NAME]
+    assert [Path(request["file_name"]).stem for request in model.requests] == ["0", "3", "6"]
+    assert results_of(data_folder / "three")["num_images"] == 3
+    resumed = standin.StandIn()
+    again = runner.evaluate_all(standin.configuration(data_folder / "three"), resumed, resume=True, limit=3)
+    assert not resumed.requests and again[standin.NAME]["sem_seg"]["mIoU"] == results["sem_seg"]["mIoU"]
+    runner.evaluate_all(standin.configuration(data_folder / "three"), resumed, resume=True)  # all: other images
+    assert len(resumed.requests) == standin.NUM_IMAGES
+
+
 def test_test_time_augmentation_and_sliding_window(data_folder):
     plain = runner.evaluate_all(standin.configuration(data_folder / "plain"), standin.StandIn())
     model = standin.StandIn()

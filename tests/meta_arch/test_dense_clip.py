@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -17,7 +19,7 @@ from ovseg.naming.dense import ABSENT, denoise, refine, smooth
 from ovseg.segmenter import Segmenter
 from ovseg.vocabulary import Vocabulary
 from ovseg.vocabulary.templates import get_templates
-from tests.tiny_clip import convolutional_cfg, tiny_cfg
+from tests.tiny_clip import CONVOLUTIONAL, RESNET, TINY, convolutional_cfg, tiny_cfg
 
 FILES = (
     "maskclip_vitB16",
@@ -129,6 +131,19 @@ def test_refinement_by_configuration(tmp_path, model):
 def test_modes(tmp_path, model, mode):
     asked = request()
     assert not torch.allclose(model_of(tmp_path, MODE=mode)([asked])[0]["sem_seg"], model([asked])[0]["sem_seg"])
+
+
+@pytest.mark.parametrize("tower", [TINY, RESNET, CONVOLUTIONAL])
+@torch.inference_mode()
+def test_half_precision(tmp_path, tower):
+    cfg = cfg_of(tmp_path)
+    (tmp_path / "clip.json").write_text(json.dumps(tower))
+    found = []
+    for cfg.MODEL.CLIP_ADAPTER.PRECISION in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        found.append(load_model(cfg).eval()([request(64, 96)])[0]["sem_seg"])
+    assert found[1].dtype == torch.float32
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0.05)
 
 
 def test_settings_that_do_not_fit(tmp_path):

@@ -71,7 +71,7 @@ def test_toy_scene(toy):
 def test_settings_of_a_data_set(toy):
     with dataset_settings(toy, {"CLIP_ENSEMBLE_WEIGHT": 0.1, "MASK_THR": 0.6}):
         assert (toy.fuse.weight, toy.mask_namer.mask_threshold) == (0.1, 0.6)
-    assert (toy.fuse.weight, toy.mask_namer.mask_threshold) == (0.3, 0.4)
+    assert (toy.fuse.weight, toy.mask_namer.mask_threshold) == (0.7, 0.4)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from ovseg.naming.region_model import (
 )
 from ovseg.proposals.views import Masks
 from ovseg.vocabulary import Vocabulary
-from tests.tiny_clip import adapter_of, convolutional_cfg, tiny_cfg, views_of
+from tests.tiny_clip import RESNET, TINY, adapter_of, convolutional_cfg, tiny_cfg, views_of
 
 WORDS = Vocabulary.from_class_names([("cat", "kitty"), "sky", "guitar"])
 ALIAS = "sky-other-merged"  # of "sky"
@@ -98,6 +98,23 @@ def test_masks_without_a_pixel_get_no_scores(cfg, clip, regions, kind):
     torch.testing.assert_close(scores.probabilities.sum(1), torch.ones(3))
     assert nothing.probabilities.shape == (0, 3)
     assert none is None
+
+
+@pytest.mark.parametrize("mode", ["value", "last_tokens", "mask_attention"])
+@pytest.mark.parametrize("tower", [TINY, RESNET])
+@torch.inference_mode()
+def test_other_towers(tmp_path, tower, mode):
+    """Masks smaller than a place have scores; images of any shape; few masks at a time change nothing."""
+    cfg = tiny_cfg(tmp_path, MASK_PROMPT_DEPTH=0)
+    (tmp_path / "clip.json").write_text(json.dumps(tower))
+    cfg.MODEL.DENSE.MODE, cfg.MODEL.NAMER.MAP_SIZE = mode, 96
+    namer = PooledMap.from_config(cfg, adapter_of(cfg))
+    views, masks = views_of(torch.rand(3, 48, 70) * 255), some_masks(48, 70)
+    (scores,) = namer(views, [Masks(masks)], [WORDS])
+    assert scores.seen.tolist() == [True, True, False, True]
+    torch.testing.assert_close(scores.probabilities.sum(1), torch.ones(3))
+    (many,) = namer(views, [Masks(masks.repeat(9, 1, 1))], [WORDS])
+    torch.testing.assert_close(many.probabilities, scores.probabilities.repeat(9, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_the_map_of_an_image_is_computed_once(cfg, clip, monkeypatch):

@@ -125,7 +125,11 @@ def test_the_weights_of_a_pair_are_those_of_its_parts(tmp_path):
 
 def test_a_pair_is_its_system_without_the_other_namer(tmp_path):
     """MaskFormer x crops+prompts equals OVSeg that trusts CLIP alone."""
+    counts = tmp_path / "pairs" / "MaskFormer-crops+prompts" / matrix.COUNT_FILE
+    counts.parent.mkdir(parents=True)
+    counts.write_text('["toy_sem_seg_val", ["other.png"], 999]\n')  # of a run with other settings
     cells = run(tmp_path, "--proposers", "MaskFormer", "--namers", "crops+prompts")
+    assert cells["MaskFormer", "crops+prompts"]["clip_images"] <= 20
     opts = ["MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT", -1, "OUTPUT_DIR", str(tmp_path / "system"), *KEYS]
     cfg = load_cfg(SYSTEM, [*opts, "MODEL.DEVICE", "cpu", "TEST.GROUNDING_MIOU", True])
     results = evaluate_all(cfg, load_model(cfg, complete=True), limit=2)["toy_sem_seg_val"]
@@ -166,7 +170,10 @@ def test_the_table_and_the_image_of_several_data_sets(tmp_path):
         Cell("S", "", "two", {"mIoU": 13.0}, 0.25),
     ]
     rows = as_markdown(cells, "title", ["note"]).splitlines()
-    assert rows[0] == "# title" and "| data | proposer | namer | mIoU | mIoU-base | Grounding mIoU |" in rows[4]
+    assert (
+        rows[0] == "# title"
+        and "| data | proposer | namer | mIoU | base | Grounding mIoU | base | recall@0.5 |" in rows[4]
+    )
     assert rows[6] == "| one | A | x | 10.0 | - | 20.0 | - | 30.0 | 0.500 | 3.0 |"
     assert rows[7].startswith("| one | A | y | - [1] | -") and rows[-1] == "[1] cannot be"
     assert len({row.count("|") for row in rows[4:10]}) == 1
