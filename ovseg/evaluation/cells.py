@@ -65,42 +65,50 @@ def as_markdown(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) ->
 
 
 def draw_heat_map(cells: Sequence[Cell], path: str | Path, title: str) -> None:
-    """Draw mIoU and Grounding mIoU of all pairs and systems to an image file, a row for each data set."""
+    """Draw mIoU and Grounding mIoU of all pairs, and both of all systems, to an image file; a row for each data set."""
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     datasets = list(dict.fromkeys(cell.dataset for cell in cells))
-    namers = list(dict.fromkeys(cell.namer for cell in cells if cell.namer))
-    rows = list(dict.fromkeys(cell.proposer for cell in cells))
-    size = 5 + 2 * 1.15 * max(len(namers), 1), 1 + len(datasets) * (1.4 + 0.55 * len(rows))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(datasets), 2, squeeze=False)
-    for axes_of_row, dataset in zip(grid, datasets, strict=True):
-        for axes, score in zip(axes_of_row, (MIOU, GROUNDING), strict=True):
-            _draw(axes, [cell for cell in cells if cell.dataset == dataset], rows, namers, score)
-            axes.set_title(f"{score.replace('-', ' ')} %, {dataset}", fontsize=10)
+    pairs, systems = ([cell for cell in cells if bool(cell.namer) == is_pair] for is_pair in (True, False))
+    namers = list(dict.fromkeys(cell.namer for cell in pairs))
+    widths = [*([1.5 + len(namers)] * 2 if pairs else []), *([3.5] if systems else [])]
+    rows = max(len({cell.proposer for cell in part}) for part in (pairs, systems))
+    figure = Figure(figsize=(0.85 * sum(widths) + 1, 1.2 + len(datasets) * (1 + 0.42 * rows)), layout="constrained")
+    grid = figure.subplots(len(datasets), len(widths), squeeze=False, width_ratios=widths)
+    for axes, dataset in zip(grid, datasets, strict=True):
+        panels = [(pairs, score) for score in (MIOU, GROUNDING)] if pairs else []
+        for place, (part, score) in zip(axes, panels, strict=False):
+            values = [(cell.proposer, cell.namer, cell.scores.get(score)) for cell in part if cell.dataset == dataset]
+            _draw(place, values, f"{score.replace('-', ' ')} %, {dataset}")
+        if systems:
+            of_systems = [cell for cell in systems if cell.dataset == dataset]
+            values = [(cell.proposer, name, cell.scores.get(name)) for cell in of_systems for name in (MIOU, GROUNDING)]
+            _draw(axes[-1], values, "systems, %")
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)
 
 
-def _draw(axes: Any, cells: Sequence[Cell], rows: Sequence[str], namers: Sequence[str], score: str) -> None:
-    """Draw the matrix of one score: a column for each namer and one for systems."""
+def _draw(axes: Any, values: Sequence[tuple[str, str, float | None]], title: str) -> None:
+    """Draw a heat map of (row, column, value), "-" for None and NaN."""
     import numpy as np
 
-    columns = [*namers, *([""] if any(not cell.namer for cell in cells) else [])]
-    values = np.full((len(rows), len(columns)), np.nan)
-    for cell in cells:
-        values[rows.index(cell.proposer), columns.index(cell.namer)] = cell.scores.get(score, np.nan)
-    known = values[np.isfinite(values)]
+    if not values:
+        axes.set_axis_off()
+        return
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*(value[:2] for value in values), strict=True))
+    shown = np.full((len(rows), len(columns)), np.nan)
+    for row, column, value in values:
+        shown[rows.index(row), columns.index(column)] = np.nan if value is None else value
+    known = shown[np.isfinite(shown)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
-    axes.imshow(values, cmap="viridis", vmin=low, vmax=max(high, low + 1e-6), aspect="auto")
-    for cell in cells:
-        row, column = rows.index(cell.proposer), columns.index(cell.namer)
-        value = values[row, column]
+    axes.imshow(shown, cmap="viridis", vmin=low, vmax=max(high, low + 1e-6), aspect="auto")
+    for (row, column), value in np.ndenumerate(shown):
         light = math.isnan(value) or value >= (low + high) / 2
         text = "-" if math.isnan(value) else f"{value:.1f}"
         axes.text(column, row, text, ha="center", va="center", color="black" if light else "white", fontsize=9)
-    axes.set_xticks(range(len(columns)), [name or "(system)" for name in columns], fontsize=8, rotation=20)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, rotation=20)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_title(title, fontsize=10)
 
 
 def _number(value: float | None) -> str:
