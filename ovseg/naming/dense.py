@@ -61,6 +61,11 @@ class DenseScores(Part):
         with argument_names(NAMES):
             return cls(clip_adapter, mode=dense.MODE, key_smoothing=dense.KS_THRESH, denoising=dense.PD_THRESH)
 
+    @property
+    def scores_are_independent(self) -> bool:
+        """Whether the score of a word does not depend on the other words: without the softmax of a refinement."""
+        return self.key_smoothing <= 0 and self.denoising <= 0
+
     @torch.no_grad()
     def forward(self, views: Views, words: Sequence[Vocabulary]) -> list[Tensor]:
         """Return the scores of the words of each image, float32 (K, h, w): cosines; probabilities if smoothed.

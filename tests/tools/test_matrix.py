@@ -147,7 +147,7 @@ def test_a_pair_is_its_system_without_the_other_namer(tmp_path):
         ),
         (("--namers", "crops", "pooling"), "--namers 'pooling' is unknown: did you mean pooled\\? .* context, pooled"),
         (("--namers", "own", "own"), "--namers has own twice"),
-        (("--parts", "SAM=a.yaml"), "--parts 'SAM' is unknown"),
+        (("--parts", "FastSAM=a.yaml"), "--parts 'FastSAM' is unknown: did you mean SAM"),
         (("--parts", "own"), "--parts own names no file: give own=CONFIG.yaml"),
         (("--namers", "--systems"), "nothing to evaluate"),
         (("--images", "0"), "--images is 0: give at least 1"),
