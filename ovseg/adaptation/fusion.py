@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ovseg.adaptation.tuned_clip import ORIGINAL
-from ovseg.checkpoint.loading import CLIP_PREFIX, CLIP_PREFIXES, LEFTOVERS, key_groups
+from ovseg.checkpoint.loading import CLIP_PREFIX, LEFTOVERS, ORIGINAL_PREFIX, key_groups
 from ovseg.checkpoint.saving import save_safetensors, save_torch
 from ovseg.checkpoint.state_dicts import (
     CLIP_MARK,
@@ -69,7 +69,8 @@ class FusionReport:
         return {MASK_PROMPT_FWD: self.mask_prompt_forward, **depth}
 
     def __str__(self) -> str:
-        kept_clip, original = (tuple(n for n in self.untouched if n.startswith(prefix)) for prefix in CLIP_PREFIXES)
+        prefixes = (CLIP_PREFIX, ORIGINAL_PREFIX)
+        kept_clip, original = (tuple(n for n in self.untouched if n.startswith(prefix)) for prefix in prefixes)
         lines = []
         for label, keys in (
             ("replaced", self.replaced),

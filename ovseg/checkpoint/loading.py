@@ -32,12 +32,12 @@ logger = logging.getLogger(__name__)
 # Share of the model's tensors below which a file is not a checkpoint of the model.
 MOSTLY = 0.5
 CLIP_ADAPTER = "clip_adapter."
-CLIP_PREFIX = f"{CLIP_ADAPTER}clip_model."
+CLIP_PREFIX, ORIGINAL_PREFIX = f"{CLIP_ADAPTER}clip_model.", f"{CLIP_ADAPTER}original_clip."
 REGION_CLIP_ADAPTER = "_region_clip_adapter."  # SimBaseline's second CLIP
 PREDICTOR = "sem_seg_head.predictor."  # which holds CLIP in ZegFormer
 # Tensors that MODEL.CLIP_ADAPTER.CLIP_WEIGHTS provides if a checkpoint lacks them.
 _MODELS = (CLIP_ADAPTER, REGION_CLIP_ADAPTER, PREDICTOR)
-CLIP_PREFIXES = ("clip_adapter.original_clip.", *(f"{part}clip_model." for part in _MODELS))
+CLIP_PREFIXES = (ORIGINAL_PREFIX, *(f"{part}clip_model." for part in _MODELS))
 # Prefixes of a backbone's names in the model, which files of a backbone alone lack; the second is LSeg's ViT.
 BACKBONES = ("backbone.", "pretrained.model.")
 # Unused tensors of the official SCAN.pth (specification of SCAN, section 13).

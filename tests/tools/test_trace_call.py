@@ -8,7 +8,7 @@ from tests.tiny_model import make_tiny_model
 
 def test_a_call_is_traced(tmp_path, capsys):
     config, weights = make_tiny_model(tmp_path)
-    config.write_text(config.read_text().replace("WEIGHTS: ''", f"WEIGHTS: {weights}"))
+    config.write_text(config.read_text().replace("\n  WEIGHTS: ''", f"\n  WEIGHTS: {weights}"))
     load_script("tools/trace_call.py").main(["--config-file", str(config), "--words", "star", "brick"])
     printed = capsys.readouterr().out
     counts = re.findall(r"^(.+): (\d+) files of ovseg/, (\d+) frames deep", printed, flags=re.MULTILINE)
