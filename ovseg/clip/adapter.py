@@ -200,11 +200,13 @@ class ClipAdapter(nn.Module):
             texts: S texts.
             templates: prompt templates; None for those of the adapter.
         """
-        try:
-            no_object = unit(self.non_object_embedding) if self.cosine else self.non_object_embedding
-            return torch.cat((self.text(texts, templates).to(no_object.device), no_object))
-        except OvsegError as error:
-            raise error.renamed(KEYS) from error.__cause__
+        no_object = unit(self.non_object_embedding) if self.cosine else self.non_object_embedding
+        return torch.cat((self.text_rows(texts, templates).to(no_object.device), no_object))
+
+    def text_rows(self, texts: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
+        """Return the rows of :meth:`text_matrix` without "no object", float32 (S, D)."""
+        with argument_names(KEYS):
+            return self.text(texts, templates)
 
     def similarity(self, features: Tensor, text: Tensor) -> Tensor:
         """Return logits, 100 x cosine, or dot products; (..., D), (S + 1, D) -> (..., S + 1).

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,6 +83,8 @@ class TableText:
             names, rows = list(arrays), list(arrays.values())
         if not rows or len(names) != len(rows) or not all(isinstance(name, str) for name in names):
             self._refuse(f"it holds {len(rows)} vectors for {len(names)} names")
+        if twice := [name for name, number in Counter(names).items() if number > 1]:
+            self._refuse(f"{shown(twice[0])} has more than one vector")
         for name, row in zip(names, rows, strict=True):
             if row.shape != rows[0].shape or row.ndim != 1 or row.dtype.kind not in "fiu" or not np.isfinite(row).all():
                 self._refuse(f"{shown(name)} has {row.dtype} of shape {list(row.shape)}, not a finite vector as others")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,10 @@ def seen_classes(request: Mapping[str, Any], words: Vocabulary, default: bool = 
         flags, source = seen_flags(dataset, words.names), f"trainable_flag of {dataset}"
     if flags is None:
         return torch.full((len(words),), default)
-    values = flags.tolist() if isinstance(flags, (np.ndarray, Tensor)) else list(flags)
+    values = flags.tolist() if isinstance(flags, (np.ndarray, Tensor)) else flags
+    if not isinstance(values, Iterable):
+        raise OvsegError(f"{source} is {shown(flags)}: give a list of True or False, one for each word")
+    values = list(values)
     added = len(words) - len(values)
     if not all(isinstance(value, (bool, int, np.bool_, np.integer)) and value in (0, 1) for value in values):
         raise OvsegError(f"{source} is {shown(values)}: give True or False for each word")

@@ -21,6 +21,7 @@ from ovseg.checkpoint.loading import CLIP_ADAPTER, CLIP_PREFIXES
 from ovseg.checkpoint.state_dicts import read_checkpoint, tensors_of
 from ovseg.config import load_cfg
 from ovseg.config.files import by_content
+from ovseg.config.limits import needs_checkpoint
 from ovseg.data.custom.names import folder_name
 from ovseg.engine.setup import seed_everything
 from ovseg.errors import OvsegError
@@ -108,6 +109,8 @@ def jobs_of(
     if twice := [name for name in names if names.count(name) > 1]:
         raise OvsegError(f"two rows of the matrix are called {twice[0]}: rename a configuration file, or leave one out")
     for job in jobs:
+        if not job.namer and not job.cfg.MODEL.WEIGHTS and needs_checkpoint(job.cfg):
+            raise OvsegError(f"{job.name}: MODEL.WEIGHTS is empty, without which results are random: name a file")
         for file in filter(None, (job.cfg.MODEL.WEIGHTS, job.clip_weights)):
             if not is_file(file):
                 raise OvsegError(f"{job.name}: there is no weight file {file}; check the configuration files")

@@ -26,7 +26,7 @@ from ovseg.clip.model import find_clip
 from ovseg.clip.text import TextEmbedder, embed_dim
 from ovseg.clip.tokenizer import build_tokenizer
 from ovseg.config import DEFAULTS
-from ovseg.errors import OvsegError, argument_names
+from ovseg.errors import OvsegError, argument_names, shown
 from ovseg.io.files import cache_dir, expand_user
 from ovseg.meta_arch.per_pixel import PerPixel
 from ovseg.meta_arch.propose_and_name import check_model, request_arguments
@@ -140,7 +140,7 @@ def build_lseg(arch: Mapping[str, Any]) -> PerPixel:
         decoder = Decoder(stages.channels, arch["features"], arch["out_channels"], block)
     except KeyError as error:
         raise OvsegError(f"the architecture of LSeg lacks {error}: see build_lseg") from error
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, IndexError, AssertionError, RuntimeError) as error:
         if isinstance(error, OvsegError):
             raise
         raise OvsegError(f"the architecture of LSeg has a wrong value ({error}): see build_lseg") from error
@@ -169,6 +169,9 @@ def _text_tower(text: Mapping[str, Any]) -> tuple[CLIP, Any]:
     """Return a CLIP without its image tower, and its tokenizer."""
     sizes = {name: text[name] for name in ("context_length", "vocab_size", "width", "heads", "layers")}
     smallest = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}  # of an image tower, which is removed
-    clip = CLIP(text["embed_dim"], smallest, sizes, quick_gelu=text.get("activation", "quick_gelu") == "quick_gelu")
+    activation = text.get("activation", "quick_gelu")
+    if activation not in ("quick_gelu", "gelu"):
+        raise OvsegError(f"activation of clip_text is {shown(activation)}: give quick_gelu or gelu")
+    clip = CLIP(text["embed_dim"], smallest, sizes, quick_gelu=activation == "quick_gelu")
     del clip.visual
     return clip.eval(), build_tokenizer("LSeg", sizes)

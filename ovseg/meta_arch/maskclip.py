@@ -245,13 +245,15 @@ def build_maskclip(arch: Mapping[str, Any]) -> MaskCLIP:
     Raises:
         OvsegError: a key is missing or its value cannot be used.
     """
+    if not isinstance(arch, Mapping):
+        raise OvsegError(f"arch is {shown(arch)}: give a dict of the sizes of MaskCLIP's vision transformer")
     vit = arch.get("vit")
     needed = ("image_size", "patch", "width", "layers", "heads")
     absent = [f"vit.{key}" for key in needed if not isinstance(vit, Mapping) or key not in vit]
     if absent := absent + [key for key in ("text_channels",) if key not in arch]:
         raise OvsegError(f"arch lacks {', '.join(absent)}: give the sizes of MaskCLIP's vision transformer")
     activation = vit.get("activation", "gelu")
-    if activation not in ACTIVATIONS:
+    if activation not in tuple(ACTIVATIONS):
         raise OvsegError(f"arch vit.activation is {shown(activation)}: give gelu (exact), or use DenseCLIP")
     sizes = {key: vit[key] for key in needed}
     wrong = [key for key, value in sizes.items() if type(value) is not int or value < 1]
@@ -259,12 +261,15 @@ def build_maskclip(arch: Mapping[str, Any]) -> MaskCLIP:
         key = wrong[0] if wrong else "width"
         what = "a whole number from 1" if wrong else f"a multiple of vit.heads, {vit['heads']}"
         raise OvsegError(f"arch vit.{key} is {shown(vit[key])}: give {what}")
-    backbone = Transformer(
-        **sizes,
-        mlp_ratio=vit.get("mlp_ratio", 4),
-        eps=vit.get("layer_norm_eps", 1e-6),
-        act=ACTIVATIONS[activation],
-    )
-    head = LinearHead(vit["width"], arch["text_channels"], arch.get("text_categories", 0))
     mean, std = ([255 * value for value in values] for values in (OPENAI.mean, OPENAI.std))
-    return MaskCLIP(backbone, head, arch.get("pixel_mean", mean), arch.get("pixel_std", std)).eval()
+    try:
+        backbone = Transformer(
+            **sizes,
+            mlp_ratio=vit.get("mlp_ratio", 4),
+            eps=vit.get("layer_norm_eps", 1e-6),
+            act=ACTIVATIONS[activation],
+        )
+        head = LinearHead(vit["width"], arch["text_channels"], arch.get("text_categories", 0))
+        return MaskCLIP(backbone, head, arch.get("pixel_mean", mean), arch.get("pixel_std", std)).eval()
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise OvsegError(f"arch has a value that cannot be used ({error}): see build_maskclip") from error

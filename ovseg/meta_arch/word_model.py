@@ -113,7 +113,8 @@ class WordModel(nn.Module):
 
     def bias_of(self, request: Mapping[str, Any], words: Vocabulary) -> Tensor | None:
         """Return what is subtracted from the scores of each word, float32 (K,); None for nothing."""
-        return self.seen_of(request, words).float() * self.seen_bias if self.seen_bias else None
+        seen = self.seen_of(request, words)  # a wrong ``seen`` is an error also where it changes nothing
+        return seen.float() * self.seen_bias if self.seen_bias else None
 
     def training_words(self, views: Views) -> Vocabulary:
         """Return the words of a training batch, which all of its images share."""

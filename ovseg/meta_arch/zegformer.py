@@ -107,7 +107,7 @@ class ProjectedQuery(QueryEmbedding):
 
     def class_logits(self, vocabulary: Vocabulary) -> Callable[[Tensor], Tensor]:
         predictor = self._predictor[0]
-        text = self.clip_adapter.text(vocabulary.texts, vocabulary.templates)
+        text = self.clip_adapter.text_rows(vocabulary.texts, vocabulary.templates)
         return partial(predictor.class_logits, text=text.to(predictor.bg_feature.device))
 
     def no_object(self, embeddings: Tensor) -> Tensor:

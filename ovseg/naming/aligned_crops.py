@@ -98,7 +98,7 @@ class AlignedCrops(MaskedCrops):
         Returns:
             float32 (Q, K + 1), or (Q, K).
         """
-        text = self.clip_adapter.text(vocabulary.texts, vocabulary.templates or self.templates).to(features.device)
+        text = self.clip_adapter.text_rows(vocabulary.texts, vocabulary.templates or self.templates).to(features.device)
         self.clip_adapter.check_table(features, text)
         by_text = self.clip_adapter.clip_model.logit_scale.exp() * unit(features) @ text.T  # (Q, S)
         knows = self.no_object is not None and embeddings is not None

@@ -82,6 +82,7 @@ class DenseScores(Part):
             maps = self.tower.maps(pixels, keys=self.key_smoothing > 0)
             features = self.tower.places(maps[LAST][0])
         text = clip.text_matrix(vocabulary.texts, vocabulary.templates)
+        clip.check_table(features.movedim(0, -1), text)
         cosines = best_synonym(cosine_map(features.float(), text).movedim(0, -1), vocabulary)[..., :-1].movedim(-1, 0)
         keys = maps[KEYS][0].float() if self.key_smoothing > 0 else None
         return refine(cosines, keys, self.key_smoothing, self.denoising)

@@ -85,10 +85,11 @@ class QueryEmbedding(Part):
     @classmethod
     def from_config(cls, cfg: CfgNode, clip_adapter: ClipAdapter) -> QueryEmbedding:
         if clip_adapter.embed_dim != cfg.MODEL.SEM_SEG_HEAD.EMBEDDING_DIM:
+            adapter = cfg.MODEL.CLIP_ADAPTER
+            source = adapter.TEXT_TABLE or f"CLIP {adapter.CLIP_MODEL_NAME}"
             raise OvsegError(
-                f"MODEL.SEM_SEG_HEAD.EMBEDDING_DIM is {cfg.MODEL.SEM_SEG_HEAD.EMBEDDING_DIM}, but CLIP "
-                f"{cfg.MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME} has embeddings of {clip_adapter.embed_dim} dimensions: set "
-                f"the key to {clip_adapter.embed_dim}"
+                f"MODEL.SEM_SEG_HEAD.EMBEDDING_DIM is {cfg.MODEL.SEM_SEG_HEAD.EMBEDDING_DIM}, but {source} has "
+                f"embeddings of {clip_adapter.embed_dim} dimensions: set the key to {clip_adapter.embed_dim}"
             )
         return cls(clip_adapter, cfg.MODEL.CLIP_ADAPTER.DROP_NO_OBJECT_BEFORE_SOFTMAX)
 

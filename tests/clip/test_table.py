@@ -45,6 +45,7 @@ def test_a_word_that_is_missing(table):
     [
         ({}, "holds 0 vectors"),
         ({"names": ["a"], "vectors": np.ones((2, 3))}, "2 vectors for 1 names"),
+        ({"names": ["a", "a"], "vectors": np.ones((2, 3))}, "'a' has more than one vector"),
         ({"names": [1], "vectors": np.ones((1, 3))}, "1 vectors for 1 names"),
         ({"a": np.ones(3), "b": np.ones(4)}, "'b' has float64 of shape .4., not"),
         ({"a": np.array([1, np.nan])}, "'a' has float64"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -156,6 +157,15 @@ def test_settings_that_do_not_fit(tmp_path):
     cfg.MODEL.META_ARCHITECTURE = "OVSeg"
     with pytest.raises(OvsegError, match=r"MODEL\.DENSE\.KS_THRESH = 0\.5 has no effect .* only DenseCLIP reads it"):
         load_model(cfg)
+
+
+def test_vectors_of_words_do_not_fit(tmp_path):
+    np.savez(tmp_path / "words.npz", cat=np.ones(5))
+    cfg = cfg_of(tmp_path)
+    cfg.merge_from_list(["MODEL.CLIP_ADAPTER.TEXT_ENCODER", "table"])
+    cfg.MODEL.CLIP_ADAPTER.TEXT_TABLE = str(tmp_path / "words.npz")
+    with pytest.raises(OvsegError, match="TEXT_TABLE have 5 numbers, but features of the image"):
+        load_model(cfg).eval()([{"image": torch.zeros(3, 32, 32), "class_names": ["cat"]}])
 
 
 def test_templates():

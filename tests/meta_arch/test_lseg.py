@@ -96,11 +96,11 @@ def test_small_images(model, size):
         ({"class_names": ["cat " * 100]}, "tokens, CLIP reads"),
         ({"outputs": ("proposals",)}, "this model has no masks, hence no proposals"),
         ({"templates": ["no place"]}, "templates"),
-        ({"seen": [True]}, "seen has 1 values for 3 words"),
+        ({"seen": [True]}, "seen has 1 values for 3 words"),  # also without a bias
+        ({"seen": True}, "seen is True: give a list"),
     ],
 )
-def test_bad_requests(model, extra, message, monkeypatch):
-    monkeypatch.setattr(model, "seen_bias", 1.0)
+def test_bad_requests(model, extra, message):
     with pytest.raises(OvsegError, match=message):
         segment(model, request(**extra))
 
@@ -222,6 +222,8 @@ def test_timm_backbone_in_the_model():
         ({"out_channels": 8}, "out_channels is 8, but the text embeddings have 16"),
         ({"reassemble_channels": [4, 4]}, "four of each"),
         ({"vit": ARCH["vit"] | {"hooks": [0, 1, 2, 9]}}, "hooks from 0 to 3"),
+        ({"vit": ARCH["vit"] | {"heads": 0}}, "wrong value"),
+        ({"clip_text": ARCH["clip_text"] | {"activation": "relu"}}, "give quick_gelu or gelu"),
         ({"vit": ARCH["vit"] | {"patch": 14}}, "patches of 16 or 32"),
         ({"vit": ARCH["vit"] | {"readout": "mean"}}, "choose project, add or ignore"),
         ({"arch_option": 3}, "no spatial block"),

@@ -110,6 +110,8 @@ def test_files_of_mmsegmentation(maskclip_parity, tmp_path):
         ({"text_channels": ...}, "arch lacks text_channels: give"),
         ({"activation": "quick_gelu"}, r"vit\.activation is 'quick_gelu': give gelu \(exact\), or use DenseCLIP"),
         ({"heads": 5}, r"vit\.width is 48: give a multiple of vit\.heads, 5"),
+        ({"text_channels": None}, "arch has a value that cannot be used"),
+        ({"pixel_mean": 0}, "arch has a value that cannot be used"),
         ({"layers": 0}, r"vit\.layers is 0: give a whole number from 1"),
     ],
 )
@@ -120,6 +122,8 @@ def test_bad_sizes(maskclip_parity, arch, message):
     given = {key: value for key, value in given.items() if value is not ...}
     with pytest.raises(OvsegError, match=message):
         build_maskclip(given)
+    with pytest.raises(OvsegError, match=r"arch is 'arch\.json': give a dict"):
+        build_maskclip("arch.json")
 
 
 def test_bad_input(maskclip_parity):

@@ -154,6 +154,10 @@ def test_a_pair_is_its_system_without_the_other_namer(tmp_path):
         (("--data", "toy_sem_seg_vall"), "'toy_sem_seg_vall' is not registered: did you mean toy_sem_seg_val"),
         (("--systems", "nowhere.yaml"), "nowhere.yaml"),
         (("--systems", SYSTEM, SYSTEM), "two rows of the matrix are called ovseg_toy"),
+        (
+            ("--systems", "configs/toy/zegformer_toy.yaml", "--proposers", "--namers"),
+            "zegformer_toy: MODEL.WEIGHTS is empty",
+        ),
         (("MODEL.WEIGHTS", "gone.pth"), "there is no weight file gone.pth"),
     ],
 )
