@@ -351,7 +351,8 @@ def _learner(cfg: CfgNode, clip_model: nn.Module, tokenizer: Any) -> PromptLearn
             f"has the width {width}: set the key to {width}"
         )
     if adapter.PROMPT_CHECKPOINT and not learner.start_signal.is_meta:
-        learner.load(adapter.PROMPT_CHECKPOINT)
+        with argument_names({"weights": KEYS["prompt_checkpoint"]}):
+            learner.load(expand_user(adapter.PROMPT_CHECKPOINT))
     return learner.requires_grad_(not adapter.PROMPT_CHECKPOINT)
 
 

@@ -261,6 +261,8 @@ def resize(maps: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tenso
     """
     if maps.shape[1:] == size:
         return maps
+    if not len(maps):  # which interpolate refuses
+        return maps.new_zeros(0, *size)
     if mode == "nearest":
         return F.interpolate(maps[None], size, mode="nearest-exact")[0]
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]

@@ -10,7 +10,6 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
-from torch.nn import functional as F
 
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.config import refuse_keys_without_effect
@@ -168,9 +167,7 @@ class ProposeAndName(WordModel):
         size, outputs = output_size(request), outputs_of(request)
         result: dict[str, Any] = {}
         if outputs & WITHOUT_NAMES:
-            probabilities = masks.probabilities
-            if probabilities.shape[1:] != size:
-                probabilities = F.interpolate(probabilities[None], size, mode="bilinear", align_corners=False)[0]
+            probabilities = resize(masks.probabilities, size)
             result["soft_proposals"], result["proposals"] = probabilities, probabilities > 0.5
         if words is not None:
             result |= self.render_request(request, masks, words, scores, outputs)

@@ -188,9 +188,8 @@ class SeenUnseenMean(GeometricMean):
         """Fuse the scores of two namers, see :meth:`GeometricMean.__call__`; without ``seen``, no class is seen."""
         if len(scores) == 1 or self.weight <= 0 or seen is None:
             return super().__call__(scores, dataset_name)
-        own, other = scores
         weights = torch.where(seen, 1 - self.weight, self.weight)  # of the other namer, (K,)
-        return own.of_all(unseen=0.0) ** (1 - weights) * other.of_all(unseen=1.0) ** weights
+        return self.own(scores) ** (1 - weights) * scores[1].of_all(unseen=1.0) ** weights
 
 
 @FUSIONS.register()

@@ -97,6 +97,8 @@ def test_prompt_checkpoint(adapter_of, tmp_path, save):
     save_safetensors({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(OvsegError, match=r"has no prompt_learner.prefix_prompt: give a file of tools"):
         adapter_of(2, 1, PROMPT_CHECKPOINT=str(tmp_path / "other.safetensors"))
+    with pytest.raises(OvsegError, match=r"gone.pth does not exist: check MODEL.CLIP_ADAPTER.PROMPT_CHECKPOINT"):
+        adapter_of(2, 1, PROMPT_CHECKPOINT=str(tmp_path / "gone.pth"))
 
 
 def test_wrong_sizes(adapter_of):

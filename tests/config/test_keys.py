@@ -88,3 +88,12 @@ def test_keys_without_effect_are_refused(key):
     node[name] = not value if isinstance(value, bool) else f"{value}x" if isinstance(value, str) else value + 1
     with pytest.raises(OvsegError, match=f"{key} = .* has no effect"):
         refuse_keys_without_effect(cfg)
+
+
+@pytest.mark.parametrize("name", ["ZegFormer", "LSegPlus", "DenseCLIP"])
+def test_keys_that_a_system_does_not_read(name):
+    opts = ["MODEL.META_ARCHITECTURE", name, "MODEL.FUSION.VOID_BY_CLIP", 0.5]
+    cfg = get_cfg()
+    cfg.merge_from_list(opts)
+    with pytest.raises(OvsegError, match=r"VOID_BY_CLIP = 0\.5 has no effect in this system.* only OVSeg, SCAN"):
+        refuse_keys_without_effect(cfg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,6 @@ def test_settings_of_the_demo(folder):
     assert result.scores.max() > 0
     labelled = torch.from_numpy(result.label_map >= 0)
     assert not labelled[~covered].any()  # no mask, no label
+    model.proposer.grid = dataclasses.replace(model.proposer.grid, iou_threshold=1.0)
+    assert segmenter.propose(pixels).shape == (0, 60, 90)
+    assert not (segmenter(pixels, words).label_map >= 0).any()

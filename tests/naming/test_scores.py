@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from ovseg.clip import adapter
 from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
-from ovseg.naming import GeometricMean, ObjectNormalizedMean, Scores, SingleNamer
+from ovseg.naming import GeometricMean, ObjectNormalizedMean, Scores, SeenUnseenMean, SingleNamer
 from ovseg.naming.scores import best_synonym, normalise_over_classes, recalled_from_void
 from ovseg.vocabulary import Vocabulary
 
@@ -133,3 +133,5 @@ def test_the_other_namer_takes_from_void():
     torch.testing.assert_close(log[0].sum(), torch.tensor(0.67), rtol=0, atol=1e-6)
     assert torch.equal(log, normalise_over_classes(fused, recalled_from_void(own, scores[1].of_all(0.0), 0.5)))
     assert torch.equal(GeometricMean(0.5, 0.0)(scores), GeometricMean(0.5)(scores))
+    simbaseline = SeenUnseenMean(0.5, void_by_other=0.5)
+    assert torch.equal(simbaseline(scores, seen=torch.tensor([True, False])), fused)  # its weights are equal at 0.5
