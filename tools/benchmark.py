@@ -98,12 +98,13 @@ def build(args: argparse.Namespace, config: str, device: str, precision: str, ba
     model = build_model(cfg).eval()
     if trained:
         load_weights(model, cfg.MODEL.WEIGHTS)
-    else:
-        model.sem_seg_head.predictor.register_forward_hook(_with_ellipses)
+    elif (head := getattr(model, "sem_seg_head", None)) is not None:  # a network proposes the masks
+        head.predictor.register_forward_hook(_with_ellipses)
     if args.compile:
-        for part, method in COMPILED:
-            owner = functools.reduce(getattr, part.split("."), model)
-            setattr(owner, method, torch.compile(getattr(owner, method)))
+        for path, method in COMPILED:
+            owner = functools.reduce(lambda part, step: getattr(part, step, None), path.split("."), model)
+            if hasattr(owner, method):
+                setattr(owner, method, torch.compile(getattr(owner, method)))
     pixels = torch.from_numpy(transform.apply_image(image).copy()).permute(2, 0, 1)
     words = Vocabulary.from_words(args.class_names).class_names
     request = {"image": pixels, "height": image.shape[0], "width": image.shape[1], "outputs": ("label_map",)}
@@ -139,7 +140,8 @@ def measure(args: argparse.Namespace, config: str, device: str, precision: str, 
     text = Stages(clock)
     with text.stage("text"):
         words = model.words_of(requests[0])
-        model.clip_adapter.text_matrix(words.texts, words.templates)
+        if (clip_adapter := getattr(model, "clip_adapter", None)) is not None:
+            clip_adapter.text_matrix(words.texts, words.templates)
     runs = []
     for _ in range(args.warm_up + args.repeat):
         with time_stages(model, clock) as stages:

@@ -14,6 +14,7 @@ from detectron2.evaluation import inference_context
 from torch import nn
 
 from ovseg.config.per_dataset import settings_of
+from ovseg.config.systems import unread_keys
 from ovseg.data.catalog import check_per_dataset
 from ovseg.data.custom.names import folder_name
 from ovseg.data.loader import build_test_loader
@@ -197,6 +198,9 @@ def _check(cfg: CfgNode, model: nn.Module, thresholds, weights, limit: int | Non
             f"{cfg.MODEL.META_ARCHITECTURE} does not have two namers, whose weight and threshold are searched: give a "
             "configuration of OVSeg or SCAN, or set MODEL.NAMER.NAME to ['QueryEmbedding', 'MaskedCrops']"
         )
+    for key, remedy in unread_keys(cfg.MODEL.META_ARCHITECTURE).items():
+        if key in (THRESHOLD, WEIGHT):
+            raise OvsegError(f"{cfg.MODEL.META_ARCHITECTURE} does not read {key}, which is searched: {remedy}")
     test = cfg.TEST
     if has_many_views(cfg) or test.DENSE_CRF or test.ORACLE != "none":
         raise OvsegError(

@@ -84,6 +84,11 @@ def test_bad_grids(data_folder, arguments, message):
         search(cfg, standin.StandIn(), standin.NAME, **arguments)
     with pytest.raises(OvsegError, match=r"does not have two namers.*: give a configuration of OVSeg or SCAN"):
         search(cfg, standin.StandIn(), standin.NAME, [0.5], [0.5])
+    cfg.MODEL.META_ARCHITECTURE = "ZegFormer"
+    model = standin.StandIn()
+    model.namers = (None, None)
+    with pytest.raises(OvsegError, match=r"ZegFormer does not read MODEL.CLIP_ADAPTER.MASK_THR, which is searched"):
+        search(cfg, model, standin.NAME, [0.5], [0.5])
 
 
 @pytest.mark.parametrize(

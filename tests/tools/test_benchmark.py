@@ -99,3 +99,10 @@ def test_what_cannot_work(config, tmp_path):
         tool.main(["--config", config, "--compare", str(tmp_path / "gone.json")], run=None)
     with pytest.raises(SystemExit):
         tool.main(["--config", config, "--batch", "0"], run=None)
+
+
+def test_a_model_without_masks(tmp_path):
+    argv = ["--config", "configs/toy/dense_clip_toy.yaml", "--device", "cpu", "--precision", "fp32", "--warm-up", "0"]
+    tool.main([*argv, "--repeat", "1", "--json", str(tmp_path / "dense.json")], run=tool.measure)
+    (figures,) = json.loads((tmp_path / "dense.json").read_text())
+    assert list(figures["seconds"]) == ["rest"] and figures["text"] > 0
