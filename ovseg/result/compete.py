@@ -106,7 +106,7 @@ def _masks_and_scores(text: str, given: Any) -> tuple[np.ndarray, np.ndarray]:
             f"the masks of {text!r} cannot be read: give (n, H, W) masks of one size, or COCO run-length codes, and "
             "(n,) scores"
         ) from error
-    if masks.size == 0 and scores.size == 0:
+    if masks.size == 0 and (scores.size == 0 or scores.ndim == 0):
         return np.zeros((0, 1, 1), bool), np.zeros(0, np.float32)
     if masks.ndim == 2:
         masks = masks[None]
@@ -114,7 +114,7 @@ def _masks_and_scores(text: str, given: Any) -> tuple[np.ndarray, np.ndarray]:
         masks = masks[:, 0]
     if scores.ndim == 0:
         scores = np.full(len(masks), scores)
-    if masks.ndim != 3 or scores.shape != (len(masks),):
+    if masks.ndim != 3 or not masks.size or scores.shape != (len(masks),):
         raise OvsegError(
             f"{text!r} has masks of the shape {list(masks.shape)} and scores of the shape {list(scores.shape)}: give "
             "(n, H, W) masks and (n,) scores"

@@ -85,6 +85,8 @@ def test_with_the_image(tmp_path):
         ({"bird": (LEFT, 0.5)}, {}, "'bird' is no word or synonym of the vocabulary"),
         ({"cat": ([LEFT], [0.5, 0.5])}, {}, r"'cat' has masks of the shape \[1, 4, 6\] and scores of the shape \[2\]"),
         ({"cat": (LEFT[0], 0.5)}, {}, "'cat' has masks of the shape"),
+        ({"cat": (np.zeros((1, 0, 5)), [0.5])}, {}, "'cat' has masks of the shape"),
+        ({"cat": ([], 0.5)}, {}, "no mask, and image is None"),
         ({"cat": LEFT}, {}, r"entry of 'cat' .* is a ndarray: give \(masks, scores\)"),
         ({"cat": ([LEFT, LEFT[:3]], 0.5)}, {}, "masks of 'cat' cannot be read"),
         ({"cat": ([{"size": [4, 6], "counts": [3]}], 0.5)}, {}, "masks of 'cat' cannot be read"),
