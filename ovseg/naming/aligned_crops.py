@@ -22,8 +22,6 @@ from ovseg.proposals.network import PixelNormalizer
 from ovseg.proposals.views import Masks, Views
 from ovseg.vocabulary import Vocabulary
 
-STYLES = ("cropmask", "mask", "crop")
-
 
 @NAMERS.register()
 class AlignedCrops(MaskedCrops):

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovseg.clip.adapter import KEYS
 from ovseg.clip.text import TextEmbedder
+from ovseg.errors import argument_names
 from ovseg.naming.dpt import DIVISIBILITY, Decoder, ResNetStages, ViTStages, enlarge
 from ovseg.naming.pixel_classes import batch_labels, best_text, pixel_loss
 from ovseg.proposals.network import PixelNormalizer
@@ -97,7 +99,8 @@ class LanguagePixels(Part):
         """Return the logits (B, S, H / 2, W / 2) of a padded batch, for the S texts of the vocabulary."""
         embeddings = self.scratch(self.pretrained(batch)).float()
         unit = embeddings / embeddings.norm(dim=1, keepdim=True)
-        text = self.text(vocabulary.texts, vocabulary.templates).detach()
+        with argument_names(KEYS):
+            text = self.text(vocabulary.texts, vocabulary.templates).detach()
         logits = SCALE * torch.einsum("bdhw,sd->bshw", unit, text)
         if hasattr(self.scratch, "head_block"):
             logits = self.scratch.head_block(logits)
