@@ -31,11 +31,10 @@ from ovseg.clip.dense_vit import (
     VALUE,
     as_maps,
     pad_to_multiple,
-    resize_positions,
     self_projection,
     value_path,
 )
-from ovseg.clip.vit import embed_patches, is_plain_vit, run_block
+from ovseg.clip.vit import embed_patches, is_plain_vit, resize_positions, run_block
 from ovseg.errors import OvsegError, argument
 
 MASK_ATTENTION = "mask_attention"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,21 +22,6 @@ def pad_to_multiple(pixels: Tensor, divisor: int) -> Tensor:
     height, width = pixels.shape[-2:]
     bottom, right = -height % divisor, -width % divisor
     return F.pad(pixels, (0, right, 0, bottom)) if bottom or right else pixels
-
-
-def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Return position embeddings for another grid, resized bicubically; the class entry is kept.
-
-    Args:
-        positions: (1 + P, C), the class entry first, then the grid row by row.
-        old: height and width of that grid, in places.
-        new: of the other one.
-    """
-    if old == new:
-        return positions
-    grid = positions[1:].T.reshape(1, -1, *old)
-    grid = F.interpolate(grid, new, mode="bicubic", align_corners=False)
-    return torch.cat((positions[:1], grid[0].flatten(1).T))
 
 
 def self_projection(attention: nn.MultiheadAttention, x: Tensor, part: int) -> Tensor:

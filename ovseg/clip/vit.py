@@ -89,14 +89,19 @@ def encode_patches(
     return visual.ln_post(x[:, 0]) @ visual.proj
 
 
-def resize_positions(visual: VisionTransformer, grid: tuple[int, int]) -> Tensor:
-    """Return the position embeddings for a grid of patches (rows, columns), resized bicubically; (1 + P, width)."""
-    table = visual.positional_embedding
-    if tuple(grid) == tuple(visual.grid_size):
-        return table
-    maps = table[1:].T.unflatten(1, visual.grid_size)  # (width, rows, columns)
-    resized = F.interpolate(maps[None], grid, mode="bicubic", align_corners=False)[0]
-    return torch.cat((table[:1], resized.flatten(1).T))
+def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Return position embeddings for another grid, resized bicubically; the class entry is kept.
+
+    Args:
+        positions: (1 + P, C), the class entry first, then the grid row by row.
+        old: height and width of that grid, in places.
+        new: of the other one.
+    """
+    if old == new:
+        return positions
+    grid = positions[1:].T.reshape(1, -1, *old)
+    grid = F.interpolate(grid, new, mode="bicubic", align_corners=False)
+    return torch.cat((positions[:1], grid[0].flatten(1).T))
 
 
 def encode_any_size(visual: VisionTransformer, images: Tensor) -> Tensor:
@@ -109,7 +114,8 @@ def encode_any_size(visual: VisionTransformer, images: Tensor) -> Tensor:
         (B, D) features, not normalised.
     """
     patch_height, patch_width = visual.conv1.kernel_size
-    positions = resize_positions(visual, (images.shape[2] // patch_height, images.shape[3] // patch_width))
+    grid = (images.shape[2] // patch_height, images.shape[3] // patch_width)
+    positions = resize_positions(visual.positional_embedding, tuple(visual.grid_size), grid)
     return encode_patches(visual, embed_patches(visual, images), positions=positions)
 
 

@@ -22,11 +22,11 @@ from ovseg.clip.dense_vit import (
     VALUE,
     as_maps,
     pad_to_multiple,
-    resize_positions,
     self_projection,
     value_path,
 )
 from ovseg.clip.preprocessing import OPENAI
+from ovseg.clip.vit import resize_positions
 from ovseg.errors import OvsegError, shown
 from ovseg.naming.dense import cosine_map, refine
 

@@ -45,7 +45,7 @@ def records(tmp_path_factory):
 def config(tmp_path, **keys):
     cfg = tiny_cfg(tmp_path, PROMPT_LEARNER="learnable", PROMPT_DIM=TINY["text_cfg"]["width"], PROMPT_SHAPE=[2, 1])
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.NAMER.NAME, cfg.SEED = "SimBaseline", ["QueryEmbedding", "MaskedCrops"], 1
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
+    cfg.MODEL.PROPOSER.NAME, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = "MaskFormer", 3
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.DATALOADER.NUM_WORKERS = ("prompt_tuning_halves",), (), 0
     cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.WARMUP_ITERS = "SGD", 0.1, 4, 0
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = 6, 3

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from ovseg.clip.dense import KEYS, LAST
 from ovseg.clip.dense_towers import KINDS, ResNetTower, TimmTower, VitTower, attend_all, dense_tower
-from ovseg.clip.dense_vit import MODES, pad_to_multiple, resize_positions, value_path
+from ovseg.clip.dense_vit import MODES, pad_to_multiple, value_path
+from ovseg.clip.vit import resize_positions
 from ovseg.errors import OvsegError
 from tests.tiny_clip import CONVOLUTIONAL, RESNET, TINY
 

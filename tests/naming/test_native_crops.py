@@ -68,10 +68,10 @@ def test_a_crop_of_clips_size_equals_the_tower(namer):
 @torch.no_grad()
 def test_positions_of_a_larger_grid(namer):
     visual = namer.clip_adapter.clip_model.visual
-    table = resize_positions(visual, (8, 3))
+    table = resize_positions(visual.positional_embedding, (4, 4), (8, 3))
     assert table.shape == (1 + 24, 32)
     assert torch.equal(table[0], visual.positional_embedding[0])
-    assert resize_positions(visual, (4, 4)) is visual.positional_embedding
+    assert resize_positions(visual.positional_embedding, (4, 4), (4, 4)) is visual.positional_embedding
 
 
 def test_towers_of_one_size_are_refused(tmp_path):
