@@ -315,7 +315,7 @@ def _warn_of_prompts(settings: Mapping[str, Any], model: nn.Module, path: str | 
             model.clip_adapter.source.name,
         )
     wanted = settings.get(MASK_PROMPT_FWD)
-    if wanted is not None and ours is not None and str(wanted) != str(ours):
+    if wanted is not None and ours is not None and prompts is not None and str(wanted) != str(ours):
         logger.warning(
             "%s was made to be used with %s %s, but the model has %s: CLIP's scores will be worse. Set the key.",
             path,
