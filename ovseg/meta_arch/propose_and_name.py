@@ -95,6 +95,12 @@ class ProposeAndName(WordModel):
                 "MODEL.NAMER.NAME to MaskedCrops or PooledMap"
             )
         fusion = cfg.MODEL.FUSION.NAME or ("SingleNamer" if len(names) == 1 else "GeometricMean")
+        void = cfg.MODEL.FUSION.VOID_BY_CLIP
+        if void and fusion in ("SingleNamer", "SeenAveragedMean"):
+            raise OvsegError(
+                f"MODEL.FUSION.VOID_BY_CLIP is {void}, but {fusion} does not read it: set it to 0, or MODEL.FUSION.NAME "
+                "to GeometricMean with two namers"
+            )
         rendering = cfg.MODEL.RENDERING.NAME or cfg.MODEL.MASK_FORMER.TEST.PAINTING
         clip_adapter = ClipAdapter(cfg, original_depths=() if "ContextCrops" in names else None)
         return common(cfg) | {

@@ -40,8 +40,9 @@ def SimBaseline(cfg: CfgNode) -> ProposeAndName:
     region = region_adapter(cfg) if adapter.SEPERATE_ADAPTER else None
     kind = MaskedCrops if adapter.REGION_RESIZED else NativeCrops
     own, crops = QueryEmbedding.from_config(cfg, clip_adapter), kind.from_config(cfg, region or clip_adapter)
-    if region is not None:  # the name "clip_adapter" is that of the other one
-        crops.__dict__["clip_adapter"] = crops._modules.pop("clip_adapter")
+    if region is not None:  # registered below: "clip_adapter" is the name of the other one
+        del crops.clip_adapter
+        object.__setattr__(crops, "clip_adapter", region)
     model = ProposeAndName(
         proposer=MaskNetwork(cfg),
         namers=[own, crops] if adapter.CLIP_ENSEMBLE else [own],

@@ -210,3 +210,9 @@ def test_systems_refuse_parts_that_they_ignore():
     opts = ["MODEL.META_ARCHITECTURE", "OVSeg", "MODEL.PROPOSER.NAME", "GroundTruth", "MODEL.DEVICE", "cpu"]
     with pytest.raises(OvsegError, match=r"MODEL\.PROPOSER\.NAME = 'GroundTruth' has no effect .* its own parts"):
         load_model(load_cfg(ROOT / "configs" / "toy" / "ovseg_toy.yaml", opts))
+
+
+def test_void_by_clip_needs_two_namers():
+    cfg = configuration("MaskFormer", "MaskedCrops", "", "MODEL.FUSION.VOID_BY_CLIP", 0.5)
+    with pytest.raises(OvsegError, match=r"MODEL\.FUSION\.VOID_BY_CLIP is 0\.5, but SingleNamer does not read it: set"):
+        load_model(cfg, complete=True)
