@@ -98,7 +98,7 @@ class ProposeAndName(WordModel):
         void = cfg.MODEL.FUSION.VOID_BY_CLIP
         if void and fusion in ("SingleNamer", "SeenAveragedMean"):
             raise OvsegError(
-                f"MODEL.FUSION.VOID_BY_CLIP is {void}, but {fusion} does not read it: set it to 0, or MODEL.FUSION.NAME "
+                f"MODEL.FUSION.VOID_BY_CLIP is {void}, but {fusion} does not read it: set it to 0, or FUSION.NAME "
                 "to GeometricMean with two namers"
             )
         rendering = cfg.MODEL.RENDERING.NAME or cfg.MODEL.MASK_FORMER.TEST.PAINTING
