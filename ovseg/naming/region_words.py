@@ -106,9 +106,9 @@ class RegionWords(Part):
 
     def regions(self, views: Views, weights: Tensor) -> Tensor:
         """Return the embeddings of regions, float32 (B, N, D_text), for masks (B, N, h, w) at stride 4."""
+        pixels = self.pixels(views).float()
         with torch.autocast(weights.device.type, enabled=False):  # sums over thousands of places
-            weights = weights.float() * self.trunk.valid(views)[:, None]
-            return pool_regions(weights, self.pixels(views).float())
+            return pool_regions(weights.float() * self.trunk.valid(views)[:, None], pixels)
 
     def caption_losses(self, views: Views, proposer: RegionQueries) -> dict[str, Tensor]:
         """Compute the grounding loss of a batch with the ``caption_words`` of its requests."""
