@@ -61,5 +61,5 @@ def test_one_word_at_random_is_left_and_none_stays_none():
 
 
 def test_bad_probability():
-    with pytest.raises(OvsegError, match="keep_prob is 1.5: give a number from 0 to 1"):
+    with pytest.raises(OvsegError, match=r"keep_prob is 1\.5: give a number from 0 to 1"):
         drop_words(("a",), 1.5, np.random.default_rng(0))
