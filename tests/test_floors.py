@@ -16,21 +16,28 @@ PACKAGE = Path(__file__).parents[1] / "ovseg"
 _GROUND = {"errors"}
 _LOW = _GROUND | {"io"}
 _CLIP = _LOW | {"vocabulary", "checkpoint"}
-_META_ARCH = _CLIP | {"clip", "naming", "proposals", "config", "data"}  # data: the words of a data set
-_DATA = _LOW | {"vocabulary", "config", "result", "checkpoint"}  # the latter for an index that is a pickle (ADE20K)
+_META_ARCH = _CLIP | {"clip", "naming", "proposals", "config", "data", "grounding"}  # data: the words of a data set
+_DATA = _LOW | {
+    "vocabulary",
+    "config",
+    "result",
+    "checkpoint",
+    "grounding",
+}  # the latter for an index that is a pickle (ADE20K)
 _SYSTEM = _META_ARCH | _DATA | {"meta_arch", "data"}
 _ALL = _SYSTEM | {"evaluation", "engine", "segmenter", "adaptation"}
 # What each floor may import, from the ground up; all but the last may import themselves.
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
     "io": _GROUND,
+    "grounding": _GROUND,
     "vocabulary": _LOW,
     "proposals": _LOW | {"checkpoint"},  # the packaged weights of HED
     "config": _LOW,
     "checkpoint": _LOW,
     "result": _LOW | {"vocabulary"},
     "clip": _CLIP,
-    "naming": _CLIP | {"clip", "proposals"},  # a namer takes masks
+    "naming": _CLIP | {"clip", "proposals", "grounding"},  # a namer takes masks
     "data": _DATA,
     "meta_arch": _META_ARCH,
     "evaluation": _SYSTEM,

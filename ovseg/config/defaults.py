@@ -112,6 +112,25 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.LSEG_PLUS.TAU_INIT": 0.07,  # ours: temperature of the cosines at the start
     "MODEL.LSEG_PLUS.TAU_MIN": 0.01,  # ours: its lower bound
     "MODEL.LSEG_PLUS.TAU_LEARNED": True,  # ours: train it
+    # --- OpenSeg: masks without classes, words from captions (its training code was never published) -----------------
+    "MODEL.OPENSEG.NUM_PROPOSALS": 128,  # masks of an image
+    "MODEL.OPENSEG.HEAD_DIM": 640,  # channels of the pyramid, the branches and the queries
+    "MODEL.OPENSEG.NUM_BLOCKS": 3,  # of cross-attention
+    "MODEL.OPENSEG.NUM_HEADS": 8,
+    "MODEL.OPENSEG.FFN_DIM": 2048,
+    "MODEL.OPENSEG.SELF_ATTN": False,  # let queries attend to each other, too
+    "MODEL.OPENSEG.POS_EMBED": "full",  # positions of the canvas: full, or separable into rows and columns
+    "MODEL.OPENSEG.CANVAS": 640,  # side of the square that images are padded to, and larger ones scaled down to
+    "MODEL.OPENSEG.MASK_LOGIT_SCALE": -1.0,  # factor of the mask logits; negative: 1 / sqrt(HEAD_DIM)
+    "MODEL.OPENSEG.DICE_FORM": "vnet",  # denominator of Dice: vnet (squares) or linear
+    "MODEL.OPENSEG.SEG_LOSS_WEIGHT": 1.0,  # of the labelled masks
+    "MODEL.OPENSEG.GROUNDING_LOSS_WEIGHT": 1.0,  # of the captions; 0 trains a teacher of masks alone
+    "MODEL.OPENSEG.TAU_INIT": 0.07,  # temperature of the cosines at the start
+    "MODEL.OPENSEG.TAU_MIN": 0.01,  # its lower bound
+    "MODEL.OPENSEG.GROUNDING_SYNC": False,  # contrast the captions of all processes, not of each one alone
+    "MODEL.OPENSEG.NORM": "GN",  # normalisation of pyramid and branches
+    "MODEL.OPENSEG.SYNONYM_MAX": "region",  # several names of a class: maximum for each region, or for each pixel
+    "MODEL.OPENSEG.TEST_PROPOSALS": "predicted",  # predicted, none (score each pixel), or gt (true masks)
     # ours: a network of timm with maps of the strides 4 to 32, for MODEL.BACKBONE.NAME build_timm_backbone
     "MODEL.TIMM.NAME": "tf_efficientnet_b7",
     "MODEL.TIMM.WEIGHTS": "",  # ours: file of its weights, to train from; "" = random ones
@@ -251,6 +270,13 @@ DEFAULTS: dict[str, Any] = {
     # segments per class that tools/tune_text_prompts.py trains on; -1 = all
     "DATASETS.SAMPLE_PER_CLASS": -1,
     "DATASETS.SAMPLE_SEED": 0,  # seed of their choice
+    "INPUT.CAPTION.KEEP_PROB": 0.75,
+    "INPUT.CAPTION.POS": "noun+adj",
+    "INPUT.CAPTION.FORM": "word",
+    "INPUT.CAPTION.MAX_WORDS": 32,
+    "INPUT.CAPTION.WORD_FILE": "",
+    "INPUT.CAPTION.WORDS": "",
+    "INPUT.CAPTION.TAGGER": "textblob",
     "INPUT.FORMAT": "RGB",  # order of the channels of a model's input; Detectron2's default is BGR
     "INPUT.COLOR_AUG_SSD": False,  # random brightness, contrast, saturation and hue in training
     "INPUT.SIZE_DIVISIBILITY": -1,  # side in pixels that the mapper pads training crops to; <= 0 = no padding

@@ -119,7 +119,10 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start: int = 0, mapper: Mappe
         raise OvsegError(
             f"SOLVER.IMS_PER_BATCH = {batch_size} cannot be shared by {world_size} processes: choose a multiple of it"
         )
-    mapper = SemSegTrainMapper(cfg) if mapper is None else mapper
+    if mapper is None:
+        from ovseg.data.caption_mapper import CaptionMapper
+
+        mapper = CaptionMapper(cfg) if cfg.MODEL.META_ARCHITECTURE == "OpenSeg" else SemSegTrainMapper(cfg)
     records = [record for name in cfg.DATASETS.TRAIN for record in _records(name)]
     sampler = StreamBatchSampler(len(records), batch_size, seed, start, comm.get_rank(), world_size)
     return SampleLoader(MappedDataset(records, mapper, seed), sampler, cfg.DATALOADER.NUM_WORKERS)

@@ -4,6 +4,7 @@ from ovseg.meta_arch.dense_clip import DenseCLIP
 from ovseg.meta_arch.lseg import LSeg
 from ovseg.meta_arch.lseg_plus import LSegPlus
 from ovseg.meta_arch.mask2former import Mask2Former
+from ovseg.meta_arch.openseg import OpenSeg
 from ovseg.meta_arch.ovseg import OVSeg, OVSegDEMO
 from ovseg.meta_arch.propose_and_name import ProposeAndName
 from ovseg.meta_arch.scan import SCAN, SCANDEMO
@@ -21,6 +22,7 @@ __all__ = [
     "MaskFormer",
     "OVSeg",
     "OVSegDEMO",
+    "OpenSeg",
     "ProposeAndName",
     "SimBaseline",
     "SimBaselinePerPixel",

@@ -117,7 +117,7 @@ class ProposeAndName(WordModel):
             if not hasattr(self.proposer, "losses"):
                 kind = type(self.proposer).__name__
                 raise OvsegError(f"the proposer {kind} has nothing to train: use train_net.py --eval-only")
-            return self.proposer.losses(views, self._class_logits(views))
+            return self._losses(views)
         masks = self.proposer(views)
         words = [self.words_of(request) if outputs_of(request) - WITHOUT_NAMES else None for request in views.requests]
         scores, results = [], []
@@ -157,6 +157,17 @@ class ProposeAndName(WordModel):
                 "this model has no namer of given masks: add MaskedCrops, ContextCrops or PooledMap to MODEL.NAMER.NAME"
             )
         return self.mask_namer(self.views([request]), [given], [self.words_of(request)])[0].probabilities
+
+    @property
+    def num_proposals(self) -> int:
+        """Number of masks of an image, of proposers for which it is constant."""
+        return self.proposer.num_proposals
+
+    def _losses(self, views: Views) -> dict[str, Tensor]:
+        namer = self.namers[0]
+        if hasattr(namer, "caption_losses"):  # learns from captions: masks have no classes
+            return namer.caption_losses(views, self.proposer) | self.proposer.losses(views)
+        return self.proposer.losses(views, self._class_logits(views))
 
     def _class_logits(self, views: Views) -> Callable[[Tensor], Tensor]:
         if not hasattr(self.namers[0], "class_logits"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.data.requested_words import requested_words, seen_classes
@@ -81,9 +82,12 @@ class WordModel(nn.Module):
         return self.anchor.device
 
     def views(self, requests: Sequence[Mapping[str, Any]]) -> Views:
-        """Return the images of requests on the device of the model."""
+        """Return the images of requests on the device of the model, no larger than the first part takes them."""
+        first = self.parts[0]
         images = [request["image"].to(self.device).float() for request in requests]
-        return Views(requests, images, getattr(self.parts[0], "size_divisibility", 32))
+        if largest := getattr(first, "largest_side", None):
+            images = [_at_most(image, largest) for image in images]
+        return Views(requests, images, getattr(first, "size_divisibility", 32))
 
     def words_of(self, request: Mapping[str, Any]) -> Vocabulary:
         """Return the words of a request, with "others" if :attr:`add_others` applies to them."""
@@ -165,6 +169,15 @@ def outputs_of(request: Mapping[str, Any]) -> Collection[str]:
     if isinstance(outputs, str) or not set(OUTPUTS).issuperset(outputs):
         raise OvsegError(f"outputs is {shown(outputs)}: give a list of names out of {', '.join(OUTPUTS)}")
     return set(outputs)
+
+
+def _at_most(image: Tensor, side: int) -> Tensor:
+    """Return an image (3, H, W), scaled down if its longer side has more pixels than ``side``."""
+    ratio = side / max(image.shape[1:])
+    if ratio >= 1:
+        return image
+    size = [max(1, round(length * ratio)) for length in image.shape[1:]]
+    return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 def _register(model: nn.Module, part: Part) -> None:

@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from detectron2.modeling import Backbone
-from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.naming.pixel_classes import batch_labels, best_text, pixel_loss
-from ovseg.proposals.fpn import FusedPyramid, PixelBranch
-from ovseg.proposals.network import PixelNormalizer
+from ovseg.proposals.fpn import FusedTrunk, PixelBranch
 from ovseg.proposals.views import Part, Views
 from ovseg.vocabulary import Vocabulary
 
@@ -29,15 +26,13 @@ class FusedPixels(Part):
         words -> CLIP's text tower, frozen -> text embeddings (K, D) -----------------+
 
     Args:
-        backbone, pyramid, branch: the network; the branch gives embeddings of CLIP's dimension.
+        trunk, branch: the network; the branch gives embeddings of CLIP's dimension.
         clip_adapter: CLIP, for the text embeddings; or a table of vectors of words, whose dot products are used as they
             are without its ``cosine`` (SPNet).
-        pixel_mean, pixel_std: of the backbone's input, RGB, 0 .. 255.
         tau: temperature at the start of the training.
         tau_min: lower bound of the temperature.
         learn_tau: train it.
         ignore_label: value of pixels without a class.
-        size_divisibility: images are padded to sides that are multiples of this.
     """
 
     scores_are_independent: ClassVar[bool] = True  # the score of a word does not depend on the other words
@@ -45,25 +40,20 @@ class FusedPixels(Part):
     def __init__(
         self,
         *,
-        backbone: Backbone,
-        pyramid: FusedPyramid,
+        trunk: FusedTrunk,
         branch: PixelBranch,
         clip_adapter: ClipAdapter,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
         tau: float = 0.07,
         tau_min: float = 0.01,
         learn_tau: bool = True,
         ignore_label: int = 255,
-        size_divisibility: int = 32,
     ):
         super().__init__()
-        self.backbone, self.pyramid, self.branch = backbone, pyramid, branch
+        self.trunk, self.branch = trunk, branch
         self.clip_adapter = clip_adapter
-        self.normalize = PixelNormalizer(pixel_mean, pixel_std)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(tau)), requires_grad=learn_tau)
         self.largest_scale = 1 / tau_min
-        self.ignore_label, self.size_divisibility = ignore_label, size_divisibility
+        self.ignore_label, self.size_divisibility = ignore_label, trunk.size_divisibility
 
     def forward(self, views: Views, words: Sequence[Vocabulary]) -> list[Tensor]:
         """Return the scores of each image, float32 (K, H, W)."""
@@ -83,10 +73,9 @@ class FusedPixels(Part):
         labels = F.interpolate(labels[:, None].double(), logits.shape[-2:], mode="nearest-exact")[:, 0].long()
         return {"loss_pixel": pixel_loss(logits, labels.to(logits.device), self.ignore_label)}
 
-    def embeddings(self, views: Views) -> tuple[Tensor, torch.Size]:
+    def embeddings(self, views: Views) -> tuple[Tensor, tuple[int, int]]:
         """Return the embeddings of a batch, (B, D, h, w) at stride 4, not normalised, and its padded size."""
-        batch = ImageList.from_tensors([self.normalize(image) for image in views.images], self.size_divisibility).tensor
-        return self.branch(self.pyramid(self.backbone(batch))), batch.shape[-2:]
+        return self.branch(self.trunk(views)), self.trunk.padded_size(views)
 
     def logits(self, embeddings: Tensor, vocabulary: Vocabulary) -> Tensor:
         """Return cosines / tau, or dot products, float32 (B, S, h, w), for the S texts of the vocabulary."""

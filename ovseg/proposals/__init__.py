@@ -9,6 +9,7 @@ from ovseg.proposals.given_masks import GroundTruth, MaskFiles
 from ovseg.proposals.mask2former import MSDeformAttnPixelDecoder, OpenVocaMask2FormerHead
 from ovseg.proposals.maskformer import BasePixelDecoder, OpenVocabMaskFormerHead, TransformerEncoderPixelDecoder
 from ovseg.proposals.network import Mask2Former, MaskFormer, MaskNetwork
+from ovseg.proposals.region_queries import RegionQueries
 from ovseg.proposals.sam import SAM
 from ovseg.proposals.swin import D2SwinTransformer
 from ovseg.proposals.zegformer import ZegFormerHead
@@ -26,6 +27,7 @@ __all__ = [
     "MaskNetwork",
     "OpenVocaMask2FormerHead",
     "OpenVocabMaskFormerHead",
+    "RegionQueries",
     "TransformerEncoderPixelDecoder",
     "ZegFormerHead",
 ]

@@ -10,14 +10,21 @@ OpenSeg: Ghiasi et al., ECCV 2022, arXiv 2112.12143, section 3.1::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import fvcore.nn.weight_init as weight_init
+import torch
+from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, get_norm
+from detectron2.modeling import Backbone
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovseg.errors import OvsegError
+from ovseg.proposals import timm_backbone  # noqa: F401 (registers it)
+from ovseg.proposals.network import PixelNormalizer, checked_backbone
+from ovseg.proposals.views import Part, Views
 
 GROUPS = 32  # of Detectron2's GroupNorm
 
@@ -59,6 +66,70 @@ class FusedPyramid(nn.Module):
         for level in coarser:
             fused = fused + F.interpolate(level, fused.shape[-2:], mode="bilinear", align_corners=False)
         return fused
+
+
+class FusedTrunk(Part):
+    """Backbone and fused pyramid, which several parts of a model read.
+
+    Args:
+        backbone, pyramid: the network.
+        pixel_mean, pixel_std: of the backbone's input, RGB, 0 .. 255.
+        size_divisibility: images are padded at right and bottom, by zeros after the normalisation, to sides that are
+            multiples of this.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        pyramid: FusedPyramid,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_divisibility: int = 32,
+    ):
+        super().__init__()
+        self.backbone, self.pyramid = backbone, pyramid
+        self.normalize = PixelNormalizer(pixel_mean, pixel_std)
+        self.size_divisibility = size_divisibility
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dim: int, norm: str) -> FusedTrunk:
+        """Build the backbone of a configuration and a pyramid of ``dim`` channels.
+
+        Raises:
+            OvsegError: the finest feature of ``MODEL.SEM_SEG_HEAD.IN_FEATURES`` has another stride than 4, or ``norm``
+                does not fit ``dim``.
+        """
+        backbone = checked_backbone(cfg)
+        shapes = backbone.output_shape()
+        features = sorted(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES, key=lambda name: (shapes[name].stride, name))
+        if shapes[features[0]].stride != 4:
+            raise OvsegError(
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES begins with {features[0]} of stride {shapes[features[0]].stride}: "
+                "give a feature of stride 4, too, such as res2"
+            )
+        pyramid = FusedPyramid({name: shapes[name].channels for name in features}, dim, norm)
+        divisibility = max(backbone.size_divisibility, *(shape.stride for shape in shapes.values()))
+        return cls(backbone, pyramid, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, divisibility)
+
+    def forward(self, views: Views) -> Tensor:
+        """Return the fused map (B, D, h, w) at stride 4 of the padded batch; computed once for all parts."""
+        return views.once(("fused", id(self)), lambda: self.pyramid(self.backbone(self._batch(views))))
+
+    def valid(self, views: Views) -> Tensor:
+        """Return which places of the map have their centre in the image, at least one; bool (B, h, w)."""
+        height, width = self.padded_size(views)
+        valid = torch.zeros(len(views.images), height // 4, width // 4, dtype=torch.bool, device=views.images[0].device)
+        for inside, image in zip(valid, views.images, strict=True):
+            rows, columns = (max(1, (side + 2) // 4) for side in image.shape[1:])
+            inside[:rows, :columns] = True
+        return valid
+
+    def padded_size(self, views: Views) -> tuple[int, int]:
+        """Return height and width of the padded batch."""
+        return Views(views.requests, views.images, self.size_divisibility).canvas
+
+    def _batch(self, views: Views) -> Tensor:
+        return ImageList.from_tensors([self.normalize(image) for image in views.images], self.size_divisibility).tensor
 
 
 class PixelBranch(nn.Sequential):

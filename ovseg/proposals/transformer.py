@@ -100,11 +100,16 @@ class CrossAttention(Block):
         self.pre_norm = pre_norm
 
     def forward(
-        self, x: Tensor, memory: Tensor, position: Tensor, query_position: Tensor, allowed: Tensor | None = None
+        self,
+        x: Tensor,
+        memory: Tensor,
+        position: Tensor | None = None,
+        query_position: Tensor | None = None,
+        allowed: Tensor | None = None,
     ) -> Tensor:
         """Return updated queries; (B, Q, C), (B, tokens, C) -> (B, Q, C); ``allowed``: see :func:`attend`."""
-        query = self.enter(x, self.norm) + query_position
-        return self.leave(x, attend(self.multihead_attn, query, memory + position, memory, allowed), self.norm)
+        query = _sum(self.enter(x, self.norm), query_position)
+        return self.leave(x, attend(self.multihead_attn, query, _sum(memory, position), memory, allowed), self.norm)
 
 
 class SelfAttention(Block):
@@ -117,10 +122,11 @@ class SelfAttention(Block):
         self.norm = nn.LayerNorm(dim)
         self.pre_norm = pre_norm
 
-    def forward(self, x: Tensor, query_position: Tensor) -> Tensor:
+    def forward(self, x: Tensor, query_position: Tensor | None = None) -> Tensor:
         """Return updated queries (B, Q, C)."""
         y = self.enter(x, self.norm)
-        return self.leave(x, attend(self.self_attn, y + query_position, y + query_position, y), self.norm)
+        placed = _sum(y, query_position)
+        return self.leave(x, attend(self.self_attn, placed, placed, y), self.norm)
 
 
 class FeedForward(Block):
@@ -214,7 +220,7 @@ def attend(
     Args:
         query: (B, Q, C).
         key, value: (B, tokens, C).
-        allowed: bool (B, Q, tokens): what each query may attend to, the same for all heads; None means everything.
+        allowed: bool (B, Q or 1, tokens): what each query may attend to, the same for all heads; None means everything.
             The module's own call would need a copy for every head, which costs more than the attention.
 
     Returns:
@@ -230,6 +236,10 @@ def attend(
     dropout = attention.dropout if attention.training else 0.0
     attended = F.scaled_dot_product_attention(*parts, attn_mask=allowed[:, None], dropout_p=dropout)
     return attention.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+def _sum(x: Tensor, position: Tensor | None) -> Tensor:
+    return x if position is None else x + position
 
 
 def initialise(module: nn.Module) -> None:
