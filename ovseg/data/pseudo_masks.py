@@ -1,8 +1,8 @@
 """Pseudo-masks on disk: COCO RLE JSON in shards, found by image and read one image at a time.
 
 ``tools/make_pseudo_masks.py`` fills a folder with ``masks-00000.json``, ... and, last, ``summary.json``. Each shard is
-a COCO file of its own (``images``, ``annotations``, ``categories``). In addition, all annotations of an image are in one
-line, so that an index needs no more than the places of lines: 652,000 images take about 200 MB of memory, not the
+a COCO file of its own (``images``, ``annotations``, ``categories``). In addition, all annotations of an image are in
+one line, so that an index needs no more than the places of lines: 652,000 images take about 200 MB of memory, not the
 gigabytes of their masks.
 """
 
