@@ -134,7 +134,8 @@ def filled(
         if missing:
             if main:
                 (work.output / SUMMARY).unlink(missing_ok=True)  # shards of a finished run were deleted
-            make(missing[comm.get_rank() :: comm.get_world_size()])
+            if share := missing[comm.get_rank() :: comm.get_world_size()]:
+                make(share)
         wait_for_all(work)
         yield
 

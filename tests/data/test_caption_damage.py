@@ -14,6 +14,7 @@ from PIL import Image
 
 from ovseg.adaptation.finetune import LAST, METRICS, checkpoint_folder
 from ovseg.adaptation.image_root import ImageRoot
+from ovseg.adaptation.mining_run import PAIRS
 from ovseg.adaptation.pair_list import read_pair_list
 from ovseg.adaptation.pair_shards import PairDataset, ShardWriter, iterate_infos
 from ovseg.adaptation.shard_work import SETTINGS, claim
