@@ -111,7 +111,9 @@ class WordFile:
             rows = (json.loads(line) for line in lines.splitlines())
             return cls(path, head, ((row["caption"], row["words"]) for row in rows))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OvsegError(f"{path} is not a word file of captions ({reason_of(error)}): make one by {TOOL}") from error
+            raise OvsegError(
+                f"{path} is not a word file of captions ({reason_of(error)}): make one by {TOOL}"
+            ) from error
 
 
 def write_word_file(
