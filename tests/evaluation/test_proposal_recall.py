@@ -10,7 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation.proposals import ProposalRecallEvaluator, segment_ious
+from ovseg.evaluation.proposal_recall import ProposalRecallEvaluator
+from ovseg.evaluation.proposals import segment_ious
 
 
 def brute_force(proposals: np.ndarray, labels: np.ndarray, ignore: int) -> dict[int, float]:
