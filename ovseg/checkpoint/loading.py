@@ -20,6 +20,7 @@ from ovseg.checkpoint.state_dicts import (
     MASK_PROMPT_FWD,
     constant_names,
     missing_signals,
+    of_size,
     read_checkpoint,
     read_settings,
     tensor_names,
@@ -90,7 +91,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     state = _complete_backbone_names(_complete_names(state, own, path), own)
     constants = constant_names(model)
     state = {name: tensor for name, tensor in state.items() if name not in constants}
-    state = {name: _broadcast_prompts(name, tensor, own) for name, tensor in state.items()}
+    state = {name: of_size(name, tensor, own) for name, tensor in state.items()}
     state |= missing_signals(state, model)
     state = _without_unused(state, own, model)
     own |= _loadable(model, state)
@@ -238,13 +239,6 @@ def _without_unused(state: dict[str, Tensor], own: Mapping[str, Tensor], model: 
     unused = tuple(getattr(model, "unused_names", ()))
     fits = {name for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
     return {name: tensor for name, tensor in state.items() if name in fits or not name.startswith(unused)}
-
-
-def _broadcast_prompts(name: str, tensor: Tensor, own: Mapping[str, Tensor]) -> Tensor:
-    """Expand mask prompts that are stored once for all patches, (depth, 1, width) (specification, section 5)."""
-    if name.endswith("visual.mask_embedding") and name in own and tensor.dim() == 3 and tensor.shape[1] == 1:
-        return tensor.expand(-1, own[name].shape[1], -1)
-    return tensor
 
 
 def _refuse_wrong_file(

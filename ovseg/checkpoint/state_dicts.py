@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ovseg.checkpoint.archives import LEGACY_MAGIC, read_archive, read_legacy, read_plain
 from ovseg.checkpoint.pickles import NeedsCode
@@ -265,3 +266,17 @@ def _as_dict(content: Any, path: str | Path) -> dict[str, Any]:
 def _some(content: Mapping) -> str:
     names = [str(name) for name in content]
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "none"
+
+
+def of_size(name: str, tensor: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    """Return a tensor in the size of the model's, where sizes may differ.
+
+    Mask prompts may be stored once for all patches, (depth, 1, width) (specification, section 5); positions of
+    OpenSeg's canvas (D, h, w) may be those of a canvas of another size.
+    """
+    if name.endswith("visual.mask_embedding") and name in own and tensor.dim() == 3 and tensor.shape[1] == 1:
+        return tensor.expand(-1, own[name].shape[1], -1)
+    if name.startswith("position.") and name in own and tensor.shape[:1] == own[name].shape[:1] and tensor.dim() == 3:
+        size = own[name].shape[1:]
+        return F.interpolate(tensor[None].float(), size, mode="bilinear", align_corners=False)[0].to(tensor.dtype)
+    return tensor

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
@@ -38,6 +39,36 @@ def check_grounding(cfg: CfgNode) -> None:
             f"TEST.GROUNDING_MIOU is True, but TEST.ORACLE {cfg.TEST.ORACLE} leaves it no words to restrict: set one "
             "of them to its default, False or none"
         )
+
+
+def present_only(scores: Tensor, labels: Tensor, ignore_label: int | None) -> Tensor:
+    """Return scores with -inf for the classes that the label map of an image lacks.
+
+    Their argmax is the answer to the words of the image alone if the score of a word does not depend on the others.
+
+    Args:
+        scores: (C, H, W) of all classes.
+        labels: integers (H, W), 0 to C - 1 or ``ignore_label``.
+        ignore_label: value of pixels without a class; None if there are none.
+
+    Returns:
+        (C, H, W); ``scores`` itself if the image has no class.
+
+    Raises:
+        OvsegError: a label is out of range.
+    """
+    present = present_classes(labels.cpu().numpy(), len(scores), ignore_label, "labels")
+    if not present:
+        return scores
+    absent = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    absent[present] = False
+    return scores.masked_fill(absent[:, None, None], -torch.inf)
+
+
+def present_classes(labels: np.ndarray, num_classes: int, ignore_label: int | None, source: str) -> list[int]:
+    """Return the classes of a label map, ascending; arguments and errors are those of :func:`checked_labels`."""
+    found = np.unique(checked_labels(labels, num_classes, ignore_label, source))
+    return found[found < num_classes].tolist()
 
 
 class PresentWords:
@@ -100,9 +131,7 @@ class PresentWords:
     def present(self, sample: Mapping[str, Any]) -> list[int]:
         """Return the classes of an image, ascending."""
         labels, file_name = self.truth.labels(sample)
-        num_classes = len(self.words_of_class)
-        found = torch.from_numpy(checked_labels(labels, num_classes, self.truth.ignore_label, file_name)).unique()
-        return found[found < num_classes].tolist()
+        return present_classes(labels, len(self.words_of_class), self.truth.ignore_label, file_name)
 
     def words(self, classes: Sequence[int]) -> list[int]:
         """Return the indices of the words of classes; one word if there is none, as a model needs one."""

@@ -103,4 +103,4 @@ class ProposalRecallEvaluator(DatasetEvaluator, Tally):
 
 def earlier_description(results: dict[str, Any]) -> dict[str, Any] | None:
     """Return what :meth:`ProposalRecallEvaluator.describe` would have been for a record that has no such entry."""
-    return {"segments": CLASSES, "thresholds": THRESHOLDS[:1]} if "proposals" in results else None
+    return {"segments": CLASSES, "thresholds": [THRESHOLDS[0]]} if "proposals" in results else None

@@ -1,0 +1,49 @@
+"""What the processes of a test of :mod:`ovseg.grounding.sync` do; importable, as processes are spawned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovseg.grounding.sync import gather_rows, gather_words
+
+
+def similarity(regions: Tensor, words: Tensor, num_words: Tensor, tau: Tensor) -> Tensor:
+    """Return equation 3 for every image and caption, with sums over all words in place of a mean: float64 (B, C)."""
+    cosines = torch.einsum("bnd,ckd->bcnk", F.normalize(regions, dim=-1), F.normalize(words, dim=-1))
+    attended = ((cosines / tau).softmax(2) * cosines).sum(2)
+    there = torch.arange(words.shape[1]) < num_words[:, None]
+    return (attended * there).sum(-1) / num_words.clamp(min=1)
+
+
+def contrastive(scores: Tensor, tau: Tensor) -> Tensor:
+    target = torch.arange(len(scores))
+    return F.cross_entropy(scores / tau, target) + F.cross_entropy(scores.T / tau, target)
+
+
+def synced_loss(images: Tensor, weight: Tensor, words: Tensor, num_words: Tensor, tau: Tensor) -> Tensor:
+    words, num_words = gather_words(words, num_words)
+    return contrastive(gather_rows(similarity(images @ weight, words, num_words, tau)), tau)
+
+
+def in_processes(inputs: dict[str, Tensor], folder: Path) -> None:
+    """Compute loss and averaged gradients of the rows of this process, as DistributedDataParallel does."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    weight, tau = (inputs[name].clone().requires_grad_() for name in ("weight", "tau"))
+    images, words, num_words = (inputs[name].chunk(world)[rank] for name in ("images", "words", "num_words"))
+    words = words[:, : int(num_words.max())]  # another number of columns in each process
+    loss = synced_loss(images, weight, words, num_words, tau)
+    loss.backward()
+    for parameter in (weight, tau):
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world
+    torch.save({"loss": loss.detach(), "weight": weight.grad, "tau": tau.grad}, folder / f"{rank}.pt")
+
+
+def unequal(folder: Path) -> None:
+    rank = dist.get_rank()
+    gather_words(torch.zeros(2 + rank, 3, 4), torch.zeros(2 + rank, dtype=torch.int64))
