@@ -21,6 +21,7 @@ from ovseg.clip.adapter import ClipAdapter
 from ovseg.errors import OvsegError
 from ovseg.grounding import grounding_loss, image_caption_similarity, region_word_cosine
 from ovseg.naming.scores import Scores, best_synonym
+from ovseg.naming.text_space import PixelMap, TextSpace
 from ovseg.proposals.fpn import FusedTrunk, PixelBranch
 from ovseg.proposals.pooling import pool_regions
 from ovseg.proposals.region_queries import STRIDE, RegionQueries
@@ -28,7 +29,7 @@ from ovseg.proposals.views import Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
 
-class RegionWords(Part):
+class RegionWords(TextSpace, Part):
     """Namer by the embeddings of pixels, summed in each mask; see the module.
 
     The scores are raw cosines, -1 .. 1, without softmax: that of a word does not depend on the other words.
@@ -109,6 +110,13 @@ class RegionWords(Part):
         pixels = self.pixels(views).float()
         with torch.autocast(weights.device.type, enabled=False):  # sums over thousands of places
             return pool_regions(weights.float() * self.trunk.valid(views)[:, None], pixels)
+
+    def pixel_map(self, views: Views, index: int) -> PixelMap:
+        return PixelMap(self.pixels(views)[index].float(), tuple(self.trunk.padded_size(views)))
+
+    def region_embeddings(self, views: Views, masks: Masks, index: int) -> tuple[Tensor, Tensor | None]:
+        weights = self._weights(masks, views)[None] * self.trunk.valid(views)[index]
+        return pool_regions(weights, self.pixels(views)[index : index + 1].float())[0], None
 
     def caption_losses(self, views: Views, proposer: RegionQueries) -> dict[str, Tensor]:
         """Compute the grounding loss of a batch with the ``caption_words`` of its requests."""
