@@ -80,5 +80,5 @@ clean:  ## Remove .venv/, the demo's output, caches and build files (not your tr
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 requirements: venv  ## Compile requirements.txt anew from pyproject.toml (for maintainers)
-	@$(UV) pip compile --quiet --universal --python-version 3.10 --extra dev --extra photo --extra hed --extra sam --extra demo \
-	  --upgrade --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.txt
+	@$(UV) pip compile --quiet --universal --python-version 3.10 --extra dev --extra photo --extra hed --extra sam \
+	  --extra demo --extra ray --upgrade --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.txt

@@ -1,7 +1,8 @@
 """A procedural world to train, evaluate and show the whole project without any download.
 
-``make_scene(seed)`` draws one scene; ``toy_sem_seg_train``, ``_tune`` and ``_val`` are its data sets. No other folder
-imports it: :mod:`ovseg.data.worlds` finds it when something asks for the name ``toy``.
+``make_scene(seed)`` draws one scene; ``toy_sem_seg_train``, ``_tune`` and ``_val`` are its data sets, and
+``toy_captions_train``, which has captions and no labels. No other folder imports it: :mod:`ovseg.data.worlds` finds it
+when something asks for the name ``toy``.
 """
 
 from __future__ import annotations

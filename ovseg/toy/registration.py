@@ -22,6 +22,8 @@ from ovseg.io.progress import progress_bar
 from ovseg.toy.classes import BASE_CLASSES, CLASS_INDEX, CLASS_NAMES, IGNORE_LABEL, SPLITS
 from ovseg.toy.scene import Scene, make_scene
 
+KINDS = {"file_name": "images", "sem_seg_file_name": "labels", "instance_file_name": "instances"}  # folder of each file
+
 
 def record_path(folder: Path, seed: int) -> Path:
     """Return the file that marks a scene as complete."""
@@ -31,22 +33,31 @@ def record_path(folder: Path, seed: int) -> Path:
 def read_record(folder: Path, seed: int) -> dict[str, Any]:
     """Return the dataset dict of a written scene, with absolute paths."""
     record = json.loads(record_path(folder, seed).read_text(encoding="utf-8"))
-    for key in ("file_name", "sem_seg_file_name", "instance_file_name"):
+    for key in KINDS.keys() & record.keys():
         record[key] = str(folder / record[key])
     return record
 
 
 def write_scene(folder: Path, seed: int, labelled: tuple[str, ...]) -> None:
-    """Draw one scene and write its images, then the record that says that they are complete."""
+    """Draw one scene and write its images, then the record that says that they are complete.
+
+    Args:
+        folder: of the split.
+        seed: of the scene.
+        labelled: names of the classes that labels may show; without any, there are no labels.
+    """
     scene = make_scene(seed)
-    labels, instances, things = labelled_only(scene, labelled)
-    record: dict[str, Any] = {"image_id": seed, "height": labels.shape[0], "width": labels.shape[1]}
-    images = {"file_name": scene.image[:, :, ::-1], "sem_seg_file_name": labels, "instance_file_name": instances}
-    for (key, pixels), kind in zip(images.items(), ("images", "labels", "instances"), strict=True):
-        record[key] = f"{kind}/{seed:07d}.png"
+    record: dict[str, Any] = {"image_id": seed, "height": scene.labels.shape[0], "width": scene.labels.shape[1]}
+    images, things = {"file_name": scene.image[:, :, ::-1]}, {}
+    if labelled:
+        labels, instances, of_scene = labelled_only(scene, labelled)
+        images |= {"sem_seg_file_name": labels, "instance_file_name": instances}
+        things = {"things": of_scene}
+    for key, pixels in images.items():
+        record[key] = f"{KINDS[key]}/{seed:07d}.png"
         with atomic_path(folder / record[key]) as path:
             path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
-    record |= {"things": things, "captions": list(scene.captions)}
+    record |= things | {"captions": list(scene.captions)}
     with atomic_path(record_path(folder, seed)) as path:
         path.write_text(json.dumps(record), encoding="utf-8")
 
@@ -86,14 +97,16 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
     scenes behind and the next one goes on from there.
 
     Args:
-        split: "train" (novel classes carry the ignore label), or "tune" or "val" (every class is labelled).
+        split: "train" (novel classes carry the ignore label), "tune" or "val" (every class is labelled), or "captions"
+            (no labels).
         root: folder to keep the scenes in; by default ``<user cache>/toy/<FORMAT>``.
         num_scenes: only the first so many; by default all of them.
 
     Returns:
         Detectron2 dataset dicts with ``file_name``, ``sem_seg_file_name`` (8 bit PNG), ``instance_file_name``
         (16 bit PNG, 0 for ground and unlabelled things), ``things`` (one dict of ``id`` and ``category_id``
-        for each labelled thing), ``height``, ``width``, ``image_id`` (the seed) and ``captions``.
+        for each labelled thing), ``height``, ``width``, ``image_id`` (the seed) and ``captions``; without labels,
+        ``sem_seg_file_name``, ``instance_file_name`` and ``things`` are absent.
 
     Raises:
         OvsegError: an unknown split, or the cache cannot be written.
@@ -127,7 +140,7 @@ def scenes_folder() -> Path:
 
 
 def _labelled(split: str) -> tuple[str, ...]:
-    return BASE_CLASSES if split == "train" else CLASS_NAMES
+    return {"train": BASE_CLASSES, "captions": ()}.get(split, CLASS_NAMES)
 
 
 def _missing(folder: Path, seeds: Sequence[int]) -> list[int]:
@@ -135,10 +148,15 @@ def _missing(folder: Path, seeds: Sequence[int]) -> list[int]:
 
 
 def register_toy() -> None:
-    """Register ``toy_sem_seg_train`` (base words), ``_tune`` and ``_val`` (base and novel); draws nothing."""
+    """Register ``toy_sem_seg_train`` (base words), ``_tune`` and ``_val`` (base and novel), ``toy_captions_train``.
+
+    Nothing is drawn. ``toy_captions_train``, the split "captions", has no labels, and its metadata no words.
+    """
     from detectron2.data import DatasetCatalog, MetadataCatalog  # takes seconds, which drawing scenes does not need
 
-    for split in SPLITS:
+    if "toy_captions_train" not in DatasetCatalog.list():
+        DatasetCatalog.register("toy_captions_train", partial(render_split, "captions"))
+    for split in filter(_labelled, SPLITS):
         name = f"toy_sem_seg_{split}"
         if name in DatasetCatalog.list():
             continue
@@ -160,7 +178,12 @@ def regions(record: dict[str, Any]) -> list[tuple[np.ndarray, int]]:
 
     Returns:
         bool (H, W) masks, which may be empty for a thing that others cover, each with its class number.
+
+    Raises:
+        OvsegError: the scene has no labels.
     """
+    if "things" not in record:
+        raise OvsegError("the scenes of toy:captions have captions only: choose toy:train, toy:tune or toy:val")
     labels, instances = (
         cv2.imread(record[key], cv2.IMREAD_UNCHANGED) for key in ("sem_seg_file_name", "instance_file_name")
     )

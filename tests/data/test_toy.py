@@ -76,6 +76,7 @@ def test_more_captions_change_nothing_else():
 def test_seeds_of_splits_are_disjoint():
     ranges = [range(first, first + count) for first, count in SPLITS.values()]
     assert len(set().union(*ranges)) == sum(map(len, ranges))
+    assert SPLITS["captions"][0] >= 3000  # tools/train_toy_clip.py --scenes
 
 
 def test_words_are_split_into_base_and_novel():
@@ -174,6 +175,18 @@ def test_train_labels_hold_base_words_only(rendered):
     assert ignored > 0
 
 
+def test_caption_only_scenes_have_no_labels(rendered):
+    root, splits = rendered
+    assert not (root / "captions" / "labels").exists() and not (root / "captions" / "instances").exists()
+    for record in splits["captions"][:5]:
+        scene = make_scene(record["image_id"])
+        assert set(record) == {"file_name", "image_id", "height", "width", "captions"}
+        assert np.array_equal(_read(record["file_name"])[:, :, ::-1], scene.image)
+        assert tuple(record["captions"]) == scene.captions and record["width"] == scene.image.shape[1]
+        with pytest.raises(OvsegError, match="captions only"):
+            registration.WORLD.regions(record)
+
+
 def test_novel_words_occur_in_train_captions():
     first, count = SPLITS["train"]
     text = " ".join(make_scene(seed).captions[0] for seed in range(first, first + min(count, 160)))
@@ -251,7 +264,8 @@ def test_registration_draws_nothing_and_is_idempotent(tmp_path, monkeypatch):
     register_toy()
     register_toy()
     assert not list(tmp_path.iterdir())
-    assert {"toy_sem_seg_train", "toy_sem_seg_val"} <= set(DatasetCatalog.list())
+    assert {"toy_sem_seg_train", "toy_sem_seg_val", "toy_captions_train"} <= set(DatasetCatalog.list())
+    assert "toy_sem_seg_captions" not in DatasetCatalog.list()
     train, tune, val = (MetadataCatalog.get(f"toy_sem_seg_{split}") for split in ("train", "tune", "val"))
     assert tuple(train.stuff_classes) == BASE_CLASSES
     assert tuple(val.stuff_classes) == tuple(tune.stuff_classes) == CLASS_NAMES
