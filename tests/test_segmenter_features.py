@@ -140,11 +140,8 @@ def test_strides_and_points_are_samples_of_one_map(segmenters, kind):
             features = one.features(image, stride=stride)
             height, width = features.shape[1:]
             assert (height, width) == (-(-96 // stride), -(-72 // stride))
-            rows, columns = np.meshgrid(
-                (np.arange(height) + 0.5) * 96 / height - 0.5,
-                (np.arange(width) + 0.5) * 72 / width - 0.5,
-                indexing="ij",
-            )
+            centres = [(np.arange(n) + 0.5) * side / n - 0.5 for n, side in ((height, 96), (width, 72))]
+            rows, columns = np.meshgrid(*centres, indexing="ij")
             found = one.features(image, stride=1).at(rows.ravel(), columns.ravel())
             assert np.allclose(found.T.reshape(features.shape), features.pixels, atol=1e-5)
     labels = small.features(image, stride=1).labels(small.embed_words(WORDS))
@@ -159,10 +156,8 @@ def test_large_maps_are_computed_in_pieces(segmenters, monkeypatch):
     monkeypatch.setattr(module, "PIECE", 2 * 36 * 52)
     pieces = segment.features(image, stride=2)
     assert [len(piece) for piece in pieces.channels()] == [2] * (len(whole.places) // 2)
-    for found, one in zip(
-        (pieces.pixels, pieces.masks, pieces.labels(text), pieces.scores(text)), expected, strict=True
-    ):
-        assert np.allclose(found, one, atol=1e-5)
+    found = pieces.pixels, pieces.masks, pieces.labels(text), pieces.scores(text)
+    assert all(np.allclose(one, other, atol=1e-5) for one, other in zip(found, expected, strict=True))
     monkeypatch.setattr(module, "LARGEST", 1000)
     for use in (lambda: pieces.pixels, lambda: pieces.masks, lambda: pieces.scores(text)):
         with pytest.raises(OvsegError, match=r"GiB: give a larger stride, ask for single points .* with save\(\)"):
@@ -199,7 +194,7 @@ def test_files(segmenters, tmp_path, suffix, dtype, monkeypatch):
 def test_systems_without_embeddings_of_pixels_say_so(tmp_path):
     config, weights = make_tiny_model(tmp_path)[:2]
     segment = Segmenter.from_config(config, weights, device="cpu")
-    with pytest.raises(OvsegError, match=r"MaskFormer, QueryEmbedding, MaskedCrops\) has no embeddings of pixels"):
+    with pytest.raises(OvsegError, match=r"MaskNetwork, QueryEmbedding, MaskedCrops\) has no embeddings of pixels"):
         segment.features(make_image())
     with pytest.raises(OvsegError, match="use OpenSeg, LSeg, LSegPlus, DenseCLIP, or ProposeAndName with"):
         segment.embed_words(["cat"])
@@ -227,7 +222,7 @@ def test_what_does_not_fit(segmenters):
         features.scores(np.zeros((2, 3)))
     with pytest.raises(OvsegError, match="not two lists of equally many numbers"):
         features.at([1, 2], [1])
-    with pytest.raises(OvsegError, match="not all numbers in float16 .* choose float32, or normalise"):
+    with pytest.raises(OvsegError, match=r"not all numbers in float16 .* choose float32, or normalise"):
         module.finished(np.array([1e6]), "float16")
     assert "ImageFeatures(" in repr(features)
 
