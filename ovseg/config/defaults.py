@@ -327,7 +327,7 @@ DEFAULTS: dict[str, Any] = {
     "TEST.SG_IOU_THRESHOLD": 0.9,  # ours: cosine above which two text embeddings are similar
     # ours: {data set: {MASK_THR, CLIP_ENSEMBLE_WEIGHT, REPLACE_RATIO}}; these override MODEL.CLIP_ADAPTER's values
     "TEST.PER_DATASET": {},
-    "TEST.PROPOSAL_RECALL": False,  # ours: also compute the recall of the proposals at IoU 0.5
+    "TEST.PROPOSAL_RECALL": False,  # ours: also compute the recall of the proposals at IoU 0.5, 0.7, 0.9
     # ours, analyses for --eval-only (baselines 5): "masks", CLIP names the ground-truth masks; "labels", the predicted
     # masks get the class that they overlap most; "words", only the classes of each image are asked (Grounding mIoU)
     "TEST.ORACLE": "none",
