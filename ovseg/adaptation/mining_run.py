@@ -33,13 +33,13 @@ from ovseg.checkpoint.state_dicts import bare_clip_names, tensor_names
 from ovseg.clip.adapter import PROMPTS, ClipAdapter, load_clip
 from ovseg.clip.model import find_clip
 from ovseg.data.caption_files import CaptionedImage, CaptionedImages, check_bad, images_of, read_captions
-from ovseg.data.worlds import find_world, is_split, split_records, world_words
+from ovseg.data.worlds import find_world, is_split, split_records, vocabulary_of, words_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.report import write_json
 from ovseg.io.files import cache_dir
 from ovseg.naming import MaskedCrops
 from ovseg.segmenter import Segmenter
-from ovseg.vocabulary import Vocabulary, get_templates, label_set_names
+from ovseg.vocabulary import get_templates
 from ovseg.vocabulary.nouns import get_extractor
 
 CROPS = "crops"  # folder of the crops of the original's list
@@ -60,18 +60,6 @@ _FREE = {"output", "write_list", "allow_bad", "device"}
 # options that count by their results: images and captions, contents of files
 _BY_CONTENT = {"data", "image_root", "image_column", "caption_column", "delimiter", "max_images"}
 _BY_CONTENT |= {"config_file", "weights", "opts", "clip"}
-
-
-def words_of(name: str) -> tuple[str, ...]:
-    """Return the words of a world ("toy", "toy_base"), of a label set, or of a file, with their synonyms."""
-    return tuple(dict.fromkeys(text for texts in vocabulary_of(name).synonyms for text in texts))
-
-
-def vocabulary_of(name: str) -> Vocabulary:
-    """Return the vocabulary of a world ("toy", "toy_base"), of a label set, or of a file."""
-    if (words := world_words(name)) is not None:
-        return Vocabulary.of(words)
-    return Vocabulary.from_label_set(name) if name in label_set_names() else Vocabulary.from_file(name)
 
 
 def settings_of(

@@ -73,8 +73,8 @@ def gather_words(words: Tensor, num_words: Tensor) -> tuple[Tensor, Tensor]:
     if len({(shape[0], shape[2]) for shape in shapes}) > 1:
         counts, dimensions = ([shape[axis] for shape in shapes] for axis in (0, 2))
         raise OvsegError(
-            f"the processes have {counts} captions with embeddings of {dimensions} values: give each one as many images "
-            "and the same text encoder, or set MODEL.OPENSEG.GROUNDING_SYNC to False"
+            f"the processes have {counts} captions with embeddings of {dimensions} values: give each as many images "
+            "and one text encoder, or set MODEL.OPENSEG.GROUNDING_SYNC to False"
         )
     with torch.no_grad():
         words = F.pad(words, (0, 0, 0, max(shape[1] for shape in shapes) - longest))

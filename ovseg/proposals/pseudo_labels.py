@@ -1,7 +1,7 @@
 """Pseudo-masks: the binary masks that a class-agnostic model is sure of, as labels of images that have none.
 
-OpenSeg labels caption-only images with a teacher (Ghiasi et al., ECCV 2022, arXiv 2112.12143, section 3.4), but does
-not describe how soft proposals become labels; the rule and its numbers are choices of this package (specification,
+OpenSeg labels caption-only images with a teacher (Ghiasi et al., ECCV 2022, arXiv 2112.12143), but does not
+describe how soft proposals become labels; the rule and its numbers are choices of this package (specification,
 section 4).
 """
 

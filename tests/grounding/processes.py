@@ -42,8 +42,3 @@ def in_processes(inputs: dict[str, Tensor], folder: Path) -> None:
         dist.all_reduce(parameter.grad)
         parameter.grad /= world
     torch.save({"loss": loss.detach(), "weight": weight.grad, "tau": tau.grad}, folder / f"{rank}.pt")
-
-
-def unequal(folder: Path) -> None:
-    rank = dist.get_rank()
-    gather_words(torch.zeros(2 + rank, 3, 4), torch.zeros(2 + rank, dtype=torch.int64))
