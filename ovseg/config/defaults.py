@@ -134,6 +134,9 @@ DEFAULTS: dict[str, Any] = {
     # ours: a network of timm with maps of the strides 4 to 32, for MODEL.BACKBONE.NAME build_timm_backbone
     "MODEL.TIMM.NAME": "tf_efficientnet_b7",
     "MODEL.TIMM.WEIGHTS": "",  # ours: file of its weights, to train from; "" = random ones
+    # ours: its batch normalisation: BN; SyncBN, over all processes; or FrozenBN, which does not train
+    "MODEL.TIMM.NORM": "BN",
+    "MODEL.TIMM.DROP_PATH_RATE": 0.0,  # ours: its stochastic depth; 0 for none
     # --- ZegFormer: a fixed classifier of queries, and crops by RoIAlign ------------------------------------------
     # JSON list of names for training requests with neither words nor a data set; the default stands for DATASETS.TRAIN
     "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": "ADE20K_847.json",
