@@ -33,6 +33,8 @@ PATHS = (
     "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON",
     "MODEL.NAMER.REGIONS",
     "MODEL.PROPOSER.SAM.MODEL",
+    "INPUT.CAPTION.WORD_FILE",
+    "INPUT.CAPTION.WORDS",
     "TEST.SG_IOU_TABLE",
 )
 _PLAIN = (str, int, float, bool, type(None), list)

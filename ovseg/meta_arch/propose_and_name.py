@@ -24,6 +24,7 @@ from ovseg.proposals.network import MaskNetwork
 from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
+MASKS_AT_A_TIME = 16
 WITHOUT_NAMES = {"proposals", "soft_proposals"}  # outputs that need no namer
 
 
@@ -191,9 +192,11 @@ class ProposeAndName(WordModel):
         """Return the outputs of a request for one image."""
         size, outputs = output_size(request), outputs_of(request)
         result: dict[str, Any] = {}
-        if outputs & WITHOUT_NAMES:
-            probabilities = resize(masks.probabilities, size)
-            result["soft_proposals"], result["proposals"] = probabilities, probabilities > 0.5
+        if "soft_proposals" in outputs:
+            result["soft_proposals"] = resize(masks.probabilities, size)
+        if "proposals" in outputs:  # a few at a time: bytes instead of floats at the size of the result
+            pieces = masks.probabilities.split(MASKS_AT_A_TIME)
+            result["proposals"] = torch.cat([resize(few, size) > 0.5 for few in pieces])
         if words is not None:
             result |= self.render_request(request, masks, words, scores, outputs)
         return {name: value for name, value in result.items() if name in (*outputs, "score_map")}

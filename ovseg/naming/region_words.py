@@ -22,6 +22,7 @@ from ovseg.errors import OvsegError
 from ovseg.grounding import best_word, grounding_loss, image_caption_similarity, region_word_cosine
 from ovseg.grounding.sync import gather_rows, gather_words
 from ovseg.naming.scores import Scores
+from ovseg.naming.text_space import PixelMap, TextSpace
 from ovseg.proposals.fpn import FusedTrunk, PixelBranch
 from ovseg.proposals.pooling import pool_regions
 from ovseg.proposals.region_queries import STRIDE, RegionQueries
@@ -29,7 +30,7 @@ from ovseg.proposals.views import Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
 
-class RegionWords(Part):
+class RegionWords(TextSpace, Part):
     """Namer by the embeddings of pixels, summed in each mask; see the module.
 
     The scores are raw cosines, -1 .. 1, without softmax: that of a word does not depend on the other words.
@@ -116,6 +117,13 @@ class RegionWords(Part):
     def regions(self, views: Views, weights: Tensor) -> Tensor:
         """Return the embeddings of regions, float32 (B, N, D_text), for masks (B, N, h, w) at stride 4."""
         return pool(weights * self.trunk.valid(views)[:, None], self.pixels(views))
+
+    def pixel_map(self, views: Views, index: int) -> PixelMap:
+        return PixelMap(self.pixels(views)[index].float(), tuple(self.trunk.padded_size(views)))
+
+    def region_embeddings(self, views: Views, masks: Masks, index: int) -> tuple[Tensor, Tensor | None]:
+        weights = self._weights(masks, views)[None] * self.trunk.valid(views)[index]
+        return pool_regions(weights, self.pixels(views)[index : index + 1].float())[0], None
 
     def caption_losses(self, views: Views, proposer: RegionQueries) -> dict[str, Tensor]:
         """Compute the grounding loss of a batch with the ``caption_words`` of its requests."""
