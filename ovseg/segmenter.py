@@ -275,23 +275,26 @@ class Segmenter:
             )
 
     @torch.inference_mode()
-    def propose(self, image: ImageLike) -> torch.Tensor:
+    def propose(self, image: ImageLike, largest: int | None = None) -> torch.Tensor:
         """Return the masks of one image without names, those of the whole image also with ``many_views``.
 
         Args:
             image: as for a call.
+            largest: limit of the longer side of the masks, pixels; None for no limit. What the model sees of the image
+                does not depend on it.
 
         Returns:
-            float32 (Q, H, W) probabilities on the model's device, of the size of the image.
+            float32 (Q, H, W) probabilities on the model's device, of the size of the image, or of ``largest``.
 
         Raises:
             OvsegError: the image cannot be read, or the memory is not sufficient.
         """
         pixels, source = as_rgb(image)
+        scale = 1.0 if largest is None else min(1.0, largest / max(pixels.shape[:2]))
         request = {
             "image": self._model_input(pixels),
-            "height": pixels.shape[0],
-            "width": pixels.shape[1],
+            "height": max(1, round(pixels.shape[0] * scale)),
+            "width": max(1, round(pixels.shape[1] * scale)),
             "outputs": ("soft_proposals",),
         }
         with _explain_memory(source or "the image"):

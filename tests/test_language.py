@@ -30,7 +30,9 @@ ALLOWED = (
     re.compile(r"\bpicture\(\)|def picture\b|`picture`"),  # Segmentation.picture
     re.compile(r"\.tell\(\)"),  # of files
     re.compile(r"\bdetectron2_mends\b"),  # old name in the changelog
-    re.compile(r"photo photograph image picture pic scene|shelves beside scissors"),  # words of captions
+    re.compile(
+        r"photo photograph image picture pic scene|shelves beside scissors|below beneath beside besides"
+    ),  # words of captions
     re.compile(r'"(?:next to", "beside|a picture of \{\})"'),  # captions of the toy world
 )
 TEXT = {".py", ".md", ".yaml", ".toml", ".cff", ".html", ""}  # suffixes; "": Makefile, .ci/run

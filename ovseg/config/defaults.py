@@ -134,6 +134,9 @@ DEFAULTS: dict[str, Any] = {
     # ours: a network of timm with maps of the strides 4 to 32, for MODEL.BACKBONE.NAME build_timm_backbone
     "MODEL.TIMM.NAME": "tf_efficientnet_b7",
     "MODEL.TIMM.WEIGHTS": "",  # ours: file of its weights, to train from; "" = random ones
+    # ours: its batch normalisation: BN; SyncBN, over all processes; or FrozenBN, which does not train
+    "MODEL.TIMM.NORM": "BN",
+    "MODEL.TIMM.DROP_PATH_RATE": 0.0,  # ours: its stochastic depth; 0 for none
     # --- ZegFormer: a fixed classifier of queries, and crops by RoIAlign ------------------------------------------
     # JSON list of names for training requests with neither words nor a data set; the default stands for DATASETS.TRAIN
     "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": "ADE20K_847.json",
@@ -270,13 +273,22 @@ DEFAULTS: dict[str, Any] = {
     # segments per class that tools/tune_text_prompts.py trains on; -1 = all
     "DATASETS.SAMPLE_PER_CLASS": -1,
     "DATASETS.SAMPLE_SEED": 0,  # seed of their choice
-    "INPUT.CAPTION.KEEP_PROB": 0.75,
-    "INPUT.CAPTION.POS": "noun+adj",
+    # ours: probabilities with which a training sample is of each data set of TRAIN; () = every image counts the same
+    "DATASETS.TRAIN_WEIGHTS": (),
+    # ours: folders of tools/make_pseudo_masks.py, for the images of TRAIN that have no masks of their own
+    "DATASETS.PSEUDO_MASKS": (),
+    # words of captions, for OpenSeg
+    "INPUT.CAPTION.KEEP_PROB": 0.75,  # probability with which each word of a caption is kept
+    "INPUT.CAPTION.POS": "noun+adj",  # of FORM word: noun, noun+adj or noun+adj+verb
+    # ours: word, each on its own, as it is spelled; phrase, nouns with their adjectives; or known, the words of WORDS
+    # that phrases contain
     "INPUT.CAPTION.FORM": "word",
-    "INPUT.CAPTION.MAX_WORDS": 32,
-    "INPUT.CAPTION.WORD_FILE": "",
-    "INPUT.CAPTION.WORDS": "",
+    "INPUT.CAPTION.MAX_WORDS": 32,  # ours: of a caption; a random choice of more
+    "INPUT.CAPTION.WORD_FILE": "",  # ours: words of all captions, made by tools/extract_caption_words.py; "" = tag them
+    "INPUT.CAPTION.WORDS": "",  # ours: of FORM known, a label set, a file with one word per line, toy or toy_base
+    # ours: textblob, spacy:MODEL, nltk or rules; if it is not installed, another one is used, with a warning
     "INPUT.CAPTION.TAGGER": "textblob",
+    "INPUT.CAPTION.STOP_WORDS": False,  # ours: leave out words that no region shows, such as "photo" and "many"
     "INPUT.FORMAT": "RGB",  # order of the channels of a model's input; Detectron2's default is BGR
     "INPUT.COLOR_AUG_SSD": False,  # random brightness, contrast, saturation and hue in training
     "INPUT.SIZE_DIVISIBILITY": -1,  # side in pixels that the mapper pads training crops to; <= 0 = no padding

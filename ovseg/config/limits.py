@@ -34,8 +34,8 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         MODEL.PROPOSER.BOUNDARY_TREE.NUM_MASKS MODEL.NAMER.MAP_SIZE MODEL.CLIP_ADAPTER.PROMPT_DIM
         MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_DIM MODEL.LSEG.NUM_FEATURES
         MODEL.OPENSEG.NUM_PROPOSALS MODEL.OPENSEG.HEAD_DIM MODEL.OPENSEG.NUM_HEADS MODEL.OPENSEG.FFN_DIM
-        MODEL.OPENSEG.CANVAS MODEL.LSEG_PLUS.HEAD_DIM TEST.MULTI_SCALE.BASE_SIZE TEST.MULTI_SCALE.CROP_SIZE
-        MODEL.DENSE.BLOCKS""",
+        MODEL.OPENSEG.CANVAS INPUT.CAPTION.MAX_WORDS MODEL.LSEG_PLUS.HEAD_DIM TEST.MULTI_SCALE.BASE_SIZE
+        TEST.MULTI_SCALE.CROP_SIZE MODEL.DENSE.BLOCKS""",
     ("a whole number from 0 to 16384", lambda x: isinstance(x, int) and 0 <= x <= 16384): """
         MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS MODEL.MASK_FORMER.ENC_LAYERS MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH
         MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE INPUT.MIN_SIZE_TEST DATALOADER.NUM_WORKERS MODEL.SELECT_ORI_CLIP_ID""",
@@ -54,7 +54,7 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         MODEL.MASK_FORMER.NO_OBJECT_WEIGHT MODEL.MASK_FORMER.CLASS_WEIGHT MODEL.MASK_FORMER.DICE_WEIGHT
         MODEL.MASK_FORMER.MASK_WEIGHT SOLVER.BASE_LR SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM
         SOLVER.WEIGHT_DECAY_EMBED SOLVER.POLY_LR_POWER SOLVER.BACKBONE_MULTIPLIER SOLVER.WARMUP_ITERS
-        MODEL.OPENSEG.SEG_LOSS_WEIGHT MODEL.OPENSEG.GROUNDING_LOSS_WEIGHT TEST.EVAL_PERIOD
+        MODEL.OPENSEG.SEG_LOSS_WEIGHT MODEL.OPENSEG.GROUNDING_LOSS_WEIGHT DATASETS.TRAIN_WEIGHTS TEST.EVAL_PERIOD
         MODEL.PROPOSER.SAM.STABILITY_OFFSET""",
     ("a number of at least 1", lambda x: x >= 1): "MODEL.MASK_FORMER.OVERSAMPLE_RATIO",
     ("a number above 0", lambda x: x > 0): """
@@ -64,9 +64,10 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         INPUT.CROP.SIZE MODEL.LSEG_PLUS.TAU_INIT MODEL.LSEG_PLUS.TAU_MIN TEST.MULTI_SCALE.SCALES""",
     ("a number from 0 to 1", lambda x: 0 <= x <= 1): """
         MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE MODEL.MASK_FORMER.DROPOUT
+        MODEL.TIMM.DROP_PATH_RATE
         MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO MODEL.CLIP_ADAPTER.MASK_THR MODEL.CLIP_ADAPTER.REPLACE_RATIO
         INPUT.CROP.SINGLE_CATEGORY_MAX_AREA SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR MODEL.DENSE.KS_THRESH
-        MODEL.DENSE.PD_THRESH MODEL.FUSION.VOID_BY_CLIP MODEL.RENDERING.GRANULARITY
+        MODEL.DENSE.PD_THRESH MODEL.FUSION.VOID_BY_CLIP MODEL.RENDERING.GRANULARITY INPUT.CAPTION.KEEP_PROB
         MODEL.PROPOSER.SAM.IOU_THRESHOLD MODEL.PROPOSER.SAM.STABILITY_THRESHOLD MODEL.PROPOSER.SAM.NMS_THRESHOLD""",
     ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): _WEIGHT,
     ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
@@ -93,10 +94,13 @@ _LENGTHS = {
     "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_SHAPE": 2,
 }
 _MAY_BE_NONE = {"MODEL.RENDERING.GRANULARITY"}
+_MAY_BE_EMPTY = {"DATASETS.TRAIN_WEIGHTS"}
 _STAGES = ("res2", "res3", "res4", "res5")
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.CAPTION.POS": ("noun", "noun+adj", "noun+adj+verb"),
+    "INPUT.CAPTION.FORM": ("word", "phrase", "known"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.CROP.TYPE": ("absolute", "absolute_range", "relative", "relative_range"),
@@ -113,6 +117,7 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.LSEG.ARCH_OPTION": (0, 1, 2),
     "MODEL.LSEG.ACTIVATION": ("lrelu", "tanh", "relu"),
     "MODEL.LSEG_PLUS.NORM": _NORMS,
+    "MODEL.TIMM.NORM": ("BN", "SyncBN", "FrozenBN"),
     "MODEL.OPENSEG.NORM": _NORMS,
     "MODEL.OPENSEG.POS_EMBED": ("full", "separable"),
     "MODEL.OPENSEG.DICE_FORM": ("vnet", "linear"),
@@ -187,7 +192,7 @@ def check_config(cfg: CfgNode) -> None:
     for (wanted, test), keys in _NUMBERS.items():
         for key in keys.split():
             value = lookup(cfg, key)
-            if value is None and key in _MAY_BE_NONE:
+            if (value is None and key in _MAY_BE_NONE) or (key in _MAY_BE_EMPTY and not value):
                 continue
             if key == _WEIGHT and cfg.MODEL.META_ARCHITECTURE in SIMBASELINE_PER_PIXEL:
                 continue  # above 1, this system leaves CLIP out
@@ -269,6 +274,12 @@ def _check_together(cfg: CfgNode) -> None:
         raise _refusal("INPUT.CROP.SIZE", crop.SIZE, f"{wanted} with INPUT.CROP.TYPE {crop.TYPE}")
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
         raise _refusal("INPUT.MIN_SIZE_TRAIN", cfg.INPUT.MIN_SIZE_TRAIN, "the ends of the range, two numbers")
+    names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
+    if weights and (len(weights) != len(names) or sum(weights) <= 0):
+        wanted = f"a number for each data set of DATASETS.TRAIN ({len(names)}), not all of them 0; or () for none"
+        raise _refusal("DATASETS.TRAIN_WEIGHTS", weights, wanted)
+    if cfg.INPUT.CAPTION.FORM != "known" and cfg.INPUT.CAPTION.WORDS:
+        raise _refusal("INPUT.CAPTION.WORDS", cfg.INPUT.CAPTION.WORDS, "'', or set INPUT.CAPTION.FORM known")
     adapter = cfg.MODEL.CLIP_ADAPTER
     if (adapter.TEXT_ENCODER == "table") != bool(adapter.TEXT_TABLE):
         wanted = (

@@ -22,6 +22,7 @@ _ZEGFORMER = (
     "MASK_FORMER.ENSEMBLING",
     "MASK_FORMER.GZERO_CALIBRATE",
 )
+_CAPTION = ("KEEP_PROB", "POS", "FORM", "MAX_WORDS", "WORD_FILE", "WORDS", "TAGGER", "STOP_WORDS")
 _PARTS = ("PROPOSER.NAME", "PROPOSER.MASKS", "NAMER.NAME", "FUSION.NAME", "RENDERING.NAME")
 _OF_ALIGNED_CROPS = ("CLIP_PIXEL_MEAN", "CLIP_PIXEL_STD", "CLIP_CLS_STYLE", "MASK_FORMER.ENSEMBLING_ALL_CLS")
 
@@ -38,6 +39,8 @@ ONLY_IN: dict[str, tuple[tuple[str, ...], str]] = {
         f"MODEL.{name}": (("ProposeAndName",), "a system has its own parts, MODEL.META_ARCHITECTURE ProposeAndName any")
         for name in _PARTS
     },
+    **{f"INPUT.CAPTION.{name}": (("OpenSeg",), "only OpenSeg trains on captions") for name in _CAPTION},
+    "DATASETS.PSEUDO_MASKS": (("OpenSeg",), "only OpenSeg trains on masks without classes"),
     f"{_CLIP}.REGION_RESIZED": (SIMBASELINE, "only SimBaseline takes crops of other sizes than CLIP's input"),
 }
 

@@ -17,9 +17,11 @@ from detectron2.data import DatasetCatalog, DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ovseg.data.caption_mapper import CaptionMapper
+from ovseg.data.caption_records import captioned_records
 from ovseg.data.catalog import check_prepared
 from ovseg.data.mapper import SemSegTestMapper, SemSegTrainMapper
-from ovseg.data.sampler import StreamBatchSampler, mix, seeded
+from ovseg.data.sampler import MixedBatchSampler, StreamBatchSampler, mix, seeded
 from ovseg.errors import OvsegError
 from ovseg.io.cpus import usable_cpus
 
@@ -104,10 +106,13 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start: int = 0, mapper: Mappe
     Sample ``i`` of the run is the same whatever the number of workers and processes and however often the run was
     resumed. Images are not grouped by aspect ratio: training crops are padded to one size.
 
+    ``DATASETS.TRAIN_WEIGHTS`` are the probabilities with which each sample is of each data set; without them, the data
+    sets are one, in which every image counts the same.
+
     Args:
         seed: of order and augmentation.
         start: number of samples used so far.
-        mapper: default :class:`SemSegTrainMapper`.
+        mapper: default :class:`SemSegTrainMapper`, for OpenSeg :class:`CaptionMapper`.
 
     Raises:
         OvsegError: a data set is not prepared or empty, or an option cannot work; while iterating, unusable files.
@@ -119,12 +124,16 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start: int = 0, mapper: Mappe
         raise OvsegError(
             f"SOLVER.IMS_PER_BATCH = {batch_size} cannot be shared by {world_size} processes: choose a multiple of it"
         )
-    if mapper is None:
-        from ovseg.data.caption_mapper import CaptionMapper
-
-        mapper = CaptionMapper(cfg) if cfg.MODEL.META_ARCHITECTURE == "OpenSeg" else SemSegTrainMapper(cfg)
-    records = [record for name in cfg.DATASETS.TRAIN for record in _records(name)]
-    sampler = StreamBatchSampler(len(records), batch_size, seed, start, comm.get_rank(), world_size)
+    sets = [_records(name) for name in cfg.DATASETS.TRAIN]
+    if mapper is None and cfg.MODEL.META_ARCHITECTURE == "OpenSeg":
+        sets = captioned_records(cfg, sets)
+        mapper = CaptionMapper(cfg, [record for records in sets for record in records])
+    mapper = SemSegTrainMapper(cfg) if mapper is None else mapper
+    records = [record for records in sets for record in records]
+    stream = {"batch_size": batch_size, "seed": seed, "start": start, "rank": comm.get_rank(), "world_size": world_size}
+    sampler: Iterable[Sequence[Any]] = StreamBatchSampler(len(records), **stream)
+    if cfg.DATASETS.TRAIN_WEIGHTS:
+        sampler = MixedBatchSampler([len(records) for records in sets], cfg.DATASETS.TRAIN_WEIGHTS, **stream)
     return SampleLoader(MappedDataset(records, mapper, seed), sampler, cfg.DATALOADER.NUM_WORKERS)
 
 

@@ -150,7 +150,7 @@ class SemSegTrainMapper:
         """
         sample = dict(dataset_dict)
         file_name, label_file = sample["file_name"], sample.pop("sem_seg_file_name")
-        image = _read(file_name, self.image_format)
+        image = read_as(file_name, self.image_format)
         # labels are resized as doubles, for which Detectron2 takes another "nearest" than for bytes
         labels = read_labels(label_file).astype(np.float64)
         if labels.shape != image.shape[:2]:
@@ -174,7 +174,7 @@ class SemSegTrainMapper:
         instances.gt_masks = torch.from_numpy(labels == present[:, None, None])
         return {
             **sample,
-            "image": _to_tensor(augmented.image),
+            "image": to_tensor(augmented.image),
             "instances": instances,
             "meta": {"dataset_name": self.dataset_name},
         }
@@ -232,12 +232,12 @@ class SemSegTestMapper:
         Raises:
             OvsegError: the image cannot be read.
         """
-        image = _read(dataset_dict["file_name"], self.image_format)
+        image = read_as(dataset_dict["file_name"], self.image_format)
         augmented = T.AugInput(image)
         self.resize(augmented)
         return {
             **dataset_dict,
-            "image": _to_tensor(augmented.image),
+            "image": to_tensor(augmented.image),
             "height": image.shape[0],
             "width": image.shape[1],
             "class_names": self.vocabulary,
@@ -278,15 +278,20 @@ def _vocabulary(cfg: CfgNode, name: str) -> tuple[list[str] | None, int]:
     return metadata.get("stuff_classes"), metadata.get("ignore_label", cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
 
 
-def _read(file_name: str, image_format: str) -> np.ndarray:
-    """Return (H,W,3) uint8 in the channel order of ``INPUT.FORMAT``."""
+def read_as(file_name: str, image_format: str) -> np.ndarray:
+    """Return an image file, (H,W,3) uint8, in the channel order of ``INPUT.FORMAT``.
+
+    Raises:
+        OvsegError: another order than RGB and BGR, or the image cannot be read.
+    """
     if image_format not in ("RGB", "BGR"):
         raise OvsegError(f"INPUT.FORMAT is {image_format!r}; choose RGB or BGR")
     image = read_image(file_name)
     return image if image_format == "RGB" else image[:, :, ::-1]
 
 
-def _to_tensor(image: np.ndarray) -> torch.Tensor:
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """Return an image (H,W,3) as a contiguous (3,H,W)."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))  # (H,W,3) -> (3,H,W)
 
 

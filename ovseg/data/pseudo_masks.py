@@ -254,6 +254,23 @@ def find_shards(folder: Path) -> list[Path]:
     return shards
 
 
+def read_shard(shard: Path) -> dict[str, Any]:
+    """Return the content of a shard.
+
+    Raises:
+        OvsegError: it is damaged or cannot be read.
+    """
+    try:
+        content = json.loads(shard.read_bytes())
+        for part in ("images", "annotations"):
+            content[part] = list(content[part])
+    except OSError as error:
+        raise OvsegError(f"cannot read {shard} ({error.strerror or error}): check its permissions") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(shard, error) from error
+    return content
+
+
 def _index(shard: Path) -> Iterator[tuple[str, tuple[int, int], int, int]]:
     """Yield file name, size, position and length of the line of annotations (0, 0 without masks) of each image."""
     images: dict[int, tuple[str, tuple[int, int]]] = {}

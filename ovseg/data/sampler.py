@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 
 import numpy as np
@@ -59,6 +59,83 @@ class StreamBatchSampler(Sampler):
                     order = torch.randperm(self.size, generator=torch.Generator().manual_seed(mix(self.seed, epoch)))
                 keys.append((position if self.epochs is None else epoch, int(order[position % length])))
             yield keys
+
+
+class MixedBatchSampler(Sampler):
+    """Batches of an endless stream of samples of several data sets, each sample's drawn with given probabilities.
+
+    The samples of each data set, on their own, are one permutation of it after another. As in
+    :class:`StreamBatchSampler`, the stream is a function of ``seed`` alone.
+
+    Args:
+        sizes: number of samples in each data set.
+        weights: of the data sets, proportional to their probabilities.
+        batch_size: samples of a global batch.
+        seed: of choices and permutations.
+        start: position in the stream to start from, that is the number of samples used so far.
+        rank, world_size: of this process.
+    """
+
+    _BLOCK = 1 << 16  # choices drawn at a time, whatever the size of a batch
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float],
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if batch_size % world_size:
+            raise ValueError(f"a batch of {batch_size} cannot be shared by {world_size} processes")
+        self.sizes, self.batch_size, self.seed, self.start = list(sizes), batch_size, seed, start
+        self.share = batch_size // world_size
+        self.rank = rank
+        self._ends = np.cumsum(weights) / np.sum(weights)
+        self._block, self._choices = -1, np.empty(0, np.int64)
+        self._orders = [(-1, torch.empty(0))] * len(self.sizes)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield lists of (position in the stream, index in all data sets one after another)."""
+        offsets = np.cumsum([0, *self.sizes[:-1]]).tolist()
+        visits = self._visits(self.start)
+        for first in count(self.start, self.batch_size):
+            keys = []
+            for position in range(first, first + self.batch_size):
+                chosen = self._choice(position)
+                if 0 <= position - first - self.rank * self.share < self.share:
+                    keys.append((position, offsets[chosen] + self._index(chosen, visits[chosen])))
+                visits[chosen] += 1
+            yield keys
+
+    def _choice(self, position: int) -> int:
+        if position // self._BLOCK != self._block:
+            self._block = position // self._BLOCK
+            self._choices = self._draw(self._block)
+        return int(self._choices[position % self._BLOCK])
+
+    def _draw(self, block: int) -> np.ndarray:
+        draws = np.random.default_rng(mix(self.seed, block)).random(self._BLOCK)
+        return np.searchsorted(self._ends[:-1], draws, side="right")
+
+    def _visits(self, position: int) -> list[int]:
+        """Return how many samples of each data set are before a position of the stream."""
+        visits = np.zeros(len(self.sizes), np.int64)
+        for block in range(-(-position // self._BLOCK)):
+            drawn = self._draw(block)[: position - block * self._BLOCK]
+            visits += np.bincount(drawn, minlength=len(visits))
+        return visits.tolist()
+
+    def _index(self, chosen: int, visit: int) -> int:
+        size = self.sizes[chosen]
+        epoch, order = self._orders[chosen]
+        if visit // size != epoch:
+            epoch = visit // size
+            order = torch.randperm(size, generator=torch.Generator().manual_seed(mix(self.seed, chosen, epoch)))
+            self._orders[chosen] = epoch, order
+        return int(order[visit % size])
 
 
 def mix(*numbers: int) -> int:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ovseg.vocabulary import Vocabulary, label_set_names
+
 # name -> module with an attribute WORLD; it is imported when the name is used, and not before
 MODULES = {"toy": "ovseg.toy.registration"}
 
@@ -54,6 +56,18 @@ def world_words(name: str) -> tuple[str, ...] | None:
     if (world := find_world(name)) is None:
         return None
     return {world.name: world.class_names, f"{world.name}_base": world.base_classes}.get(name)
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """Return the words of a world ("toy", "toy_base"), of a label set, or of a file, with their synonyms."""
+    return tuple(dict.fromkeys(text for texts in vocabulary_of(name).synonyms for text in texts))
+
+
+def vocabulary_of(name: str) -> Vocabulary:
+    """Return the vocabulary of a world ("toy", "toy_base"), of a label set, or of a file."""
+    if (words := world_words(name)) is not None:
+        return Vocabulary.of(words)
+    return Vocabulary.from_label_set(name) if name in label_set_names() else Vocabulary.from_file(name)
 
 
 def is_split(root: str) -> bool:

@@ -17,8 +17,9 @@ from ovseg.config.limits import check_config, check_kind
 from ovseg.errors import OvsegError, shown
 from ovseg.meta_arch.pixel_scores import RENDERINGS, ClassWinner, resize
 from ovseg.meta_arch.word_model import WordModel, output_size, outputs_of
-from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, PooledMap, Scores
+from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, PooledMap, Scores, SingleNamer
 from ovseg.naming.crops import has_pixel
+from ovseg.proposals.given_masks import resize_masks
 from ovseg.proposals.network import MaskNetwork
 from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
@@ -152,12 +153,19 @@ class ProposeAndName(WordModel):
         Returns:
             float32 (n, K).
         """
-        given = Masks(masks.to(self.device).float())
         if self.mask_namer is None:
             raise OvsegError(
                 "this model has no namer of given masks: add MaskedCrops, ContextCrops or PooledMap to MODEL.NAMER.NAME"
             )
-        return self.mask_namer(self.views([request]), [given], [self.words_of(request)])[0].probabilities
+        views, words = self.views([request]), self.words_of(request)
+        given = Masks(resize_masks(masks.to(self.device).bool(), tuple(views.images[0].shape[1:])).float())
+        return self.render.of_words(self.mask_namer(views, [given], [words])[0].probabilities, words)
+
+    @property
+    def scores_are_independent(self) -> bool:
+        """Whether the score of a word does not depend on the other words, from its cosines to those of pixels."""
+        alone = len(self.namers) == 1 and isinstance(self.fuse, SingleNamer) and self.granularity is None
+        return alone and self.render.is_independent and getattr(self.namers[0], "scores_are_independent", False)
 
     @property
     def num_proposals(self) -> int:
@@ -206,7 +214,10 @@ class ProposeAndName(WordModel):
         scored = fused, masks.probabilities, words, self.bias_of(request, words)
         result = self.render_scored(*scored, output_size(request), outputs, self.granularity_of(request))
         if "explanations" in outputs:
-            result["explanations"] = explain(self.namers, masks.probabilities, scores, fused, self.mask_threshold)
+            if len(self.namers) == 1:
+                scores = [replace(scores[0], probabilities=self.render.of_words(scores[0].probabilities, words))]
+            of_words = self.render.of_words(fused, words)
+            result["explanations"] = explain(self.namers, masks.probabilities, scores, of_words, self.mask_threshold)
         if "scored_masks" in outputs:
             result["scored_masks"] = scored
         return result
@@ -224,6 +235,7 @@ class ProposeAndName(WordModel):
         """Render fused scores (Q, K) of masks (Q, H, W); with a granularity, by :class:`ClassWinner`."""
         render = self.render
         if granularity is not None:
+            scores = render.of_words(scores, words)
             render = ClassWinner(self.mask_threshold, render.class_chunk_size, render.resize_mode, granularity)
         return render(scores, masks, words, size, outputs, bias)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from textblob.en.inflect import singularize
-from textblob.en.taggers import PatternTagger
 
 from ovseg.errors import OvsegError
+from ovseg.vocabulary.taggers import Tagger, correct_tags, get_tagger, tag
 
 FORMS = ("noun", "phrase", "both")
 
@@ -44,10 +43,6 @@ _UNCHANGED = frozenset(
 )
 _IRREGULAR = {"shelves": "shelf", "bookshelves": "bookshelf", "people": "person", "dice": "die", "skies": "sky"}
 _WORD = re.compile(r"[^\W\d_]{2,}(?:-[^\W\d_]+)*")
-_MARKUP = re.compile(r"<[^<>]*>")  # such as CC12M's <PERSON> for names
-
-Token = tuple[str, str, str | None]  # word, Penn tag, lemma if known
-Tagger = Callable[[str], Iterable[Token]]
 
 
 class NounExtractor(Protocol):
@@ -59,30 +54,30 @@ class NounExtractor(Protocol):
         """Return the nouns of a caption in their order, lower case, singular, each once."""
 
 
-def get_extractor(backend: str = "textblob", form: str = "noun", known: Iterable[str] = ()) -> NounExtractor:
+def get_extractor(
+    backend: str | tuple[str, Tagger] = "textblob",
+    form: str = "noun",
+    known: Iterable[str] = (),
+    stop_words: bool = True,
+) -> NounExtractor:
     """Return an extractor of nouns.
 
     Args:
-        backend: ``"textblob"`` (offline, nothing to install) or ``"spacy:MODEL"`` (an installed model).
+        backend: name of a tagger, see :func:`ovseg.vocabulary.taggers.get_tagger`; or its name and the tagger.
         form: ``"noun"``: nouns without adjectives, compounds kept ("fire hydrant"); ``"phrase"``: nouns with their
             adjectives ("striped red star"); ``"both"``: the phrase, then its noun.
         known: if given, return these words where a phrase contains one of them, and nothing else.
+        stop_words: leave out :data:`STOP_NOUNS` and :data:`STOP_ADJECTIVES`.
 
     Raises:
         OvsegError: unknown backend or form, or spaCy or its model is not installed.
     """
     if form not in FORMS:
         raise OvsegError(f"nouns cannot be given as {form!r}: choose one of {', '.join(FORMS)}")
-    kind, _, model = backend.partition(":")
-    if kind == "textblob" and not model:
-        tagger: Tagger = _tag_with_textblob
-    elif kind == "spacy":
-        tagger = _spacy_tagger(model)
-    else:
-        raise OvsegError(f"there is no tagger {backend!r}: choose textblob or spacy:MODEL, e.g. spacy:en_core_web_sm")
+    name, tagger = (backend, get_tagger(backend)) if isinstance(backend, str) else backend
     if known := tuple(known):
-        return KnownWordExtractor(backend, tagger, known)
-    return PhraseExtractor(backend, tagger, form)
+        return KnownWordExtractor(name, tagger, known, stop_words)
+    return PhraseExtractor(name, tagger, form, stop_words)
 
 
 @dataclass(frozen=True)
@@ -92,11 +87,12 @@ class PhraseExtractor:
     name: str
     tagger: Tagger
     form: str = "noun"
+    stop_words: bool = True
 
     def nouns(self, caption: str) -> tuple[str, ...]:
         """Return the nouns or phrases of a caption."""
         found = []
-        for adjectives, nouns in _phrases(self.tagger, caption):
+        for adjectives, nouns in _phrases(self.tagger, caption, self.stop_words):
             if self.form != "noun":
                 found.append(" ".join([*adjectives, *nouns]))
             if self.form != "phrase":
@@ -107,15 +103,17 @@ class PhraseExtractor:
 class KnownWordExtractor:
     """Extractor of given words within noun phrases, longest match first; see :func:`get_extractor`."""
 
-    def __init__(self, name: str, tagger: Tagger, known: Sequence[str]):
+    def __init__(self, name: str, tagger: Tagger, known: Sequence[str], stop_words: bool = True):
         self.name = name
+        self.stop_words = stop_words
         self._tagger = tagger
         self._known = {tuple(word.lower().split()): word for word in known}
         self._longest = max(map(len, self._known))
 
     def nouns(self, caption: str) -> tuple[str, ...]:
         """Return the known words of a caption, in the given spelling."""
-        found = (self._find((*adjectives, *nouns)) for adjectives, nouns in _phrases(self._tagger, caption))
+        phrases = _phrases(self._tagger, caption, self.stop_words)
+        found = (self._find((*adjectives, *nouns)) for adjectives, nouns in phrases)
         return tuple(dict.fromkeys(word for word in found if word is not None))
 
     def _find(self, phrase: tuple[str, ...]) -> str | None:
@@ -132,80 +130,31 @@ def names_one_of(noun: str, words: Iterable[str] | frozenset[str]) -> bool:
     return any(" ".join(parts[start:]) in words for start in range(len(parts)))
 
 
-def _phrases(tagger: Tagger, caption: str) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield the adjectives and nouns of each phrase, without stop words."""
-    tokens = list(tagger(_MARKUP.sub(" ", caption).lower()))
+def _phrases(tagger: Tagger, caption: str, stop_words: bool) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield the adjectives and nouns of each phrase; with ``stop_words``, without these."""
+    tokens = tag(tagger, caption)
     # "medium" is tagged as a noun
-    tags = _correct(["JJ" if word in STOP_ADJECTIVES else tag for word, tag, _ in tokens])
+    tags = correct_tags(["JJ" if word in STOP_ADJECTIVES else penn for word, penn, _ in tokens])
     adjectives: list[str] = []
     nouns: list[str] = []
-    for (word, _, lemma), tag in zip([*tokens, ("", "", None)], [*tags, ""], strict=True):
-        is_noun = tag.startswith("NN")
+    for (word, _, lemma), penn in zip([*tokens, ("", "", None)], [*tags, ""], strict=True):
+        is_noun = penn.startswith("NN")
         if nouns and not is_noun:
             yield adjectives, nouns
             adjectives, nouns = [], []
-        if not _WORD.fullmatch(word) or not (is_noun or tag.startswith("JJ")):
+        if not _WORD.fullmatch(word) or not (is_noun or penn.startswith("JJ")):
             if nouns:
                 yield adjectives, nouns
             adjectives, nouns = [], []
         elif is_noun:
-            singular = lemma or _singular(word, tag)
-            if not {singular, word} & STOP_NOUNS:
+            singular = lemma or _singular(word, penn)
+            if not (stop_words and {singular, word} & STOP_NOUNS):
                 nouns.append(singular)
-        elif word not in STOP_ADJECTIVES:
+        elif not (stop_words and word in STOP_ADJECTIVES):
             adjectives.append(word)
-
-
-def _correct(tags: Sequence[str]) -> list[str]:
-    """Correct frequent errors of taggers in captions: "a green cross" (verb), "a dotted blue heart" (participle)."""
-    corrected: list[str] = []
-    for index, tag in enumerate(tags):
-        before = corrected[-1] if corrected else ""
-        after = tags[index + 1] if index + 1 < len(tags) else ""
-        inside = before.startswith("JJ") or before in ("DT", "PRP$")
-        nominal = after.startswith(("NN", "JJ"))
-        if tag in ("VB", "VBP") and inside and not nominal:
-            tag = "NN"
-        elif nominal and (
-            (inside and tag in ("VBN", "VBG", "VBD")) or (tag == "VBN" and before in ("", "IN", "CC", ","))
-        ):
-            tag = "JJ"
-        corrected.append(tag)
-    return corrected
 
 
 def _singular(word: str, tag: str) -> str:
     if not tag.endswith("S") or word in _UNCHANGED or word.endswith(("ss", "us", "is")):
         return word
     return _IRREGULAR.get(word) or singularize(word)
-
-
-def _tag_with_textblob(caption: str) -> Iterator[Token]:
-    for word, tag in _pattern_tagger().tag(caption):
-        yield word, tag, None
-
-
-@functools.cache
-def _pattern_tagger() -> PatternTagger:
-    return PatternTagger()
-
-
-def _spacy_tagger(model: str) -> Tagger:
-    if not model:
-        raise OvsegError("spacy is not a tagger without a model: add one, for example spacy:en_core_web_sm")
-    try:
-        import spacy
-    except ImportError as error:
-        raise OvsegError("spaCy is not installed: pip install spacy, or use textblob, which needs nothing") from error
-    try:
-        pipeline = spacy.load(model, exclude=["ner"])
-    except OSError as error:
-        raise OvsegError(
-            f"spaCy's model {model} is not installed: python -m spacy download {model}, or use textblob"
-        ) from error
-
-    def tag(caption: str) -> Iterator[Token]:
-        for token in pipeline(caption):
-            yield token.text, token.tag_, token.lemma_.lower() if token.tag_ in ("NNS", "NNPS") else None
-
-    return tag

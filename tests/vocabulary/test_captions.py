@@ -65,8 +65,8 @@ def test_names_one_of():
 
 
 def test_bad_choices(monkeypatch):
-    with pytest.raises(OvsegError, match="choose textblob or spacy"):
-        get_extractor("nltk")
+    with pytest.raises(OvsegError, match="choose textblob, spacy:MODEL"):
+        get_extractor("stanza")
     with pytest.raises(OvsegError, match="noun, phrase, both"):
         get_extractor(form="verbs")
     monkeypatch.setitem(sys.modules, "spacy", None)
@@ -102,3 +102,9 @@ def test_every_toy_word_is_found():
         scene = make_scene(seed)
         there = {thing.name for thing in scene.things}
         assert there <= set(extractor.nouns(scene.captions[0]))
+
+
+def test_stop_words_can_be_kept():
+    extractor = get_extractor(form="phrase", stop_words=False)
+    assert extractor.nouns("a photo of a large red star") == ("photo", "large red star")
+    assert get_extractor(known=["red star"], stop_words=False).nouns("a large red star") == ("red star",)

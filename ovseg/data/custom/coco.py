@@ -283,10 +283,10 @@ class PanopticLabels(_Decoder):
     """Semantic labels of COCO panoptic PNGs (segment id = R + 256 G + 65536 B, 0 = void); crowds count as others."""
 
     def __call__(self, pair: Pair) -> Labels:
-        segment_ids, segments = _segment_ids(pair), self._segments(pair)
+        pixels, segments = segment_ids(pair.labels), self._segments(pair)
         table = {number: self.class_of(segment) for number, segment in segments.items()}
         table = {0: self.classes.background, **table}
-        labels = look_up(segment_ids, table, show=lambda number: f"segment {number}")
+        labels = look_up(pixels, table, show=lambda number: f"segment {number}")
         named: dict[str, int] = {}
         for name, pixels in labels.unlisted.items():
             segment = segments.get(int(name.split()[1]))
@@ -296,9 +296,9 @@ class PanopticLabels(_Decoder):
 
     def masks(self, pair: Pair) -> Iterator[tuple[int, np.ndarray]]:
         """Yield class index and mask, bool (H, W), of each segment of an image that has a class and a pixel."""
-        segment_ids = _segment_ids(pair)
+        pixels = segment_ids(pair.labels)
         for number, segment in self._segments(pair).items():
-            if (index := self.class_of(segment)) >= 0 and (mask := segment_ids == number).any():
+            if (index := self.class_of(segment)) >= 0 and (mask := pixels == number).any():
                 yield index, mask
 
     def _segments(self, pair: Pair) -> dict[int, Mapping[str, Any]]:
@@ -317,8 +317,9 @@ class PanopticLabels(_Decoder):
         return segments
 
 
-def _segment_ids(pair: Pair) -> np.ndarray:
-    packed = packed_colors(pair.labels)
+def segment_ids(path: Path) -> np.ndarray:
+    """Return (H,W) int32, the segment of each pixel of a panoptic PNG: R + 256 G + 65536 B."""
+    packed = packed_colors(path)
     return packed >> 16 | packed & 0xFF00 | (packed & 0xFF) << 16
 
 
@@ -334,7 +335,7 @@ class InstanceLabels(_Decoder):
         for number, annotation in enumerate(pair.entry["annotations"], start=1):
             name = f"annotation {shown(annotation['id']) if 'id' in annotation else f'number {number}'}"
             try:
-                rle, too_short = _encode(annotation.get("segmentation"), size)
+                rle, too_short = encode_segmentation(annotation.get("segmentation"), size)
             except NoArea as error:
                 left_out[f"{name} ({self.category(annotation)}), {error}"] = 0
                 continue
@@ -353,7 +354,7 @@ class InstanceLabels(_Decoder):
         return settle(Labels(indices, unlisted, left_out), self.classes.unlisted)
 
 
-def _encode(shape: Any, size: tuple[int, int]) -> tuple[dict[str, Any], int]:
+def encode_segmentation(shape: Any, size: tuple[int, int]) -> tuple[dict[str, Any], int]:
     """Return pycocotools' run lengths of a segmentation, and the number of its polygons without an area.
 
     Raises:
