@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +26,9 @@ from ovseg.adaptation.shard_work import Tally, Work, write_bad
 from ovseg.data.caption_files import CaptionedImage
 from ovseg.errors import OvsegError
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import: nothing is reported to anybody
+# before the import: nothing is reported to anybody, and no lines of Ray's own processes on the terminal
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 import ray
 import ray.data
 
@@ -45,8 +48,16 @@ class ShardTeacher:
         self.teacher = Teacher.of(options, "cuda" if gpu else options.device or "cpu")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Return for each shard ``number`` and ``found``, a JSON list of {"height", "width", "masks"} or {"error"}."""
-        return {"number": batch["number"].tolist(), "found": [self._label(text) for text in batch["paths"]]}
+        """Label shards.
+
+        Args:
+            batch: ``number`` of each shard and ``paths`` of its images, JSON.
+
+        Returns:
+            ``number``; ``found``, a JSON list of {"height", "width", "masks"} or {"error"}; and ``process``, this one.
+        """
+        found = [self._label(text) for text in batch["paths"]]
+        return {"number": batch["number"].tolist(), "found": found, "process": [os.getpid()] * len(found)}
 
     def _label(self, paths: str) -> str:
         found = []
@@ -73,7 +84,7 @@ def fill_with_ray(options: PseudoOptions, work: Work, numbers: Sequence[int]) ->
         total += len(paths)
     options = replace(options, config_file=_absolute(options.config_file), weights=_absolute(options.weights))
     tally = Tally(work, total, options.allow_bad, "images")
-    with _cluster(options.ray) as resources, _errors_of_actors(), tally:
+    with _cluster(options.ray) as (resources, processes), _errors_of_actors(), tally:
         gpu = resources.get("GPU", 0) > 0 and options.device != "cpu"
         results = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
             ShardTeacher,
@@ -84,6 +95,7 @@ def fill_with_ray(options: PseudoOptions, work: Work, numbers: Sequence[int]) ->
             fn_constructor_args=(options, gpu),
         )
         for row in results.iter_rows():
+            processes.add(int(row["process"]))
             tally.check(_write(work, int(row["number"]), json.loads(row["found"]), tally))
 
 
@@ -101,36 +113,49 @@ def _write(work: Work, number: int, results: Sequence[dict[str, Any]], tally: Ta
                 bad.append(f"{work.images[index].path}: {result['error']}")
             else:
                 file.add(index, work.images[index], FoundMasks(**result))
-            tally.advance(1, len(result.get("masks", ())))
         write_bad(shard, bad)
+    tally.advance(len(results), sum(len(result.get("masks", ())) for result in results))
     return bad
 
 
 @contextlib.contextmanager
-def _cluster(actors: int) -> Iterator[dict[str, float]]:
-    """Give the resources of the cluster, a running one or one of this machine that lasts as long as the block."""
+def _cluster(actors: int) -> Iterator[tuple[dict[str, float], set[int]]]:
+    """Connect to the running cluster, or start one on this machine that lasts as long as the block.
+
+    Yields:
+        the cluster's resources; and a set for the numbers of its processes, which are ended with a cluster of this
+        machine: Ray lets them clean up, which takes seconds, and does not wait.
+    """
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    processes: set[int] = set()
     with contextlib.ExitStack() as stack:
         if not ray.is_initialized():
-            stack.callback(ray.shutdown)
             if os.environ.get("RAY_ADDRESS"):
                 ray.init(**quiet)
             else:
                 temporary = tempfile.TemporaryDirectory(prefix="ovseg-ray-", ignore_cleanup_errors=True)
-                folder = stack.enter_context(temporary)
+                stack.callback(_end, processes)
                 ray.init(
                     address="local",
                     num_cpus=actors,
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE,
-                    _temp_dir=folder,
+                    _temp_dir=stack.enter_context(temporary),
                     **quiet,
                 )
-                stack.callback(ray.shutdown)  # before the folder is removed
+            stack.callback(ray.shutdown)  # first of all callbacks
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        yield ray.cluster_resources()
+        yield ray.cluster_resources(), processes
+
+
+def _end(processes: set[int]) -> None:
+    """End those of the processes that are still workers of Ray."""
+    for process in processes:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::"):
+                os.kill(process, signal.SIGKILL)
 
 
 @contextlib.contextmanager
