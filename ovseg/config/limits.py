@@ -14,6 +14,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY as HEADS
 from ovseg.config.systems import SIMBASELINE_PER_PIXEL
 from ovseg.config.values import leaves
 from ovseg.errors import OvsegError, shown
+from ovseg.io.files import is_file
 
 # (what to give, test of a number) -> keys; of a list, each element is tested
 _WEIGHT = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
@@ -148,6 +149,7 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "TEST.SAVE_PREDICTIONS": (None, False, True, "rle", "png"),
     "METRIC": ("Vanilla", "SG-IoU"),
 }
+_OR_FILES = ("TEST.VOCABULARY",)  # keys whose value may also be the path of a file
 _REGISTERED = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
@@ -202,9 +204,12 @@ def check_config(cfg: CfgNode) -> None:
     for key, choices in _TEXTS.items():
         value = lookup(cfg, key)
         kinds = [(type(choice), choice) for choice in choices]  # 1 is not True here
+        if key in _OR_FILES and isinstance(value, str) and is_file(value):
+            continue
         if not all((type(part), part) in kinds for part in _parts(value)):
             raise OvsegError(
-                f"{key} is {shown(value)}; choose one of {', '.join(map(str, choices))}{_nearest(value, choices)}"
+                f"{key} is {shown(value)}; choose one of {', '.join(map(str, choices))}"
+                f"{', or give a file' if key in _OR_FILES else ''}{_nearest(value, choices)}"
             )
     for key in ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME"):
         if not lookup(cfg, key):
