@@ -176,6 +176,12 @@ class ProposeAndName(WordModel):
         namer = self.namers[0]
         if hasattr(namer, "caption_losses"):  # learns from captions: masks have no classes
             return namer.caption_losses(views, self.proposer) | self.proposer.losses(views)
+        if not getattr(self.proposer, "gives_embeddings", True):
+            kind = type(self.proposer).__name__
+            raise OvsegError(
+                f"the masks of {kind} have no classes, and {type(namer).__name__} does not train: train it in OpenSeg, "
+                "with MODEL.OPENSEG.GROUNDING_LOSS_WEIGHT 0 for masks alone"
+            )
         return self.proposer.losses(views, self._class_logits(views))
 
     def _class_logits(self, views: Views) -> Callable[[Tensor], Tensor]:
