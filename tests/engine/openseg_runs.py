@@ -12,9 +12,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
-from torch.nn.parallel import DistributedDataParallel
 
 from ovseg.config import load_cfg
+from ovseg.engine.trainer import parallel
 from ovseg.toy import make_scene
 from tests.engine import toy
 
@@ -23,7 +23,7 @@ SYNCED = ("MODEL.OPENSEG.GROUNDING_SYNC", True, "MODEL.RESNETS.NORM", "FrozenBN"
 CONFIG = Path(__file__).parents[2] / "configs" / "toy" / "openseg_toy.yaml"
 
 
-def write_scenes(folder: Path, count: int = 8) -> None:
+def write_scenes(folder: Path, count: int = 6) -> None:
     for index in range(count):
         scene = make_scene(index)
         Image.fromarray(scene.image).save(folder / f"{index}.png")
@@ -103,7 +103,8 @@ def gradients(rank: int = 0, world: int = 1) -> dict[str, torch.Tensor]:
     model = build_model(configuration("unused", *SYNCED)).train()
     share = len(BATCH[0]) // world
     own = samples(*BATCH)[rank * share : (rank + 1) * share]
-    losses = (DistributedDataParallel(model) if world > 1 else model)(own)
+    called = parallel(model)  # it must live until the gradients are there
+    losses = called(own)
     sum(losses.values()).backward()
     found = {name: loss.detach() for name, loss in losses.items()}
     if world > 1:
