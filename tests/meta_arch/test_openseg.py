@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 from torch.nn import functional as F
 
+from ovseg.checkpoint import load_weights, save_safetensors
 from ovseg.config import load_cfg
 from ovseg.errors import OvsegError
 from ovseg.evaluation.grounding import present_only
@@ -437,3 +438,18 @@ def test_the_two_forms_of_positions():
     )
     assert np.isfinite(ask(separable, image=image_of(40, 64))["sem_seg"].numpy()).all()
     assert all(loss.isfinite() for loss in losses_of(separable, batch()).values())
+
+
+@pytest.mark.parametrize("form", ["full", "separable"])
+def test_weights_of_another_canvas(form, built, tmp_path):
+    small = built if form == "full" else make("MODEL.OPENSEG.POS_EMBED", form)
+    save_safetensors(small.state_dict(), tmp_path / "small.safetensors")
+    same, large = (make("MODEL.OPENSEG.POS_EMBED", form, "MODEL.OPENSEG.CANVAS", side) for side in (CANVAS, 96))
+    for model in (same, large):
+        load_weights(model, tmp_path / "small.safetensors", complete=True)
+    request = {"image": image_of(50, 40)}
+    torch.testing.assert_close(ask(same, **request)["sem_seg"], ask(small, **request)["sem_seg"], rtol=1e-5, atol=1e-6)
+    assert torch.equal(same.position((16, 16)), small.position((16, 16)))
+    assert ask(large, image=image_of(96, 80))["sem_seg"].shape == (len(WORDS), 96, 80)
+    expected = F.interpolate(small.position((16, 16))[None], (24, 24), mode="bilinear")[0]
+    torch.testing.assert_close(large.position((24, 24)), expected)
