@@ -22,7 +22,9 @@ from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import augmented_model
 from ovseg.io.devices import configured_device, find_device
 from ovseg.io.images import ImageLike, as_rgb, resize_transform
+from ovseg.meta_arch.embeddings import embeddings_of, text_space_of
 from ovseg.result.explanation import MaskScores
+from ovseg.result.features import ImageFeatures
 from ovseg.result.segmentation import Segmentation
 from ovseg.vocabulary import Vocabulary
 
@@ -51,6 +53,7 @@ class Segmenter:
         image_format: "RGB" or "BGR", the channels of the model's input.
         many_views: ``model`` with a sliding window or test-time augmentation
             (:func:`ovseg.evaluation.tta.augmented_model`); None for one view of each image.
+        name: of the configuration.
     """
 
     def __init__(
@@ -62,10 +65,12 @@ class Segmenter:
         class_chunk_size: int = 64,
         image_format: str = "RGB",
         many_views: nn.Module | None = None,
+        name: str = "",
     ):
         self.model = model
         self.many_views = many_views
         self.image_format = image_format
+        self.name = name
         self.min_size = min_size
         self.max_size = max_size
         self.class_chunk_size = class_chunk_size
@@ -127,6 +132,7 @@ class Segmenter:
             class_chunk_size=cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE,
             image_format=cfg.INPUT.FORMAT,
             many_views=None if viewed is model else viewed,
+            name=Path(config_file).stem,
         )
 
     @torch.inference_mode()
@@ -269,27 +275,79 @@ class Segmenter:
             )
 
     @torch.inference_mode()
-    def propose(self, image: ImageLike) -> torch.Tensor:
+    def propose(self, image: ImageLike, largest: int | None = None) -> torch.Tensor:
         """Return the masks of one image without names, those of the whole image also with ``many_views``.
 
         Args:
             image: as for a call.
+            largest: limit of the longer side of the masks, pixels; None for no limit. What the model sees of the image
+                does not depend on it.
 
         Returns:
-            float32 (Q, H, W) probabilities on the model's device, of the size of the image.
+            float32 (Q, H, W) probabilities on the model's device, of the size of the image, or of ``largest``.
 
         Raises:
             OvsegError: the image cannot be read, or the memory is not sufficient.
         """
         pixels, source = as_rgb(image)
+        scale = 1.0 if largest is None else min(1.0, largest / max(pixels.shape[:2]))
         request = {
             "image": self._model_input(pixels),
-            "height": pixels.shape[0],
-            "width": pixels.shape[1],
+            "height": max(1, round(pixels.shape[0] * scale)),
+            "width": max(1, round(pixels.shape[1] * scale)),
             "outputs": ("soft_proposals",),
         }
         with _explain_memory(source or "the image"):
             return self.model([request])[0]["soft_proposals"]
+
+    @torch.inference_mode()
+    def features(
+        self,
+        image: ImageLike,
+        *,
+        stride: float = 4,
+        with_masks: bool = True,
+        normalised: bool = True,
+        dtype: str = "float32",
+    ) -> ImageFeatures:
+        """Return the embeddings of the pixels and masks of one image in the space of words, of one view.
+
+        Their dot products with :meth:`embed_words` rank words as the model does for single pixels (OpenSeg's without
+        its masks), and for masks.
+
+        Args:
+            image: as for a call.
+            stride: pixels of the image between two vectors, a number from 1; vectors are interpolated bilinearly.
+            with_masks: return the masks and their embeddings, too, of systems that have masks.
+            normalised: return unit vectors; otherwise the network's own.
+            dtype: "float32" or "float16".
+
+        Raises:
+            OvsegError: the model has no such embeddings, the image cannot be read, an argument is not valid, or the
+                memory is not sufficient.
+        """
+        text_space_of(self.model)
+        pixels, source = as_rgb(image)
+        size = pixels.shape[:2]
+        with _explain_memory(source or "the image"):
+            found = embeddings_of(self.model, {"image": self._model_input(pixels)}, with_masks)
+        of_image = {"axes": found.pixels.axes(found.image, size), "size": size, "source": source, "model": self.name}
+        asked = {"stride": stride, "normalised": normalised, "dtype": dtype}
+        unit, masks = normalised and found.pixels.unit, (found.regions, found.masks)
+        return ImageFeatures.of(found.pixels.places, unit, *masks, **of_image, **asked)
+
+    @torch.inference_mode()
+    def embed_words(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> np.ndarray:
+        """Return the embeddings of words that :meth:`features` are compared with, float32 (S, D), unit vectors.
+
+        Args:
+            words: as for a call. There is a row for each of the S texts, ``Vocabulary.of(words).texts``: for a word
+                with synonyms, several.
+
+        Raises:
+            OvsegError: as :meth:`features`; or words are not valid.
+        """
+        return text_space_of(self.model).word_embeddings(Vocabulary.of(words)).cpu().numpy()
 
     def _vocabulary(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> Vocabulary:
         """Return the words as a vocabulary; a list of texts that equals that of the last call is not checked again."""

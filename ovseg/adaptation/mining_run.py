@@ -3,44 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from detectron2.utils import comm
-from rich.console import Console
 
 from ovseg.adaptation.mask_sources import MaskSource, SegmenterMasks, WorldMasks, folder_masks
-from ovseg.adaptation.miner import Miner
-from ovseg.adaptation.mining import (
-    Work,
-    claim,
-    default_shard_size,
-    file_fingerprint,
-    fingerprint,
-    mine_shards,
-    wait_for_all,
-)
+from ovseg.adaptation.miner import FoundPair, Miner
 from ovseg.adaptation.mining_options import GROUND_TRUTH, MiningOptions, check_options
 from ovseg.adaptation.mining_report import SHEET, print_summary, summarise, write_contact_sheet
 from ovseg.adaptation.pair_list import LIST, write_crops, write_list
-from ovseg.adaptation.pair_shards import SUMMARY
+from ovseg.adaptation.pair_shards import SHARD, SUMMARY, ShardWriter
+from ovseg.adaptation.shard_work import (
+    Kind,
+    Work,
+    check_images,
+    default_shard_size,
+    device_here,
+    file_fingerprint,
+    fill_shards,
+    filled,
+    fingerprint,
+    teacher_settings,
+    write_lines,
+)
 from ovseg.adaptation.tuned_clip import clip_flags
 from ovseg.checkpoint.state_dicts import bare_clip_names, tensor_names
 from ovseg.clip.adapter import PROMPTS, ClipAdapter, load_clip
 from ovseg.clip.model import find_clip
-from ovseg.config import load_cfg
-from ovseg.config.files import by_content
-from ovseg.data.caption_files import ALLOWED_BAD, CaptionedImage, CaptionedImages, check_bad, read_captions
+from ovseg.data.caption_files import CaptionedImage, CaptionedImages, check_bad, images_of, read_captions
 from ovseg.data.worlds import find_world, is_split, split_records, vocabulary_of, words_of
 from ovseg.errors import OvsegError
 from ovseg.evaluation.report import write_json
-from ovseg.io.files import atomic_path, cache_dir
-from ovseg.io.inputs import find_inputs
+from ovseg.io.files import cache_dir
 from ovseg.naming import MaskedCrops
 from ovseg.segmenter import Segmenter
 from ovseg.vocabulary import get_templates
@@ -48,6 +44,16 @@ from ovseg.vocabulary.nouns import get_extractor
 
 CROPS = "crops"  # folder of the crops of the original's list
 
+
+class PairFile(ShardWriter):
+    """A shard of pairs, as :class:`ovseg.adaptation.shard_work.ShardFile`."""
+
+    def add(self, index: int, item: CaptionedImage, found: Sequence[FoundPair]) -> None:
+        for count, pair in enumerate(found):
+            self.write(f"{index:09d}_{count:03d}", pair.image, pair.mask, pair.info)
+
+
+PAIRS = Kind("pairs", SHARD, PairFile)
 
 # options that pairs do not depend on
 _FREE = {"output", "write_list", "allow_bad", "device"}
@@ -65,7 +71,7 @@ def settings_of(
         for name, value in vars(options).items()
         if name not in _FREE | _BY_CONTENT
     }
-    settings |= {"shard_size": size, "images": len(found.images), "captions_sha256": fingerprint(found.images)}
+    settings |= {"shard_size": size, "images": len(found.images), "captions_sha256": _fingerprint(found)}
     if options.clip:
         settings["clip"] = file_fingerprint(Path(options.clip)) if Path(options.clip).is_file() else options.clip
     for name in ("vocabulary", "label_names"):
@@ -73,14 +79,12 @@ def settings_of(
             settings[name] = hashlib.sha256("\n".join(words_of(value)).encode()).hexdigest()
     settings["seen"] = None if seen is None else hashlib.sha256("\n".join(sorted(seen)).encode()).hexdigest()
     if options.config_file:
-        cfg = load_cfg(options.config_file, options.opts)
-        files = {"weights": options.weights or cfg.MODEL.WEIGHTS, "clip_weights": cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS}
-        for name, path in files.items():
-            settings[name] = file_fingerprint(Path(path)) if path and Path(path).is_file() else path
-        cfg.MODEL.WEIGHTS = cfg.MODEL.CLIP_ADAPTER.CLIP_WEIGHTS = ""
-        content = yaml.safe_dump(by_content(yaml.safe_load(cfg.dump())))
-        settings["config"] = hashlib.sha256(content.encode()).hexdigest()
+        settings |= teacher_settings(options.config_file, options.weights, options.opts)
     return settings
+
+
+def _fingerprint(found: CaptionedImages) -> str:
+    return fingerprint((item.path.name, item.image_id, item.captions) for item in found.images)
 
 
 def run(options: MiningOptions) -> None:
@@ -94,22 +98,15 @@ def run(options: MiningOptions) -> None:
     found, world_masks = _read_data(options)
     seen = frozenset(word.lower() for word in words_of(options.seen)) if options.seen else None
     size = options.shard_size or default_shard_size(len(found.images))
-    work = Work(found.images, size, options.output)
+    work = Work(PAIRS, found.images, size, options.output)
     if main and found.bad:
-        _write_lines(options.output / "bad_captions.txt", found.bad)
+        write_lines(options.output / "bad_captions.txt", found.bad)
     check_bad(len(found.bad), found.entries, "captions", options.output / "bad_captions.txt", options.allow_bad)
-    with ExitStack() as stack:
-        if main:
-            stack.enter_context(claim(options.output, settings_of(options, found, seen, size)))
-        # only the main process looks, for all must divide the same list
-        missing, complete = comm.all_gather((work.missing(), (options.output / SUMMARY).is_file()))[0]
-        if main and complete and not missing:
-            Console(stderr=True, soft_wrap=True).print(f"{options.output} is complete already", markup=False)
-        if missing:
-            if main:
-                (options.output / SUMMARY).unlink(missing_ok=True)  # shards of a finished run were deleted
-            _mine(options, work, missing, world_masks, seen)
-        wait_for_all(work)
+
+    def settings() -> dict[str, Any]:
+        return settings_of(options, found, seen, size)
+
+    with filled(work, settings, lambda missing: _mine(options, work, missing, world_masks, seen)):
         if options.write_list:
             for shard in work.shards[comm.get_rank() :: comm.get_world_size()]:
                 write_crops(shard, options.output / CROPS)
@@ -128,10 +125,7 @@ def _read_data(options: MiningOptions) -> tuple[CaptionedImages, WorldMasks | No
     elif Path(options.data).is_dir():
         if options.names_from != "labels":
             raise OvsegError(f"--data {options.data} is a folder, without captions: give a file of captions")
-        files = find_inputs([options.data])[0]
-        found = CaptionedImages([CaptionedImage(file, file.stem, ()) for file in files])
-        if not files:
-            raise OvsegError(f"the folder {options.data} holds no images")
+        found = images_of([options.data])
     else:
         columns = (options.image_column, options.caption_column, options.delimiter)
         found = read_captions(options.data, options.image_root, *columns)
@@ -147,10 +141,7 @@ def _mine(
     world_masks: WorldMasks | None,
     seen: frozenset[str] | None,
 ) -> None:
-    rank, world = comm.get_rank(), comm.get_world_size()
-    device = options.device
-    if device is None or device == "cuda":
-        device = f"cuda:{comm.get_local_rank()}" if torch.cuda.is_available() else device or "cpu"
+    device = device_here(options.device)
     by_labels = options.names_from == "labels"
     segmenter = None
     if options.config_file:
@@ -182,9 +173,7 @@ def _mine(
         seen=seen,
         image_root=root,
     )
-    largest_bad = math.inf if options.allow_bad else ALLOWED_BAD * len(work.images)
-    title = "images" if world == 1 else f"images (1 of {world} processes)"
-    mine_shards(work, miner, missing[rank::world], largest_bad, title, show=comm.is_main_process())
+    fill_shards(work, miner, missing, options.allow_bad)
 
 
 def _build_clip(options: MiningOptions, threshold: float) -> MaskedCrops:
@@ -209,10 +198,7 @@ def _build_clip(options: MiningOptions, threshold: float) -> MaskedCrops:
 def _finish(options: MiningOptions, work: Work, found: CaptionedImages, seen_known: bool) -> None:
     """Write what belongs to all shards, in the main process; ``summary.json`` is the last file."""
     output, shards = options.output, work.shards
-    bad = work.bad()
-    if bad:
-        _write_lines(output / "bad_images.txt", bad)
-    check_bad(len(bad), len(work.images), "images", output / "bad_images.txt", options.allow_bad)
+    bad = check_images(work, options.allow_bad)
     if options.write_list:
         for shard in shards:  # helps where other processes are slower
             write_crops(shard, output / CROPS)
@@ -222,8 +208,3 @@ def _finish(options: MiningOptions, work: Work, found: CaptionedImages, seen_kno
     write_contact_sheet(shards, output / SHEET)
     write_json(output / SUMMARY, summary)
     print_summary(summary, output)
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")

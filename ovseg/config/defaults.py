@@ -134,6 +134,9 @@ DEFAULTS: dict[str, Any] = {
     # ours: a network of timm with maps of the strides 4 to 32, for MODEL.BACKBONE.NAME build_timm_backbone
     "MODEL.TIMM.NAME": "tf_efficientnet_b7",
     "MODEL.TIMM.WEIGHTS": "",  # ours: file of its weights, to train from; "" = random ones
+    # ours: its batch normalisation: BN; SyncBN, over all processes; or FrozenBN, which does not train
+    "MODEL.TIMM.NORM": "BN",
+    "MODEL.TIMM.DROP_PATH_RATE": 0.0,  # ours: its stochastic depth; 0 for none
     # --- ZegFormer: a fixed classifier of queries, and crops by RoIAlign ------------------------------------------
     # JSON list of names for training requests with neither words nor a data set; the default stands for DATASETS.TRAIN
     "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": "ADE20K_847.json",
@@ -309,8 +312,9 @@ DEFAULTS: dict[str, Any] = {
     "TEST.MULTI_SCALE.FLIP": True,  # also the mirror image of each window
     "TEST.DENSE_CRF": False,  # refine scores by a dense CRF; needs pydensecrf
     "TEST.MIOU_CONVENTION": "union",  # ours: the convention called mIoU: "union" as the original, or "ground_truth"
-    # ours: queries of a class: "names", the registered names verbatim (as OVSeg and SCAN), or "synonyms", the
-    # prompt-engineered lists of the label sets (as OpenSeg, ODISE, FC-CLIP); results record the choice
+    # ours: queries of a class: "names", the registered names verbatim (as OVSeg and SCAN); "synonyms", the
+    # prompt-engineered lists of the label sets (as OpenSeg, ODISE, FC-CLIP); or a file of a line "id:name,name" for
+    # each class; results record the choice
     "TEST.VOCABULARY": "names",
     # ours: where the maximum over the queries of a class is taken: "region", of the scores of a mask or of a place of a
     # dense map; "pixel", after rendering, each query being a word of its own until then (docs/evaluation.md)
@@ -327,7 +331,7 @@ DEFAULTS: dict[str, Any] = {
     "TEST.SG_IOU_THRESHOLD": 0.9,  # ours: cosine above which two text embeddings are similar
     # ours: {data set: {MASK_THR, CLIP_ENSEMBLE_WEIGHT, REPLACE_RATIO}}; these override MODEL.CLIP_ADAPTER's values
     "TEST.PER_DATASET": {},
-    "TEST.PROPOSAL_RECALL": False,  # ours: also compute the recall of the proposals at IoU 0.5
+    "TEST.PROPOSAL_RECALL": False,  # ours: also compute the recall of the proposals at IoU 0.5, 0.7, 0.9
     # ours, analyses for --eval-only (baselines 5): "masks", CLIP names the ground-truth masks; "labels", the predicted
     # masks get the class that they overlap most; "words", only the classes of each image are asked (Grounding mIoU)
     "TEST.ORACLE": "none",

@@ -14,6 +14,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY as HEADS
 from ovseg.config.systems import SIMBASELINE_PER_PIXEL
 from ovseg.config.values import leaves
 from ovseg.errors import OvsegError, shown
+from ovseg.io.files import is_file
 
 # (what to give, test of a number) -> keys; of a list, each element is tested
 _WEIGHT = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
@@ -63,6 +64,7 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         INPUT.CROP.SIZE MODEL.LSEG_PLUS.TAU_INIT MODEL.LSEG_PLUS.TAU_MIN TEST.MULTI_SCALE.SCALES""",
     ("a number from 0 to 1", lambda x: 0 <= x <= 1): """
         MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE MODEL.MASK_FORMER.DROPOUT
+        MODEL.TIMM.DROP_PATH_RATE
         MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO MODEL.CLIP_ADAPTER.MASK_THR MODEL.CLIP_ADAPTER.REPLACE_RATIO
         INPUT.CROP.SINGLE_CATEGORY_MAX_AREA SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR MODEL.DENSE.KS_THRESH
         MODEL.DENSE.PD_THRESH MODEL.FUSION.VOID_BY_CLIP MODEL.RENDERING.GRANULARITY INPUT.CAPTION.KEEP_PROB
@@ -115,6 +117,7 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.LSEG.ARCH_OPTION": (0, 1, 2),
     "MODEL.LSEG.ACTIVATION": ("lrelu", "tanh", "relu"),
     "MODEL.LSEG_PLUS.NORM": _NORMS,
+    "MODEL.TIMM.NORM": ("BN", "SyncBN", "FrozenBN"),
     "MODEL.OPENSEG.NORM": _NORMS,
     "MODEL.OPENSEG.POS_EMBED": ("full", "separable"),
     "MODEL.OPENSEG.DICE_FORM": ("vnet", "linear"),
@@ -146,6 +149,7 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "TEST.SAVE_PREDICTIONS": (None, False, True, "rle", "png"),
     "METRIC": ("Vanilla", "SG-IoU"),
 }
+_OR_FILES = ("TEST.VOCABULARY",)  # keys whose value may also be the path of a file
 _REGISTERED = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
@@ -200,9 +204,12 @@ def check_config(cfg: CfgNode) -> None:
     for key, choices in _TEXTS.items():
         value = lookup(cfg, key)
         kinds = [(type(choice), choice) for choice in choices]  # 1 is not True here
+        if key in _OR_FILES and isinstance(value, str) and is_file(value):
+            continue
         if not all((type(part), part) in kinds for part in _parts(value)):
             raise OvsegError(
-                f"{key} is {shown(value)}; choose one of {', '.join(map(str, choices))}{_nearest(value, choices)}"
+                f"{key} is {shown(value)}; choose one of {', '.join(map(str, choices))}"
+                f"{', or give a file' if key in _OR_FILES else ''}{_nearest(value, choices)}"
             )
     for key in ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME"):
         if not lookup(cfg, key):

@@ -53,7 +53,7 @@ _WITHOUT_PROMPTS = {
 }
 _BARE_WORDS = 'words are encoded by CLIP without a prompt; give "templates" in the requests, or use LSegPlus'
 NOT_IN: dict[tuple[str, ...], dict[str, str]] = {
-    (*ZEGFORMER, *SIMBASELINE_PER_PIXEL, "LSeg", "LSegPlus", "DenseCLIP", "Mask2Former"): {
+    (*ZEGFORMER, *SIMBASELINE_PER_PIXEL, "LSeg", "LSegPlus", "OpenSeg", "DenseCLIP", "Mask2Former"): {
         "MODEL.FUSION.VOID_BY_CLIP": "only OVSeg, SCAN, SimBaseline and ProposeAndName read it"
     },
     _BOTH: _WITHOUT_PROMPTS,

@@ -49,6 +49,7 @@ class SemSegDataset:
         recursive: files lie in folders below, too.
         scores_splits: the label set's splits are also scored separately.
         script: what makes the label files, if there is one.
+        panoptic: folder of COCO's panoptic PNG files, below the root, if there are any.
     """
 
     name: str
@@ -62,6 +63,13 @@ class SemSegDataset:
     recursive: bool = False
     scores_splits: bool = False
     script: str | None = None
+    panoptic: str | None = None
+
+    @property
+    def panoptic_json(self) -> str:
+        """File of the segments of :attr:`panoptic`, below the root."""
+        parent, _, name = (self.panoptic or "").rpartition("/")
+        return f"{parent}/annotations/{name}.json"
 
     @property
     def ignore_label(self) -> int:

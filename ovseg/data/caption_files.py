@@ -6,14 +6,14 @@ import csv
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.files import is_file
-from ovseg.io.inputs import IMAGE_SUFFIXES
+from ovseg.io.inputs import IMAGE_SUFFIXES, find_inputs, is_video
 
 IMAGE_COLUMNS = ("filepath", "file_name", "filename", "file", "image", "image_path", "path", "image_id")
 CAPTION_COLUMNS = ("title", "caption", "captions", "text", "sentence")
@@ -29,7 +29,7 @@ class CaptionedImage:
     Attributes:
         path: the image file; it was there when the captions were read.
         image_id: the data set's name for it.
-        captions: at least one, stripped, in the order of the file.
+        captions: stripped, in the order of the file; none where the source has no captions.
     """
 
     path: Path
@@ -99,6 +99,25 @@ def read_captions(
         detail = f": {result.bad[0]}" if result.bad else ""
         raise OvsegError(f"no caption of {source} can be used{detail}; check --image-root (now {root}) and the columns")
     return result
+
+
+def images_of(arguments: Sequence[str], root: str | Path | None = None) -> CaptionedImages:
+    """Return image files without captions; the stem of a file is its ``image_id``.
+
+    Args:
+        arguments: folders (without their subfolders), files, and patterns with ``*`` and ``**``.
+        root: folder that relative ones start from; default: the working folder.
+
+    Raises:
+        OvsegError: there are none. Those that are missing are counted and left out.
+    """
+    places = [str(argument if root is None else Path(root) / argument) for argument in arguments]
+    files, missing = find_inputs(places)
+    files = [file for file in files if not is_video(file)]
+    bad = [f"{argument}: {reason}" for argument, reason in missing]
+    if not files:
+        raise OvsegError(f"there is no image to work on: {bad[0] if bad else f'{places[0]} holds none'}")
+    return CaptionedImages([CaptionedImage(file, file.stem, ()) for file in files], len(files) + len(bad), bad)
 
 
 def check_bad(bad: int, entries: int, what: str, listed_in: Path, allow: bool) -> None:

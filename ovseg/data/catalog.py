@@ -60,6 +60,8 @@ def _register(name: str, dataset: SemSegDataset, root: Path) -> None:
         evaluator_type="sem_seg",
         ignore_label=classes.ignore_label,
     )
+    if dataset.panoptic:
+        metadata.set(panoptic_root=str(root / dataset.panoptic), panoptic_json=str(root / dataset.panoptic_json))
     if dataset.label_set.startswith("coco_stuff"):
         # COCO's result format has COCO's category ids
         metadata.set(stuff_dataset_id_to_contiguous_id={id_: i for i, id_ in enumerate(classes.dataset_ids)})

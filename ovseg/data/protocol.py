@@ -9,8 +9,11 @@ points for the same model and must not be compared.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -20,7 +23,10 @@ from ovseg.data.benchmarks import find_dataset
 from ovseg.data.custom.names import folder_name
 from ovseg.data.worlds import register_worlds
 from ovseg.errors import OvsegError
+from ovseg.io.files import is_file
 from ovseg.vocabulary import VARIANTS, Vocabulary, label_set
+
+logger = logging.getLogger(__name__)
 
 SYNONYM_LEVELS = ("region", "pixel")
 BACKGROUND = "background"  # the name of the class of pixels outside all things
@@ -34,7 +40,8 @@ class Protocol:
         dataset: registered name.
         tag: the field's short name of the protocol, e.g. "PAS-20b"; the data set's name (the stem of a
             YAML file) where there is none.
-        variant: "names", each class is asked by its registered name, verbatim; or "synonyms", by every synonym.
+        variant: "names", each class is asked by its registered name, verbatim; "synonyms", by every synonym; or
+            "list FILE", by the names in a file of this name.
         vocabulary: the Q words that the model is asked.
         class_names: the K classes that are scored.
         to_class: the class of each of the Q words; None when the words are the classes.
@@ -124,18 +131,26 @@ def protocol_of(
         dataset_name: has ``stuff_classes`` in its metadata, and possibly a ``vocabulary``
             (:class:`ovseg.vocabulary.Vocabulary`) with a word for each of them, in order. Without one the benchmarks
             have the words of their label sets, and any other data set has its class names alone.
-        variant: one of :data:`ovseg.vocabulary.VARIANTS`; see :class:`Protocol`.
+        variant: one of :data:`ovseg.vocabulary.VARIANTS`, see :class:`Protocol`; or the path of a file with the names
+            of each class, see :meth:`ovseg.vocabulary.Vocabulary.from_file`, in the order of the classes.
         synonyms: one of :data:`SYNONYM_LEVELS`; see :class:`Protocol`.
         threshold: score below which a pixel is background, which is then no word; None for the data set's own rule.
 
     Raises:
-        OvsegError: no class names; a vocabulary of another size; synonyms are asked for and there are none; or a
-            threshold is given and no class is background.
+        OvsegError: no class names; a vocabulary or a list of another size; synonyms are asked for and there are none;
+            or a threshold is given and no class is background.
     """
-    for key, value, choices in (("VOCABULARY", variant, VARIANTS), ("SYNONYMS", synonyms, SYNONYM_LEVELS)):
-        if value not in choices:
-            raise OvsegError(f"TEST.{key} is {value!r}; choose one of {', '.join(choices)}")
-    protocol = _plain_protocol(dataset_name, variant)
+    if synonyms not in SYNONYM_LEVELS:
+        raise OvsegError(f"TEST.SYNONYMS is {synonyms!r}; choose one of {', '.join(SYNONYM_LEVELS)}")
+    if variant in VARIANTS:
+        protocol = _plain_protocol(dataset_name, variant)
+    elif is_file(variant):
+        protocol = _with_list(_plain_protocol(dataset_name, "names"), variant)
+    else:
+        raise OvsegError(
+            f"TEST.VOCABULARY is {variant!r}; choose one of {', '.join(VARIANTS)}, or give a file with the names of "
+            "each class"
+        )
     if threshold is not None:
         protocol = _with_threshold(protocol, threshold)
     if len(protocol.vocabulary.texts) == len(protocol.vocabulary):
@@ -183,6 +198,37 @@ def _plain_protocol(dataset_name: str, variant: str) -> Protocol:
         vocabulary = vocabulary.names_only()
     tag = folder_name(dataset_name)
     return Protocol(dataset_name, tag, variant, vocabulary, names, None, ignore_label, background="none")
+
+
+def _with_list(protocol: Protocol, path: str) -> Protocol:
+    """Return a protocol whose words are those of a file: one entry for each class, or for each word."""
+    words = Vocabulary.from_class_list(path).with_templates(protocol.vocabulary.templates)
+    known, to_class, background = protocol.class_names, protocol.to_class, protocol.background
+    if len(words) == len(known):
+        to_class = None
+        if background in ("word", "leftover words", "synonyms"):
+            several = len(words.synonyms[known.index(BACKGROUND)]) > 1
+            background = "synonyms" if several else "word"
+    elif len(words) == len(protocol.vocabulary):
+        known = protocol.vocabulary.names
+    else:
+        raise OvsegError(
+            f"TEST.VOCABULARY {path} has the names of {len(words)} classes, but {protocol.dataset!r} has {len(known)}: "
+            "give one line for each class, in the same order"
+        )
+    alike = sum(bool(_parts(name) & _parts(*texts)) for name, texts in zip(known, words.synonyms, strict=True))
+    if 2 * alike < len(known):
+        logger.warning(
+            "%s: the names of only %d of %d classes have a word in common with those of %s: is it in the same order?",
+            *(path, alike, len(known), protocol.dataset),
+        )
+    variant = f"list {Path(path).name}"
+    return replace(protocol, variant=variant, vocabulary=words, to_class=to_class, background=background)
+
+
+def _parts(*texts: str) -> set[str]:
+    """Return the single words of texts, without letter case."""
+    return {part for text in texts for part in re.findall(r"\w+", text.casefold())}
 
 
 def _with_threshold(protocol: Protocol, threshold: float) -> Protocol:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ovseg.evaluation.proposals import RECALL
+from ovseg.evaluation.proposal_recall import RECALLS
 
 MIOU, GROUNDING = "mIoU", "Grounding-mIoU"
 
@@ -38,7 +38,7 @@ class Cell:
 def score_names(subsets: Mapping[str, Any]) -> list[str]:
     """Return the names of the scores of a cell, for the subsets of a data set's classes."""
     ends = ["", *(f"-{name}" for name in subsets)]
-    return [f"{score}{end}" for score in (MIOU, GROUNDING) for end in ends] + [RECALL]
+    return [f"{score}{end}" for score in (MIOU, GROUNDING) for end in ends] + [*RECALLS]
 
 
 def as_markdown(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) -> str:
@@ -46,7 +46,7 @@ def as_markdown(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) ->
     subsets = {name.partition("-")[2]: None for cell in cells for name in cell.scores if name.startswith(f"{MIOU}-")}
     names = score_names(subsets)
     several = len({cell.dataset for cell in cells}) > 1
-    of_all = {MIOU: MIOU, GROUNDING: "Grounding mIoU", RECALL: RECALL}
+    of_all = {MIOU: MIOU, GROUNDING: "Grounding mIoU", **{name: name for name in RECALLS}}
     header = [*(["data"] if several else []), "proposer", "namer"]
     header += [*(of_all.get(name) or name.rpartition("-")[2] for name in names), "s per image", "images through CLIP"]
     rows = [header, ["---"] * (2 + several) + ["---:"] * (len(header) - 2 - several)]

@@ -15,13 +15,14 @@ from rich.table import Table
 
 from ovseg.errors import OvsegError
 from ovseg.evaluation.identity import differences, digest_of, flatten, short
+from ovseg.evaluation.proposal_recall import MEAN_BEST_IOU, RECALLS
 from ovseg.evaluation.record import RECORD_FILE, read_record, record_files
 
 Record = Mapping[str, Any]
 
 _MUST_AGREE = ("protocol", "num_images", "file_list_sha256", "miou_convention")
 _FIRST_SCORES = ("mIoU", "mIoU-union", "mIoU-gt")
-_LAST_SCORES = ("pACC", "mACC", "fwIoU", "Grounding-mIoU", "SG-mIoU", "recall@0.5", "mean-best-IoU")
+_LAST_SCORES = ("pACC", "mACC", "fwIoU", "Grounding-mIoU", "SG-mIoU", *RECALLS, MEAN_BEST_IOU)
 _OF_CLASSES = tuple(f"{kind}{score}" for kind in ("", "SG-", "Grounding-") for score in ("IoU-", "ACC-"))
 _SETTINGS = ("weights", "oracle", "background_threshold", "views", "config", "versions", "git_commit", "device")
 # These differ in any two runs, or follow from the weights.
@@ -185,6 +186,9 @@ def _unlike(first: Record, other: Record) -> list[str]:
     if all(record.get("sg_iou") for record in (first, other)):  # the rest can be compared if only one has it
         for agree, record in zip(kept, (first, other), strict=True):
             agree["sg_iou_table"] = digest_of(record["sg_iou"]["fathers"])[:12]
+    if all(record.get("proposal_recall") for record in (first, other)):
+        for agree, record in zip(kept, (first, other), strict=True):
+            agree["proposal_recall.segments"] = record["proposal_recall"]["segments"]
     return differences(*kept, form="{} is {} / {}")
 
 

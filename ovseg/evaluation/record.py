@@ -20,8 +20,10 @@ from ovseg.evaluation.confusion import MIOU_CONVENTIONS, denominators
 from ovseg.evaluation.grounding import PresentWords
 from ovseg.evaluation.identity import digest_of, flatten, git_commit, short, versions
 from ovseg.evaluation.oracle_model import describe_oracle
+from ovseg.evaluation.proposal_recall import ProposalRecallEvaluator, earlier_description
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.evaluation.sg_table import FatherTable
+from ovseg.evaluation.true_segments import SEGMENT_KINDS
 from ovseg.io.files import file_digest, is_file
 
 RECORD_FILE = "results.json"
@@ -42,6 +44,7 @@ def results_record(
     dataset_settings: Mapping[str, float] | None = None,
     sg_table: FatherTable | None = None,
     grounding: PresentWords | None = None,
+    recall: ProposalRecallEvaluator | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``results.json``.
 
@@ -55,6 +58,7 @@ def results_record(
         dataset_settings: the settings that are specific to this data set.
         sg_table: table of SG-IoU, if that metric was computed.
         grounding: how words were restricted, if Grounding mIoU was computed.
+        recall: evaluator of the proposals, if their recall was computed.
     """
     test = cfg.TEST
     per_image = {part: value / semantic.num_images for part, value in seconds.items()}
@@ -72,6 +76,7 @@ def results_record(
         "oracle": describe_oracle(cfg),
         "background_threshold": semantic.protocol.threshold,
         "grounding": None if grounding is None else {"words": "of the classes of each image", "how": grounding.how},
+        "proposal_recall": None if recall is None else recall.describe(),
         "views": {
             "augmentation": sorted(test.AUG.MIN_SIZES) if test.AUG.ENABLED else None,
             "sliding_window": [test.SLIDING_TILE_SIZE, test.SLIDING_OVERLAP] if test.SLIDING_WINDOW else None,
@@ -174,6 +179,7 @@ def _complete_earlier(content: dict[str, Any]) -> None:
         protocol.setdefault("words", "present" if restricted else "all")
     for name in ("background_threshold", "grounding", "denominators"):
         content.setdefault(name, None)
+    content.setdefault("proposal_recall", earlier_description(content["results"]))
 
 
 def _refuse(constant: str) -> None:
@@ -241,6 +247,7 @@ _CHECKS: dict[str, Check] = {
     "oracle": _or_none(_has(oracle=_is_text)),
     "background_threshold": _or_none(_is_number),
     "grounding": _or_none(_has(how=_is_text)),
+    "proposal_recall": _or_none(_has(segments=lambda value: value in tuple(SEGMENT_KINDS))),
     "views": _has(),
     "dataset_settings": _dict_of(_is_number),
     "sg_iou": _or_none(_has(fathers=_dict_of(_list_of(lambda value: isinstance(value, str))))),

@@ -22,9 +22,10 @@ from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import per_class_rows
 from ovseg.evaluation.identity import flatten, short
 from ovseg.evaluation.predictions import WORST_FILE, WorstImage, read_worst
-from ovseg.evaluation.proposals import MEAN_BEST_IOU, RECALL
+from ovseg.evaluation.proposal_recall import MEAN_BEST_IOU, RECALLS
 from ovseg.evaluation.record import RECORD_FILE
 from ovseg.evaluation.tally import read_arrays
+from ovseg.evaluation.true_segments import SEGMENT_KINDS
 from ovseg.io.files import atomic_path, write_text
 from ovseg.io.images import read_image, read_labels
 
@@ -36,7 +37,8 @@ _CHOSEN = {"union": "mIoU-union", "ground_truth": "mIoU-gt"}  # the score that i
 _HEADLINES = (
     *("mIoU-union", "mIoU-gt", "mIoU-base", "mIoU-novel", "hIoU-base", "pACC", "mACC", "fwIoU"),
     *("Grounding-mIoU", "SG-mIoU"),
-    *("recall@0.5", "mean-best-IoU"),
+    *RECALLS,
+    MEAN_BEST_IOU,
 )
 
 
@@ -93,6 +95,8 @@ def print_results(record: Mapping[str, Any], folder: Path) -> None:
         lines.append(f"background: pixels with a best score below {threshold:g}")
     if grounding := record["grounding"]:
         lines.append(f"Grounding mIoU: words {grounding['words']} ({grounding['how']})")
+    if recall := record.get("proposal_recall"):
+        lines.append(f"recall of proposals: {SEGMENT_KINDS[recall['segments']]}")
     if settings := record.get("dataset_settings"):
         lines.append(f"settings of this data set: {', '.join(f'{key} {value:g}' for key, value in settings.items())}")
     if table := record.get("sg_iou"):
@@ -141,8 +145,8 @@ def results_table(results: Mapping[str, Mapping[str, float]], subsets: Sequence[
         rows["SG-mIoU"] = [forgiving.get(f"SG-{name}") for name in ("mIoU", *own_names)]
     rows["pACC"] = [semantic["pACC"], *(semantic.get(f"pAcc-{name}") for name in columns)]
     rows |= {"mACC": [semantic["mACC"]], "fwIoU": [semantic["fwIoU"]]}
-    for score in (RECALL, MEAN_BEST_IOU) if proposals else ():
-        rows[score] = [proposals[score], *(proposals.get(f"{score}-{name}") for name in columns)]
+    for score in (*RECALLS, MEAN_BEST_IOU) if proposals else ():
+        rows[score] = [proposals.get(score), *(proposals.get(f"{score}-{name}") for name in columns)]
     table = Table()
     table.add_column("%")
     for name in ("all", *columns):

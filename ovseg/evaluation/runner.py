@@ -34,7 +34,7 @@ from ovseg.evaluation.identity import fingerprint, model_digest
 from ovseg.evaluation.oracle_model import check_oracle, oracle_model
 from ovseg.evaluation.partial import PartialEvaluation, remove_parts
 from ovseg.evaluation.predictions import PNG_FOLDER, RLE_FILE, WORST_FILE, PngPredictions, RlePredictions, WorstImages
-from ovseg.evaluation.proposals import ProposalRecallEvaluator
+from ovseg.evaluation.proposal_recall import ProposalRecallEvaluator
 from ovseg.evaluation.record import finished_record, results_record
 from ovseg.evaluation.report import print_results, write_results
 from ovseg.evaluation.sem_seg import Keeper, SemSegEvaluator
@@ -163,13 +163,16 @@ def _evaluate(
         independent = viewed is model and getattr(model, "scores_are_independent", False)
         grounding = PresentWords(viewed, GroundTruth(dataset_name), protocol, independent)
     outputs = ["sem_seg" if cfg.TEST.DENSE_CRF else "label_map", *(grounding.needs if grounding else ())]
-    if cfg.TEST.PROPOSAL_RECALL:
+    recall = ProposalRecallEvaluator(dataset_name) if cfg.TEST.PROPOSAL_RECALL else None
+    if recall is not None:
         outputs.append("proposals")
     dataset = test_dataset(cfg, dataset_name, outputs, limit)
     file_names = [str(dataset.records[index]["file_name"]) for index in range(len(dataset))]
     table = build_table(cfg, model, protocol) if cfg.METRIC == "SG-IoU" else None
     identity = fingerprint(cfg, digest or model_digest(model), file_names, protocol)
     identity["sg_iou"] = None if table is None else table.digest
+    if recall is not None:
+        identity["proposal_recall"] = recall.describe()
     if resume and (record := comm.all_gather(finished_record(folder, identity))[0]) is not None:
         logger.info("--resume: %s was evaluated before, with the same weights and settings", dataset_name)
         if comm.is_main_process():
@@ -188,8 +191,8 @@ def _evaluate(
     evaluators: dict[str, Any] = {"sem_seg": semantic}
     if grounding:
         evaluators["grounding"] = GroundingEvaluator(dataset_name, cfg.TEST.MIOU_CONVENTION, protocol=protocol)
-    if cfg.TEST.PROPOSAL_RECALL:
-        evaluators["proposals"] = ProposalRecallEvaluator(dataset_name)
+    if recall is not None:
+        evaluators["proposals"] = recall
     evaluator = DatasetEvaluators(list(evaluators.values()))
     try:
         partial.track(watch=watch, **evaluators, **keepers)
@@ -213,7 +216,8 @@ def _evaluate(
         results["sg_iou"] = sg_scores(
             semantic.confusion, truth.class_names, table.fathers, truth.evaluation_set, semantic.convention
         )
-    record = results_record(cfg, semantic, results, watch.seconds, identity, iteration, settings, table, grounding)
+    parts = {"sg_table": table, "grounding": grounding, "recall": recall}
+    record = results_record(cfg, semantic, results, watch.seconds, identity, iteration, settings, **parts)
     write_results(folder, record, semantic.confusion, html=cfg.TEST.REPORT)
     partial.remove()
     return _printed(record, folder)

@@ -26,7 +26,8 @@ class PerPixel(WordModel):
 
     Args:
         scorer: called with the views and the vocabulary of each image, it returns scores float32 (K, h, w) of the
-            whole image, any h and w, for each. To train, it has ``losses(views, vocabulary)``. Its attribute
+            whole image, any h and w, for each. To train, it has ``losses(views, vocabulary)``, or ``losses(views)``
+            and the attribute ``learns_from`` "captions" if what it learns has other words. Its attribute
             ``scores_are_independent`` (default False) says that the score of a word does not depend on the other words.
         class_chunk_size: number of classes resized at a time, which limits memory and does not change results.
         model: the remaining arguments of :class:`WordModel`.
@@ -51,6 +52,8 @@ class PerPixel(WordModel):
         if self.training:
             if not hasattr(self.scorer, "losses"):
                 raise OvsegError(f"{type(self.scorer).__name__} has nothing to train: use train_net.py --eval-only")
+            if getattr(self.scorer, "learns_from", "classes") == "captions":
+                return self.scorer.losses(views)
             return self.scorer.losses(views, self.training_words(views))
         for request in views.requests:
             if self.granularity_of(request) is not None:

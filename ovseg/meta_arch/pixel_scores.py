@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovseg.grounding import best_word
 from ovseg.naming.crops import has_pixel
 from ovseg.vocabulary import Vocabulary
 
@@ -23,6 +24,7 @@ class MaskSum:
     """
 
     adds_others = False
+    is_independent = True  # the result for a word does not depend on the other words, if its scores do not
 
     def __init__(self, class_chunk_size: int = 64, resize_mode: str = "bilinear"):
         self.class_chunk_size, self.resize_mode = class_chunk_size, resize_mode
@@ -61,6 +63,10 @@ class MaskSum:
             result["label_map"], result["score_map"] = render_labels(*rest)
         return result if bias is None else result | self._zero_uncovered(result, scores, masks, size)
 
+    def of_words(self, scores: Tensor, words: Vocabulary) -> Tensor:
+        """Return the scores of words (n, K) for scores of masks as this rendering takes them."""
+        return scores
+
     def _zero_uncovered(
         self, result: dict[str, Any], scores: Tensor, masks: Tensor, size: tuple[int, int]
     ) -> dict[str, Any]:
@@ -69,6 +75,42 @@ class MaskSum:
             return {}
         covered = render_scores((scores > 0).any(1, keepdim=True).float(), masks, size, 1, mode=self.resize_mode)[0] > 0
         return {"score_map": torch.where(covered, result["score_map"], 0.0)}
+
+
+class TextMaximum(MaskSum):
+    """Rendering of scores of texts as :class:`MaskSum`, then the maximum over the texts of each word at each pixel.
+
+    This is OpenSeg's equation 6 with several names of a class (specification, section 6.2). No more than the maps of
+    ``class_chunk_size`` texts are computed at a time.
+    """
+
+    def __call__(
+        self,
+        scores: Tensor,
+        masks: Tensor,
+        words: Vocabulary,
+        size: tuple[int, int],
+        outputs: Collection[str],
+        bias: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Render as :class:`MaskSum`; ``scores`` are those of the S texts of the words, (Q, S)."""
+        word = torch.tensor(words.classes, device=masks.device)  # of each text
+        rest = scores, masks, size, self.class_chunk_size, None if bias is None else bias[word], self.resize_mode
+        result: dict[str, Any] = {}
+        if "sem_seg" in outputs:
+            best = torch.full((len(words), *size), -torch.inf, device=masks.device)
+            for start, of_texts in _chunks(*rest):
+                index = word[start : start + len(of_texts), None, None].expand_as(of_texts)
+                best.scatter_reduce_(0, index, of_texts, "amax")
+            result["sem_seg"] = best
+        if "label_map" in outputs:
+            texts, result["score_map"] = render_labels(*rest)
+            result["label_map"] = word[texts]
+        return result if bias is None else result | self._zero_uncovered(result, scores, masks, size)
+
+    def of_words(self, scores: Tensor, words: Vocabulary) -> Tensor:
+        """Return the maximum over the texts of each word, (n, S) -> (n, K)."""
+        return best_word(scores, torch.tensor(words.classes), len(words))
 
 
 class ClassWinner(MaskSum):
@@ -83,6 +125,7 @@ class ClassWinner(MaskSum):
     """
 
     adds_others = True
+    is_independent = False
 
     def __init__(
         self,
@@ -123,6 +166,8 @@ class AreaWeightedSum(MaskSum):
     cross-validation of the photograph model (docs/photo_model.md): -1/2 is best for the words of an image, 0 for 133.
     Scores are weighted means over the masks of a pixel, 0 .. 1.
     """
+
+    is_independent = False
 
     def __call__(
         self,

@@ -17,12 +17,14 @@ from ovseg.config.limits import check_config, check_kind
 from ovseg.errors import OvsegError, shown
 from ovseg.meta_arch.pixel_scores import RENDERINGS, ClassWinner, resize
 from ovseg.meta_arch.word_model import WordModel, output_size, outputs_of
-from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, PooledMap, Scores
+from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, PooledMap, Scores, SingleNamer
 from ovseg.naming.crops import has_pixel
+from ovseg.proposals.given_masks import resize_masks
 from ovseg.proposals.network import MaskNetwork
 from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
+MASKS_AT_A_TIME = 16
 WITHOUT_NAMES = {"proposals", "soft_proposals"}  # outputs that need no namer
 
 
@@ -151,12 +153,19 @@ class ProposeAndName(WordModel):
         Returns:
             float32 (n, K).
         """
-        given = Masks(masks.to(self.device).float())
         if self.mask_namer is None:
             raise OvsegError(
                 "this model has no namer of given masks: add MaskedCrops, ContextCrops or PooledMap to MODEL.NAMER.NAME"
             )
-        return self.mask_namer(self.views([request]), [given], [self.words_of(request)])[0].probabilities
+        views, words = self.views([request]), self.words_of(request)
+        given = Masks(resize_masks(masks.to(self.device).bool(), tuple(views.images[0].shape[1:])).float())
+        return self.render.of_words(self.mask_namer(views, [given], [words])[0].probabilities, words)
+
+    @property
+    def scores_are_independent(self) -> bool:
+        """Whether the score of a word does not depend on the other words, from its cosines to those of pixels."""
+        alone = len(self.namers) == 1 and isinstance(self.fuse, SingleNamer) and self.granularity is None
+        return alone and self.render.is_independent and getattr(self.namers[0], "scores_are_independent", False)
 
     @property
     def num_proposals(self) -> int:
@@ -167,6 +176,12 @@ class ProposeAndName(WordModel):
         namer = self.namers[0]
         if hasattr(namer, "caption_losses"):  # learns from captions: masks have no classes
             return namer.caption_losses(views, self.proposer) | self.proposer.losses(views)
+        if not getattr(self.proposer, "gives_embeddings", True):
+            kind = type(self.proposer).__name__
+            raise OvsegError(
+                f"the masks of {kind} have no classes, and {type(namer).__name__} does not train: train it in OpenSeg, "
+                "with MODEL.OPENSEG.GROUNDING_LOSS_WEIGHT 0 for masks alone"
+            )
         return self.proposer.losses(views, self._class_logits(views))
 
     def _class_logits(self, views: Views) -> Callable[[Tensor], Tensor]:
@@ -183,9 +198,11 @@ class ProposeAndName(WordModel):
         """Return the outputs of a request for one image."""
         size, outputs = output_size(request), outputs_of(request)
         result: dict[str, Any] = {}
-        if outputs & WITHOUT_NAMES:
-            probabilities = resize(masks.probabilities, size)
-            result["soft_proposals"], result["proposals"] = probabilities, probabilities > 0.5
+        if "soft_proposals" in outputs:
+            result["soft_proposals"] = resize(masks.probabilities, size)
+        if "proposals" in outputs:  # a few at a time: bytes instead of floats at the size of the result
+            pieces = masks.probabilities.split(MASKS_AT_A_TIME)
+            result["proposals"] = torch.cat([resize(few, size) > 0.5 for few in pieces])
         if words is not None:
             result |= self.render_request(request, masks, words, scores, outputs)
         return {name: value for name, value in result.items() if name in (*outputs, "score_map")}
@@ -203,7 +220,10 @@ class ProposeAndName(WordModel):
         scored = fused, masks.probabilities, words, self.bias_of(request, words)
         result = self.render_scored(*scored, output_size(request), outputs, self.granularity_of(request))
         if "explanations" in outputs:
-            result["explanations"] = explain(self.namers, masks.probabilities, scores, fused, self.mask_threshold)
+            if len(self.namers) == 1:
+                scores = [replace(scores[0], probabilities=self.render.of_words(scores[0].probabilities, words))]
+            of_words = self.render.of_words(fused, words)
+            result["explanations"] = explain(self.namers, masks.probabilities, scores, of_words, self.mask_threshold)
         if "scored_masks" in outputs:
             result["scored_masks"] = scored
         return result
@@ -221,6 +241,7 @@ class ProposeAndName(WordModel):
         """Render fused scores (Q, K) of masks (Q, H, W); with a granularity, by :class:`ClassWinner`."""
         render = self.render
         if granularity is not None:
+            scores = render.of_words(scores, words)
             render = ClassWinner(self.mask_threshold, render.class_chunk_size, render.resize_mode, granularity)
         return render(scores, masks, words, size, outputs, bias)
 

@@ -19,6 +19,7 @@ from ovseg.clip.dense_towers import MASK_ATTENTION, dense_tower
 from ovseg.clip.dense_vit import VALUE
 from ovseg.errors import OvsegError, argument, argument_names
 from ovseg.naming.scores import best_synonym
+from ovseg.naming.text_space import PixelMap, TextSpace
 from ovseg.proposals.views import Part, Views
 from ovseg.vocabulary import Vocabulary
 
@@ -26,7 +27,7 @@ ABSENT = -100.0  # score of a word that prompt denoising leaves out
 NAMES = {**CLIP_KEYS, "mode": "MODEL.DENSE.MODE", "key_smoothing": "MODEL.DENSE.KS_THRESH"}
 
 
-class DenseScores(Part):
+class DenseScores(TextSpace, Part):
     """Scores of words at each place of an image, of any size.
 
     Args:
@@ -77,15 +78,28 @@ class DenseScores(Part):
     def scores(self, image: Tensor, vocabulary: Vocabulary) -> Tensor:
         """Return the scores (K, h, w) of one image (3, H, W), 0 .. 255."""
         clip = self.clip_adapter
-        pixels = resize_whole(image, max(image.shape[1:]), clip.pixel_mean, clip.pixel_std, self.tower.stride)
-        with clip.autocast(pixels.device.type):
-            maps = self.tower.maps(pixels, keys=self.key_smoothing > 0)
-            features = self.tower.places(maps[LAST][0])
+        features, maps = self._features(image)
         text = clip.text_matrix(vocabulary.texts, vocabulary.templates)
         clip.check_table(features.movedim(0, -1), text)
         cosines = best_synonym(cosine_map(features.float(), text).movedim(0, -1), vocabulary)[..., :-1].movedim(-1, 0)
         keys = maps[KEYS][0].float() if self.key_smoothing > 0 else None
         return refine(cosines, keys, self.key_smoothing, self.denoising)
+
+    def why_no_embeddings(self) -> str:
+        if not self.scores_are_independent:
+            return "cosines are refined with all words; set MODEL.DENSE.KS_THRESH and PD_THRESH to 0"
+        return ""
+
+    def pixel_map(self, views: Views, index: int) -> PixelMap:
+        return PixelMap(self._features(views.images[index])[0].float(), tuple(views.images[index].shape[1:]))
+
+    def _features(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the features (D, h, w) of the places of an image (3, H, W), and the maps of the tower."""
+        clip = self.clip_adapter
+        pixels = resize_whole(image, max(image.shape[1:]), clip.pixel_mean, clip.pixel_std, self.tower.stride)
+        with clip.autocast(pixels.device.type):
+            maps = self.tower.maps(pixels, keys=self.key_smoothing > 0)
+            return self.tower.places(maps[LAST][0]), maps
 
 
 def cosine_map(features: Tensor, text: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.naming.pixel_classes import batch_labels, best_text, pixel_loss
+from ovseg.naming.text_space import PixelMap, TextSpace
 from ovseg.proposals.fpn import FusedTrunk, PixelBranch
 from ovseg.proposals.views import Part, Views
 from ovseg.vocabulary import Vocabulary
 
 
-class FusedPixels(Part):
+class FusedPixels(TextSpace, Part):
     """Scorer of pixels: cosines of trained pixel embeddings to the text embeddings of words, divided by a temperature.
 
     ::
@@ -72,6 +73,10 @@ class FusedPixels(Part):
         labels = batch_labels(views.requests, padded_size, self.ignore_label)
         labels = F.interpolate(labels[:, None].double(), logits.shape[-2:], mode="nearest-exact")[:, 0].long()
         return {"loss_pixel": pixel_loss(logits, labels.to(logits.device), self.ignore_label)}
+
+    def pixel_map(self, views: Views, index: int) -> PixelMap:
+        embeddings, padded_size = self.embeddings(views)
+        return PixelMap(embeddings[index].float(), tuple(padded_size), unit=self.clip_adapter.cosine)
 
     def embeddings(self, views: Views) -> tuple[Tensor, tuple[int, int]]:
         """Return the embeddings of a batch, (B, D, h, w) at stride 4, not normalised, and its padded size."""

@@ -13,6 +13,7 @@ from ovseg.clip.text import TextEmbedder
 from ovseg.errors import argument_names
 from ovseg.naming.dpt import DIVISIBILITY, Decoder, ResNetStages, ViTStages, enlarge
 from ovseg.naming.pixel_classes import batch_labels, best_text, pixel_loss
+from ovseg.naming.text_space import PixelMap, TextSpace
 from ovseg.proposals.network import PixelNormalizer
 from ovseg.proposals.views import Part, Views
 from ovseg.vocabulary import Vocabulary
@@ -20,7 +21,7 @@ from ovseg.vocabulary import Vocabulary
 SCALE = 1 / 0.07  # of the cosines; neither trained nor stored in the original
 
 
-class LanguagePixels(Part):
+class LanguagePixels(TextSpace, Part):
     """Scorer of pixels by 1/0.07 x cosine to the text embeddings of words, at stride 2.
 
     The children have the names of the published checkpoints. CLIP's image tower, if ``clip`` has one, is not used.
@@ -76,6 +77,19 @@ class LanguagePixels(Part):
         batch = self.pad(views.images)
         labels = batch_labels(views.requests, batch.shape[-2:], self.ignore_label).to(batch.device)
         return {"loss_pixel": pixel_loss(self.logits(batch, vocabulary), labels, self.ignore_label)}
+
+    def why_no_embeddings(self) -> str:
+        if hasattr(self.scratch, "head_block"):
+            return "a spatial block follows the cosines; take weights without one, MODEL.LSEG.ARCH_OPTION 0"
+        return ""
+
+    def word_embeddings(self, vocabulary: Vocabulary) -> Tensor:
+        with argument_names(KEYS):
+            return self.text(vocabulary.texts, vocabulary.templates).detach().float()
+
+    def pixel_map(self, views: Views, index: int) -> PixelMap:
+        batch = self.pad([views.images[index]])
+        return PixelMap(self.scratch(self.pretrained(batch))[0].float(), tuple(batch.shape[-2:]), aligned=True)
 
     def pad(self, images: Sequence[Tensor]) -> Tensor:
         """Return normalised images as a batch (B, 3, H, W), continued at right and bottom by their last pixels.

@@ -22,6 +22,7 @@ from ovseg.errors import OvsegError, argument_names
 from ovseg.naming.crops import has_pixel
 from ovseg.naming.region_model import FAMILIAR, LAYERS, OTHERS, OTHERS_LOGIT, SIZE, RegionModel, describe, load_regions
 from ovseg.naming.scores import NAMERS, Scores, best_synonym
+from ovseg.naming.text_space import PixelMap, TextSpace
 from ovseg.proposals.views import Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
@@ -30,7 +31,7 @@ KEYS = {**CLIP_KEYS, "mode": "MODEL.DENSE.MODE", "attending": "MODEL.DENSE.BLOCK
 
 
 @NAMERS.register()
-class PooledMap(Part):
+class PooledMap(TextSpace, Part):
     """Namer by the features of CLIP's image tower, averaged in each mask and projected as those of an image.
 
     A place of the map counts by the share of it that the mask covers, so that masks smaller than a place have features.
@@ -125,6 +126,19 @@ class PooledMap(Part):
         features = self.tower.regions(maps, covered(masks, maps[LAST].shape[1:])).float()
         return self.clip_adapter.similarity(features, text)
 
+    @torch.no_grad()
+    def pixel_map(self, views: Views, index: int) -> PixelMap:
+        with self.clip_adapter.autocast(views.images[index].device.type):
+            places = self.tower.places(self.maps(views, index)[LAST])
+        return PixelMap(places.float(), tuple(views.images[index].shape[1:]))
+
+    @torch.no_grad()
+    def region_embeddings(self, views: Views, masks: Masks, index: int) -> tuple[Tensor, Tensor | None]:
+        maps, seen = self.maps(views, index), has_pixel(masks.probabilities, self.mask_threshold)
+        pieces = (masks.probabilities[seen] > self.mask_threshold).split(MASKS_AT_A_TIME)
+        found = [self.tower.regions(maps, covered(few, maps[LAST].shape[1:])).float() for few in pieces if len(few)]
+        return torch.cat([maps[LAST].new_zeros(0, self.clip_adapter.embed_dim), *found]), seen
+
     def without_words(self, logits: Tensor, texts: Sequence[str]) -> Tensor:
         """Return the logits (V, S + 1) with those of texts that mean "none of the words", if the namer knows any."""
         return logits
@@ -167,6 +181,9 @@ class TrainedRegions(PooledMap):
     def from_config(cls, cfg: CfgNode, clip_adapter: ClipAdapter) -> TrainedRegions:
         with argument_names(KEYS):
             return cls(clip_adapter, *load_regions(cfg.MODEL.NAMER.REGIONS), cfg.MODEL.CLIP_ADAPTER.MASK_THR)
+
+    def why_no_embeddings(self) -> str:
+        return "TrainedRegions names regions by a trained function of them and the words; use PooledMap"
 
     @property
     def regions(self) -> RegionModel:

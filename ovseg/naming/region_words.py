@@ -19,8 +19,10 @@ from torch.nn import functional as F
 
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.errors import OvsegError
-from ovseg.grounding import grounding_loss, image_caption_similarity, region_word_cosine
-from ovseg.naming.scores import Scores, best_synonym
+from ovseg.grounding import best_word, grounding_loss, image_caption_similarity, region_word_cosine
+from ovseg.grounding.sync import gather_rows, gather_words
+from ovseg.naming.scores import Scores
+from ovseg.naming.text_space import PixelMap, TextSpace
 from ovseg.proposals.fpn import FusedTrunk, PixelBranch
 from ovseg.proposals.pooling import pool_regions
 from ovseg.proposals.region_queries import STRIDE, RegionQueries
@@ -28,7 +30,7 @@ from ovseg.proposals.views import Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
 
-class RegionWords(Part):
+class RegionWords(TextSpace, Part):
     """Namer by the embeddings of pixels, summed in each mask; see the module.
 
     The scores are raw cosines, -1 .. 1, without softmax: that of a word does not depend on the other words.
@@ -41,6 +43,8 @@ class RegionWords(Part):
         tau, tau_min: temperature of the grounding loss at the start, and its lower bound.
         loss_weight: of the grounding loss; with 0 the branch does not train.
         sync: compute the grounding loss over the batches of all processes.
+        synonyms: "region", the score of a word is the maximum over its texts; or "pixel", the scores are those of
+            texts, (N, S), for a rendering that takes the maximum: :class:`ovseg.meta_arch.pixel_scores.TextMaximum`.
     """
 
     explains: ClassVar[str] = "own"
@@ -57,12 +61,13 @@ class RegionWords(Part):
         tau_min: float = 0.01,
         loss_weight: float = 1.0,
         sync: bool = False,
+        synonyms: str = "region",
     ):
         super().__init__()
         self.trunk, self.clip_adapter = trunk, clip_adapter
         self.semantic_branch = PixelBranch(dim, clip_adapter.embed_dim, norm)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(tau)))  # log(1 / tau)
-        self.tau_min, self.loss_weight, self.sync = tau_min, loss_weight, sync
+        self.tau_min, self.loss_weight, self.sync, self.synonyms = tau_min, loss_weight, sync, synonyms
         if loss_weight == 0:
             self.semantic_branch.requires_grad_(False)
             self.log_scale.requires_grad_(False)
@@ -79,6 +84,7 @@ class RegionWords(Part):
             tau_min=own.TAU_MIN,
             loss_weight=own.GROUNDING_LOSS_WEIGHT,
             sync=own.GROUNDING_SYNC,
+            synonyms=own.SYNONYM_MAX,
         )
 
     @property
@@ -93,12 +99,16 @@ class RegionWords(Part):
             if vocabulary is None:
                 scores.append(None)
                 continue
-            weights = self._weights(found, views)[None] * self.trunk.valid(views)[index]
-            regions = pool_regions(weights, self.pixels(views)[index : index + 1].float())[0]
-            text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)[:-1].float()
-            cosines = F.pad(region_word_cosine(regions, text), (0, 1))
-            scores.append(Scores(best_synonym(cosines, vocabulary)[:, :-1]))
+            weights = self._weights(found, views) * self.trunk.valid(views)[index]
+            cosines = self.cosines(pool(weights[None], self.pixels(views)[index : index + 1])[0], vocabulary)
+            scores.append(Scores(cosines if self.synonyms == "pixel" else best_text(cosines, vocabulary)))
         return scores
+
+    def cosines(self, embeddings: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """Return the cosines of embeddings (..., D_text) to the S texts of a vocabulary, float32 (..., S)."""
+        text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)[:-1]
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return region_word_cosine(embeddings.float(), text.float())
 
     def pixels(self, views: Views) -> Tensor:
         """Return the embeddings of pixels (B, D_text, h, w) at stride 4; computed once for all parts."""
@@ -106,9 +116,14 @@ class RegionWords(Part):
 
     def regions(self, views: Views, weights: Tensor) -> Tensor:
         """Return the embeddings of regions, float32 (B, N, D_text), for masks (B, N, h, w) at stride 4."""
-        pixels = self.pixels(views).float()
-        with torch.autocast(weights.device.type, enabled=False):  # sums over thousands of places
-            return pool_regions(weights.float() * self.trunk.valid(views)[:, None], pixels)
+        return pool(weights * self.trunk.valid(views)[:, None], self.pixels(views))
+
+    def pixel_map(self, views: Views, index: int) -> PixelMap:
+        return PixelMap(self.pixels(views)[index].float(), tuple(self.trunk.padded_size(views)))
+
+    def region_embeddings(self, views: Views, masks: Masks, index: int) -> tuple[Tensor, Tensor | None]:
+        weights = self._weights(masks, views)[None] * self.trunk.valid(views)[index]
+        return pool_regions(weights, self.pixels(views)[index : index + 1].float())[0], None
 
     def caption_losses(self, views: Views, proposer: RegionQueries) -> dict[str, Tensor]:
         """Compute the grounding loss of a batch with the ``caption_words`` of its requests."""
@@ -118,7 +133,10 @@ class RegionWords(Part):
         with torch.autocast(regions.device.type, enabled=False):
             words, num_words = self._caption_words(views)
             tau = self.tau.float()
-            similarity = image_caption_similarity(regions, words, num_words, tau)
+            if self.sync:
+                words, num_words = gather_words(words, num_words)
+            similarity = image_caption_similarity(regions, words, num_words, tau)  # (B, C)
+            similarity = gather_rows(similarity) if self.sync else similarity
             return {"loss_grounding": self.loss_weight * grounding_loss(similarity, tau, num_words > 0)}
 
     def _caption_words(self, views: Views) -> tuple[Tensor, Tensor]:
@@ -147,3 +165,14 @@ class RegionWords(Part):
         (height, width), canvas = masks.probabilities.shape[-2:], views.canvas
         padded = F.pad(masks.probabilities, (0, canvas[1] - width, 0, canvas[0] - height))
         return F.avg_pool2d(padded[None], STRIDE)[0]
+
+
+def pool(weights: Tensor, pixels: Tensor) -> Tensor:
+    """Return :func:`pool_regions` in float32, also in mixed precision: these are sums over thousands of places."""
+    with torch.autocast(weights.device.type, enabled=False):
+        return pool_regions(weights.float(), pixels.float())
+
+
+def best_text(cosines: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Return the maximum over the texts of each word, (..., S) -> (..., K)."""
+    return best_word(cosines, torch.tensor(vocabulary.classes), len(vocabulary))

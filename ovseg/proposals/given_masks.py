@@ -75,6 +75,28 @@ class GroundTruth(GivenMasks):
         return masks_of_map(np.asarray(labels), self.ignore_label)
 
 
+class TrueMasks(GroundTruth):
+    """Proposer of true masks in evaluation, in the place of a network that remains part of the model.
+
+    The network trains, and has its weights in checkpoints, as it does without.
+
+    Args:
+        network: the proposer that it replaces.
+        ignore_label: value of pixels without a class.
+    """
+
+    def __init__(self, network: Part, ignore_label: int = 255):
+        super().__init__(ignore_label=ignore_label)
+        self.network = network
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what this class lacks from the network, such as its losses and the size of its canvas."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("network"), name)
+
+
 @PROPOSERS.register()
 class MaskFiles(GivenMasks):
     """Proposer of masks from files, which another program has written.

@@ -20,7 +20,24 @@ def pseudo_masks(
     max_iou: float = 0.8,
     max_masks: int = 64,
 ) -> Tensor:
-    """Return the confident, distinct masks of one image.
+    """Return the confident, distinct masks of one image; see :func:`confident_masks`.
+
+    Returns:
+        bool (M, H, W), by descending confidence, and by index among equals; M may be 0.
+    """
+    return confident_masks(mask_logits, valid, threshold, min_area, min_confidence, max_iou, max_masks)[0]
+
+
+def confident_masks(
+    mask_logits: Tensor,
+    valid: Tensor | None = None,
+    threshold: float = 0.5,
+    min_area: float = 0.001,
+    min_confidence: float = 0.75,
+    max_iou: float = 0.8,
+    max_masks: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """Return the confident, distinct masks of one image, and how confident they are.
 
     A mask is the set of valid pixels whose probability is above ``threshold``; its confidence is the mean probability
     of these pixels.
@@ -35,7 +52,8 @@ def pseudo_masks(
         max_masks: largest number of masks.
 
     Returns:
-        bool (M, H, W), by descending confidence, and by index among equals; M may be 0.
+        masks, bool (M, H, W), by descending confidence, and by index among equals; M may be 0. Their confidences,
+        float64 (M,).
     """
     logits = mask_logits.detach()
     probabilities = logits.sigmoid() if logits.dtype in (torch.float32, torch.float64) else logits.float().sigmoid()
@@ -48,8 +66,8 @@ def pseudo_masks(
     kept = (areas > 0) & (areas / max(num_valid, 1) >= min_area) & (confidences >= min_confidence)
     found = kept.nonzero()[:, 0]
     found = found[confidences[found].sort(descending=True, stable=True).indices]
-    masks = masks[found]
-    return masks[distinct(masks, max_iou, max_masks)]
+    found = found[distinct(masks[found], max_iou, max_masks)]
+    return masks[found], confidences[found]
 
 
 def distinct(masks: Tensor, max_iou: float, max_masks: int) -> list[int]:

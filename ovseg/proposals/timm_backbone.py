@@ -8,12 +8,15 @@ import timm
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import Tensor
 
 from ovseg.checkpoint.state_dicts import read_state_dict
 from ovseg.errors import OvsegError
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+# batch normalisation of each process, over all processes, or with constant statistics, scale and shift
+NORMS = {"BN": lambda network: network, "SyncBN": convert_sync_batchnorm, "FrozenBN": freeze_batch_norm_2d}
 
 
 class TimmBackbone(Backbone):
@@ -23,19 +26,22 @@ class TimmBackbone(Backbone):
         name: of a network of timm with feature maps at these strides: ``tf_efficientnet_b7``, ``resnet101``,
             ``convnext_base``, ...
         weights: file of the network's weights, with or without its classifier; "" for random ones.
+        norm: of its batch normalisation, a key of :data:`NORMS`.
+        drop_path: stochastic depth, the probability of dropping the last block; 0 for none.
 
     Raises:
         OvsegError: the name is unknown, the network lacks such maps, or the file is not one of its weights.
     """
 
-    def __init__(self, name: str, weights: str = ""):
+    def __init__(self, name: str, weights: str = "", norm: str = "BN", drop_path: float = 0.0):
         super().__init__()
         if not timm.is_model(name):
             near = difflib.get_close_matches(name, timm.list_models(), n=3)
             hint = f"; did you mean {', '.join(near)}?" if near else ", see timm.list_models()"
             raise OvsegError(f"MODEL.TIMM.NAME is {name!r}, which timm does not have{hint}")
         try:
-            self.network = timm.create_model(name, pretrained=False, features_only=True)
+            depth = {"drop_path_rate": drop_path} if drop_path else {}  # some networks have no such argument
+            self.network = timm.create_model(name, pretrained=False, features_only=True, **depth)
             strides, channels = self.network.feature_info.reduction(), self.network.feature_info.channels()
         except Exception as error:  # any type: networks of timm without feature maps differ in what they raise
             raise OvsegError(f"MODEL.TIMM.NAME {name} has no feature maps ({error}): choose another network") from error
@@ -49,6 +55,7 @@ class TimmBackbone(Backbone):
         self.channels = {feature: channels[place] for feature, place in self.places.items()}
         if weights:
             self._load(weights, name)
+        self.network = NORMS[norm](self.network)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Return the maps (B, C, H / stride, W / stride) by name."""
@@ -73,5 +80,6 @@ class TimmBackbone(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """Return the backbone ``MODEL.TIMM.NAME`` with the weights ``MODEL.TIMM.WEIGHTS``, unless a checkpoint has some."""
-    return TimmBackbone(cfg.MODEL.TIMM.NAME, "" if cfg.MODEL.WEIGHTS else cfg.MODEL.TIMM.WEIGHTS)
+    """Return the backbone of ``MODEL.TIMM``, with its weights unless a checkpoint, ``MODEL.WEIGHTS``, has some."""
+    keys = cfg.MODEL.TIMM
+    return TimmBackbone(keys.NAME, "" if cfg.MODEL.WEIGHTS else keys.WEIGHTS, keys.NORM, keys.DROP_PATH_RATE)

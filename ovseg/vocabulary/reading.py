@@ -16,6 +16,8 @@ _LARGEST_FILE = 16 * 2**20  # bytes; larger files are not lists of words
 _NUMBERED = re.compile(r"[(\[]?(\d+)\s*(?:[\s:;,=.)\]|-])\s*(\S.*)")
 # classes followed by ids or colours: "road 7", "road,128,64,128", "road #804080"
 _FOLLOWED = re.compile(r"(.*?[^\W\d].*?)[\s:;,=|(\[-]+((?:\d+[\s;,]+)*\d+|#[\da-fA-F]{6})[)\]]?")
+# a class of a prompt-engineered list: "3:sky,clouds"; the second is what OpenSeg's lists call pixels without a class
+_CLASS, _NO_CLASS = re.compile(r"(\d+)\s*:\s*(\S.*)"), "invalid_class_id"
 _NUMBERS = re.compile(r"[\d\s:;,.]+")
 _LONGEST_ROW = 200  # characters; longer rows are not names
 _FORMATS = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML", ".pbtxt": "a label map", ".xml": "XML"}
@@ -125,6 +127,8 @@ def read_file(path: Path) -> list[Entry]:
     lines_of: dict[str, int] = {}
     lines = [clean_text(line) for line in _read_lines(path)]
     words = [line for line in lines if line and not line.startswith("#")]
+    if _is_class_list(words):
+        return _read_classes(lines, path)
     _check_numbered(words, str(path))
     if len(words) > 1 and all(word[0] in "-*\"'" for word in words):
         raise OvsegError(
@@ -150,6 +154,29 @@ def read_file(path: Path) -> list[Entry]:
         for text in (name, *texts):
             check_text(text, where)
         entries.append(unique((name, *texts)))
+    return entries
+
+
+def _is_class_list(rows: Sequence[str]) -> bool:
+    """Return whether rows are ``id:name1,name2,...`` with ascending ids, of which a single one is no list."""
+    found = [match.groups() for match in map(_CLASS.fullmatch, rows) if match]
+    ids = [int(number[:9]) for number, _ in found]
+    return 1 < len(found) == len(rows) and ids == sorted(set(ids)) and not all(_NUMBERS.fullmatch(n) for _, n in found)
+
+
+def _read_classes(lines: Sequence[str], path: Path) -> list[Entry]:
+    """Return the names of each class of a prompt-engineered list (:func:`_is_class_list`), without the ids."""
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        if not (found := _CLASS.fullmatch(line)) or found[2] == _NO_CLASS:
+            continue
+        where = f"line {number} of {path}"
+        names = [name.strip() for name in found[2].split(",")]
+        if "" in names:
+            raise OvsegError(f"{where} has an empty name (a comma too many): write id:name,name")
+        for name in names:
+            check_text(name, where)
+        entries.append(unique(names))
     return entries
 
 

@@ -179,13 +179,24 @@ class Vocabulary:
     def from_file(cls, path: str | Path) -> Vocabulary:
         """Return the vocabulary of a UTF-8 file with one word per line, ``name`` or ``name: synonym, synonym``.
 
-        The name is always one of the texts. Blank lines and lines that begin with ``#`` are left out.
+        The name is always one of the texts. If all lines are ``id:name,name`` with ascending ids (prompt-engineered
+        lists), the first of the names is that of the word, and ids are not used. Blank lines and lines that begin with
+        ``#`` are left out.
 
         Raises:
             OvsegError: missing or unreadable file, not UTF-8 text, or as the class; the message names file and line.
         """
         entries = read_file(Path(path))
         return cls(tuple(entry[0] for entry in entries), tuple(entries), str(path))
+
+    @classmethod
+    def from_class_list(cls, path: str | Path) -> Vocabulary:
+        """Return the vocabulary of a file as :meth:`from_file`, unchanged, whose classes may share names.
+
+        Raises:
+            OvsegError: missing or unreadable file, or not a list of words.
+        """
+        return cls.from_class_names(read_file(Path(path)), str(path))
 
     @classmethod
     def from_label_set(cls, name: str, variant: str = "synonyms") -> Vocabulary:

@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ovseg.adaptation import mining, mining_run, pair_shards
+from ovseg.adaptation import mining_run, pair_shards, shard_work
 from ovseg.adaptation.miner import Miner
-from ovseg.adaptation.mining import claim
 from ovseg.adaptation.mining_options import MiningOptions
-from ovseg.adaptation.mining_run import run
+from ovseg.adaptation.mining_run import PAIRS, run
 from ovseg.adaptation.pair_list import read_pair_list
 from ovseg.adaptation.pair_shards import PairDataset
+from ovseg.adaptation.shard_work import claim
 from ovseg.data.caption_files import CaptionedImages
 from ovseg.engine.launch import World, launch
 from ovseg.errors import OvsegError
@@ -261,19 +261,19 @@ def test_other_settings_and_second_run_are_refused(finished, options, tmp_path):
         run(replace(options, output=finished, nouns="noun"))
     settings = json.loads((finished / "settings.json").read_text())
     held = tmp_path / "held"
-    with claim(held, settings):
+    with claim(held, settings, PAIRS):
         assert "BlockingIOError" in lock(held).stderr.read()
     other = lock(held)
     assert other.stdout.readline() == "locked\n"
-    with pytest.raises(OvsegError, match="another run is writing"), claim(held, settings):
+    with pytest.raises(OvsegError, match="another run is writing"), claim(held, settings, PAIRS):
         pass
     other.kill()
     other.wait()
-    with claim(held, {**settings, "nouns": "noun"}):  # the lock went with the process; no pair is there yet
+    with claim(held, {**settings, "nouns": "noun"}, PAIRS):  # the lock went with the process; no pair is there yet
         pass
     (held / "settings.json").unlink()
     (held / "pairs-00000.tar").touch()
-    with pytest.raises(OvsegError, match="of another origin"), claim(held, settings):
+    with pytest.raises(OvsegError, match="of another origin"), claim(held, settings, PAIRS):
         pass
 
 
@@ -358,6 +358,6 @@ def test_options_that_cannot_work(options, tmp_path, changes, message):
 
 
 def test_shard_size_does_not_depend_on_processes():
-    assert mining.default_shard_size(3) == 5
-    assert mining.default_shard_size(2000) == 63
-    assert mining.default_shard_size(118_287) == 250
+    assert shard_work.default_shard_size(3) == 5
+    assert shard_work.default_shard_size(2000) == 63
+    assert shard_work.default_shard_size(118_287) == 250

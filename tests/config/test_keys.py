@@ -90,7 +90,7 @@ def test_keys_without_effect_are_refused(key):
         refuse_keys_without_effect(cfg)
 
 
-@pytest.mark.parametrize("name", ["ZegFormer", "LSegPlus", "DenseCLIP"])
+@pytest.mark.parametrize("name", ["ZegFormer", "LSegPlus", "OpenSeg", "DenseCLIP"])
 def test_keys_that_a_system_does_not_read(name):
     opts = ["MODEL.META_ARCHITECTURE", name, "MODEL.FUSION.VOID_BY_CLIP", 0.5]
     cfg = get_cfg()

@@ -14,9 +14,10 @@ from PIL import Image
 
 from ovseg.adaptation.finetune import LAST, METRICS, checkpoint_folder
 from ovseg.adaptation.image_root import ImageRoot
-from ovseg.adaptation.mining import SETTINGS, claim
+from ovseg.adaptation.mining_run import PAIRS
 from ovseg.adaptation.pair_list import read_pair_list
 from ovseg.adaptation.pair_shards import PairDataset, ShardWriter, iterate_infos
+from ovseg.adaptation.shard_work import SETTINGS, claim
 from ovseg.data.caption_checks import check_captions
 from ovseg.data.caption_files import read_captions
 from ovseg.engine.metrics import cut_lines
@@ -163,7 +164,7 @@ def test_damaged_settings_of_mining(folder):
     shard_of(folder)
     for content in (b"", b"[]", b"null", b"\xff", b"[" * 100_000):
         (folder / SETTINGS).write_bytes(content)
-        with pytest.raises(OvsegError, match="is damaged: choose another --output"), claim(folder, {"a": 1}):
+        with pytest.raises(OvsegError, match="is damaged: choose another --output"), claim(folder, {"a": 1}, PAIRS):
             pass
 
 

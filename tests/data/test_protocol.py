@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +19,14 @@ from ovseg.data.mapper import SemSegTestMapper
 from ovseg.data.protocol import protocol_of
 from ovseg.data.requested_words import requested_words, seen_classes
 from ovseg.errors import OvsegError
+from ovseg.evaluation.confusion import confusion_matrix, scores_from_confusion
 from ovseg.evaluation.oracle_model import oracle_model
 from ovseg.evaluation.sem_seg import SemSegEvaluator
 from ovseg.naming.scores import best_synonym
 from ovseg.vocabulary import Vocabulary, label_set
 
 OWN = "protocol_test_own"
+RECORDING = Path(__file__).parent / "openseg" / "openseg_formulas.npz"
 
 
 @pytest.fixture
@@ -205,6 +208,58 @@ def test_a_data_set_of_ones_own(own):
     own.set(vocabulary=Vocabulary.from_words([("cat", "kitty"), "red, brick wall"]))
     assert protocol_of(OWN).vocabulary.class_names == ["cat", "red, brick wall"]
     assert protocol_of(OWN, "synonyms").vocabulary.class_names == [("cat", "kitty"), "red, brick wall"]
+
+
+def test_a_prompt_engineered_list_of_ones_own(own, tmp_path, caplog):
+    path = tmp_path / "engineered.txt"
+    path.write_text("1:cat,cats,kitty\n2:brick wall,red wall\n")
+    protocol = protocol_of(OWN, str(path))
+    assert protocol.vocabulary.class_names == [("cat", "cats", "kitty"), ("brick wall", "red wall")]
+    assert protocol.class_names == ("cat", "red, brick wall") and protocol.to_class is None
+    record = protocol.record()
+    assert (record["variant"], record["synonyms"]) == ("list engineered.txt", "region") and not caplog.records
+    assert record["vocabulary"] not in (protocol_of(OWN).record()["vocabulary"], None)
+    pixel = protocol_of(OWN, str(path), "pixel")
+    assert pixel.to_class == (0, 0, 0, 1, 1) and len(pixel.vocabulary) == 5
+    path.write_text("1:roof\n2:door\n")
+    protocol_of(OWN, str(path))
+    assert "only 0 of 2 classes have a word in common" in caplog.text
+    path.write_text("1:cat\n2:wall\n3:sky\n")
+    with pytest.raises(OvsegError, match=r"engineered\.txt has the names of 3 classes, but 'protocol_test_own' has 2"):
+        protocol_of(OWN, str(path))
+
+
+def test_a_list_for_pascal_voc_with_background(tmp_path):
+    """A line for each of the 21 classes, or for each of the 59 words."""
+    names = protocol_of("pascalvoc20b_sem_seg_val").vocabulary.names
+    path = tmp_path / "voc.txt"
+    path.write_text("".join(f"{index}:{name},{name}s\n" for index, name in enumerate(names)))
+    words = protocol_of("pascalvoc20b_sem_seg_val", str(path))
+    assert words.background == "leftover words" and words.to_class == (*range(20), *[20] * 39)
+    assert words.vocabulary.synonyms[20] == ("bag", "bags")
+    classes = [*names[:20], "background,sky,grass"]
+    path.write_text("".join(f"{index}:{name}\n" for index, name in enumerate(classes)))
+    classes = protocol_of("pascalvoc20b_sem_seg_val", str(path))
+    assert classes.background == "synonyms" and classes.to_class is None
+
+
+def test_background_of_pascal_voc_as_recorded():
+    """Scores of 59 words, of which the last 39 are background, and of 20 words with background ignored."""
+    with np.load(RECORDING) as file:
+        recorded = {name: file[name] for name in file.files if name.startswith("vocbg_")}
+    for name, words, kind in (("pascalvoc20b_sem_seg_val", 59, "21"), ("pascalvoc20_sem_seg_val", 20, "20")):
+        protocol = protocol_of(name)
+        assert len(protocol.vocabulary) == words
+        predicted = protocol.classes_of(recorded["vocbg_logits59"][:, :words].argmax(1))
+        truth = recorded[f"vocbg_gt{kind}"]
+        assert np.array_equal(predicted, recorded[f"vocbg_pred{kind}"])
+        raw = recorded["vocbg_raw_gt"]  # 0 is background
+        expected = np.where(raw == 255, 255, np.where(raw == 0, 20 if kind == "21" else 255, raw - 1))
+        assert np.array_equal(truth, expected)
+        confusion = confusion_matrix(predicted.reshape(-1), truth.reshape(-1), int(kind), 255)
+        score = scores_from_confusion(confusion, list(protocol.class_names))["mIoU-gt"]
+        value = recorded["vocbg_miou21" if kind == "21" else "vocbg_miou20_background_ignored"]
+        assert score == pytest.approx(float(value), abs=1e-9)
 
 
 def test_a_vocabulary_of_another_size_is_refused(own):

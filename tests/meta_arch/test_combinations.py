@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -34,7 +35,8 @@ NAMINGS = {  # namers and their keys
     "own and pooled": (["QueryEmbedding", "PooledMap"], False),
 }
 CONVOLUTIONAL = {"TrainedRegions"}  # needs another CLIP than the toy's: tests/naming/test_pooled.py
-OURS = [name for name, proposer in PROPOSERS if proposer.__module__.startswith("ovseg.")]
+UNTRAINED = {"RegionQueries"}  # it has random weights here: test_masks_without_classes
+OURS = [name for name, proposer in PROPOSERS if proposer.__module__.startswith("ovseg.") and name not in UNTRAINED]
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +144,28 @@ def test_combination(proposer, naming, scene, tmp_path):
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not without, f"no gradient for {without[:3]}"
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("naming", ["QueryEmbedding", "MaskedCrops", "PooledMap"])
+def test_masks_without_classes(naming, scene):
+    """The proposer of OpenSeg with other namers."""
+    _, request, _ = scene
+    small = {"CANVAS": 64, "NUM_PROPOSALS": 5, "HEAD_DIM": 64, "FFN_DIM": 64, "NUM_BLOCKS": 1, "MASK_LOGIT_SCALE": 1.0}
+    opts = [item for key, value in small.items() for item in (f"MODEL.OPENSEG.{key}", value)]
+    cfg = configuration("RegionQueries", naming, "", "MODEL.WEIGHTS", "", *opts)
+    if naming == "QueryEmbedding":
+        with pytest.raises(OvsegError, match=r"no class embeddings .* set MODEL.NAMER.NAME to MaskedCrops"):
+            build_model(cfg)
+        return
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        result = model([request])[0]
+    assert result["sem_seg"].shape == (len(request["class_names"]), *request["image"].shape[1:])
+    assert torch.equal(result["label_map"], result["sem_seg"].argmax(0))
+    assert len(result["proposals"]) == model.num_proposals == 5
+    assert not model.scores_are_independent
+    with pytest.raises(OvsegError, match=r"no classes, and .* train it in OpenSeg"):
+        model.train()([request])
 
 
 def test_masks_from_a_folder_of_label_maps(scene):

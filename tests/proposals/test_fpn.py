@@ -7,6 +7,8 @@ import timm
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, Backbone
+from timm.layers import DropPath
+from torch import nn
 from torch.nn import functional as F
 
 from ovseg.checkpoint import save_safetensors
@@ -112,3 +114,33 @@ def test_weights_of_another_network(tmp_path):
     save_safetensors({"conv1.weight": torch.zeros(3)}, tmp_path / "a.safetensors")
     with pytest.raises(OvsegError, match="holds no weights of timm's resnet18"):
         TimmBackbone("resnet18", str(tmp_path / "a.safetensors"))
+
+
+def test_normalisation_of_timm_backbones():
+    """The names of the weights are the same, except that constants count no batches."""
+    torch.manual_seed(0)
+    plain = TimmBackbone("efficientnet_b0").eval()
+    state = plain.state_dict()
+    image = torch.randn(1, 3, 64, 64)
+    for norm in ("SyncBN", "FrozenBN"):
+        other = TimmBackbone("efficientnet_b0", norm=norm).eval()
+        wanted = [name for name in state if norm == "SyncBN" or not name.endswith("num_batches_tracked")]
+        assert list(other.state_dict()) == wanted
+        other.load_state_dict({name: state[name] for name in wanted})
+        with torch.no_grad():
+            torch.testing.assert_close(other(image)["res5"], plain(image)["res5"])
+        norms = [part for part in other.modules() if isinstance(part, (nn.SyncBatchNorm, nn.BatchNorm2d))]
+        assert bool(norms) == (norm == "SyncBN") and all(isinstance(part, nn.SyncBatchNorm) for part in norms)
+        before = [buffer.clone() for buffer in other.buffers()]
+        other.train()(torch.randn(2, 3, 64, 64))
+        moved = [not torch.equal(a, b) for a, b in zip(before, other.buffers(), strict=True)]
+        assert any(moved) == (norm == "SyncBN"), "statistics are those of the batches"
+
+
+def test_stochastic_depth_of_timm_backbones():
+    def depths(*args):
+        with torch.device("meta"):
+            network = TimmBackbone("efficientnet_b0", "", *args)
+        return [part.drop_prob for part in network.modules() if isinstance(part, DropPath) and part.drop_prob]
+
+    assert depths() == [] and max(depths("BN", 0.2)) > 0.1

@@ -176,9 +176,10 @@ def test_the_table_and_the_image_of_several_data_sets(tmp_path):
     rows = as_markdown(cells, "title", ["note"]).splitlines()
     assert (
         rows[0] == "# title"
-        and "| data | proposer | namer | mIoU | base | Grounding mIoU | base | recall@0.5 |" in rows[4]
+        and "| data | proposer | namer | mIoU | base | Grounding mIoU | base | recall@0.5 | recall@0.7 | recall@0.9 |"
+        in rows[4]
     )
-    assert rows[6] == "| one | A | x | 10.0 | - | 20.0 | - | 30.0 | 0.500 | 3.0 |"
+    assert rows[6] == "| one | A | x | 10.0 | - | 20.0 | - | 30.0 | - | - | 0.500 | 3.0 |"
     assert rows[7].startswith("| one | A | y | - [1] | -") and rows[-1] == "[1] cannot be"
     assert len({row.count("|") for row in rows[4:10]}) == 1
     draw_heat_map(cells, tmp_path / "a.png", "title")

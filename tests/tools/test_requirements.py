@@ -19,9 +19,8 @@ PINS = (ROOT / "requirements.txt").read_text()
 def wanted() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    return project["dependencies"] + [
-        text for name in ("dev", "photo", "hed", "sam", "demo", "ray") for text in extras[name]
-    ]
+    compiled = ("dev", "photo", "hed", "sam", "demo", "ray")
+    return project["dependencies"] + [text for name in compiled for text in extras[name]]
 
 
 @pytest.mark.parametrize("text", wanted())

@@ -11,8 +11,8 @@ from ovseg.vocabulary import Vocabulary
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0: background\n1: crack\n", r"words\.txt numbers its words \('0: background'\)"),
-        ("0 background\n1 crack\n", "numbers its words"),
+        ("0 background\n1 crack\n", r"words\.txt numbers its words \('0 background'\)"),
+        ("1: background\n0: crack\n1: sky\n", "the word '1' comes twice"),
         ("1\tperson\n2\tcar\n", "numbers its words"),
         ("7,road\n24,person\n", "numbers its words"),
         ("1. person\n2. car\n", "numbers its words"),
@@ -27,7 +27,8 @@ from ovseg.vocabulary import Vocabulary
         ("- road\n- sky\n", r"has - before each word \('- road'\): write the names only"),
         ('"road"\n"sky"\n', 'has " before each word'),
         ("names:\n  0: person\n  1: car\n", "numbers its words"),
-        ("# classes\n\n0: background\n\n1: crack\n", "numbers its words"),
+        ("# classes\n\n0 background\n\n1 crack\n", "numbers its words"),
+        ("1:sky,clouds\n2:tree,,trees\n", "line 2 of .* has an empty name"),
         ("0\n1\n2\n", "has numbers for names or synonyms"),
         ("background: 0\ncrack: 1\n", "has numbers for names or synonyms"),
         ("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncrack:128,0,0::\n", "has numbers for names or synonyms"),
@@ -41,6 +42,21 @@ def test_numbers_are_no_names(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(OvsegError, match=message):
         Vocabulary.from_file(path)
+
+
+def test_lists_of_classes_with_ids_and_names(tmp_path):
+    """OpenSeg's published format: id:name1,name2, of which the first id is that of pixels without a class."""
+    path = tmp_path / "ade20k.txt"
+    path.write_text("0:invalid_class_id\n1:wall,walls, brick wall\n# a note\n\n7 : sky\n12:fan,ceiling fan,fan\n")
+    words = Vocabulary.from_file(path)
+    assert words.names == ("wall", "sky", "fan")
+    assert words.synonyms == (("wall", "walls", "brick wall"), ("sky",), ("fan", "ceiling fan"))
+    path.write_text("1:crane,bird\n2:crane,machine\n")
+    with pytest.raises(OvsegError, match="'crane' comes twice"):
+        Vocabulary.from_file(path)
+    assert Vocabulary.from_class_list(path).synonyms == (("crane", "bird"), ("crane", "machine"))
+    path.write_text("7: up\n")  # one line alone is a name with a synonym
+    assert Vocabulary.from_file(path).synonyms == (("7", "up"),)
 
 
 @pytest.mark.parametrize(("suffix", "what"), [(".json", "JSON"), (".yaml", "YAML"), (".pbtxt", "a label map")])

@@ -1,0 +1,277 @@
+"""Pseudo-masks of a data set: a teacher's confident proposals, as labels of images that have none (OpenSeg, 3.4).
+
+From the options of ``tools/make_pseudo_masks.py`` to ``summary.json``; the rule that selects masks is
+:func:`ovseg.proposals.pseudo_labels.pseudo_masks`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+import torch
+from detectron2.utils import comm
+from rich.console import Console
+
+from ovseg.adaptation.pseudo_options import PseudoOptions, check_options
+from ovseg.adaptation.shard_work import (
+    Kind,
+    Work,
+    check_images,
+    default_shard_size,
+    device_here,
+    fill_shards,
+    filled,
+    fingerprint,
+    teacher_settings,
+    write_lines,
+)
+from ovseg.data.caption_files import CaptionedImage, CaptionedImages, check_bad, images_of, read_captions
+from ovseg.data.pseudo_masks import SHARD, SUMMARY, ImageMasks, read_shard, shard_text
+from ovseg.data.worlds import is_split, split_records
+from ovseg.errors import OvsegError
+from ovseg.evaluation.report import write_json
+from ovseg.io.files import atomic_path, is_file
+from ovseg.io.images import read_image
+from ovseg.proposals.pseudo_labels import confident_masks
+from ovseg.segmenter import Segmenter
+
+LIST_SUFFIXES = (".txt", ".lst")  # of files that name an image in each line
+BAD_IMAGES = "bad_entries.txt"
+_RULE = ("threshold", "min_area", "min_confidence", "max_iou", "max_masks")
+
+
+@dataclass(frozen=True)
+class FoundMasks:
+    """Pseudo-masks of one image.
+
+    Attributes:
+        height, width: of the image.
+        masks: see :class:`ovseg.data.pseudo_masks.ImageMasks`.
+    """
+
+    height: int
+    width: int
+    masks: Sequence[Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+class Teacher:
+    """Finds the pseudo-masks of images, one by one; the result depends on the image alone.
+
+    Args:
+        segmenter: a system with a proposer.
+        max_size: masks of images with a longer side, in pixels, are selected at this size, then enlarged.
+        rule: arguments of :func:`ovseg.proposals.pseudo_labels.confident_masks`.
+
+    Raises:
+        OvsegError: the system has no proposer.
+    """
+
+    def __init__(self, segmenter: Segmenter, max_size: int, rule: Mapping[str, float]):
+        if getattr(segmenter.model, "proposer", None) is None:
+            raise OvsegError(
+                f"{type(segmenter.model).__name__} names pixels and has no masks to label with: choose a teacher with "
+                "a proposer, such as OVSeg or OpenSeg"
+            )
+        self.segmenter, self.max_size, self.rule = segmenter, max_size, dict(rule)
+
+    @classmethod
+    def of(cls, options: PseudoOptions, device: str) -> Teacher:
+        """Build the teacher of the options."""
+        segmenter = Segmenter.from_config(options.config_file, options.weights, options.opts, device)
+        return cls(segmenter, options.max_size, {name: getattr(options, name) for name in _RULE})
+
+    @torch.inference_mode()
+    def __call__(self, item: CaptionedImage) -> FoundMasks:
+        """Return the masks of one image, by descending confidence.
+
+        Raises:
+            OvsegError: the image cannot be read.
+        """
+        pixels = read_image(item.path)
+        height, width = pixels.shape[:2]
+        probabilities = self.segmenter.propose(pixels, largest=self.max_size)
+        masks, confidences = confident_masks(torch.logit(probabilities), **self.rule)
+        rows = np.arange(height) * masks.shape[1] // height
+        columns = np.arange(width) * masks.shape[2] // width
+        found = []
+        for mask, score in zip(masks.cpu().numpy(), confidences.tolist(), strict=True):
+            found.append(encoded(mask[rows[:, None], columns]) | {"score": round(score, 4)})
+        return FoundMasks(height, width, found)
+
+
+def encoded(mask: np.ndarray) -> dict[str, Any]:
+    """Return ``segmentation`` (COCO's RLE as text), ``bbox`` and ``area`` of a bool (H, W) mask."""
+    rle = pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))
+    box = pycocotools.mask.toBbox(rle).astype(int).tolist()
+    segmentation = {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
+    return {"segmentation": segmentation, "bbox": box, "area": int(mask.sum())}
+
+
+class MaskFile:
+    """A shard of pseudo-masks, as :class:`ovseg.adaptation.shard_work.ShardFile`.
+
+    Args:
+        path: of the shard.
+        names, ids: of all images.
+        max_masks: largest number of masks of an image.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str], ids: Sequence[int], max_masks: int):
+        self.path, self.names, self.ids, self.max_masks = path, names, ids, max_masks
+        self.images: list[ImageMasks] = []
+        self.first_id = 1
+
+    def __enter__(self) -> MaskFile:
+        return self
+
+    def add(self, index: int, item: CaptionedImage, found: FoundMasks) -> None:
+        if not self.images:
+            self.first_id = index * self.max_masks + 1
+        self.images.append(ImageMasks(self.ids[index], self.names[index], found.height, found.width, found.masks))
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        if kind is None:
+            with atomic_path(self.path) as temporary, open(temporary, "w", encoding="ascii") as file:
+                file.write(shard_text(self.images, self.first_id))
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def find_images(options: PseudoOptions) -> tuple[CaptionedImages, Path]:
+    """Return the images of ``--data``, and the folder that their names start from.
+
+    Raises:
+        OvsegError: there are none, a file cannot be read, or several sources of which one is not a plain image.
+    """
+    root, data = options.image_root, list(options.data)
+    source = Path(data[0])
+    if is_split(data[0]):
+        records = split_records(data[0], options.max_images)
+        images = [CaptionedImage(Path(record["file_name"]), str(record["image_id"]), ()) for record in records]
+        found = CaptionedImages(images, len(images))
+    elif is_file(source) and source.suffix.lower() in LIST_SUFFIXES and not options.image_column:
+        found = images_of(_lines(source), root or source.parent)
+        root = root or source.parent
+    elif is_file(source) and source.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv", ".txt"):
+        found = read_captions(source, root, options.image_column, options.caption_column, options.delimiter)
+        root = root or source.parent
+    else:
+        found = images_of(data)
+        data = []
+    if len(data) > 1:
+        raise OvsegError(f"--data {data[0]} is a list or a split, which stands alone: leave out {' '.join(data[1:])}")
+    found.images = [CaptionedImage(item.path, item.image_id, ()) for item in found.images[: options.max_images]]
+    return found, root or Path(os.path.commonpath([item.path.absolute().parent for item in found.images]))
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise OvsegError(f"cannot read {file} ({error.strerror}): check its permissions") from error
+    if any("\t" in line for line in lines[:1]):
+        raise OvsegError(f"{file} is a table, not a list of images: name its column of images with --image-column")
+    return [line.strip() for line in lines if line.strip()]
+
+
+def names_of(images: Sequence[CaptionedImage], root: Path) -> list[str]:
+    """Return the name of each image in shards: relative to ``root``, or for one outside of it its own.
+
+    Raises:
+        OvsegError: two images have one name.
+    """
+    top = os.path.abspath(root)
+    paths = [Path(os.path.abspath(item.path)) for item in images]
+    names = [(path.relative_to(top).as_posix() if path.is_relative_to(top) else path.name) for path in paths]
+    first: dict[str, Path] = {}
+    for name, path in zip(names, paths, strict=True):
+        if first.setdefault(name, path) != path:
+            raise OvsegError(f"{first[name]} and {path} would both be named {name}: give their folder as --image-root")
+    return names
+
+
+def ids_of(images: Sequence[CaptionedImage]) -> list[int]:
+    """Return the numbers of images: the data set's own if all are distinct numbers, else 1, 2, ..."""
+    own = [item.image_id for item in images]
+    if all(text.isascii() and text.isdecimal() and len(text) < 19 for text in own):
+        numbers = [int(text) for text in own]
+        if len(set(numbers)) == len(numbers):
+            return numbers
+    return list(range(1, len(own) + 1))
+
+
+def settings_of(options: PseudoOptions, work: Work, names: Sequence[str], ids: Sequence[int]) -> dict[str, Any]:
+    """Return what the masks depend on; weights and configuration by their contents."""
+    settings = {name: getattr(options, name) for name in (*_RULE, "max_size")}
+    settings |= {"shard_size": work.shard_size, "images": len(names)}
+    settings["images_sha256"] = fingerprint(zip(names, ids, strict=True))
+    return settings | teacher_settings(options.config_file, options.weights, options.opts)
+
+
+def run(options: PseudoOptions) -> None:
+    """Make pseudo-masks in this process, one of those of the run; the main one writes what belongs to all.
+
+    Raises:
+        OvsegError: as the command line shows them.
+    """
+    check_options(options)
+    found, root = find_images(options)
+    names, ids = names_of(found.images, root), ids_of(found.images)
+    kind = Kind("masks", SHARD, partial(MaskFile, names=names, ids=ids, max_masks=options.max_masks))
+    work = Work(kind, found.images, options.shard_size or default_shard_size(len(names)), options.output)
+    if comm.is_main_process() and found.bad:
+        write_lines(options.output / BAD_IMAGES, found.bad)
+    check_bad(len(found.bad), found.entries, "entries", options.output / BAD_IMAGES, options.allow_bad)
+    with filled(work, lambda: settings_of(options, work, names, ids), _maker(options, work)):
+        if comm.is_main_process():
+            _finish(options, work, len(found.bad))
+
+
+def _maker(options: PseudoOptions, work: Work) -> Callable[[Sequence[int]], None]:
+    if options.ray is not None:
+        from ovseg.adaptation.pseudo_ray import fill_with_ray  # Ray is an extra
+
+        return partial(fill_with_ray, options, work)
+
+    def make(numbers: Sequence[int]) -> None:
+        fill_shards(work, Teacher.of(options, device_here(options.device)), numbers, options.allow_bad)
+
+    return make
+
+
+def _finish(options: PseudoOptions, work: Work, bad_entries: int) -> None:
+    """Write ``bad_images.txt`` and, as the last file, ``summary.json``."""
+    bad = check_images(work, options.allow_bad)
+    masks = images = with_masks = 0
+    scores = 0.0
+    for shard in work.shards:
+        content = read_shard(shard)
+        masks, images = masks + len(content["annotations"]), images + len(content["images"])
+        with_masks += len({annotation["image_id"] for annotation in content["annotations"]})
+        scores += sum(annotation["score"] for annotation in content["annotations"])
+    summary = {
+        "data": " ".join(map(str, options.data)),
+        "images": images,
+        "images_with_masks": with_masks,
+        "masks": masks,
+        "masks_per_image": round(masks / max(images, 1), 2),
+        "mean_confidence": round(scores / masks, 4) if masks else None,
+        "bad": len(bad) + bad_entries,
+        "shards": len(work.shards),
+    }
+    write_json(work.output / SUMMARY, summary)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"{work.output}: {masks} masks of {with_masks} of {images} images ({summary['masks_per_image']} an image, mean "
+        f"confidence {scores / max(masks, 1):.3f}); {summary['bad']} unusable images left out"
+    )
