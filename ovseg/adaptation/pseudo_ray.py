@@ -45,7 +45,11 @@ class ShardTeacher:
 
     def __init__(self, options: PseudoOptions, gpu: bool):
         ovseg.register()
-        self.teacher = Teacher.of(options, "cuda" if gpu else options.device or "cpu")
+        self.failure = ""  # returned, for Ray gives an error of this method as a text with its own trace around it
+        try:
+            self.teacher = Teacher.of(options, "cuda" if gpu else options.device or "cpu")
+        except OvsegError as error:
+            self.failure = str(error)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Label shards.
@@ -54,10 +58,12 @@ class ShardTeacher:
             batch: ``number`` of each shard and ``paths`` of its images, JSON.
 
         Returns:
-            ``number``; ``found``, a JSON list of {"height", "width", "masks"} or {"error"}; and ``process``, this one.
+            ``number``; ``found``, a JSON list of {"height", "width", "masks"} or {"error"}; ``process``, this one; and
+            ``failure``, why there is no teacher, else empty.
         """
-        found = [self._label(text) for text in batch["paths"]]
-        return {"number": batch["number"].tolist(), "found": found, "process": [os.getpid()] * len(found)}
+        found = ["[]" if self.failure else self._label(text) for text in batch["paths"]]
+        own = {"process": [os.getpid()] * len(found), "failure": [self.failure] * len(found)}
+        return {"number": batch["number"].tolist(), "found": found} | own
 
     def _label(self, paths: str) -> str:
         found = []
@@ -84,7 +90,7 @@ def fill_with_ray(options: PseudoOptions, work: Work, numbers: Sequence[int]) ->
         total += len(paths)
     options = replace(options, config_file=_absolute(options.config_file), weights=_absolute(options.weights))
     tally = Tally(work, total, options.allow_bad, "images")
-    with _cluster(options.ray) as (resources, processes), _errors_of_actors(), tally:
+    with _cluster(options.ray) as (resources, processes), tally:
         gpu = resources.get("GPU", 0) > 0 and options.device != "cpu"
         results = ray.data.from_items(jobs, override_num_blocks=len(jobs)).map_batches(
             ShardTeacher,
@@ -96,6 +102,8 @@ def fill_with_ray(options: PseudoOptions, work: Work, numbers: Sequence[int]) ->
         )
         for row in results.iter_rows():
             processes.add(int(row["process"]))
+            if row["failure"]:
+                raise OvsegError(row["failure"])
             tally.check(_write(work, int(row["number"]), json.loads(row["found"]), tally))
 
 
@@ -106,7 +114,7 @@ def _absolute(path: str | None) -> str | None:
 
 def _write(work: Work, number: int, results: Sequence[dict[str, Any]], tally: Tally) -> list[str]:
     """Write a shard, and return what is wrong with its unusable images."""
-    bad, shard = [], work.shards[number]
+    bad, shard = [], work.shard(number)
     with work.kind.open(shard) as file:
         for index, result in zip(work.indices(number), results, strict=True):
             if "error" in result:
@@ -156,17 +164,3 @@ def _end(processes: set[int]) -> None:
         with contextlib.suppress(OSError):
             if Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::"):
                 os.kill(process, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _errors_of_actors() -> Iterator[None]:
-    """Raise the OvsegError that an actor raised in place of Ray's error around it."""
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, OvsegError):
-                raise OvsegError(str(cause)) from error
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise

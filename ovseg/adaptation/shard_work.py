@@ -87,7 +87,11 @@ class Work:
     @property
     def shards(self) -> list[Path]:
         """Return the paths of all shards, written or not."""
-        return [self.output / self.kind.shard.format(i) for i in range(-(-len(self.images) // self.shard_size))]
+        return [self.shard(number) for number in range(-(-len(self.images) // self.shard_size))]
+
+    def shard(self, number: int) -> Path:
+        """Return the path of a shard."""
+        return self.output / self.kind.shard.format(number)
 
     def indices(self, number: int) -> range:
         """Return the numbers of the images of a shard."""
@@ -197,7 +201,7 @@ def fill_shards(
     jobs = [work.indices(number) for number in numbers]
     with Tally(work, sum(map(len, jobs)), allow_bad, title) as tally:
         for number, job in zip(numbers, jobs, strict=True):
-            shard, bad = work.shards[number], []
+            shard, bad = work.shard(number), []
             with work.kind.open(shard) as file:
                 for index in job:
                     found: Sized = ()

@@ -12,7 +12,7 @@ from ovseg.config.errors import explain_config_errors
 from ovseg.config.per_dataset import LIMITS, is_path, part_of, take_back
 from ovseg.config.values import fit
 from ovseg.errors import OvsegError, shown
-from ovseg.io.files import file_digest, is_file
+from ovseg.io.files import file_digest, is_dir, is_file
 from ovseg.io.plain_yaml import load_plain, read_text
 
 BASE = "_BASE_"
@@ -131,6 +131,12 @@ def _resolve_paths(own: dict[str, Any], folder: Path) -> None:
             with contextlib.suppress(ValueError):  # the key's value is checked when it is merged
                 names = fit(value, [], f"DATASETS.{name}")
                 datasets[name] = [resolve(name, folder) if is_path(name) else name for name in names]
+    if "PSEUDO_MASKS" in datasets:
+        with contextlib.suppress(ValueError):
+            names = fit(datasets["PSEUDO_MASKS"], [], "DATASETS.PSEUDO_MASKS")
+            datasets["PSEUDO_MASKS"] = [
+                os.path.abspath(folder / name) if is_dir(folder / name) else resolve(name, folder) for name in names
+            ]
     entries = part_of(own, "TEST", "PER_DATASET")
     for name in [name for name in entries if is_path(name)]:
         entries[resolve(name, folder)] = entries.pop(name)

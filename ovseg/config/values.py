@@ -154,6 +154,9 @@ def _str(value: Any, key: str) -> str:
     return literal if isinstance(literal, str) else value
 
 
+_EMPTY_NUMBERS = ("DATASETS.TRAIN_WEIGHTS",)  # lists of numbers whose default has none
+
+
 def _elements(value: Any, default: Sequence[Any], key: str) -> list[Any]:
     if isinstance(value, str):
         value = _split(value)
@@ -164,6 +167,8 @@ def _elements(value: Any, default: Sequence[Any], key: str) -> list[Any]:
     if isinstance(value, Mapping):
         raise ValueError(f"{key} is {shown(value)}: it must be a list")
     values = list(value) if isinstance(value, (list, tuple, range, set)) else [value]
+    if key in _EMPTY_NUMBERS:
+        return [_element(part, key, False) for part in values]
     if key.startswith("DATASETS.") or (default and all(isinstance(part, str) for part in default)):
         if any(part is None for part in values):
             raise ValueError(f"{key} is {shown(value)}: it must be a list of texts")

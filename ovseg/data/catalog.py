@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ovseg.config.per_dataset import KEY as PER_DATASET
 from ovseg.config.per_dataset import check_values, is_path
 from ovseg.data.benchmarks import DATASETS, README, SemSegDataset, dataset_root, find_dataset
+from ovseg.data.caption_sets import check_portion, register_caption_sets
 from ovseg.data.file_list import scan
 from ovseg.data.worlds import register_worlds
 from ovseg.errors import OvsegError
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def register_all(root: str | Path | None = None) -> None:
-    """Register every data set of :data:`ovseg.data.benchmarks.DATASETS` that has no owner yet, under all its names.
+    """Register the data sets of :data:`ovseg.data.benchmarks.DATASETS`, under all their names, and of captions.
 
     No folder is looked at. A name that another library has registered with other folders is left to it, with a warning.
 
@@ -45,6 +46,7 @@ def register_all(root: str | Path | None = None) -> None:
             else:
                 _register(name, dataset, root)
             MetadataCatalog.get(name).set(benchmark=dataset.name)  # what an alias stands for
+    register_caption_sets(root)
 
 
 def _register(name: str, dataset: SemSegDataset, root: Path) -> None:
@@ -125,6 +127,7 @@ def check_prepared(dataset_name: str) -> None:
     if is_path(dataset_name):
         return
     if dataset_name not in DatasetCatalog.list():
+        check_portion(dataset_name)
         near = difflib.get_close_matches(dataset_name, DatasetCatalog.list(), n=3)
         known = ", ".join(near or [dataset.name for dataset in DATASETS])
         raise OvsegError(

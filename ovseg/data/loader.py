@@ -124,7 +124,7 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start: int = 0, mapper: Mappe
         raise OvsegError(
             f"SOLVER.IMS_PER_BATCH = {batch_size} cannot be shared by {world_size} processes: choose a multiple of it"
         )
-    sets = [_records(name) for name in cfg.DATASETS.TRAIN]
+    sets = training_records(cfg)
     if mapper is None and cfg.MODEL.META_ARCHITECTURE == "OpenSeg":
         sets = captioned_records(cfg, sets)
         mapper = CaptionMapper(cfg, [record for records in sets for record in records])
@@ -171,6 +171,15 @@ def test_loader(cfg: CfgNode, dataset: MappedDataset, done: Iterable[int] = ()) 
     share = np.array_split(np.array(firsts, dtype=np.int64), comm.get_world_size())[comm.get_rank()].tolist()
     batches = [list(range(first, min(first + size, len(dataset)))) for first in share]
     return SampleLoader(dataset, batches, cfg.DATALOADER.NUM_WORKERS)
+
+
+def training_records(cfg: CfgNode) -> list[list[dict[str, Any]]]:
+    """Return the dataset dicts of each data set of ``DATASETS.TRAIN``.
+
+    Raises:
+        OvsegError: a data set is not prepared or empty.
+    """
+    return [_records(name) for name in cfg.DATASETS.TRAIN]
 
 
 def _records(dataset_name: str) -> list[dict[str, Any]]:

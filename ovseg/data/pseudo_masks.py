@@ -9,7 +9,6 @@ gigabytes of their masks.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +21,6 @@ import numpy as np
 from ovseg.errors import OvsegError
 from ovseg.io.run_lengths import decode_mask
 
-logger = logging.getLogger(__name__)
-
 SUMMARY = "summary.json"
 SHARD = "masks-{:05d}.json"
 SHARDS = "masks-*.json"
@@ -32,7 +29,6 @@ XYWH = 1  # detectron2.structures.BoxMode.XYWH_ABS
 
 _HEAD, _MIDDLE, _END = '{"categories": %s,\n"images": [\n', '\n],\n"annotations": [\n', "\n]}\n"
 _OWNER = re.compile(rb'\{"image_id": (\d+), ')
-_RECORD_KEY = "pseudo_masks"
 
 Place = tuple[str, int, int]  # file of a shard; position and length of an image's line in bytes, 0 without masks
 
@@ -135,40 +131,6 @@ class PseudoMasks(Mapping[str, "list[dict[str, Any]]"]):
 def read_pseudo_masks(folder: str | Path) -> PseudoMasks:
     """Return the pseudo-masks of a folder; see :class:`PseudoMasks`."""
     return PseudoMasks(folder)
-
-
-def add_pseudo_masks(records: Sequence[Mapping[str, Any]], folder: str | Path, dataset: str) -> list[dict[str, Any]]:
-    """Return dataset dicts with the places of their pseudo-masks; the masks themselves stay on disk.
-
-    Args:
-        records: with ``file_name``; not changed.
-        folder: of pseudo-masks.
-        dataset: name of the data set, for messages.
-
-    Returns:
-        copies with ``pseudo_masks``, the argument of :func:`read_annotations`; records of images that the folder lacks
-        have none (a warning says how many).
-
-    Raises:
-        OvsegError: see :class:`PseudoMasks`; or the folder is of other images: it has none of these.
-    """
-    masks, found, missing = read_pseudo_masks(folder), [], []
-    for record in records:
-        name = masks.find(record["file_name"])
-        found.append(dict(record) if name is None else {**record, _RECORD_KEY: masks.place(name)})
-        if name is None:
-            missing.append(record["file_name"])
-    if missing and len(missing) == len(found):
-        raise OvsegError(
-            f"the pseudo-masks in {folder} are of other images than data set {dataset!r} (no masks of {missing[0]}): "
-            "choose the folder that was made from its images"
-        )
-    if missing:
-        logger.warning(
-            "%d of %d images of %s have no pseudo-masks in %s, such as %s: they are used without masks",
-            *(len(missing), len(found), dataset, folder, missing[0]),
-        )
-    return found
 
 
 def read_annotations(place: Place) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ class Description:
         masks: of label files; with ``coco_panoptic`` the folder of its PNGs.
         labelme: of labelme's JSON files.
         coco_panoptic, coco_instances: COCO's JSON file.
+        captions: file with captions of the images, for OpenSeg, which needs no labels with it.
         names: what belongs to the split, as names that images and masks share; None for all.
         classes: K classes with their synonyms; None takes the categories of the COCO file.
         label_set: the label set that ``classes`` are, if they are one.
@@ -49,6 +50,7 @@ class Description:
     labelme: tuple[str, ...] = ()
     coco_panoptic: Path | None = None
     coco_instances: Path | None = None
+    captions: Path | None = None
     names: tuple[str, ...] | None = None
     classes: Vocabulary | None = None
     label_set: str | None = None
@@ -80,8 +82,8 @@ class Description:
 
     @property
     def kind(self) -> str:
-        """Place of the labels: the first of :data:`KINDS` that is given."""
-        return next(kind for kind in KINDS if getattr(self, kind))
+        """Place of the labels: the first of :data:`KINDS` that is given; ``"captions"`` for captions without labels."""
+        return next((kind for kind in KINDS if getattr(self, kind)), "captions")
 
 
 def read_description(path: str | Path) -> Description:
@@ -110,7 +112,7 @@ def _checked(own: Description) -> Description:
     if not own.images:
         raise OvsegError(f"{own.file} has no images: say where they are, for example images: images/*.jpg")
     kinds = [kind for kind in KINDS if getattr(own, kind)]
-    if not kinds:
+    if not kinds and own.captions is None:
         raise OvsegError(f"{own.file} has no masks: say where they are, for example masks: masks/*.png")
     if len(kinds) > 1 and kinds != ["coco_panoptic", "masks"]:
         raise OvsegError(f"{own.file} has {' and '.join(kinds)}: keep one of them")
@@ -121,7 +123,7 @@ def _checked(own: Description) -> Description:
             raise OvsegError(f"{own.file} has classes and label_set: keep one of them")
         with own.errors_of("label_set"):
             own = replace(own, classes=Vocabulary.from_label_set(own.label_set))
-    if own.classes is None and not own.kind.startswith("coco"):
+    if own.classes is None and kinds and not own.kind.startswith("coco"):
         raise OvsegError(
             f"{own.file} has no classes: list their names, for example classes: [road, sky], or name a label_set"
         )
@@ -248,6 +250,7 @@ _READERS = {
     "labelme": _patterns,
     "coco_panoptic": _path,
     "coco_instances": _path,
+    "captions": _path,
     "names": _names,
     "classes": _classes,
     "label_set": _text,

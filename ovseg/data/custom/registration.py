@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from iopath.common.file_io import file_lock
 
 from ovseg.config.per_dataset import is_path
+from ovseg.data.custom.captions import captioned_images, with_captions
 from ovseg.data.custom.classes import Classes
 from ovseg.data.custom.description import Description, read_description
 from ovseg.data.custom.geometry import different_sizes, image_size
@@ -42,7 +44,7 @@ _SHOWN = 5  # files that a warning names
 # are converted again (tests/data/test_cache_formats.py notices).
 FORMAT = 2
 _ALONE = tuple(entry.name for entry in fields(Pairing) if entry.name != "pairs")
-_WITHOUT_EFFECT = ("file", "vocabulary", "templates", "seen", "unseen")  # on label files
+_WITHOUT_EFFECT = ("file", "captions", "vocabulary", "templates", "seen", "unseen")  # on label files
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,8 @@ def _read_index(own: Description, path: Path) -> Prepared | None:
 def register_own(name: str) -> None:
     """Register the data set that a YAML file describes, under the file's path as it was given.
 
-    Label files that are not class indices are converted first, see :func:`prepare`. A name
-    that is registered already stays as it is, unless its file has changed.
+    Label files that are not class indices are converted first, see :func:`prepare`. Captions are read when the dataset
+    dicts are. A name that is registered already stays as it is, unless its file has changed.
 
     Raises:
         OvsegError: see :func:`ovseg.data.custom.description.read_description` and
@@ -192,11 +194,19 @@ def register_own(name: str) -> None:
             return
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    prepared = prepare(read_description(path))
+    own = read_description(path)
+    if own.kind == "captions":
+        DatasetCatalog.register(name, partial(captioned_images, own, name))
+        MetadataCatalog.get(name).set(description_digest=content)
+        return
+    prepared = prepare(own)
     _warn_of_missing(name, prepared)
     pairs, classes = prepared.pairing.pairs, prepared.classes
     records = [{"file_name": str(pair.image), "sem_seg_file_name": str(pair.labels)} for pair in pairs]
-    DatasetCatalog.register(name, lambda: [dict(record) for record in records])
+    if own.captions is None:
+        DatasetCatalog.register(name, lambda: [dict(record) for record in records])
+    else:
+        DatasetCatalog.register(name, partial(with_captions, own, name, records))
     MetadataCatalog.get(name).set(
         stuff_classes=list(classes.vocabulary.names),
         vocabulary=classes.vocabulary,

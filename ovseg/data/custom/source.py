@@ -59,6 +59,10 @@ def open_source(own: Description) -> Source:
     Raises:
         OvsegError: no pair of image and labels, a JSON file that is not COCO's, or classes that do not fit.
     """
+    if own.kind == "captions":
+        raise own.error(
+            "captions", "are all that it has, which only the training of OpenSeg reads: name labels, too, such as masks"
+        )
     if own.kind in ("coco_panoptic", "coco_instances"):
         file = CocoFile(own)
         classes = Classes(own, own.classes or file.vocabulary())
