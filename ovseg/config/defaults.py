@@ -319,8 +319,8 @@ DEFAULTS: dict[str, Any] = {
     # ours: where the maximum over the queries of a class is taken: "region", of the scores of a mask or of a place of a
     # dense map; "pixel", after rendering, each query being a word of its own until then (docs/evaluation.md)
     "TEST.SYNONYMS": "region",
-    # ours: pixels whose best score is lower are background, which is no query then (protocol PAS-21t); in the model's
-    # own unit, see docs/evaluation.md; None = the data set's rule for background
+    # ours: pixels whose best score is lower are background, which is no query then (protocol PAS-21t), or unlabelled in
+    # the demo; in the model's own unit, see docs/evaluation.md; None = the data set's rule for background
     "TEST.BACKGROUND_THRESHOLD": None,
     # ours: also compute Grounding mIoU, with the words of the classes of each image alone (OpenSeg); models with a
     # softmax over the words take a second pass
