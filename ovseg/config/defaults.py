@@ -277,8 +277,7 @@ DEFAULTS: dict[str, Any] = {
     "DATASETS.TRAIN_WEIGHTS": (),
     # ours: folders of tools/make_pseudo_masks.py, for the images of TRAIN that have no masks of their own
     "DATASETS.PSEUDO_MASKS": (),
-    # words of captions, for OpenSeg
-    "INPUT.CAPTION.KEEP_PROB": 0.75,  # probability with which each word of a caption is kept
+    "INPUT.CAPTION.KEEP_PROB": 0.75,  # of OpenSeg: probability with which each word of a caption is kept in training
     "INPUT.CAPTION.POS": "noun+adj",  # of FORM word: noun, noun+adj or noun+adj+verb
     # ours: word, each on its own, as it is spelled; phrase, nouns with their adjectives; or known, the words of WORDS
     # that phrases contain
