@@ -100,8 +100,7 @@ class RegionWords(TextSpace, Part):
             if vocabulary is None:
                 scores.append(None)
                 continue
-            weights = self._weights(found, views) * self.trunk.valid(views)[index]
-            cosines = self.cosines(pool(weights[None], self.pixels(views)[index : index + 1])[0], vocabulary)
+            cosines = self.cosines(self.region_embeddings(views, found, index)[0], vocabulary)
             scores.append(Scores(cosines if self.synonyms == "pixel" else best_text(cosines, vocabulary)))
         return scores
 
@@ -123,8 +122,8 @@ class RegionWords(TextSpace, Part):
         return PixelMap(self.pixels(views)[index].float(), tuple(self.trunk.padded_size(views)))
 
     def region_embeddings(self, views: Views, masks: Masks, index: int) -> tuple[Tensor, Tensor | None]:
-        weights = self._weights(masks, views)[None] * self.trunk.valid(views)[index]
-        return pool_regions(weights, self.pixels(views)[index : index + 1].float())[0], None
+        weights = self._weights(masks, views) * self.trunk.valid(views)[index]
+        return pool(weights[None], self.pixels(views)[index : index + 1])[0], None
 
     def caption_losses(self, views: Views, proposer: RegionQueries) -> dict[str, Tensor]:
         """Compute the grounding loss of a batch with the ``caption_words`` of its requests."""
