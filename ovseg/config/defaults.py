@@ -116,8 +116,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.OPENSEG.NUM_PROPOSALS": 128,  # masks of an image
     "MODEL.OPENSEG.HEAD_DIM": 640,  # channels of the pyramid, the branches and the queries
     "MODEL.OPENSEG.NUM_BLOCKS": 3,  # of cross-attention
-    "MODEL.OPENSEG.NUM_HEADS": 8,
-    "MODEL.OPENSEG.FFN_DIM": 2048,
+    "MODEL.OPENSEG.NUM_HEADS": 8,  # attention heads
+    "MODEL.OPENSEG.FFN_DIM": 2048,  # hidden width of the MLPs of its blocks
     "MODEL.OPENSEG.SELF_ATTN": False,  # let queries attend to each other, too
     "MODEL.OPENSEG.POS_EMBED": "full",  # positions of the canvas: full, or separable into rows and columns
     "MODEL.OPENSEG.CANVAS": 640,  # side of the square that images are padded to, and larger ones scaled down to
