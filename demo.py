@@ -37,7 +37,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="WORD",
         help="words to look for; quote those with blanks. Or one text with synonyms: 'person, child; dog'",
     )
-    words.add_argument("--vocabulary", metavar="FILE", help="words, one per line: name, or name: synonym, synonym")
+    words.add_argument(
+        "--vocabulary",
+        metavar="FILE",
+        help="words, one per line: name, or name: synonym, synonym; or a list of classes, id:name,name",
+    )
     words.add_argument("--label-set", metavar="NAME", help=f"words of a data set: {', '.join(label_set_names())}")
     parser.add_argument(
         "--background",
@@ -64,6 +68,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="G",
         help="from 0 (coarse) to 1 (precise): each word keeps the masks with a score above G times its best one, 1 its "
         "best mask; for every model with masks (MODEL.RENDERING.GRANULARITY)",
+    )
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        metavar="S",
+        help="pixels whose best score is lower are unlabelled ('unknown'), in the unit of the model's scores "
+        "(TEST.BACKGROUND_THRESHOLD)",
     )
     parser.add_argument(
         "--explain",
@@ -96,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_with_options(build_parser(), argv)
     if args.granularity is not None:
         args.opts = ["MODEL.RENDERING.GRANULARITY", args.granularity, *args.opts]
+    if args.min_score is not None:
+        args.opts = ["TEST.BACKGROUND_THRESHOLD", args.min_score, *args.opts]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with user_errors():
         from ovseg.cli.segment import segment_inputs  # imports slowly: after the arguments are checked

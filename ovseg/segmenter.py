@@ -53,7 +53,7 @@ class Segmenter:
         image_format: "RGB" or "BGR", the channels of the model's input.
         many_views: ``model`` with a sliding window or test-time augmentation
             (:func:`ovseg.evaluation.tta.augmented_model`); None for one view of each image.
-        name: of the configuration.
+        name, min_score: of the configuration; see :meth:`__call__`.
     """
 
     def __init__(
@@ -66,11 +66,12 @@ class Segmenter:
         image_format: str = "RGB",
         many_views: nn.Module | None = None,
         name: str = "",
+        min_score: float | None = None,
     ):
         self.model = model
         self.many_views = many_views
         self.image_format = image_format
-        self.name = name
+        self.name, self.min_score = name, min_score
         self.min_size = min_size
         self.max_size = max_size
         self.class_chunk_size = class_chunk_size
@@ -133,6 +134,7 @@ class Segmenter:
             image_format=cfg.INPUT.FORMAT,
             many_views=None if viewed is model else viewed,
             name=Path(config_file).stem,
+            min_score=cfg.TEST.BACKGROUND_THRESHOLD,
         )
 
     @torch.inference_mode()
@@ -174,6 +176,7 @@ class Segmenter:
         *,
         explain: bool = False,
         granularity: float | None = None,
+        min_score: float | None = None,
     ) -> Segmentation:
         """Segment one image.
 
@@ -192,6 +195,7 @@ class Segmenter:
             granularity: number from 0 (coarse) to 1 (precise) in place of ``MODEL.RENDERING.GRANULARITY``: each word
                 keeps the masks with a score above this share of its best one, or with 1 its best mask. To try several,
                 see :meth:`adjustable`.
+            min_score: in place of ``TEST.BACKGROUND_THRESHOLD``: pixels with a lower score are unlabelled.
 
         Returns:
             :class:`Segmentation` of the size of the image.
@@ -211,7 +215,8 @@ class Segmenter:
         with _explain_memory(source or "the image"):
             result = (self.many_views or self.model)([request])[0]
             masks = MaskScores.from_model(result["explanations"], vocabulary.names) if explain else None
-            return _segmentation(result, vocabulary, pixels, source, masks)
+            limit = self.min_score if min_score is None else min_score
+            return _segmentation(result, vocabulary, pixels, source, masks, limit)
 
     @torch.inference_mode()
     def adjustable(
@@ -248,7 +253,7 @@ class Segmenter:
             checked = self.model.granularity_of({"granularity": granularity})
             with _explain_memory(source or "the image"):
                 result = self.model.render_scored(*scored, size, ("label_map",), checked)
-                return _segmentation(result, vocabulary, pixels, source)
+                return _segmentation(result, vocabulary, pixels, source, min_score=self.min_score)
 
         return render
 
@@ -317,35 +322,26 @@ class Segmenter:
 
         Args:
             image: as for a call.
-            stride: pixels of the image between two vectors, a number from 1; vectors are interpolated bilinearly.
             with_masks: return the masks and their embeddings, too, of systems that have masks.
-            normalised: return unit vectors; otherwise the network's own.
-            dtype: "float32" or "float16".
+            stride, normalised, dtype: see :class:`ovseg.result.features.ImageFeatures`.
 
         Raises:
-            OvsegError: the model has no such embeddings, the image cannot be read, an argument is not valid, or the
-                memory is not sufficient.
+            OvsegError: the model has no such embeddings, the image cannot be read, or an argument is not valid.
         """
         text_space_of(self.model)
         pixels, source = as_rgb(image)
-        size = pixels.shape[:2]
         with _explain_memory(source or "the image"):
             found = embeddings_of(self.model, {"image": self._model_input(pixels)}, with_masks)
-        of_image = {"axes": found.pixels.axes(found.image, size), "size": size, "source": source, "model": self.name}
-        asked = {"stride": stride, "normalised": normalised, "dtype": dtype}
-        unit, masks = normalised and found.pixels.unit, (found.regions, found.masks)
-        return ImageFeatures.of(found.pixels.places, unit, *masks, **of_image, **asked)
+        arrays = found.pixels.places, normalised and found.pixels.unit, found.regions, found.masks
+        axes = found.pixels.axes(found.image, size := pixels.shape[:2])
+        of_image = {"axes": axes, "size": size, "source": source, "model": self.name}
+        return ImageFeatures.of(*arrays, **of_image, stride=stride, normalised=normalised, dtype=dtype)
 
     @torch.inference_mode()
     def embed_words(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> np.ndarray:
         """Return the embeddings of words that :meth:`features` are compared with, float32 (S, D), unit vectors.
 
-        Args:
-            words: as for a call. There is a row for each of the S texts, ``Vocabulary.of(words).texts``: for a word
-                with synonyms, several.
-
-        Raises:
-            OvsegError: as :meth:`features`; or words are not valid.
+        There is a row for each of the S texts of the words, ``Vocabulary.of(words).texts``; errors as :meth:`features`.
         """
         return text_space_of(self.model).word_embeddings(Vocabulary.of(words)).cpu().numpy()
 
@@ -375,6 +371,7 @@ def _segmentation(
     pixels: np.ndarray,
     source: str | None,
     masks: MaskScores | None = None,
+    min_score: float | None = None,
 ) -> Segmentation:
     """Return the segmentation of an image from the label and score map of a model, enlarged to the image's size."""
     height, width = pixels.shape[:2]
@@ -382,7 +379,8 @@ def _segmentation(
     if labels.shape != (height, width):
         labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
         scores = cv2.resize(scores, (width, height), interpolation=cv2.INTER_NEAREST)
-    return Segmentation.from_maps(labels, scores, vocabulary.foreground, pixels, source, masks, vocabulary.background)
+    words = vocabulary.foreground, pixels, source, masks, vocabulary.background
+    return Segmentation.from_maps(labels, scores, *words, min_score)
 
 
 @contextlib.contextmanager

@@ -181,11 +181,38 @@ def test_vocabulary_file_and_label_set(here, halves):
     assert np.array(Image.open("two/a_labels.png")).dtype == np.uint16
 
 
+def test_a_list_of_classes_with_ids(here, halves):
+    save_image(here / "a.png")
+    (here / "engineered.txt").write_text("0:invalid_class_id\n1:cat,kitty,cats\n2:dog,puppy\n")
+    assert demo.main(["--vocabulary", "engineered.txt", "--input", "a.png", "--output", "one"]) == 0
+    assert json.loads((here / "one" / "a.json").read_text())["names"] == ["cat", "dog"]
+
+
+def test_unknown_below_a_score(here, tiny, capfd):
+    """Of the tiny model, scores are low: an option of the command line, of a configuration, and of a call."""
+    save_image(here / "a.png")
+    config, weights = tiny[:2]
+    common = ["--config-file", str(config), "--class-names", "cat", "dog", "--input", "a.png"]
+    opts = ["--opts", "MODEL.WEIGHTS", str(weights), "MODEL.DEVICE", "cpu"]
+    shares = []
+    for option in ([], ["--min-score", "1000"]):
+        assert demo.main([*common, *option, *opts]) == 0
+        shares.append(json.loads((here / "predictions" / "a.json").read_text())["unlabelled_fraction"])
+    assert shares[0] < shares[1] == 1
+    segment = Segmenter.from_config(config, weights, ["TEST.BACKGROUND_THRESHOLD", 1000], device="cpu")
+    assert segment.min_score == 1000 and segment("a.png", ["cat", "dog"]).found == ()
+    assert segment("a.png", ["cat", "dog"], min_score=-1).found != ()
+    with pytest.raises(SystemExit):
+        demo.main([*common, "--min-score", "low"])
+
+
 def test_one_text_of_words_with_synonyms(here, halves, capfd):
     save_image(here / "a.png")
     assert demo.main(["--class-names", "person, child; dog", "--input", "a.png"]) == 0
     assert json.loads((here / "predictions" / "a.json").read_text())["names"] == ["person", "dog"]
     assert "one word" not in capfd.readouterr().err
+    assert demo.main(["--class-names", "person, child ;dog;", "--input", "a.png", "--output", "b"]) == 0
+    assert json.loads((here / "b" / "a.json").read_text())["names"] == ["person", "dog"]
     with pytest.raises(SystemExit):
         demo.main(["--class-names", "person,; dog", "--input", "a.png"])
     assert "a comma too many" in capfd.readouterr().err

@@ -9,8 +9,8 @@ Writes matrix.md, matrix.json and matrix.png into --output. Finished pairs are n
 continues, while configurations, weights, images and code are the same. By default, parts have the weights of the toy
 world; --parts names the configuration files of others.
 
-proposers: MaskFormer, Mask2Former; GroundTruth; BoundaryTree (colour gradients, without weights); SAM (not by
-           default, as the toy world has no weights of it)
+proposers: MaskFormer, Mask2Former; GroundTruth; BoundaryTree (colour gradients, without weights); RegionQueries
+           (OpenSeg's; with pooled, the baseline of its paper); SAM (not by default: it has no weights of the toy world)
 namers:    own (the proposer's class embeddings); crops (masked crops, by CLIP as trained on whole images);
            crops+adapted (by CLIP adapted to masked crops); crops+prompts (the same with mask prompts); context (crops
            in the context of the whole image); pooled (CLIP as trained on the whole image once, its last attention
@@ -30,7 +30,7 @@ import ovseg
 from ovseg.cli.options import parse_with_options
 from ovseg.errors import OvsegError, user_errors
 
-PROPOSERS = ("MaskFormer", "Mask2Former", "GroundTruth", "BoundaryTree", "SAM")
+PROPOSERS = ("MaskFormer", "Mask2Former", "GroundTruth", "BoundaryTree", "RegionQueries", "SAM")
 NAMERS = ("own", "crops", "crops+adapted", "crops+prompts", "context", "pooled")
 
 
@@ -86,7 +86,7 @@ from ovseg.evaluation.report import write_json
 from ovseg.io.files import atomic_path, explained_writing, locked_folder, write_text
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-OVSEG, SCAN = (str(CONFIGS / "toy" / f"{name}_toy.yaml") for name in ("ovseg", "scan"))
+OVSEG, SCAN, OPENSEG = (str(CONFIGS / "toy" / f"{name}_toy.yaml") for name in ("ovseg", "scan", "openseg"))
 NO_PROMPTS = {"CLIP_ADAPTER.MASK_PROMPT_FWD": False, "CLIP_ADAPTER.MASK_PROMPT_DEPTH": 0}
 GRADIENT = {
     **{"PROPOSER.BOUNDARY_TREE.BOUNDARY": "gradient", "PROPOSER.BOUNDARY_TREE.RANKING": "tree"},
@@ -97,6 +97,7 @@ PARTS = {
     "Mask2Former": MatrixPart(SCAN),
     "GroundTruth": MatrixPart(OVSEG),
     "BoundaryTree": MatrixPart(OVSEG, GRADIENT),
+    "RegionQueries": MatrixPart(OPENSEG),
     "SAM": MatrixPart(str(CONFIGS / "sam_vitB_clip_vitB16.yaml")),
     "own": MatrixPart(OVSEG, {"NAMER.NAME": ["QueryEmbedding"], "CLIP_ADAPTER.MASK_PROMPT_FWD": False}, "proposer"),
     "crops": MatrixPart(OVSEG, {"NAMER.NAME": ["MaskedCrops"], **NO_PROMPTS}),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -19,9 +20,10 @@ from torch import Tensor
 from ovseg.checkpoint import load_model, save_safetensors, skip_initialisation
 from ovseg.checkpoint.loading import CLIP_ADAPTER, CLIP_PREFIXES
 from ovseg.checkpoint.state_dicts import read_checkpoint, tensors_of
-from ovseg.config import load_cfg
+from ovseg.config import DEFAULTS, load_cfg
 from ovseg.config.files import by_content
 from ovseg.config.limits import needs_checkpoint
+from ovseg.config.systems import unread_keys
 from ovseg.data.custom.names import folder_name
 from ovseg.engine.setup import seed_everything
 from ovseg.errors import OvsegError
@@ -36,6 +38,7 @@ from ovseg.proposals.network import MaskNetwork
 from ovseg.proposals.views import PROPOSERS
 
 logger = logging.getLogger(__name__)
+PAIR, NO_OBJECT = "ProposeAndName", f"{CLIP_ADAPTER}non_object_embedding"
 CELLS_FILE, COUNT_FILE, IDENTITY_FILE = "cells.json", "clip_images.jsonl", "identity.txt"
 
 
@@ -123,17 +126,20 @@ def jobs_of(
 def _pair(proposer: str, first: MatrixPart, namer: str, second: MatrixPart, settings: Settings) -> Job:
     """Return the evaluation of a pair: the proposer with its settings, CLIP and the settings of crops of the namer.
 
-    Settings of single data sets (``TEST.PER_DATASET``) are those of whole systems, and are left out.
+    Settings of single data sets (``TEST.PER_DATASET``) are those of whole systems, and are left out, as are keys that
+    only the proposer's system reads.
     """
     cfg, of_namer = load_cfg(first.config), load_cfg(second.config)
     cfg.TEST.PER_DATASET.clear()
+    for key in unread_keys(PAIR).keys() - unread_keys(cfg.MODEL.META_ARCHITECTURE).keys():
+        cfg.merge_from_list([key, DEFAULTS[key]])
     clip_weights = None
     if second.clip != "proposer":
         cfg.MODEL.CLIP_ADAPTER = of_namer.MODEL.CLIP_ADAPTER.clone()
         cfg.MODEL.NAMER = of_namer.MODEL.NAMER.clone()
         cfg.MODEL.DENSE = of_namer.MODEL.DENSE.clone()
         clip_weights = of_namer.MODEL.WEIGHTS if second.clip == "adapted" else ""
-    keys = {"META_ARCHITECTURE": "ProposeAndName", "PROPOSER.NAME": proposer, **first.keys, **second.keys}
+    keys = {"META_ARCHITECTURE": PAIR, "PROPOSER.NAME": proposer, **first.keys, **second.keys}
     cfg.merge_from_list([item for key, value in keys.items() for item in (f"MODEL.{key}", value)])
     cfg.merge_from_list(settings.opts)
     return Job(proposer, namer, cfg, clip_weights)
@@ -185,11 +191,11 @@ def all_cells(jobs: Sequence[Job], settings: Settings) -> Iterator[list[Cell]]:
         yield evaluated(job, settings)
 
 
-def _weights(job: Job, folder: Path, names: Collection[str]) -> str:
+def _weights(job: Job, folder: Path, names: Mapping[str, torch.Size]) -> str:
     """Return the checkpoint of a pair, normally one written to a folder; "" if CLIP_WEIGHTS has all of its weights.
 
     Args:
-        names: of the model's tensors.
+        names: of the model's tensors, with their shapes.
     """
     if job.clip_weights is None:
         return job.cfg.MODEL.WEIGHTS
@@ -204,18 +210,20 @@ def _weights(job: Job, folder: Path, names: Collection[str]) -> str:
         }
     if not tensors:
         return ""
+    if not is_network and NO_OBJECT in names:  # which only the class embeddings of a network are compared with
+        tensors.setdefault(NO_OBJECT, torch.ones(names[NO_OBJECT]))
     save_safetensors(tensors, folder / "model.safetensors")
     return str(folder / "model.safetensors")
 
 
-def _names(job: Job) -> Collection[str]:
-    """Return the names of the tensors of a pair's model.
+def _names(job: Job) -> Mapping[str, torch.Size]:
+    """Return the names of the tensors of a pair's model, with their shapes.
 
     Raises:
         OvsegError: its parts do not fit together.
     """
     with skip_initialisation():
-        return build_model(job.cfg).state_dict().keys()
+        return {name: tensor.shape for name, tensor in build_model(job.cfg).state_dict().items()}
 
 
 def _identity(job: Job, settings: Settings) -> str:

@@ -8,13 +8,15 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovseg.clip.adapter import ClipAdapter
 from ovseg.naming.region_words import RegionWords, best_text
+from ovseg.naming.text_space import PixelMap, TextSpace
 from ovseg.proposals.region_queries import RegionQueries
 from ovseg.proposals.views import Part, Views
 from ovseg.vocabulary import Vocabulary
 
 
-class RegionPixels(Part):
+class RegionPixels(TextSpace, Part):
     """Scorer of pixels: cosines of the embeddings that :class:`RegionWords` sums in masks.
 
     It trains, and has its weights in checkpoints, as the model with masks. The score of a word at a place is the
@@ -43,6 +45,13 @@ class RegionPixels(Part):
             ]
             scores.append(enlarged[:, : image.shape[1], : image.shape[2]].contiguous())
         return scores
+
+    @property
+    def clip_adapter(self) -> ClipAdapter:
+        return self.namer.clip_adapter
+
+    def pixel_map(self, views: Views, index: int) -> PixelMap:
+        return self.namer.pixel_map(views, index)
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         """Compute the losses of the model with masks."""

@@ -68,6 +68,7 @@ class Segmentation:
         source: str | None = None,
         mask_scores: MaskScores | None = None,
         background: Sequence[str] = (),
+        min_score: float | None = None,
     ) -> Segmentation:
         """Create a segmentation from a model's output; pixels without a score or a name become unlabelled.
 
@@ -79,16 +80,21 @@ class Segmentation:
             image: (H,W,3) uint8 RGB.
             source: file name.
             mask_scores, background: see the attributes of the class.
+            min_score: pixels with a lower score become unlabelled; None for no limit.
 
         Raises:
-            OvsegError: a score is NaN or infinite.
+            OvsegError: a score is NaN or infinite, or ``min_score`` is not a number.
         """
+        if min_score is not None and not (isinstance(min_score, (int, float)) and np.isfinite(min_score)):
+            raise OvsegError(f"min_score is {min_score!r}: give a number, in the unit of the model's scores")
         if not np.isfinite(score_map).all():
             raise OvsegError(
                 f"the scores of {source or 'the image'} are not all numbers (NaN or infinite): the weights are "
                 "damaged, or MODEL.CLIP_ADAPTER.PRECISION has too small a range (choose fp32 or bf16)"
             )
         labels = np.where((score_map == 0) | (label_map >= len(names)), np.int32(UNLABELLED), label_map)
+        if min_score is not None:
+            labels = np.where(score_map < min_score, np.int32(UNLABELLED), labels)
         labels = labels.astype(np.int32, copy=False)
         sums = np.zeros(len(names))
         for row, row_scores in zip(labels, score_map, strict=True):  # row by row: bincount copies to 16 bytes a pixel

@@ -77,6 +77,16 @@ def test_nothing_found():
     assert result.to_json()["unlabelled_fraction"] == 1
 
 
+def test_pixels_below_a_limit_are_unlabelled():
+    labels, scores = np.array([[0, 0, 1, 1]]), np.array([[0.03, 0.04, -0.5, 0.0]], np.float32)
+    image = np.zeros((1, 4, 3), np.uint8)
+    assert Segmentation.from_maps(labels, scores, NAMES, image).label_map.tolist() == [[0, 0, 1, -1]]
+    found = Segmentation.from_maps(labels, scores, NAMES, image, min_score=np.float32(0.04).item())
+    assert found.label_map.tolist() == [[-1, 0, -1, -1]] and found.areas.tolist()[:2] == [1, 0]
+    with pytest.raises(OvsegError, match="min_score is 'low': give a number"):
+        Segmentation.from_maps(labels, scores, NAMES, image, min_score="low")
+
+
 @pytest.mark.parametrize(("count", "dtype", "blank"), [(255, np.uint8, 255), (256, np.uint16, 65535)])
 def test_label_map_file_is_8_or_16_bit(tmp_path, count, dtype, blank):
     names = [f"word {k}" for k in range(count)]

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from PIL import Image
 from safetensors.torch import load_file
 
-from ovseg.checkpoint import load_model
+from ovseg.checkpoint import load_model, save_safetensors
 from ovseg.config import load_cfg
 from ovseg.engine import matrix
 from ovseg.errors import OvsegError
@@ -67,6 +68,26 @@ def test_pairs_and_systems(tmp_path, capsys, monkeypatch):
     assert run(tmp_path / "out", *arguments) == cells
     with pytest.raises(TypeError):
         run(tmp_path / "out", *arguments, "MODEL.CLIP_ADAPTER.MASK_THR", "0.5")  # other settings: again
+
+
+def test_the_masks_of_openseg_with_other_namers(tmp_path):
+    """The baselines of its paper "with proposals", and the system as a row."""
+    torch.manual_seed(0)
+    file, weights = ROOT / "configs" / "toy" / "openseg_toy.yaml", tmp_path / "openseg.safetensors"
+    state = build_model(load_cfg(file, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", *KEYS])).state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("clip_adapter.clip_")}
+    save_safetensors(state, weights)
+    config = tmp_path / "openseg_toy.yaml"
+    config.write_text(f"_BASE_: {file}\nMODEL:\n  WEIGHTS: {weights}\n")
+    arguments = ("--proposers", "RegionQueries", "--namers", "own", "crops", "pooled", "--systems", str(config))
+    cells = run(tmp_path / "out", *arguments, "--parts", f"RegionQueries={config}")
+    assert "no class embeddings" in cells["RegionQueries", "own"]["reason"]
+    pairs = [("RegionQueries", "crops"), ("RegionQueries", "pooled"), ("openseg_toy", "")]
+    recalls = [[cells[pair]["scores"][f"recall@{t}"] for t in (0.5, 0.7, 0.9)] for pair in pairs]
+    assert recalls[0] == recalls[1] == recalls[2] and all(pair in cells for pair in pairs)
+    images = [cells[pair]["clip_images"] for pair in pairs]
+    assert images[0] > images[1] == 1 and images[2] == 0
+    assert all(cells[pair]["scores"]["Grounding-mIoU"] >= 0 for pair in pairs)
 
 
 def test_an_interrupted_matrix_continues(tmp_path, monkeypatch):
