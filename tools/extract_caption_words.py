@@ -18,6 +18,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import ovseg
 from ovseg.cli.options import parse_with_options
 from ovseg.errors import OvsegError, user_errors
 
@@ -32,10 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         if args.workers < 1:
             raise OvsegError(f"--workers is {args.workers}: give 1 or more")
+        ovseg.register()
         from ovseg.config import load_cfg
         from ovseg.data.word_extraction import extract_words
 
-        extract_words(load_cfg(args.config_file, args.opts), args.output, args.workers)
+        count, tagger = extract_words(load_cfg(args.config_file, args.opts), args.output, args.workers)
+        print(f"{args.output}: the words of {count:,} captions, by the tagger {tagger}")
     return 0
 
 

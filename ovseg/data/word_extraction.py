@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 PART = 2000  # captions of a part
 
 
-def extract_words(cfg: CfgNode, output: str | Path, workers: int = 1) -> int:
+def extract_words(cfg: CfgNode, output: str | Path, workers: int = 1) -> tuple[int, str]:
     """Write the words of the captions of ``DATASETS.TRAIN``; see :mod:`ovseg.data.word_file`.
 
     Parts are kept in ``.<name of the output>.parts``, next to the output, until all are there. A run with other
@@ -40,7 +40,7 @@ def extract_words(cfg: CfgNode, output: str | Path, workers: int = 1) -> int:
         workers: number of processes.
 
     Returns:
-        number of captions in the file, each text once.
+        number of captions in the file, each text once, and the tagger that was used.
 
     Raises:
         OvsegError: data sets that are not prepared, no captions, or an output that cannot be written.
@@ -65,8 +65,7 @@ def extract_words(cfg: CfgNode, output: str | Path, workers: int = 1) -> int:
         _extract_all(settings, [parts[number] for number in missing], chunks, workers)
         count = write_word_file(output, settings.record(), tagger, cfg.DATASETS.TRAIN, parts)
     shutil.rmtree(folder, ignore_errors=True)
-    logger.info("%s: the words of %d captions, by the tagger %s", output, count, tagger)
-    return count
+    return count, tagger
 
 
 def _extract_all(settings: WordSettings, parts: Sequence[Path], chunks: Sequence[list[str]], workers: int) -> None:

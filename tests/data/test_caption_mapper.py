@@ -138,6 +138,8 @@ def test_images_without_captions_or_masks(image):
     assert sample["caption_words"] == [] and sample["caption"] == ""
     masks = sample["instances"].gt_masks
     assert masks.shape == (0, *sample["image"].shape[1:]) and masks.dtype == torch.bool
+    sample = mapper(words=lambda caption: ())({"file_name": str(image), "captions": ["it is"]})  # no usable word
+    assert sample["caption_words"] == [] and sample["caption"] == "it is"
     sample = mapper(words=None)({"file_name": str(image), "captions": ["a b"]})  # a teacher reads no captions
     assert sample["caption_words"] == []
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
@@ -67,7 +69,11 @@ def test_coco_is_trained_on(root, registered):
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.OPENSEG.CANVAS = "OpenSeg", 64
     cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS = ("coco_captions_test", "coco_captions_test"), (0.5, 0.5)
     cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = 6, 0
-    batch = next(iter(build_train_loader(cfg, seed=0)))
+    batch, following = islice(build_train_loader(cfg, seed=0), 2)
+    resumed = next(iter(build_train_loader(cfg, seed=0, start=6)))
+    for one, other in zip(following, resumed, strict=True):
+        assert one["file_name"] == other["file_name"] and one["caption_words"] == other["caption_words"]
+        torch.testing.assert_close(one["image"], other["image"])
     assert len(batch) == 6
     for sample in batch:
         assert sample["image"].shape[0] == 3 and max(sample["image"].shape) <= 64

@@ -15,6 +15,7 @@ from ovseg.data.caption_words import TaggedWords, WordSettings, configured_words
 from ovseg.data.word_extraction import extract_words
 from ovseg.data.word_file import WordFile
 from ovseg.errors import OvsegError
+from tests.scripts import load_script
 
 NAME = "caption_words_test"
 CAPTIONS = ["Two brown dogs on a lawn", "a black-haired man", "It is there.", "a photo of many red circles"]
@@ -79,7 +80,7 @@ def test_words_are_tagged_without_a_file(cfg, caplog):
 
 def test_word_file(cfg, tmp_path, caplog):
     path = tmp_path / "words.jsonl"
-    assert extract_words(cfg, path) == len(CAPTIONS)
+    assert extract_words(cfg, path) == (len(CAPTIONS), "textblob")
     assert not list(tmp_path.glob(".*parts*"))
     file = WordFile.read(path)
     assert len(file) == len(CAPTIONS) and [file(caption) for caption in CAPTIONS] == WORDS
@@ -171,6 +172,18 @@ def test_several_processes_write_the_same_file(cfg, tmp_path, monkeypatch):
     extract_words(cfg, tmp_path / "one.jsonl")
     extract_words(cfg, tmp_path / "two.jsonl", workers=2)
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+
+
+def test_the_tool(cfg, tmp_path, capsys):
+    main = load_script("tools/extract_caption_words.py").main
+    path, config = tmp_path / "words.jsonl", tmp_path / "config.yaml"
+    config.write_text(f"MODEL: {{META_ARCHITECTURE: OpenSeg}}\nDATASETS: {{TRAIN: [{NAME}]}}\n")
+    arguments = ["--config-file", str(config), "--output", str(path), "INPUT.CAPTION.POS", "noun"]
+    assert main(arguments) == 0
+    assert "the words of 4 captions, by the tagger textblob" in capsys.readouterr().out
+    assert WordFile.read(path)(CAPTIONS[0]) == ("dogs", "lawn")
+    with pytest.raises(SystemExit):
+        main([*arguments, "--workers", "0"])
 
 
 def test_no_captions(cfg, tmp_path):
