@@ -116,8 +116,8 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.OPENSEG.NUM_PROPOSALS": 128,  # masks of an image
     "MODEL.OPENSEG.HEAD_DIM": 640,  # channels of the pyramid, the branches and the queries
     "MODEL.OPENSEG.NUM_BLOCKS": 3,  # of cross-attention
-    "MODEL.OPENSEG.NUM_HEADS": 8,
-    "MODEL.OPENSEG.FFN_DIM": 2048,
+    "MODEL.OPENSEG.NUM_HEADS": 8,  # of each block
+    "MODEL.OPENSEG.FFN_DIM": 2048,  # hidden channels of the feed-forward layers of each block
     "MODEL.OPENSEG.SELF_ATTN": False,  # let queries attend to each other, too
     "MODEL.OPENSEG.POS_EMBED": "full",  # positions of the canvas: full, or separable into rows and columns
     "MODEL.OPENSEG.CANVAS": 640,  # side of the square that images are padded to, and larger ones scaled down to
@@ -277,8 +277,7 @@ DEFAULTS: dict[str, Any] = {
     "DATASETS.TRAIN_WEIGHTS": (),
     # ours: folders of tools/make_pseudo_masks.py, for the images of TRAIN that have no masks of their own
     "DATASETS.PSEUDO_MASKS": (),
-    # words of captions, for OpenSeg
-    "INPUT.CAPTION.KEEP_PROB": 0.75,  # probability with which each word of a caption is kept
+    "INPUT.CAPTION.KEEP_PROB": 0.75,  # of OpenSeg: probability with which each word of a caption is kept in training
     "INPUT.CAPTION.POS": "noun+adj",  # of FORM word: noun, noun+adj or noun+adj+verb
     # ours: word, each on its own, as it is spelled; phrase, nouns with their adjectives; or known, the words of WORDS
     # that phrases contain

@@ -244,10 +244,12 @@ def _index(shard: Path) -> Iterator[tuple[str, tuple[int, int], int, int]]:
                 content = line.rstrip(b"\n").removesuffix(b",")
                 if content.endswith((b'"images": [', b'"annotations": [')) or content in (b"]", b"]}"):
                     section = content
+                elif not content:
+                    pass  # a section with nothing in it
                 elif section.endswith(b'"images": ['):
                     row = json.loads(content)
                     images[row["id"]] = str(row["file_name"]), (int(row["height"]), int(row["width"]))
-                elif section.endswith(b'"annotations": [') and content:
+                elif section.endswith(b'"annotations": ['):
                     owner = _OWNER.match(content)
                     if owner is None or not content.endswith(b"}"):
                         raise ValueError(f"the line at byte {position} is none of ours")

@@ -43,6 +43,7 @@ from ovseg.evaluation.sg_table import build_table, read_table
 from ovseg.evaluation.tally import Stopwatch, add_other_processes
 from ovseg.evaluation.tta import augmented_model
 from ovseg.io.progress import progress_bar
+from ovseg.meta_arch.per_pixel import PerPixel
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +164,8 @@ def _evaluate(
         independent = viewed is model and getattr(model, "scores_are_independent", False)
         grounding = PresentWords(viewed, GroundTruth(dataset_name), protocol, independent)
     outputs = ["sem_seg" if cfg.TEST.DENSE_CRF else "label_map", *(grounding.needs if grounding else ())]
+    if cfg.TEST.PROPOSAL_RECALL and isinstance(model, PerPixel):
+        raise OvsegError("TEST.PROPOSAL_RECALL is True, but this model has no masks: set it to False")
     recall = ProposalRecallEvaluator(dataset_name) if cfg.TEST.PROPOSAL_RECALL else None
     if recall is not None:
         outputs.append("proposals")

@@ -6,5 +6,13 @@ from ovseg.grounding.loss import (
     image_caption_similarity,
     region_word_cosine,
 )
+from ovseg.grounding.words import drop_words, grounded_words
 
-__all__ = ["best_word", "grounding_loss", "image_caption_similarity", "region_word_cosine"]
+__all__ = [
+    "best_word",
+    "drop_words",
+    "grounded_words",
+    "grounding_loss",
+    "image_caption_similarity",
+    "region_word_cosine",
+]

@@ -59,5 +59,6 @@ def OpenSeg(cfg: CfgNode) -> WordModel:
         fuse=SingleNamer(),
         render=render.from_config(cfg),
         mask_namer=namer,
+        resize_masks=own.TEST_PROPOSALS == "gt",
         **common(cfg),
     )

@@ -53,8 +53,8 @@ class ProposeAndName(WordModel):
         mask_namer: the namer of :meth:`name_masks`; default: the :class:`MaskedCrops` or :class:`PooledMap` of the
             namers.
         mask_threshold: probability above which a pixel belongs to a mask in ``explanations``.
-        resize_masks: resize the logits of a network's masks to the result before they become probabilities, in place of
-            the scores of pixels.
+        resize_masks: resize the logits of a network's masks to the result before they become probabilities, or masks
+            from elsewhere, in place of the scores of pixels.
         model: the remaining arguments of :class:`WordModel`.
     """
 
@@ -158,7 +158,10 @@ class ProposeAndName(WordModel):
                 "this model has no namer of given masks: add MaskedCrops, ContextCrops or PooledMap to MODEL.NAMER.NAME"
             )
         views, words = self.views([request]), self.words_of(request)
-        given = Masks(resize_masks(masks.to(self.device).bool(), tuple(views.images[0].shape[1:])).float())
+        masks, size = masks.to(self.device), tuple(views.images[0].shape[1:])
+        if masks.shape[1:] != size:  # the image is larger than the model takes it
+            masks = resize_masks(masks.bool(), size)
+        given = Masks(masks.float())
         return self.render.of_words(self.mask_namer(views, [given], [words])[0].probabilities, words)
 
     @property
@@ -319,10 +322,13 @@ def explain(
 
 def _of_result(masks: Masks, views: Views, index: int) -> Masks:
     """Return the masks of an image with probabilities of the size of its result, from resized logits if it has any."""
+    size = output_size(views.requests[index])
+    if masks.given is not None:
+        return replace(masks, probabilities=resize_masks(masks.given, size).float())
     if masks.logits is None:
         return masks
     height, width = views.images[index].shape[1:]
-    logits = resize(resize(masks.logits, views.canvas)[:, :height, :width], output_size(views.requests[index]))
+    logits = resize(resize(masks.logits, views.canvas)[:, :height, :width], size)
     return replace(masks, probabilities=logits.sigmoid())
 
 

@@ -68,6 +68,7 @@ class RegionWords(TextSpace, Part):
         self.semantic_branch = PixelBranch(dim, clip_adapter.embed_dim, norm)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(tau)))  # log(1 / tau)
         self.tau_min, self.loss_weight, self.sync, self.synonyms = tau_min, loss_weight, sync, synonyms
+        self._encoded: set[str] = set()
         if loss_weight == 0:
             self.semantic_branch.requires_grad_(False)
             self.log_scale.requires_grad_(False)
@@ -149,13 +150,24 @@ class RegionWords(TextSpace, Part):
         device = self.log_scale.device
         num_words = torch.tensor([len(caption) for caption in captions], device=device)
         padded = torch.zeros(len(captions), max(1, *map(len, captions), 1), self.clip_adapter.embed_dim, device=device)
-        if unique := list(dict.fromkeys(word for caption in captions for word in caption)):
-            with torch.no_grad():
-                rows = dict(zip(unique, self.clip_adapter.text_rows(unique).float().to(device), strict=True))
+        if words := list(dict.fromkeys(word for caption in captions for word in caption)):
+            rows = dict(zip(words, self._rows_of(words).to(device), strict=True))
             for target, caption in zip(padded, captions, strict=True):
                 for place, word in enumerate(caption):
                     target[place] = rows[word]
         return padded, num_words
+
+    @torch.no_grad()
+    def _rows_of(self, words: Sequence[str]) -> Tensor:
+        """Return the embeddings of words, float32 (n, D_text), which are encoded one at a time.
+
+        In a batch the last bits of an embedding depend on the other words, and the weights on where a run was resumed.
+        """
+        for word in words:
+            if word not in self._encoded:
+                self.clip_adapter.text_rows((word,))  # which the text tower keeps
+                self._encoded.add(word)
+        return self.clip_adapter.text_rows(words).float()
 
     def _weights(self, masks: Masks, views: Views) -> Tensor:
         """Return the weights of the places of the map in each mask, (N, h, w): a network's own, or shares of area."""

@@ -36,7 +36,7 @@ class GivenMasks(Part):
         for request, image in zip(views.requests, views.images, strict=True):
             masks = torch.as_tensor(self.masks_of(request)).to(image.device).bool()
             _check_ratio(masks.shape[-2:], image.shape[-2:], request.get("file_name", "an image"))
-            found.append(Masks(resize_masks(masks, tuple(image.shape[-2:])).float()))
+            found.append(Masks(resize_masks(masks, tuple(image.shape[-2:])).float(), given=masks))
         return found
 
     def masks_of(self, request: Mapping[str, Any]) -> Tensor | np.ndarray:

@@ -67,8 +67,10 @@ class Masks:
         embeddings: (Q, D), the proposer's own class embedding of each mask, not normalised; None if it has none.
         logits: (Q, h, w), of the size at which a network predicts them, for the whole canvas (:attr:`Views.canvas`);
             None for masks from elsewhere.
+        given: bool (Q, *, *), masks from elsewhere in their own size; None for those of a network.
     """
 
     probabilities: Tensor
     embeddings: Tensor | None = None
     logits: Tensor | None = None
+    given: Tensor | None = None
