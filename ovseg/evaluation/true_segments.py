@@ -27,7 +27,7 @@ SEGMENT_KINDS = {
     PANOPTIC: "true segments of panoptic labels, things by instance",
     MASKS: "true masks, which may overlap",
 }
-PROPOSALS_AT_A_TIME = 16  # bounds the memory
+PIXELS_AT_A_TIME = 2**26  # of several masks; bounds the memory
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Segments:
         if not len(best):
             return best.numpy()
         counted = torch.from_numpy(self.counted).to(proposals.device)
-        for few in proposals.split(PROPOSALS_AT_A_TIME):
+        at_a_time = max(1, PIXELS_AT_A_TIME // self.counted.size)
+        for few in proposals.split(at_a_time) if len(proposals) else ():
             if self.index is None:
-                masks = torch.from_numpy(self.masks).to(proposals.device)
-                found = best_ious(few, masks, ~counted)
+                pieces = torch.from_numpy(self.masks).split(at_a_time)
+                found = torch.cat([best_ious(few, masks.to(few.device), ~counted).cpu() for masks in pieces])
             else:
-                index = torch.from_numpy(self.index).to(proposals.device)
-                ious = segment_ious(few.bool()[:, counted], index)
-                found = ious.amax(dim=0) if len(ious) else ious.new_zeros(ious.shape[1])
-            best = torch.maximum(best, found.cpu())
+                index = torch.from_numpy(self.index).to(few.device)
+                found = segment_ious(few.bool()[:, counted], index).amax(dim=0).cpu()
+            best = torch.maximum(best, found)
         return best.numpy()
 
 

@@ -50,6 +50,14 @@ def fill(root: Path, dataset: SemSegDataset, labels: np.ndarray) -> None:
     Image.fromarray(labels).save(masks / f"a{dataset.label_suffix}")
 
 
+def test_places_of_panoptic_labels(empty_catalog, tmp_path):
+    catalog.register_all(tmp_path)
+    metadata = MetadataCatalog.get("coco_2017_val_panoptic_sem_seg")
+    assert metadata.panoptic_root == str(tmp_path / "coco" / "panoptic_val2017")
+    assert metadata.panoptic_json == str(tmp_path / "coco" / "annotations" / "panoptic_val2017.json")
+    assert MetadataCatalog.get("ade20k_sem_seg_val").get("panoptic_json") is None
+
+
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.name)
 def test_registers_and_reads_each(dataset, empty_catalog, tmp_path):
     catalog.register_all(tmp_path)

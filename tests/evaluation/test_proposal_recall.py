@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from ovseg.errors import OvsegError
-from ovseg.evaluation import runner
+from ovseg.evaluation import runner, true_segments
 from ovseg.evaluation.comparison import compare
 from ovseg.evaluation.proposal_recall import ProposalRecallEvaluator
 from ovseg.evaluation.proposals import segment_ious
@@ -136,7 +136,8 @@ def test_panoptic_segments_are_instances_without_crowds_and_void(tmp_path):
         assert ProposalRecallEvaluator(name).describe()["segments"] == "classes"
 
 
-def test_true_masks_may_overlap(tmp_path):
+def test_true_masks_may_overlap(tmp_path, monkeypatch):
+    monkeypatch.setattr(true_segments, "PIXELS_AT_A_TIME", 7 * 20 * 30)
     whole, part, crowd = np.zeros((3, 20, 30), bool)
     whole[:10, :20] = part[2:6, 5:9] = crowd[15:, 25:] = True
     Image.fromarray(np.where(whole, 1, 0).astype(np.uint8)).save(tmp_path / "a.png")
