@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-import ovseg
-from ovseg.adaptation.pseudo_masks import FoundMasks, Teacher
 from ovseg.adaptation.pseudo_options import PseudoOptions
+from ovseg.adaptation.pseudo_teacher import FoundMasks, Teacher
 from ovseg.adaptation.shard_work import Tally, Work, write_bad
 from ovseg.data.caption_files import CaptionedImage
 from ovseg.errors import OvsegError
@@ -44,7 +43,6 @@ class ShardTeacher:
     """
 
     def __init__(self, options: PseudoOptions, gpu: bool):
-        ovseg.register()
         self.failure = ""  # returned, for Ray gives an error of this method as a text with its own trace around it
         try:
             self.teacher = Teacher.of(options, "cuda" if gpu else options.device or "cpu")
