@@ -70,7 +70,7 @@ def test_a_score_is_that_of_the_best_synonym(model):
     parts = [segment(model, request(class_names=[name]))[0]["sem_seg"][0] for name in ("cat", "kitten")]
     best = torch.maximum(*parts)  # of the enlarged maps, which may be less than the enlarged map of the best
     assert (whole[1] > best - 1e-3).all()
-    assert torch.isclose(whole[1], best, atol=1e-3).float().mean() > 0.5
+    assert (whole[1] - best).mean() < 0.2 * (parts[0] - parts[1]).abs().mean()
 
 
 def test_scores_do_not_depend_on_other_words(model):
