@@ -37,6 +37,7 @@ from ovseg.evaluation.report import write_json
 from ovseg.io.files import atomic_path, is_file
 
 LIST_SUFFIXES = (".txt", ".lst")  # of files that name an image in each line
+CAPTION_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 BAD_IMAGES = "bad_entries.txt"
 
 
@@ -78,21 +79,21 @@ def find_images(options: PseudoOptions) -> tuple[CaptionedImages, Path]:
     """
     root, data = options.image_root, list(options.data)
     source = Path(data[0])
+    alone = is_split(data[0]) or (is_file(source) and source.suffix.lower() in (*LIST_SUFFIXES, *CAPTION_SUFFIXES))
+    if alone and len(data) > 1:
+        raise OvsegError(f"--data {data[0]} is a list or a split, which stands alone: leave out {' '.join(data[1:])}")
     if is_split(data[0]):
         records = split_records(data[0], options.max_images)
         images = [CaptionedImage(Path(record["file_name"]), str(record["image_id"]), ()) for record in records]
         found = CaptionedImages(images, len(images))
-    elif is_file(source) and source.suffix.lower() in LIST_SUFFIXES and not options.image_column:
+    elif alone and source.suffix.lower() in LIST_SUFFIXES and not options.image_column:
         found = images_of(_lines(source), root or source.parent)
         root = root or source.parent
-    elif is_file(source) and source.suffix.lower() in (".json", ".jsonl", ".csv", ".tsv", ".txt"):
+    elif alone:
         found = read_captions(source, root, options.image_column, options.caption_column, options.delimiter)
         root = root or source.parent
     else:
         found = images_of(data)
-        data = []
-    if len(data) > 1:
-        raise OvsegError(f"--data {data[0]} is a list or a split, which stands alone: leave out {' '.join(data[1:])}")
     found.images = [CaptionedImage(item.path, item.image_id, ()) for item in found.images[: options.max_images]]
     return found, root or Path(os.path.commonpath([item.path.absolute().parent for item in found.images]))
 

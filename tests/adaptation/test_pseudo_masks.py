@@ -243,7 +243,6 @@ def test_images_of_every_source(options, photos, tmp_path):
         ({"min_confidence": float("nan")}, "--min-confidence is nan"),
         ({"max_masks": 0}, "--max-masks is 0"),
         ({"shard_size": 0}, "--shard-size is 0"),
-        ({"opts": ["MODEL.META_ARCHITECTURE", "LSeg"]}, "LSeg"),
     ],
 )
 def test_options_that_cannot_work(options, tmp_path, changes, message):
