@@ -54,6 +54,7 @@ def register(folder: Path) -> None:
 
 def configuration(output: Path | str = "unused", *opts: object) -> CfgNode:
     settings = {
+        "SOLVER.AMP.ENABLED": False,
         "MODEL.DEVICE": "cpu",
         "MODEL.WEIGHTS": "",
         "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR": "none",
