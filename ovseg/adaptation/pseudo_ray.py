@@ -25,9 +25,11 @@ from ovseg.adaptation.shard_work import Tally, Work, write_bad
 from ovseg.data.caption_files import CaptionedImage
 from ovseg.errors import OvsegError
 
-# before the import: nothing is reported to anybody, and no lines of Ray's own processes on the terminal
+# before the import: nothing is reported to anybody, no lines of Ray's own processes appear on the terminal, and workers
+# have the priority of this process (Ray's default is 15 below, which starves them on a busy machine)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("RAY_worker_niceness", "0")
 import ray
 import ray.data
 
