@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import ItemsView, Iterable, KeysView, Mapping, Sequence, Set
@@ -11,6 +12,8 @@ from ovseg.errors import OvsegError, reason_of, shown
 from ovseg.io.files import check_file
 
 _LARGEST_FILE = 16 * 2**20  # bytes; larger files are not lists of words
+
+logger = logging.getLogger(__name__)
 
 # numbered classes: "0: road", "1 car", "2,sky", "(3) tree"
 _NUMBERED = re.compile(r"[(\[]?(\d+)\s*(?:[\s:;,=.)\]|-])\s*(\S.*)")
@@ -128,6 +131,9 @@ def read_file(path: Path) -> list[Entry]:
     lines = [clean_text(line) for line in _read_lines(path)]
     words = [line for line in lines if line and not line.startswith("#")]
     if _is_class_list(words):
+        logger.warning(
+            "%s numbers its words (%r): the numbers are not read, the order of the lines counts", path, words[0]
+        )
         return _read_classes(lines, path)
     _check_numbered(words, str(path))
     if len(words) > 1 and all(word[0] in "-*\"'" for word in words):
