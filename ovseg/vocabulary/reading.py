@@ -130,10 +130,9 @@ def read_file(path: Path) -> list[Entry]:
     lines_of: dict[str, int] = {}
     lines = [clean_text(line) for line in _read_lines(path)]
     words = [line for line in lines if line and not line.startswith("#")]
-    if _is_class_list(words):
-        logger.warning(
-            "%s numbers its words (%r): the numbers are not read, the order of the lines counts", path, words[0]
-        )
+    if ids := _class_ids(words):
+        if ids != list(range(ids[0], ids[0] + len(ids))):
+            logger.warning("%s leaves out numbers: they are not read, the order of the lines counts", path)
         return _read_classes(lines, path)
     _check_numbered(words, str(path))
     if len(words) > 1 and all(word[0] in "-*\"'" for word in words):
@@ -163,15 +162,16 @@ def read_file(path: Path) -> list[Entry]:
     return entries
 
 
-def _is_class_list(rows: Sequence[str]) -> bool:
-    """Return whether rows are ``id:name1,name2,...`` with ascending ids, of which a single one is no list."""
+def _class_ids(rows: Sequence[str]) -> list[int]:
+    """Return the ids if rows are ``id:name1,name2,...`` with ascending ids, of which a single one is no list."""
     found = [match.groups() for match in map(_CLASS.fullmatch, rows) if match]
     ids = [int(number[:9]) for number, _ in found]
-    return 1 < len(found) == len(rows) and ids == sorted(set(ids)) and not all(_NUMBERS.fullmatch(n) for _, n in found)
+    is_list = 1 < len(found) == len(rows) and ids == sorted(set(ids))
+    return ids if is_list and not all(_NUMBERS.fullmatch(names) for _, names in found) else []
 
 
 def _read_classes(lines: Sequence[str], path: Path) -> list[Entry]:
-    """Return the names of each class of a prompt-engineered list (:func:`_is_class_list`), without the ids."""
+    """Return the names of each class of a prompt-engineered list (:func:`_class_ids`), without the ids."""
     entries = []
     for number, line in enumerate(lines, start=1):
         if not (found := _CLASS.fullmatch(line)) or found[2] == _NO_CLASS:
