@@ -107,6 +107,8 @@ def fit(
     seed_everything(seed)  # the same in all processes: the model starts the same
     loader = make_loader(seed, position)
     model = make_model(found)
+    if cfg.SOLVER.CHANNELS_LAST:
+        model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     dtype = autocast_dtype(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE)

@@ -90,3 +90,11 @@ def test_a_teacher_learns_masks_alone(scenes, tmp_path):
     openseg_runs.train(scenes, tmp_path, opts=opts)
     losses = list(toy.read_losses(tmp_path).values())
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_channels_last_is_equal_up_to_rounding(scenes, uninterrupted, tmp_path):
+    openseg_runs.train(scenes, tmp_path, opts=("SOLVER.CHANNELS_LAST", True, "SOLVER.MAX_ITER", 2))
+    losses, plain = toy.read_losses(tmp_path), toy.read_losses(uninterrupted)
+    assert losses[0] == pytest.approx(plain[0], rel=1e-4)
+    weight = read_checkpoint(tmp_path / "model_final.pth")["model"]["backbone.res2.0.conv2.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
