@@ -297,7 +297,7 @@ DEFAULTS: dict[str, Any] = {
     "INPUT.MAX_SCALE": 2.0,  # largest scale of large-scale jittering in the original
     # --- solver --------------------------------------------------------------------------------------------
     "SOLVER.OPTIMIZER": "ADAMW",  # or SGD
-    "SOLVER.CHANNELS_LAST": False,  # train with convolutions in the order N, H, W, C: often faster, equal up to rounding
+    "SOLVER.CHANNELS_LAST": False,  # train convolutions in the order N, H, W, C: often faster, equal up to rounding
     "SOLVER.TEST_IMS_PER_BATCH": 1,  # images per batch in evaluation
     "SOLVER.WEIGHT_DECAY_EMBED": 0.0,  # weight decay of embeddings
     "SOLVER.BACKBONE_MULTIPLIER": 0.1,  # learning rate of the backbone relative to BASE_LR
