@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ovseg.engine.launch import World, launch
+from tests.processes import run_processes
 
 
 def _run_and_die(kind: type, run: Callable[[Any], None], options: Any, image: str) -> None:
@@ -27,11 +27,7 @@ def _run_and_die(kind: type, run: Callable[[Any], None], options: Any, image: st
 
 def killed_at(image: str, kind: type, run: Callable[[Any], None], options: Any) -> None:
     """Run in a process that dies by SIGKILL when an instance of ``kind`` is called with an image."""
-    arguments = (kind, run, options, image)
-    process = multiprocessing.get_context("spawn").Process(target=_run_and_die, args=arguments)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert run_processes(_run_and_die, (kind, run, options, image)) == [-signal.SIGKILL]
 
 
 def continued_by_two(run: Callable[[Any], None], options: Any, shards: Callable, finished: Path) -> None:
