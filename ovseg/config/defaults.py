@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ovseg.config import ovsegmentor
+
 DEFAULTS: dict[str, Any] = {
     # --- Swin backbone -------------------------------------------------------------------------------------
     "MODEL.SWIN.PRETRAIN_IMG_SIZE": 224,  # side in pixels; determines the size of the absolute position embedding only
@@ -137,6 +139,7 @@ DEFAULTS: dict[str, Any] = {
     # ours: its batch normalisation: BN; SyncBN, over all processes; or FrozenBN, which does not train
     "MODEL.TIMM.NORM": "BN",
     "MODEL.TIMM.DROP_PATH_RATE": 0.0,  # ours: its stochastic depth; 0 for none
+    **ovsegmentor.DEFAULTS,
     # --- ZegFormer: a fixed classifier of queries, and crops by RoIAlign ------------------------------------------
     # JSON list of names for training requests with neither words nor a data set; the default stands for DATASETS.TRAIN
     "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": "ADE20K_847.json",
@@ -385,7 +388,7 @@ SHORT = {"MODEL.RENDERING": "NAME"}
 
 # Keys that the originals define but never use: values other than the default would be ignored silently, so they
 # are refused.
-WITHOUT_EFFECT = {
+WITHOUT_EFFECT = ovsegmentor.WITHOUT_EFFECT | {
     "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": "the stride of the mask features is always 4",
     "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": "set MODEL.MASK_FORMER.DICE_WEIGHT and MASK_WEIGHT",
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": "the deformable encoder always samples 4 points",
