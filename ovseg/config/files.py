@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ovseg.config.errors import explain_config_errors
-from ovseg.config.per_dataset import LIMITS, is_path, part_of, take_back
+from ovseg.config.per_dataset import general_names, is_path, part_of, take_back
 from ovseg.config.values import fit
 from ovseg.errors import OvsegError, shown
 from ovseg.io.files import file_digest, is_dir, is_file
@@ -95,8 +95,7 @@ def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]
     for base in _bases(own.pop(BASE, None), path):
         _merge(load_layers(Path(path).parent / Path(base).expanduser(), (*above, place)), merged, base)
     _merge(own, merged, str(path))
-    general, entries = part_of(own, "MODEL", "CLIP_ADAPTER"), part_of(own, "TEST", "PER_DATASET")
-    take_back(part_of(merged, "TEST", "PER_DATASET"), [name for name in LIMITS if name in general], entries)
+    take_back(part_of(merged, "TEST", "PER_DATASET"), general_names(own), part_of(own, "TEST", "PER_DATASET"))
     return merged
 
 

@@ -12,7 +12,12 @@ from ovseg.config.per_dataset import KEY
 from ovseg.errors import OvsegError
 
 # settings and their attributes of the model or of its parts
-_ATTRIBUTES = {"MASK_THR": "mask_threshold", "CLIP_ENSEMBLE_WEIGHT": "weight", "REPLACE_RATIO": "replace_ratio"}
+_ATTRIBUTES = {
+    "MASK_THR": "mask_threshold",
+    "CLIP_ENSEMBLE_WEIGHT": "weight",
+    "REPLACE_RATIO": "replace_ratio",
+    "BG_THRESH": "background_threshold",
+}
 
 
 def check_settings(model: nn.Module, settings: Iterable[str]) -> None:
