@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY as HEADS
 
-from ovseg.config.ovsegmentor import PRETRAINED
 from ovseg.config.systems import SIMBASELINE_PER_PIXEL
 from ovseg.config.values import leaves
 from ovseg.errors import OvsegError, shown
