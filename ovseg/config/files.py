@@ -33,10 +33,17 @@ PATHS = (
     "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON",
     "MODEL.NAMER.REGIONS",
     "MODEL.PROPOSER.SAM.MODEL",
+    "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED_CHECKPOINT",
+    "MODEL.OVSEGMENTOR.TEXT_ENCODER.CONFIG",
+    "MODEL.OVSEGMENTOR.TEXT_ENCODER.VOCAB",
+    "MODEL.OVSEGMENTOR.TEXT_ENCODER.WEIGHTS",
+    "MODEL.OVSEGMENTOR.STAGE1_CHECKPOINT",
     "INPUT.CAPTION.WORD_FILE",
     "INPUT.CAPTION.WORDS",
     "TEST.SG_IOU_TABLE",
     "TEST.VOCABULARY",
+    "TEST.ZERO_SHOT.FILE",
+    "TEST.ZERO_SHOT.NAMES",
 )
 _PLAIN = (str, int, float, bool, type(None), list)
 
@@ -124,7 +131,7 @@ def by_content(values: Any) -> Any:
 def _resolve_paths(own: dict[str, Any], folder: Path) -> None:
     for key in PATHS:
         *sections, name = key.split(".")
-        if name in (section := part_of(own, *sections)) and section[name] not in ("names", "synonyms"):
+        if name in (section := part_of(own, *sections)) and section[name] not in ("names", "synonyms", "imagenet"):
             section[name] = resolve(section[name], folder)
     for name, value in (datasets := part_of(own, "DATASETS")).items():
         if name in ("TRAIN", "TEST") and ".y" in str(value).lower():

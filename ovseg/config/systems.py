@@ -51,12 +51,23 @@ _WITHOUT_PROMPTS = {
     f"{_CLIP}.MASK_PROMPT_FWD": "only OVSeg has mask prompts",
     f"{_CLIP}.MASK_PROMPT_DEPTH": "only OVSeg has mask prompts",
 }
+_WITHOUT_CLIP = {  # OVSegmentor has encoders, windows and a background of its own
+    f"{_CLIP}.CLIP_MODEL_NAME": "set MODEL.OVSEGMENTOR.TEXT_ENCODER.CONFIG",
+    f"{_CLIP}.CLIP_WEIGHTS": "set MODEL.OVSEGMENTOR.TEXT_ENCODER.WEIGHTS",
+    f"{_CLIP}.TEXT_TEMPLATES": "set MODEL.OVSEGMENTOR.TEMPLATES",
+    f"{_CLIP}.PREDEFINED_PROMPT_TEMPLATES": "set MODEL.OVSEGMENTOR.TEMPLATES",
+    f"{_CLIP}.TEXT_ENCODER": "set MODEL.OVSEGMENTOR.TEXT_ENCODER.CONFIG",
+    "MODEL.RENDERING.GRANULARITY": "a pixel belongs to one group",
+    "TEST.SLIDING_WINDOW": "set MODEL.OVSEGMENTOR.WINDOW and STRIDE",
+    "TEST.BACKGROUND_THRESHOLD": "set MODEL.OVSEGMENTOR.BG_THRESH",
+}
 _BARE_WORDS = 'words are encoded by CLIP without a prompt; give "templates" in the requests, or use LSegPlus'
 NOT_IN: dict[tuple[str, ...], dict[str, str]] = {
-    (*ZEGFORMER, *SIMBASELINE_PER_PIXEL, "LSeg", "LSegPlus", "OpenSeg", "DenseCLIP", "Mask2Former"): {
+    (*ZEGFORMER, *SIMBASELINE_PER_PIXEL, "LSeg", "LSegPlus", "OpenSeg", "DenseCLIP", "Mask2Former", "OVSegmentor"): {
         "MODEL.FUSION.VOID_BY_CLIP": "only OVSeg, SCAN, SimBaseline and ProposeAndName read it"
     },
     _BOTH: _WITHOUT_PROMPTS,
+    ("OVSegmentor",): _WITHOUT_CLIP,
     ("LSeg",): {
         f"{_CLIP}.{name}": _BARE_WORDS for name in ("TEXT_TEMPLATES", "PREDEFINED_PROMPT_TEMPLATES", "TEXT_ENCODER")
     },
