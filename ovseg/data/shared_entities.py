@@ -55,8 +55,8 @@ class SharedEntities:
         Returns:
             rows drawn, int32 (N, count), and the numbers of the entities in :attr:`names`, int32 (N, count).
         """
-        entities = self._entities[self._draw_between(self._ends, rows[:, None], (len(rows), count), rng)]
-        return self._members[self._draw_between(self._member_ends, entities, entities.shape, rng)], entities
+        entities = self._entities[_draw_between(self._ends, rows[:, None], (len(rows), count), rng)]
+        return self._members[_draw_between(self._member_ends, entities, entities.shape, rng)], entities
 
     @staticmethod
     def _draw_between(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from array import array
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ class Table:
     def __init__(self, path: str | Path, header: Sequence[str] | None = None):
         self.path = Path(path)
         check_file(self.path, "table")
-        with self._reading(), self.path.open("rb") as file:
+        with _explained(self.path), self.path.open("rb") as file:
             first = file.readline().decode("utf-8-sig", "replace")
             file.seek(0)
             tabs = self.path.suffix.lower() == ".tsv" or ("," not in first and "\t" in first)
@@ -62,7 +63,7 @@ class Table:
 
     def rows(self, first: int = 0, end: int | None = None) -> Iterator[dict[str, str]]:
         """Yield rows in order; see :meth:`__getitem__`."""
-        with self._reading(), self.path.open("rb") as file:
+        with _explained(self.path), self.path.open("rb") as file:
             for index in range(len(self))[first:end]:
                 if index == first or file.tell() != self._starts[index]:
                     file.seek(self._starts[index])
@@ -89,12 +90,11 @@ class Table:
             raise OvsegError(
                 f"row {index + 1} of {self.path} has {len(cells)} columns in place of {len(self.columns)}: correct it"
             )
-        if any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell if letter > "\ud7ff"):
-            raise OvsegError(f"row {index + 1} of {self.path} is not UTF-8: correct it")
+        try:
+            "".join(cells).encode()
+        except UnicodeEncodeError as error:  # bytes that could not be decoded
+            raise OvsegError(f"row {index + 1} of {self.path} is not UTF-8: correct it") from error
         return cells
-
-    def _reading(self) -> _Reading:
-        return _Reading(self.path)
 
 
 class _Lines:
@@ -116,17 +116,12 @@ class _Lines:
         return text.removeprefix("\ufeff") if begins else text
 
 
-class _Reading:
-    """Context that explains errors of reading a table."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, csv.Error):
-            raise OvsegError(f"{self._path} is not a table of text ({error}): write it again") from error
-        if isinstance(error, OSError):
-            raise OvsegError(f"cannot read {self._path} ({error.strerror}): check its permissions") from error
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Explain errors of reading a table."""
+    try:
+        yield
+    except csv.Error as error:
+        raise OvsegError(f"{path} is not a table of text ({error}): write it again") from error
+    except OSError as error:
+        raise OvsegError(f"cannot read {path} ({error.strerror}): check its permissions") from error
