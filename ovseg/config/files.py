@@ -43,7 +43,6 @@ PATHS = (
     "INPUT.TEXT_AUG.ENTITIES",
     "TEST.SG_IOU_TABLE",
     "TEST.VOCABULARY",
-    "TEST.ZERO_SHOT.FILE",
     "TEST.ZERO_SHOT.NAMES",
 )
 _PLAIN = (str, int, float, bool, type(None), list)
@@ -144,11 +143,11 @@ def _resolve_paths(own: dict[str, Any], folder: Path) -> None:
             datasets["PSEUDO_MASKS"] = [
                 os.path.abspath(folder / name) if is_dir(folder / name) else resolve(name, folder) for name in names
             ]
-    pairs = part_of(datasets, "IMAGE_TEXT")
-    for name in {"ROOT", "FILE"} & pairs.keys():
-        value = pairs[name]
-        is_folder = isinstance(value, str) and value and is_dir(folder / value)
-        pairs[name] = os.path.abspath(folder / value) if is_folder else resolve(value, folder)
+    for section in (part_of(datasets, "IMAGE_TEXT"), part_of(own, "TEST", "ZERO_SHOT")):
+        for name in {"ROOT", "FILE"} & section.keys():
+            value = section[name]
+            is_folder = isinstance(value, str) and value and is_dir(folder / value)
+            section[name] = os.path.abspath(folder / value) if is_folder else resolve(value, folder)
     entries = part_of(own, "TEST", "PER_DATASET")
     for name in [name for name in entries if is_path(name)]:
         entries[resolve(name, folder)] = entries.pop(name)

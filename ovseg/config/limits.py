@@ -330,6 +330,11 @@ def _check_together(cfg: CfgNode) -> None:
         if solver[key] % max(solver.ACCUMULATION_STEPS, 1):
             wanted = f"a multiple of SOLVER.ACCUMULATION_STEPS, {solver.ACCUMULATION_STEPS}"
             raise _refusal(f"SOLVER.{key}", solver[key], wanted)
+    for score in cfg.TEST.SAVE_BEST:
+        task = "cls" if score in ("top1", "top5") else "seg"
+        if task not in cfg.TEST.TASKS:
+            wanted = f"scores of {', '.join(cfg.TEST.TASKS)}, or add {task} to TEST.TASKS"
+            raise _refusal("TEST.SAVE_BEST", cfg.TEST.SAVE_BEST, wanted)
     adapter = cfg.MODEL.CLIP_ADAPTER
     if (adapter.TEXT_ENCODER == "table") != bool(adapter.TEXT_TABLE):
         wanted = (

@@ -16,7 +16,7 @@ _ATTRIBUTES = {
     "MASK_THR": "mask_threshold",
     "CLIP_ENSEMBLE_WEIGHT": "weight",
     "REPLACE_RATIO": "replace_ratio",
-    "BG_THRESH": "background_threshold",
+    "BG_THRESH": "bg_thresh",
 }
 
 
@@ -51,7 +51,7 @@ def _owners(model: nn.Module, name: str) -> list[Any]:
     parts = (
         model,
         *getattr(model, "parts", ()),
-        *(getattr(model, part, None) for part in ("mask_namer", "fuse", "render")),
+        *(getattr(model, part, None) for part in ("mask_namer", "fuse", "render", "scorer")),
     )
     owners = [part for part in parts if hasattr(part, _ATTRIBUTES[name])]
     if not owners:
