@@ -305,6 +305,10 @@ def _check_together(cfg: CfgNode) -> None:
         raise _refusal("DATASETS.TRAIN_WEIGHTS", weights, wanted)
     if cfg.INPUT.CAPTION.FORM != "known" and cfg.INPUT.CAPTION.WORDS:
         raise _refusal("INPUT.CAPTION.WORDS", cfg.INPUT.CAPTION.WORDS, "'', or set INPUT.CAPTION.FORM known")
+    windows = cfg.MODEL.OVSEGMENTOR
+    if any(step > side or (side and not step) for side, step in zip(windows.WINDOW, windows.STRIDE, strict=True)):
+        wanted = f"numbers from 1 to those of MODEL.OVSEGMENTOR.WINDOW, {windows.WINDOW}; [0, 0] for windows of [0, 0]"
+        raise _refusal("MODEL.OVSEGMENTOR.STRIDE", windows.STRIDE, wanted)
     adapter = cfg.MODEL.CLIP_ADAPTER
     if (adapter.TEXT_ENCODER == "table") != bool(adapter.TEXT_TABLE):
         wanted = (
