@@ -69,7 +69,12 @@ def test_two_processes_equal_one(pairs, tmp_path):
     arguments = ((rank, 2, pairs, tmp_path) for rank in range(2))
     assert processes(ovsegmentor_runs.one_of, *arguments) == [0, 0]
     expected = ovsegmentor_runs.one_step(pairs)
-    assert {"loss_matching", "loss_entity", "loss_mask", "bridge_projector.linear_hidden.1.running_var"} < expected.keys()
+    assert {
+        "loss_matching",
+        "loss_entity",
+        "loss_mask",
+        "bridge_projector.linear_hidden.1.running_var",
+    } < expected.keys()
     for rank in range(2):
         found = torch.load(tmp_path / f"step_{rank}.pt")
         assert found.keys() == expected.keys()
