@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ovseg.config import ovsegmentor
+
 DEFAULTS: dict[str, Any] = {
     # --- Swin backbone -------------------------------------------------------------------------------------
     "MODEL.SWIN.PRETRAIN_IMG_SIZE": 224,  # side in pixels; determines the size of the absolute position embedding only
@@ -137,6 +139,7 @@ DEFAULTS: dict[str, Any] = {
     # ours: its batch normalisation: BN; SyncBN, over all processes; or FrozenBN, which does not train
     "MODEL.TIMM.NORM": "BN",
     "MODEL.TIMM.DROP_PATH_RATE": 0.0,  # ours: its stochastic depth; 0 for none
+    **ovsegmentor.DEFAULTS,
     # --- ZegFormer: a fixed classifier of queries, and crops by RoIAlign ------------------------------------------
     # JSON list of names for training requests with neither words nor a data set; the default stands for DATASETS.TRAIN
     "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": "ADE20K_847.json",
@@ -301,7 +304,28 @@ DEFAULTS: dict[str, Any] = {
     "SOLVER.TEST_IMS_PER_BATCH": 1,  # images per batch in evaluation
     "SOLVER.WEIGHT_DECAY_EMBED": 0.0,  # weight decay of embeddings
     "SOLVER.BACKBONE_MULTIPLIER": 0.1,  # learning rate of the backbone relative to BASE_LR
+    # ours: passes over the training data; above 0, MAX_ITER and WARMUP_ITERS follow from the size of the data, and
+    # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD count epochs
+    "SOLVER.MAX_EPOCHS": 0,
+    "SOLVER.WARMUP_EPOCHS": 0,  # ours: of MAX_EPOCHS, those of the warm-up
+    "SOLVER.WARMUP_LR": 0.0,  # ours: of EpochCosine, the learning rate at which the warm-up starts
+    "SOLVER.MIN_LR": 0.0,  # ours: of EpochCosine, the learning rate at the end
+    "SOLVER.BETAS": [0.9, 0.999],  # ours: of ADAMW
+    "SOLVER.EPS": 1.0e-8,  # ours: of ADAMW
+    # ours: iterations whose mean gradient makes a step of the optimiser; 0 and 1 for a step after each
+    "SOLVER.ACCUMULATION_STEPS": 1,
     # --- test ----------------------------------------------------------------------------------------------
+    # ours: scores of the evaluations during a training, such as mIoU, whose best weights are kept in best_<score>.pth
+    "TEST.SAVE_BEST": [],
+    # ours: seg, segmentation of DATASETS.TEST; cls, zero-shot classification of TEST.ZERO_SHOT (OVSegmentor)
+    "TEST.TASKS": ["seg"],
+    "TEST.ZERO_SHOT.ROOT": "",  # ours: folder of the images of a classification
+    "TEST.ZERO_SHOT.FILE": "",  # ours: their table, csv or tsv, with the columns image_id and label (a number from 0)
+    "TEST.ZERO_SHOT.BATCH": 64,  # ours: images in a batch of each process
+    "TEST.ZERO_SHOT.TEMPLATES": "subset",  # ours: prompts of its words: simple (1), subset (7), full (80) or identity
+    # ours: imagenet, the 1,000 names of CLIP's authors; "" = the column label_name of the table; or a file with a line
+    # for each class
+    "TEST.ZERO_SHOT.NAMES": "imagenet",
     "TEST.SLIDING_WINDOW": False,  # segment in overlapping tiles, and average them
     "TEST.SLIDING_TILE_SIZE": 224,  # side of a tile in pixels
     "TEST.SLIDING_OVERLAP": 2 / 3,  # overlap of tiles relative to their side
@@ -364,7 +388,7 @@ SHORT = {"MODEL.RENDERING": "NAME"}
 
 # Keys that the originals define but never use: values other than the default would be ignored silently, so they
 # are refused.
-WITHOUT_EFFECT = {
+WITHOUT_EFFECT = ovsegmentor.WITHOUT_EFFECT | {
     "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": "the stride of the mask features is always 4",
     "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": "set MODEL.MASK_FORMER.DICE_WEIGHT and MASK_WEIGHT",
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": "the deformable encoder always samples 4 points",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ovseg.config.errors import explain_config_errors
-from ovseg.config.per_dataset import LIMITS, is_path, part_of, take_back
+from ovseg.config.per_dataset import general_names, is_path, part_of, take_back
 from ovseg.config.values import fit
 from ovseg.errors import OvsegError, shown
 from ovseg.io.files import file_digest, is_dir, is_file
@@ -33,10 +33,17 @@ PATHS = (
     "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON",
     "MODEL.NAMER.REGIONS",
     "MODEL.PROPOSER.SAM.MODEL",
+    "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED_CHECKPOINT",
+    "MODEL.OVSEGMENTOR.TEXT_ENCODER.CONFIG",
+    "MODEL.OVSEGMENTOR.TEXT_ENCODER.VOCAB",
+    "MODEL.OVSEGMENTOR.TEXT_ENCODER.WEIGHTS",
+    "MODEL.OVSEGMENTOR.STAGE1_CHECKPOINT",
     "INPUT.CAPTION.WORD_FILE",
     "INPUT.CAPTION.WORDS",
+    "INPUT.TEXT_AUG.ENTITIES",
     "TEST.SG_IOU_TABLE",
     "TEST.VOCABULARY",
+    "TEST.ZERO_SHOT.NAMES",
 )
 _PLAIN = (str, int, float, bool, type(None), list)
 
@@ -88,8 +95,7 @@ def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]
     for base in _bases(own.pop(BASE, None), path):
         _merge(load_layers(Path(path).parent / Path(base).expanduser(), (*above, place)), merged, base)
     _merge(own, merged, str(path))
-    general, entries = part_of(own, "MODEL", "CLIP_ADAPTER"), part_of(own, "TEST", "PER_DATASET")
-    take_back(part_of(merged, "TEST", "PER_DATASET"), [name for name in LIMITS if name in general], entries)
+    take_back(part_of(merged, "TEST", "PER_DATASET"), general_names(own), part_of(own, "TEST", "PER_DATASET"))
     return merged
 
 
@@ -124,7 +130,7 @@ def by_content(values: Any) -> Any:
 def _resolve_paths(own: dict[str, Any], folder: Path) -> None:
     for key in PATHS:
         *sections, name = key.split(".")
-        if name in (section := part_of(own, *sections)) and section[name] not in ("names", "synonyms"):
+        if name in (section := part_of(own, *sections)) and section[name] not in ("names", "synonyms", "imagenet"):
             section[name] = resolve(section[name], folder)
     for name, value in (datasets := part_of(own, "DATASETS")).items():
         if name in ("TRAIN", "TEST") and ".y" in str(value).lower():
@@ -137,6 +143,11 @@ def _resolve_paths(own: dict[str, Any], folder: Path) -> None:
             datasets["PSEUDO_MASKS"] = [
                 os.path.abspath(folder / name) if is_dir(folder / name) else resolve(name, folder) for name in names
             ]
+    for section in (part_of(datasets, "IMAGE_TEXT"), part_of(own, "TEST", "ZERO_SHOT")):
+        for name in {"ROOT", "FILE"} & section.keys():
+            value = section[name]
+            is_folder = isinstance(value, str) and value and is_dir(folder / value)
+            section[name] = os.path.abspath(folder / value) if is_folder else resolve(value, folder)
     entries = part_of(own, "TEST", "PER_DATASET")
     for name in [name for name in entries if is_path(name)]:
         entries[resolve(name, folder)] = entries.pop(name)

@@ -1,0 +1,156 @@
+"""Weights that the training of OVSegmentor starts from: random ones, and those of published vision transformers."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from ovseg.checkpoint.state_dicts import read_state_dict
+from ovseg.errors import OvsegError
+
+logger = logging.getLogger(__name__)
+KEY = "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED"
+VIT = ("patch_embed.proj.", "pos_embed", "layers.0.blocks.", "layers.1.blocks.", "norm.", "proj")
+# Names of OpenAI's CLIP, below ``visual.``, in timm's order of modules.
+_CLIP_BLOCK = {
+    "ln_1.": "norm1.",
+    "ln_2.": "norm2.",
+    "attn.in_proj_": "attn.qkv.",
+    "attn.out_proj.": "attn.proj.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+}
+_CLIP_REST = {
+    "conv1.": "patch_embed.proj.",
+    "positional_embedding": "pos_embed",
+    "ln_post.": "norm.",
+    "proj": "proj",
+}
+
+
+def initialise(module: nn.Module) -> None:
+    """Initialise a linear layer or LayerNorm; an argument of :meth:`torch.nn.Module.apply`.
+
+    Linear weights are drawn from a normal distribution of deviation 0.02, truncated at +-2; biases are 0.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+@dataclass(frozen=True)
+class FirstWeights:
+    """What the training of OVSegmentor starts from.
+
+    Attributes:
+        stage1: checkpoint of stage 1; "" for the others.
+        kind: of the image encoder's: ``dino``, ``dinob8``, ``dinos16``, ``dinos8``, ``imgnet``, ``clip`` or ``none``.
+        image: file of these.
+        fixed: do not train them, but for the positions.
+        text: file or folder of the text encoder's; "" for those of its name.
+        text_pretrained: see :meth:`ovseg.clip.bert.TextEncoder.start_from`.
+    """
+
+    stage1: str = ""
+    kind: str = "none"
+    image: str = ""
+    fixed: bool = False
+    text: str = ""
+    text_pretrained: bool = False
+
+    @classmethod
+    def from_keys(cls, keys: CfgNode) -> FirstWeights:
+        """Return the first weights of ``MODEL.OVSEGMENTOR``."""
+        image, text = keys.IMG_ENCODER, keys.TEXT_ENCODER
+        own = (image.IMGNET_PRETRAINED, image.IMGNET_PRETRAINED_CHECKPOINT, image.FIXED, text.WEIGHTS, text.PRETRAINED)
+        return cls(keys.STAGE1_CHECKPOINT, *own)
+
+
+def load_vit(encoder: nn.Module, kind: str, path: str, first_depth: int) -> None:
+    """Load a plain vision transformer into a group encoder; its grouping block and group tokens stay random.
+
+    Args:
+        encoder: see :class:`ovseg.proposals.group_tokens.GroupEncoder`.
+        kind: see :class:`FirstWeights`; nothing is loaded for ``none``.
+        path: the file.
+        first_depth: see :func:`vit_in_stages`.
+
+    Raises:
+        OvsegError: no file is named, it cannot be read, or it does not fit.
+    """
+    if kind == "none":
+        return
+    if not path:
+        raise OvsegError(f"{KEY} is {kind}, but no file is named: set {KEY}_CHECKPOINT, or {KEY} to none")
+    state, own = vit_in_stages(read_state_dict(path), first_depth), encoder.state_dict()
+    found = {name: tensor for name, tensor in state.items() if name in own}
+    wrong = [name for name, tensor in found.items() if tensor.shape != own[name].shape]
+    absent = [name for name in own if name.startswith(VIT) and name not in found]
+    absent = [name for name in absent if (kind, name) != ("clip", "patch_embed.proj.bias")]
+    if wrong or absent:
+        reason = (
+            f"{wrong[0]} has {list(found[wrong[0]].shape)} instead of {list(own[wrong[0]].shape)}"
+            if wrong
+            else (f"it lacks {absent[0]}")
+        )
+        raise OvsegError(f"{path} is not a vision transformer of this size ({reason}): correct {KEY}_CHECKPOINT")
+    encoder.load_state_dict(found, strict=False)
+    logger.info("image encoder: %d tensors from %s", len(found), path)
+
+
+def freeze_vit(encoder: nn.Module, kind: str) -> None:
+    """Do not train the parameters of a group encoder that :func:`load_vit` loads, but for the positions."""
+    for name, parameter in encoder.named_parameters():
+        if name.startswith(VIT) and name != "pos_embed" and (kind, name) != ("clip", "patch_embed.proj.bias"):
+            parameter.requires_grad_(False)
+
+
+def vit_in_stages(state: Mapping[str, Tensor], first_depth: int) -> dict[str, Tensor]:
+    """Return the tensors of a plain vision transformer under the names of a group encoder (specification 2.6).
+
+    Args:
+        state: with the names of DINO and timm (``blocks.0.attn.qkv.weight``) or of OpenAI's CLIP
+            (``visual.transformer.resblocks.0.attn.in_proj_weight``).
+        first_depth: blocks of the first stage; the others are of the second.
+
+    Returns:
+        ``patch_embed``, ``layers.*.blocks.*``, ``norm``, ``proj`` of CLIP, and ``pos_embed`` (N, D) without the row of
+        the class token. Other tensors (class token, head) are left out.
+    """
+    if any(name.startswith("visual.") for name in state):
+        state = _names_of_timm(state)
+    found = {}
+    for name, tensor in state.items():
+        if block := re.match(r"blocks\.(\d+)\.(.+)", name):
+            index = int(block[1])
+            stage, place = (0, index) if index < first_depth else (1, index - first_depth)
+            found[f"layers.{stage}.blocks.{place}.{block[2]}"] = tensor
+        elif name == "pos_embed":
+            found[name] = (tensor[0] if tensor.dim() == 3 else tensor)[1:]
+        elif name.startswith(("patch_embed.", "norm.")) or name == "proj":
+            found[name] = tensor
+    return found
+
+
+def _names_of_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for name, tensor in state.items():
+        name = name.removeprefix("visual.")
+        if block := re.match(r"transformer\.resblocks\.(\d+)\.(.+)", name):
+            for old, new in _CLIP_BLOCK.items():
+                if block[2].startswith(old):
+                    renamed[f"blocks.{block[1]}.{new}{block[2].removeprefix(old)}"] = tensor
+        else:
+            for old, new in _CLIP_REST.items():
+                if name == old or (old.endswith(".") and name.startswith(old)):
+                    renamed[new + name.removeprefix(old)] = tensor
+    return renamed
