@@ -33,7 +33,13 @@ _LIGHTNESS = (25, 92)  # CIE L*; excludes black and white
 
 
 def draw_regions(
-    image: np.ndarray, label_map: np.ndarray, names: Sequence[str], colors: Mapping[int, sv.Color] | None = None
+    image: np.ndarray,
+    label_map: np.ndarray,
+    names: Sequence[str],
+    colors: Mapping[int, sv.Color] | None = None,
+    *,
+    outlined: bool = True,
+    named: bool = True,
 ) -> np.ndarray:
     """Colour every labelled region, draw its outline, and write its name where there is room.
 
@@ -42,6 +48,7 @@ def draw_regions(
         label_map: (H,W) integers, index into ``names``; negative = unlabelled, left as it is.
         names: K words.
         colors: colour of each label, for series of images; by default those of the labels in the map.
+        outlined, named: draw the outlines, and write the names.
 
     Returns:
         (H,W,3) uint8 RGB, new.
@@ -56,8 +63,10 @@ def draw_regions(
         mask, color = label_map == k, colors[k]
         region = sv.Detections(xyxy=sv.mask_to_xyxy(mask[None]), mask=mask[None], class_id=np.array([k]))
         scene = sv.MaskAnnotator(color=color, opacity=_OPACITY).annotate(scene, region)
-        scene = sv.PolygonAnnotator(color=color, thickness=thickness).annotate(scene, region)
-        tags += [(point, names[k], color) for point in _name_places(mask)]
+        if outlined:
+            scene = sv.PolygonAnnotator(color=color, thickness=thickness).annotate(scene, region)
+        if named:
+            tags += [(point, names[k], color) for point in _name_places(mask)]
     drawn = Image.fromarray(np.ascontiguousarray(scene[:, :, ::-1]))
     _write_names(drawn, tags)
     return np.array(drawn)
