@@ -304,7 +304,28 @@ DEFAULTS: dict[str, Any] = {
     "SOLVER.TEST_IMS_PER_BATCH": 1,  # images per batch in evaluation
     "SOLVER.WEIGHT_DECAY_EMBED": 0.0,  # weight decay of embeddings
     "SOLVER.BACKBONE_MULTIPLIER": 0.1,  # learning rate of the backbone relative to BASE_LR
+    # ours: passes over the training data; above 0, MAX_ITER and WARMUP_ITERS follow from the size of the data, and
+    # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD count epochs
+    "SOLVER.MAX_EPOCHS": 0,
+    "SOLVER.WARMUP_EPOCHS": 0,  # ours: of MAX_EPOCHS, those of the warm-up
+    "SOLVER.WARMUP_LR": 0.0,  # ours: of EpochCosine, the learning rate at which the warm-up starts
+    "SOLVER.MIN_LR": 0.0,  # ours: of EpochCosine, the learning rate at the end
+    "SOLVER.BETAS": [0.9, 0.999],  # ours: of ADAMW
+    "SOLVER.EPS": 1.0e-8,  # ours: of ADAMW
+    # ours: iterations whose mean gradient makes a step of the optimiser; 0 and 1 for a step after each
+    "SOLVER.ACCUMULATION_STEPS": 1,
     # --- test ----------------------------------------------------------------------------------------------
+    # ours: scores of the evaluations during a training, such as mIoU, whose best weights are kept in best_<score>.pth
+    "TEST.SAVE_BEST": [],
+    # ours: seg, segmentation of DATASETS.TEST; cls, zero-shot classification of TEST.ZERO_SHOT (OVSegmentor)
+    "TEST.TASKS": ["seg"],
+    "TEST.ZERO_SHOT.ROOT": "",  # ours: folder of the images of a classification
+    "TEST.ZERO_SHOT.FILE": "",  # ours: their table, csv or tsv, with the columns image_id and label (a number from 0)
+    "TEST.ZERO_SHOT.BATCH": 64,  # ours: images in a batch of each process
+    "TEST.ZERO_SHOT.TEMPLATES": "subset",  # ours: prompts of its words: simple (1), subset (7), full (80) or identity
+    # ours: imagenet, the 1,000 names of CLIP's authors; "" = the column label_name of the table; or a file with a line
+    # for each class
+    "TEST.ZERO_SHOT.NAMES": "imagenet",
     "TEST.SLIDING_WINDOW": False,  # segment in overlapping tiles, and average them
     "TEST.SLIDING_TILE_SIZE": 224,  # side of a tile in pixels
     "TEST.SLIDING_OVERLAP": 2 / 3,  # overlap of tiles relative to their side

@@ -43,6 +43,8 @@ PATHS = (
     "INPUT.CAPTION.WORDS",
     "TEST.SG_IOU_TABLE",
     "TEST.VOCABULARY",
+    "TEST.ZERO_SHOT.FILE",
+    "TEST.ZERO_SHOT.NAMES",
 )
 _PLAIN = (str, int, float, bool, type(None), list)
 
@@ -139,7 +141,7 @@ def by_content(values: Any) -> Any:
 def _resolve_paths(own: dict[str, Any], folder: Path) -> None:
     for key in PATHS:
         *sections, name = key.split(".")
-        if name in (section := part_of(own, *sections)) and section[name] not in ("names", "synonyms"):
+        if name in (section := part_of(own, *sections)) and section[name] not in ("names", "synonyms", "imagenet"):
             section[name] = resolve(section[name], folder)
     for name, value in (datasets := part_of(own, "DATASETS")).items():
         if name in ("TRAIN", "TEST") and ".y" in str(value).lower():

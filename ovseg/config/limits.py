@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY as HEADS
 
-from ovseg.config.ovsegmentor import PRETRAINED
 from ovseg.config.systems import SIMBASELINE_PER_PIXEL
 from ovseg.config.values import leaves
 from ovseg.errors import OvsegError, shown
@@ -81,6 +80,13 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         MODEL.OVSEGMENTOR.IMG_ENCODER.DROP_PATH_RATE MODEL.OVSEGMENTOR.CROSS_THRESHOLD MODEL.OVSEGMENTOR.GROUP_RATIO
         MODEL.OVSEGMENTOR.MOMENTUM MODEL.OVSEGMENTOR.BG_THRESH""",
     ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): _WEIGHT,
+    # epochs, and the zero-shot classification
+    ("numbers from 0 to below 1", lambda x: 0 <= x < 1): "SOLVER.BETAS",
+    ("a number from 0 to 1000", lambda x: 0 <= x <= 1000): "SOLVER.WARMUP_LR SOLVER.MIN_LR",
+    ("a number above 0 and up to 1", lambda x: 0 < x <= 1): "SOLVER.EPS",
+    ("a whole number from 0 to 16384", lambda x: isinstance(x, int) and 0 <= x <= 16384): """
+        SOLVER.MAX_EPOCHS SOLVER.WARMUP_EPOCHS SOLVER.ACCUMULATION_STEPS""",
+    ("a whole number from 1 to 16384", lambda x: isinstance(x, int) and 1 <= x <= 16384): "TEST.ZERO_SHOT.BATCH",
     ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
     ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
     # Segment Anything
@@ -101,13 +107,14 @@ _LENGTHS = {
     "MODEL.CLIP_PIXEL_MEAN": 3,
     "MODEL.CLIP_PIXEL_STD": 3,
     "INPUT.CROP.SIZE": 2,
+    "SOLVER.BETAS": 2,
     "MODEL.OVSEGMENTOR.WINDOW": 2,
     "MODEL.OVSEGMENTOR.STRIDE": 2,
     "MODEL.CLIP_ADAPTER.PROMPT_SHAPE": 2,
     "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_SHAPE": 2,
 }
 _MAY_BE_NONE = {"MODEL.RENDERING.GRANULARITY"}
-_MAY_BE_EMPTY = {"DATASETS.TRAIN_WEIGHTS"}
+_MAY_BE_EMPTY = {"DATASETS.TRAIN_WEIGHTS", "TEST.SAVE_BEST"}
 _STAGES = ("res2", "res3", "res4", "res5")
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
@@ -164,18 +171,22 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT": ("auto", "plain", "log"),
     "MODEL.RENDERING.RESIZE": ("bilinear", "nearest"),
     "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
-    "SOLVER.LR_SCHEDULER_NAME": ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR"),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR", "EpochCosine"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
     "TEST.MIOU_CONVENTION": ("union", "ground_truth"),
     "TEST.VOCABULARY": ("names", "synonyms"),
     "TEST.SYNONYMS": ("region", "pixel"),
+    "TEST.TASKS": ("seg", "cls"),
+    "TEST.ZERO_SHOT.TEMPLATES": ("simple", "subset", "full", "identity"),
+    "TEST.ZERO_SHOT.NAMES": ("imagenet", ""),
+    "TEST.SAVE_BEST": ("mIoU", "pACC", "mACC", "fwIoU", "top1", "top5"),
     "TEST.ORACLE": ("none", "masks", "labels", "words"),
     "TEST.ORACLE_LABEL": ("iou", "intersection", "soft_iou"),
     "TEST.SAVE_PREDICTIONS": (None, False, True, "rle", "png"),
     "METRIC": ("Vanilla", "SG-IoU"),
 }
-_OR_FILES = ("TEST.VOCABULARY",)  # keys whose value may also be the path of a file
+_OR_FILES = ("TEST.VOCABULARY", "TEST.ZERO_SHOT.NAMES")  # keys whose value may also be the path of a file
 _REGISTERED = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
@@ -231,6 +242,8 @@ def check_config(cfg: CfgNode) -> None:
         value = lookup(cfg, key)
         kinds = [(type(choice), choice) for choice in choices]  # 1 is not True here
         if key in _OR_FILES and isinstance(value, str) and is_file(value):
+            continue
+        if key in _MAY_BE_EMPTY and not value:
             continue
         if not all((type(part), part) in kinds for part in _parts(value)):
             raise OvsegError(
@@ -306,6 +319,11 @@ def _check_together(cfg: CfgNode) -> None:
         raise _refusal("DATASETS.TRAIN_WEIGHTS", weights, wanted)
     if cfg.INPUT.CAPTION.FORM != "known" and cfg.INPUT.CAPTION.WORDS:
         raise _refusal("INPUT.CAPTION.WORDS", cfg.INPUT.CAPTION.WORDS, "'', or set INPUT.CAPTION.FORM known")
+    solver = cfg.SOLVER
+    for key in () if solver.MAX_EPOCHS else ("MAX_ITER", "CHECKPOINT_PERIOD"):
+        if solver[key] % max(solver.ACCUMULATION_STEPS, 1):
+            wanted = f"a multiple of SOLVER.ACCUMULATION_STEPS, {solver.ACCUMULATION_STEPS}"
+            raise _refusal(f"SOLVER.{key}", solver[key], wanted)
     adapter = cfg.MODEL.CLIP_ADAPTER
     if (adapter.TEXT_ENCODER == "table") != bool(adapter.TEXT_TABLE):
         wanted = (

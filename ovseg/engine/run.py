@@ -22,7 +22,9 @@ from ovseg.config.limits import check_kind, needs_checkpoint
 from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import build_train_loader
 from ovseg.data.mapper import training_set
+from ovseg.engine.best import BestCheckpoints
 from ovseg.engine.checkpoints import FINAL, CheckpointFolder, numbered
+from ovseg.engine.epochs import in_iterations
 from ovseg.engine.hooks import Every
 from ovseg.engine.metrics import MetricsWriter, start_wandb
 from ovseg.engine.setup import owned_output, seed_everything
@@ -95,9 +97,10 @@ def fit(
     Args:
         cfg: the configuration.
         resume: continue from the newest checkpoint in ``OUTPUT_DIR``, if there is one.
-        make_loader: called with the seed and the number of samples used so far, it returns endless batches.
+        make_loader: called with the seed and the number of samples used so far, it returns endless batches of a
+            ``dataset``, whose length counts where ``SOLVER.MAX_EPOCHS`` is set.
         make_model: called with the path and the content of the checkpoint, or None, it returns the model, whose call
-            with a batch returns losses.
+            with a batch returns losses. Its method ``update_teacher``, if it has one, is called after each iteration.
         state_of: returns what a checkpoint holds of the model.
         evaluate: called every ``TEST.EVAL_PERIOD`` iterations with the model and the number of iterations.
     """
@@ -106,6 +109,8 @@ def fit(
     seed, position = _progress(cfg, found)
     seed_everything(seed)  # the same in all processes: the model starts the same
     loader = make_loader(seed, position)
+    if cfg.SOLVER.MAX_EPOCHS:
+        cfg = in_iterations(cfg, len(loader.dataset))
     model = make_model(found)
     if cfg.SOLVER.CHANNELS_LAST:
         model = model.to(memory_format=torch.channels_last)
@@ -121,7 +126,9 @@ def fit(
         autocast_dtype=dtype,
         scale_losses=dtype is torch.float16,
         remedy=REMEDY,
+        accumulation=max(cfg.SOLVER.ACCUMULATION_STEPS, 1),
     )
+    best = BestCheckpoints(checkpoints.folder, cfg.TEST.SAVE_BEST if evaluate else (), resume=found is not None)
     start = 0
     if found is not None:
         path, content = found
@@ -136,12 +143,16 @@ def fit(
             checkpoints.save(name, {"model": state_of(model), "samples_used": used, **trainer.state_dict()})
 
     def evaluate_now() -> OrderedDict[str, Any]:
-        return evaluate(model, min(trainer.iter + 1, cfg.SOLVER.MAX_ITER))
+        done = min(trainer.iter + 1, cfg.SOLVER.MAX_ITER)
+        results = evaluate(model, done)
+        best.update(results, done, lambda: state_of(model))
+        return results
 
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(optimizer, scheduler),
+            Every(1, lambda done: model.update_teacher()) if hasattr(model, "update_teacher") else None,
             Every(cfg.SOLVER.CHECKPOINT_PERIOD, save),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_now) if evaluate else None,
             hooks.PeriodicWriter(_writers(cfg), LOG_PERIOD) if comm.is_main_process() else None,
