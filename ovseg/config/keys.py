@@ -51,6 +51,10 @@ class CfgNode(Detectron2CfgNode):
                 self.merge_from_other_cfg(self._translated(published, str(cfg_filename)))
             self.merge_from_other_cfg(content)
 
+    def published(self) -> dict[str, Any]:
+        """Return the keys of the published format that were merged, nested; empty without such a file."""
+        return published_tree.interpolated(self.__dict__.get(PUBLISHED, ({}, 1))[0], "the published keys")
+
     def _translated(self, tree: Mapping[str, Any], source: str) -> dict[str, Any]:
         """Return our keys of a published tree; a tree of options alone has the batch of the configuration."""
         known, processes = self.__dict__.get(PUBLISHED, ({}, _processes()))

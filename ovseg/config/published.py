@@ -40,6 +40,7 @@ RENAMED = {
     "train.weight_decay": "SOLVER.WEIGHT_DECAY",
     "train.accumulation_steps": "SOLVER.ACCUMULATION_STEPS",
     "train.optimizer.betas": "SOLVER.BETAS",
+    "train.optimizer.eps": "SOLVER.EPS",
     "evaluate.eval_freq": "TEST.EVAL_PERIOD",
     "evaluate.task": "TEST.TASKS",
     "evaluate.cls.template": "TEST.ZERO_SHOT.TEMPLATES",
@@ -87,13 +88,14 @@ TEST_SETS = {
     "coco_stuff": ("ovsegmentor_coco_stuff172_val", 0.95),
     "ade20k": ("ovsegmentor_ade150_val", 0.95),
 }
+# Scores whose best weights are kept if the key is true, and the task that gives them.
+SAVE_BEST = {"evaluate.seg.save_best": ("mIoU", "seg"), "evaluate.cls.save_best": ("top1", "cls")}
 # Keys that have one value only here, and what to do.
 FIXED: dict[str, tuple[Any, str]] = {
     "data.train.read_from": ("dir", "read images from a folder (data.train.root_dir); petrel needs a private client"),
     "data.val.read_from": ("dir", "read images from a folder (data.val.root_dir); petrel needs a private client"),
     "data.train.mask_type": ("class", "no other questions exist"),
     "data.train.use_distilbert": (True, "the questions are those of encoders of BERT's kind"),
-    "train.optimizer.eps": (1e-8, "AdamW's epsilon is fixed"),
 }
 # Keys that must agree with another one, which is the one that has an effect.
 SAME_AS = {
@@ -115,8 +117,6 @@ IGNORED = {
         for part in ("train", "val")
         for key in ("image_reader", "sampler", "transforms", "test_resize", "input_size")
     },
-    "evaluate.cls.save_best": "no effect in the original: only evaluate.seg.save_best keeps a checkpoint",
-    "evaluate.seg.save_best": "the checkpoint that is best in mIoU is always kept",
 }
 # What the original fixes in its code: pixel statistics (RGB) and the size of images in evaluation.
 SYSTEM: dict[str, Any] = {
@@ -151,7 +151,7 @@ def translate(tree: Mapping[str, Any], source: str, processes: int = 1, images: 
             _check_fixed(key, value, source)
         elif key in SAME_AS:
             _check_same(key, value, values, source)
-        elif key in SCALED or key in IGNORED or key in _SPECIAL:
+        elif key in SCALED or key in SAVE_BEST or key in IGNORED or key in _SPECIAL:
             pass
         else:
             ours[_in_capitals(key, source)] = value
@@ -172,7 +172,7 @@ def known_keys() -> list[str]:
         for section, name in SECTIONS.items()
         if key.startswith(f"{name}.") and "." not in key.removeprefix(f"{name}.")
     ]
-    return [*own, *RENAMED, *WORDS, *SCALED, *FIXED, *SAME_AS, *IGNORED, *_SPECIAL]
+    return [*own, *RENAMED, *WORDS, *SCALED, *SAVE_BEST, *FIXED, *SAME_AS, *IGNORED, *_SPECIAL]
 
 
 def _in_capitals(key: str, source: str) -> str:
@@ -234,7 +234,7 @@ def _clipping(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluation(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return the data set of ``evaluate.seg.cfg`` with its threshold, and what ``evaluate.seg.opts`` overrides."""
+    """Return the data set and its threshold, what ``evaluate.seg.opts`` overrides, and which checkpoints are kept."""
     ours: dict[str, Any] = {}
     if (key := "evaluate.seg.cfg") in values:
         name = PurePath(str(values[key])).stem
@@ -242,6 +242,14 @@ def _evaluation(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             raise OvsegError(f"{source}: {key} is {shown(values[key])}: choose one of {', '.join(TEST_SETS)}")
         dataset, threshold = TEST_SETS[name]
         ours |= {"DATASETS.TEST": [dataset], f"{OVSEGMENTOR}.BG_THRESH": threshold}
+    if not values.keys().isdisjoint(SAVE_BEST):
+        tasks = fit(values.get("evaluate.task", DEFAULTS["TEST.TASKS"]), [""], "evaluate.task")
+        kept = [
+            score
+            for key, (score, task) in SAVE_BEST.items()
+            if task in tasks and fit(values.get(key, False), False, key)
+        ]
+        ours["TEST.SAVE_BEST"] = kept
     key = "evaluate.seg.opts"
     for option in fit(values.get(key) or [], [""], key):
         name, equals, value = option.partition("=")
