@@ -41,6 +41,7 @@ PATHS = (
     "MODEL.OVSEGMENTOR.STAGE1_CHECKPOINT",
     "INPUT.CAPTION.WORD_FILE",
     "INPUT.CAPTION.WORDS",
+    "INPUT.TEXT_AUG.ENTITIES",
     "TEST.SG_IOU_TABLE",
     "TEST.VOCABULARY",
     "TEST.ZERO_SHOT.FILE",
@@ -154,6 +155,11 @@ def _resolve_paths(own: dict[str, Any], folder: Path) -> None:
             datasets["PSEUDO_MASKS"] = [
                 os.path.abspath(folder / name) if is_dir(folder / name) else resolve(name, folder) for name in names
             ]
+    pairs = part_of(datasets, "IMAGE_TEXT")
+    for name in {"ROOT", "FILE"} & pairs.keys():
+        value = pairs[name]
+        is_folder = isinstance(value, str) and value and is_dir(folder / value)
+        pairs[name] = os.path.abspath(folder / value) if is_folder else resolve(value, folder)
     entries = part_of(own, "TEST", "PER_DATASET")
     for name in [name for name in entries if is_path(name)]:
         entries[resolve(name, folder)] = entries.pop(name)

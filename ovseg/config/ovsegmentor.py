@@ -80,6 +80,35 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.OVSEGMENTOR.TOP_CLASSES": 5,  # ours: words that a window of an image may show, those most like the window
     "MODEL.OVSEGMENTOR.WINDOW": [448, 448],  # ours: height and width of windows in pixels; [0, 0] = the whole image
     "MODEL.OVSEGMENTOR.STRIDE": [224, 224],  # ours: distance of windows in pixels
+    # --- OVSegmentor's image-text pairs ------------------------------------------------------------------------
+    # folder that the images of FILE are below; "" = the folder of FILE
+    "DATASETS.IMAGE_TEXT.ROOT": "",
+    # table of images and captions, csv or tsv, with the columns image_id and caption, and pairindex and pairentity for
+    # USE_MASKLOSS (datasets/data_process_cc12m.py); or, ours, WebDataset shards: a folder of .tar files, or a pattern
+    # such as cc12m-{0000..0099}.tar; "" = the captioned data sets of DATASETS.TRAIN
+    "DATASETS.IMAGE_TEXT.FILE": "",
+    "INPUT.IMG_AUG.DEIT_AUG": True,  # DeiT's strong augmentation (stage 1); False: crop and mirror only (stage 2)
+    "INPUT.IMG_AUG.IMG_SIZE": 224,  # side in pixels; must equal MODEL.OVSEGMENTOR.IMG_ENCODER.IMG_SIZE
+    "INPUT.IMG_AUG.IMG_SCALE": [0.08, 1.0],  # share of the image's area in a crop, without DEIT_AUG: least and largest
+    "INPUT.IMG_AUG.COLOR_JITTER": 0.4,  # of DEIT_AUG, where AUTO_AUGMENT is ""
+    "INPUT.IMG_AUG.AUTO_AUGMENT": "rand-m9-mstd0.5-inc1",  # of DEIT_AUG, a policy of timm; "" for none
+    "INPUT.IMG_AUG.INTERPOLATION": "bilinear",  # of DEIT_AUG: bilinear, bicubic or random
+    "INPUT.IMG_AUG.RE_PROB": 0.25,  # of DEIT_AUG, probability of random erasing
+    "INPUT.IMG_AUG.RE_MODE": "pixel",  # what erases: pixel (noise), rand (a random colour) or const (the mean)
+    "INPUT.IMG_AUG.RE_COUNT": 1,  # rectangles that are erased, at most
+    "INPUT.IMG_AUG.FLIP_PROB": 0.5,  # ours: of mirrored images; 0 where captions name left and right
+    "INPUT.IMG_AUG.EXIF": False,  # ours: True rotates images as their EXIF data say; the original does not
+    "INPUT.TEXT_AUG.MAX_SEQ_LEN": 77,  # tokens of a text, padded or truncated
+    "INPUT.TEXT_AUG.MULTI_LABEL": 0,  # prompts of GroupViT's multi-label loss in the original
+    "INPUT.TEXT_AUG.WORD_TYPE": "noun",  # of these prompts in the original
+    # ours: questions as in the original, each "s" removed from both ends of words ("itting on the ofa"); False removes
+    # the ending of possessives only
+    "INPUT.TEXT_AUG.LEGACY_STRIP": True,
+    # ours: words that questions hide and pairs of images share: "" = the original's 73; a label set, a file with one
+    # word per line, or toy
+    "INPUT.TEXT_AUG.ENTITIES": "",
+    # ours: beginnings of answers: full (80 templates), subset (7), simple (a photo of a) or identity (nothing)
+    "INPUT.TEXT_AUG.TEMPLATES": "full",
 }
 
 PRETRAINED = ("dino", "dinob8", "dinos16", "dinos8", "imgnet", "clip", "none")
@@ -87,6 +116,8 @@ WITHOUT_EFFECT = {
     "MODEL.OVSEGMENTOR.MULTI_LABEL": "GroupViT's multi-label loss is not supported",
     "MODEL.OVSEGMENTOR.MULTI_LABEL_LOSS_WEIGHT": "GroupViT's multi-label loss is not supported",
     "MODEL.OVSEGMENTOR.SHARE_TEMPERATURE": "GroupViT's multi-label loss is not supported",
+    "INPUT.TEXT_AUG.MULTI_LABEL": "GroupViT's multi-label loss is not supported",
+    "INPUT.TEXT_AUG.WORD_TYPE": "GroupViT's multi-label loss is not supported",
     "MODEL.OVSEGMENTOR.TOPMASK_RATIO": "set MODEL.OVSEGMENTOR.GROUP_RATIO",
     "MODEL.OVSEGMENTOR.NUM_DEEP_STAGES": "it has none in the original, either",
 }

@@ -23,6 +23,12 @@ _ZEGFORMER = (
     "MASK_FORMER.GZERO_CALIBRATE",
 )
 _CAPTION = ("KEEP_PROB", "POS", "FORM", "MAX_WORDS", "WORD_FILE", "WORDS", "TAGGER", "STOP_WORDS")
+_IMAGE_TEXT = (
+    *(f"DATASETS.IMAGE_TEXT.{name}" for name in ("ROOT", "FILE")),
+    *(f"INPUT.IMG_AUG.{name}" for name in ("DEIT_AUG", "IMG_SIZE", "IMG_SCALE", "COLOR_JITTER", "AUTO_AUGMENT")),
+    *(f"INPUT.IMG_AUG.{name}" for name in ("INTERPOLATION", "RE_PROB", "RE_MODE", "RE_COUNT", "FLIP_PROB", "EXIF")),
+    *(f"INPUT.TEXT_AUG.{name}" for name in ("MAX_SEQ_LEN", "LEGACY_STRIP", "ENTITIES", "TEMPLATES")),
+)
 _PARTS = ("PROPOSER.NAME", "PROPOSER.MASKS", "NAMER.NAME", "FUSION.NAME", "RENDERING.NAME")
 _OF_ALIGNED_CROPS = ("CLIP_PIXEL_MEAN", "CLIP_PIXEL_STD", "CLIP_CLS_STYLE", "MASK_FORMER.ENSEMBLING_ALL_CLS")
 
@@ -40,6 +46,7 @@ ONLY_IN: dict[str, tuple[tuple[str, ...], str]] = {
         for name in _PARTS
     },
     **{f"INPUT.CAPTION.{name}": (("OpenSeg",), "only OpenSeg trains on captions") for name in _CAPTION},
+    **{name: (("OVSegmentor",), "only OVSegmentor trains on image-text pairs alone") for name in _IMAGE_TEXT},
     "DATASETS.PSEUDO_MASKS": (("OpenSeg",), "only OpenSeg trains on masks without classes"),
     f"{_CLIP}.REGION_RESIZED": (SIMBASELINE, "only SimBaseline takes crops of other sizes than CLIP's input"),
 }

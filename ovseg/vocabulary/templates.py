@@ -44,6 +44,10 @@ def _published() -> dict[str, tuple[str, ...]]:
         "single": SCENE,
         "imagenet_select": SELECTED + SCENE,
         "zegformer_crops": _of_zegformer_crops(),
+        "simple": DEFAULT_PREDEFINED,
+        "subset": SELECTED,
+        "full": published["imagenet"],
+        "identity": ("{}",),
     }
 
 
@@ -71,7 +75,8 @@ def get_templates(name: str, predefined: Sequence[str] = DEFAULT_PREDEFINED) -> 
 
     Args:
         name: ``"vild"`` (14 templates), ``"imagenet"`` (80), ``"maskclip"`` (85) or ``"predefined"``; ZegFormer's
-            ``"single"`` (1), ``"imagenet_select"`` (8) and ``"zegformer_crops"`` (32).
+            ``"single"`` (1), ``"imagenet_select"`` (8) and ``"zegformer_crops"`` (32); OVSegmentor's ``"simple"`` (1),
+            ``"subset"`` (7), ``"full"`` (the 80 of "imagenet") and ``"identity"`` (the word alone).
         predefined: templates of ``"predefined"``; the key ``MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES``.
 
     Raises:
