@@ -6,6 +6,7 @@ keys of the top level. :func:`translate` is the only place that knows them; ever
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -251,7 +252,8 @@ def _evaluation(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         ]
         ours["TEST.SAVE_BEST"] = kept
     key = "evaluate.seg.opts"
-    for option in fit(values.get(key) or [], [""], key):
+    options = ",".join(map(str, fit(values.get(key) or [], [""], key)))  # a pair (224,224) has a comma, too
+    for option in filter(None, re.split(r",\s*(?=test_cfg\.)", options)):
         name, equals, value = option.partition("=")
         if name == "test_cfg.mode" and value in ("slide", "whole"):
             ours |= {f"{OVSEGMENTOR}.WINDOW": [0, 0], f"{OVSEGMENTOR}.STRIDE": [0, 0]} if value == "whole" else {}

@@ -66,7 +66,7 @@ def test_stage_1():
 def test_stage_2():
     cfg = read(STAGES[1], processes=8)
     assert cfg.SOLVER.IMS_PER_BATCH == 1024
-    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MIN_LR) == pytest.approx((2.5e-6, 2.5e-7), rel=1e-12)
+    assert pytest.approx((2.5e-6, 2.5e-7), rel=1e-12) == (cfg.SOLVER.BASE_LR, cfg.SOLVER.MIN_LR)
     assert (cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.WARMUP_EPOCHS) == (10, 0)
     model = cfg.MODEL.OVSEGMENTOR
     assert (model.USE_ENTITYLOSS, model.USE_MASKLOSS, model.TEXT_ENCODER.FIXED) == (True, True, True)
@@ -80,7 +80,7 @@ def test_stage_2():
 )
 def test_data_sets_have_their_threshold(name, threshold):
     cfg = read(CONFIGS / f"test_{name}.yml")
-    assert cfg.MODEL.OVSEGMENTOR.BG_THRESH == threshold
+    assert threshold == cfg.MODEL.OVSEGMENTOR.BG_THRESH
     assert tuple(cfg.DATASETS.TEST) in {(dataset,) for dataset, _ in TEST_SETS.values()}
     assert list(cfg.TEST.TASKS) == ["seg"] and list(cfg.TEST.SAVE_BEST) == ["mIoU"]
 
@@ -93,14 +93,14 @@ def test_default_yml_holds_our_defaults():
 
 def test_learning_rates_follow_batch_processes_and_accumulation(tmp_path, monkeypatch):
     path = write(tmp_path, "train: {base_lr: 4.096e-1, accumulation_steps: 2}\ndata: {train: {batch_size: 4}}\n")
-    assert read(path, processes=3).SOLVER.BASE_LR == pytest.approx(1e-4 * 4 * 3 * 2)
+    assert pytest.approx(1e-4 * 4 * 3 * 2) == read(path, processes=3).SOLVER.BASE_LR
     monkeypatch.setenv("WORLD_SIZE", "5")
     cfg = get_cfg()
     cfg.merge_from_file(path)
     assert cfg.SOLVER.IMS_PER_BATCH == 20
-    assert cfg.SOLVER.BASE_LR == pytest.approx(1e-4 * 20 * 2)
-    assert read(path, ["data.train.batch_size=1"]).SOLVER.BASE_LR == pytest.approx(1e-4 * 2)
-    assert read(path, ["train.accumulation_steps=0"]).SOLVER.BASE_LR == pytest.approx(1e-4 * 4)
+    assert pytest.approx(1e-4 * 20 * 2) == cfg.SOLVER.BASE_LR
+    assert pytest.approx(1e-4 * 2) == read(path, ["data.train.batch_size=1"]).SOLVER.BASE_LR
+    assert pytest.approx(1e-4 * 4) == read(path, ["train.accumulation_steps=0"]).SOLVER.BASE_LR
 
 
 def test_options_go_through_the_table():
@@ -122,7 +122,7 @@ def test_options_go_through_the_table():
 
 def test_options_over_a_file_of_ours_keep_its_batch(tmp_path):
     cfg = read(write(tmp_path, "SOLVER: {IMS_PER_BATCH: 512}\n", "c.yaml"), ["train.base_lr=0.008"])
-    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH) == (pytest.approx(1e-3), 512)
+    assert (pytest.approx(1e-3), 512) == (cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH)
 
 
 def test_our_keys_in_a_published_file_win(tmp_path):
@@ -142,9 +142,9 @@ def test_paths_count_from_the_file_then_from_the_working_folder(tmp_path, monkey
     )
     monkeypatch.chdir(tmp_path)
     cfg = read("configs/c.yml")
-    assert cfg.DATASETS.IMAGE_TEXT.FILE == str(tmp_path / "pairs.csv")
+    assert str(tmp_path / "pairs.csv") == cfg.DATASETS.IMAGE_TEXT.FILE
     assert cfg.DATASETS.IMAGE_TEXT.ROOT == "nowhere"
-    assert cfg.MODEL.OVSEGMENTOR.STAGE1_CHECKPOINT == str(path.parent / "stage1.pth")
+    assert str(path.parent / "stage1.pth") == cfg.MODEL.OVSEGMENTOR.STAGE1_CHECKPOINT
 
 
 def test_the_published_keys_stay_known(tmp_path):
