@@ -46,7 +46,7 @@ ONLY_IN: dict[str, tuple[tuple[str, ...], str]] = {
         for name in _PARTS
     },
     **{f"INPUT.CAPTION.{name}": (("OpenSeg",), "only OpenSeg trains on captions") for name in _CAPTION},
-    **{name: (("OVSegmentor",), "only OVSegmentor trains on image-text pairs alone") for name in _IMAGE_TEXT},
+    **dict.fromkeys(_IMAGE_TEXT, (("OVSegmentor",), "only OVSegmentor trains on image-text pairs alone")),
     "DATASETS.PSEUDO_MASKS": (("OpenSeg",), "only OpenSeg trains on masks without classes"),
     f"{_CLIP}.REGION_RESIZED": (SIMBASELINE, "only SimBaseline takes crops of other sizes than CLIP's input"),
 }

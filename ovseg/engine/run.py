@@ -61,7 +61,7 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
     check_kind(cfg, "MODEL.META_ARCHITECTURE")
     for name in cfg.DATASETS.TRAIN:
         check_prepared(name)
-    if cfg.MODEL.META_ARCHITECTURE != "OpenSeg":  # its masks have no classes
+    if cfg.MODEL.META_ARCHITECTURE not in ("OpenSeg", "OVSegmentor"):  # they train on no classes
         training_set(cfg)  # the number of classes, before anything is built
     single_view = _single_view(cfg)
     check_evaluation(single_view)  # it is needed after hours only

@@ -56,12 +56,21 @@ def read_image(path: str | Path) -> np.ndarray:
         raise
 
 
-def decode_image(file: Path | io.BytesIO, name: str) -> np.ndarray:
-    """Decode an existing file, or the content of a file, like :func:`read_image`; ``name`` is for messages."""
+def decode_image(file: Path | io.BytesIO, name: str, upright: bool = True) -> np.ndarray:
+    """Decode an existing file, or the content of a file, like :func:`read_image`.
+
+    Args:
+        file: the file, or its content.
+        name: for messages.
+        upright: False leaves out the EXIF orientation.
+
+    Raises:
+        OvsegError: see :func:`read_image`.
+    """
     with _explained(name, file), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # raised at half of our limit
         with open_image(file) as image:
-            return to_rgb(image)
+            return to_rgb(image, upright)
 
 
 def opened_to_rgb(image: Image.Image) -> np.ndarray:
@@ -103,7 +112,7 @@ def open_image(file: str | Path | BinaryIO) -> Image.Image:
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
     """Convert an opened Pillow image to RGB.
 
     16-bit grey is divided by 257 (0..65535 -> 0..255). 32-bit integers and floats are kept if they lie within 0..255,
@@ -113,6 +122,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
     Args:
         image: any mode; loaded here when it is still lazy.
+        upright: apply the EXIF orientation.
 
     Returns:
         (H,W,3) uint8 RGB, contiguous and writable.
@@ -122,7 +132,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     """
     image.load()
     width, height = image.size
-    orientation = orientation_of(image)
+    orientation = orientation_of(image) if upright else 1
     result = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
     target = _AS_STORED.get(orientation, lambda upright: upright)(result)
     convert = _grey_to_8_bit(image) if image.mode.startswith(("I", "F")) else _colours

@@ -134,6 +134,12 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
     return [read_record(folder, seed) for seed in seeds]
 
 
+def captions_only(split: str) -> list[dict[str, Any]]:
+    """Return the dataset dicts of a split without what is of its labels."""
+    kept = ("file_name", "image_id", "height", "width", "captions")
+    return [{key: record[key] for key in kept} for record in render_split(split)]
+
+
 def scenes_folder() -> Path:
     """Return the folder of the user's cache that holds what is made of scenes."""
     return cache_dir() / "toy" / str(FORMAT)
@@ -148,14 +154,17 @@ def _missing(folder: Path, seeds: Sequence[int]) -> list[int]:
 
 
 def register_toy() -> None:
-    """Register ``toy_sem_seg_train`` (base words), ``_tune`` and ``_val`` (base and novel), ``toy_captions_train``.
+    """Register ``toy_sem_seg_train`` (base words), ``_tune`` and ``_val`` (base and novel), and two without labels.
 
-    Nothing is drawn. ``toy_captions_train``, the split "captions", has no labels, and its metadata no words.
+    ``toy_captions_train`` is the split "captions"; ``toy_image_text_train`` has the images and captions of the split
+    "train", and nothing else. Their metadata have no words. Nothing is drawn.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog  # takes seconds, which drawing scenes does not need
 
     if "toy_captions_train" not in DatasetCatalog.list():
         DatasetCatalog.register("toy_captions_train", partial(render_split, "captions"))
+    if "toy_image_text_train" not in DatasetCatalog.list():
+        DatasetCatalog.register("toy_image_text_train", partial(captions_only, "train"))
     for split in filter(_labelled, SPLITS):
         name = f"toy_sem_seg_{split}"
         if name in DatasetCatalog.list():

@@ -1,0 +1,48 @@
+"""Which rows of image-text pairs share an entity, in memory (OVSegmentor, specification 7.1 and 7.4)."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+class SharedEntities:
+    """Rows by entity and entities by row; about 8 bytes for each entity of each row.
+
+    Args:
+        rows: entities of each row, each once; a row may have none.
+    """
+
+    def __init__(self, rows: Iterable[Sequence[str]]):
+        numbers: dict[str, int] = {}
+        entities, ends = array("i"), array("q", [0])
+        for row in rows:
+            entities.extend(numbers.setdefault(entity, len(numbers)) for entity in row)
+            ends.append(len(entities))
+        self.names = list(numbers)
+        self._entities = np.frombuffer(entities, np.int32) if len(entities) else np.empty(0, np.int32)
+        self._ends = np.frombuffer(ends, np.int64)
+        owners = np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self._ends))
+        self._members = owners[np.argsort(self._entities, kind="stable")]
+        self._member_ends = np.cumsum([0, *np.bincount(self._entities, minlength=len(self.names))])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def count(self, row: int) -> int:
+        """Return the number of entities of a row."""
+        return int(self._ends[row + 1] - self._ends[row])
+
+    def draw(self, row: int, rng: np.random.Generator) -> tuple[int, str] | None:
+        """Draw an entity of a row, then a row that has it, which may be the row itself.
+
+        Returns:
+            the row drawn and the entity; None for a row without entities.
+        """
+        if not (count := self.count(row)):
+            return None
+        entity = int(self._entities[self._ends[row] + rng.integers(count)])
+        first, end = self._member_ends[entity : entity + 2]
+        return int(self._members[rng.integers(first, end)]), self.names[entity]
