@@ -86,9 +86,9 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     ("numbers from 0 to below 1", lambda x: 0 <= x < 1): "SOLVER.BETAS",
     ("a number from 0 to 1000", lambda x: 0 <= x <= 1000): "SOLVER.WARMUP_LR SOLVER.MIN_LR",
     ("a number above 0 and up to 1", lambda x: 0 < x <= 1): "SOLVER.EPS INPUT.IMG_AUG.IMG_SCALE",
-    ("a whole number from 0 to 16384", lambda x: isinstance(x, int) and 0 <= x <= 16384): """
+    ("a whole number from 0 to 1000000", lambda x: isinstance(x, int) and 0 <= x <= 1000000): """
         SOLVER.MAX_EPOCHS SOLVER.WARMUP_EPOCHS SOLVER.ACCUMULATION_STEPS""",
-    ("a whole number from 1 to 16384", lambda x: isinstance(x, int) and 1 <= x <= 16384): "TEST.ZERO_SHOT.BATCH",
+    ("a whole number from 1 to 4096", lambda x: isinstance(x, int) and 1 <= x <= 4096): "TEST.ZERO_SHOT.BATCH",
     ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
     ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
     # Segment Anything

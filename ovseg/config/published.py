@@ -83,11 +83,11 @@ WINDOWS = {
 }
 # The data sets of evaluate.seg.cfg: ours, and the threshold of background (specification 9).
 TEST_SETS = {
-    "pascal_voc12": ("ovsegmentor_voc21_val", 0.95),
-    "pascal_context": ("ovsegmentor_context60_val", 0.35),
-    "coco": ("ovsegmentor_coco81_val", 0.9),
-    "coco_stuff": ("ovsegmentor_coco_stuff172_val", 0.95),
-    "ade20k": ("ovsegmentor_ade150_val", 0.95),
+    "pascal_voc12": ("pascalvoc21_ovsegmentor_sem_seg_val", 0.95),
+    "pascal_context": ("pascal_context_60_ovsegmentor_sem_seg_val", 0.35),
+    "coco": ("coco_2017_val_object_sem_seg", 0.9),
+    "coco_stuff": ("coco_2017_val_stuff_172_sem_seg", 0.95),
+    "ade20k": ("ade20k_ovsegmentor_sem_seg_val", 0.95),
 }
 # Scores whose best weights are kept if the key is true, and the task that gives them.
 SAVE_BEST = {"evaluate.seg.save_best": ("mIoU", "seg"), "evaluate.cls.save_best": ("top1", "cls")}

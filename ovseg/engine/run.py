@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -127,6 +128,8 @@ def fit(
         remedy=REMEDY,
         accumulation=max(cfg.SOLVER.ACCUMULATION_STEPS, 1),
     )
+    if trainer.accumulation > 1:  # the schedule starts before the first step of the optimiser
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
     best = BestCheckpoints(checkpoints.folder, cfg.TEST.SAVE_BEST if evaluate else (), resume=found is not None)
     start = 0
     if found is not None:
