@@ -162,7 +162,7 @@ def label_set_of(name: str) -> tuple[str, ...]:
     from ovseg.config.published import TEST_SETS
     from ovseg.data.benchmarks import find_dataset
 
-    return label_set(find_dataset(TEST_SETS[name][0]).label_set).names
+    return label_set(find_dataset(TEST_SETS[name][0]).label_set).registry_names
 
 
 def read_modes(modes: str | Sequence[str] | None, num_classes: int) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ class ModeWriter:
         shown = np.where(labels == 0, -1, labels) if self.background else labels
         colors = {k: sv.Color(*map(int, color)) for k, color in enumerate(self.palette[: len(self.names)])}
         named = mode == "input_pred_label"
-        drawn = draw_regions(image, shown, self.names, colors, outlined=False, named=named)
+        drawn = draw_regions(image, shown, self.names, colors, outlined=False, named=named, every_name=named)
         return [("", Image.fromarray(drawn))]
 
 
