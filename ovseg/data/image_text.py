@@ -16,9 +16,12 @@ from torch.utils.data import Dataset
 from ovseg.data.catalog import check_prepared
 from ovseg.data.image_text_mapper import ImageTextMapper, Tokenize, configured_finder
 from ovseg.data.image_text_rows import RecordRows, Rows
+from ovseg.data.image_text_shards import ShardRows
+from ovseg.data.image_text_table import TableRows
 from ovseg.data.sample_loader import SampleLoader
 from ovseg.data.sampler import StreamBatchSampler, mix, seeded
 from ovseg.errors import OvsegError
+from ovseg.io.files import is_dir
 from ovseg.vocabulary.wordpiece import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -121,7 +124,12 @@ def image_text_rows(cfg: CfgNode) -> Rows:
     Raises:
         OvsegError: neither is given; a file that cannot be used; or a data set that is not prepared.
     """
-    paired, finder = cfg.MODEL.OVSEGMENTOR.USE_MASKLOSS, configured_finder(cfg)
+    paired, finder, own = cfg.MODEL.OVSEGMENTOR.USE_MASKLOSS, configured_finder(cfg), cfg.DATASETS.IMAGE_TEXT
+    if own.FILE:
+        in_shards = own.FILE.endswith(".tar") or is_dir(own.FILE)
+        rows = ShardRows(own.FILE, finder, paired) if in_shards else TableRows(own.FILE, own.ROOT, paired)
+        logger.info("image-text pairs: %d rows of %s", len(rows), own.FILE)
+        return rows
     if not (names := cfg.DATASETS.TRAIN):
         raise OvsegError(
             "DATASETS.IMAGE_TEXT.FILE is empty: name a table of images and captions, or captioned data sets as "

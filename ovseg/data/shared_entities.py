@@ -13,6 +13,9 @@ class SharedEntities:
 
     Args:
         rows: entities of each row, each once; a row may have none.
+
+    Attributes:
+        names: the entities, by number.
     """
 
     def __init__(self, rows: Iterable[Sequence[str]]):
@@ -41,8 +44,23 @@ class SharedEntities:
         Returns:
             the row drawn and the entity; None for a row without entities.
         """
-        if not (count := self.count(row)):
+        if not self.count(row):
             return None
-        entity = int(self._entities[self._ends[row] + rng.integers(count)])
-        first, end = self._member_ends[entity : entity + 2]
-        return int(self._members[rng.integers(first, end)]), self.names[entity]
+        rows, entities = self.draw_many(np.array([row]), 1, rng)
+        return int(rows[0, 0]), self.names[entities[0, 0]]
+
+    def draw_many(self, rows: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw several times for each of N rows, which must have entities; see :meth:`draw`.
+
+        Returns:
+            rows drawn, int32 (N, count), and the numbers of the entities in :attr:`names`, int32 (N, count).
+        """
+        entities = self._entities[_draw_between(self._ends, rows[:, None], (len(rows), count), rng)]
+        return self._members[_draw_between(self._member_ends, entities, entities.shape, rng)], entities
+
+    @staticmethod
+    def _draw_between(
+        ends: np.ndarray, index: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator
+    ) -> np.ndarray:
+        first, end = ends[index], ends[index + 1]
+        return first + (rng.random(shape) * (end - first)).astype(np.int64)

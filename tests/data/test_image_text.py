@@ -178,7 +178,7 @@ def test_erasing_by_the_mean_colour(cfg):
 
 
 def test_options_that_cannot_work(cfg):
-    cfg.INPUT.IMG_AUG.AUTO_AUGMENT = "rand-nonsense"
+    cfg.INPUT.IMG_AUG.AUTO_AUGMENT = "no-such-policy"
     with pytest.raises(OvsegError, match="AUTO_AUGMENT"):
         build_augmentation(cfg)
     cfg.INPUT.IMG_AUG.IMG_SIZE = 32
