@@ -11,7 +11,7 @@ import main_pretrain
 import main_seg
 from ovseg.cli.options import parse_with_options
 from ovseg.result.modes import MODES, voc_palette
-from tests.tiny_ovsegmentor import make_tiny_ovsegmentor
+from tests.tiny_published import make_tiny_ovsegmentor
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ovseg.checkpoint.state_dicts import read_state_dict
 from ovseg.cli.options import parse_with_options
 from ovseg.cli.published_runs import evaluate, pretrain
 from ovseg.errors import OvsegError
-from tests.tiny_ovsegmentor import make_tiny_ovsegmentor
+from tests.tiny_published import make_tiny_ovsegmentor
 
 CAPTIONS = ["a cat on a bus", "the dog and the cat", "a dog near a boat", "a bus and a boat"]
 ENTITIES = [["cat", "bus"], ["dog", "cat"], ["dog", "boat"], ["bus", "boat"]]
