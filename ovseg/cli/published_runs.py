@@ -53,7 +53,7 @@ def evaluate(args: argparse.Namespace) -> None:
         OvsegError: there is no checkpoint, the options or the configuration cannot work, or an image cannot be read.
     """
     args.config_file, args.num_machines, args.machine_rank, args.dist_url = args.cfg, 1, 0, "auto"
-    opts = [*_with_weights(args.opts, args), "TEST.TASKS", ["seg"]]
+    opts = [*_with_weights(args.opts, args), "TEST.TASKS", ["seg"], "TEST.SAVE_BEST", []]
     cfg = _placed(read_cfg(args, opts), args)
     check_checkpoint(cfg, args.cfg)
     modes = read_modes(args.vis, 0) if args.vis else ()

@@ -10,7 +10,7 @@ from typing import Any
 
 from ovseg.config import published_tree
 from ovseg.config.errors import explain_config_errors
-from ovseg.config.per_dataset import LIMITS, is_path, part_of, take_back
+from ovseg.config.per_dataset import general_names, is_path, part_of, take_back
 from ovseg.config.values import fit
 from ovseg.errors import OvsegError, shown
 from ovseg.io.files import file_digest, is_dir, is_file
@@ -44,7 +44,6 @@ PATHS = (
     "INPUT.TEXT_AUG.ENTITIES",
     "TEST.SG_IOU_TABLE",
     "TEST.VOCABULARY",
-    "TEST.ZERO_SHOT.FILE",
     "TEST.ZERO_SHOT.NAMES",
 )
 _PLAIN = (str, int, float, bool, type(None), list)
@@ -106,8 +105,7 @@ def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]
             "it: write both in one format"
         )
     _merge(own, merged, str(path))
-    general, entries = part_of(own, "MODEL", "CLIP_ADAPTER"), part_of(own, "TEST", "PER_DATASET")
-    take_back(part_of(merged, "TEST", "PER_DATASET"), [name for name in LIMITS if name in general], entries)
+    take_back(part_of(merged, "TEST", "PER_DATASET"), general_names(own), part_of(own, "TEST", "PER_DATASET"))
     return merged
 
 
@@ -155,11 +153,11 @@ def _resolve_paths(own: dict[str, Any], folder: Path) -> None:
             datasets["PSEUDO_MASKS"] = [
                 os.path.abspath(folder / name) if is_dir(folder / name) else resolve(name, folder) for name in names
             ]
-    pairs = part_of(datasets, "IMAGE_TEXT")
-    for name in {"ROOT", "FILE"} & pairs.keys():
-        value = pairs[name]
-        is_folder = isinstance(value, str) and value and is_dir(folder / value)
-        pairs[name] = os.path.abspath(folder / value) if is_folder else resolve(value, folder)
+    for section in (part_of(datasets, "IMAGE_TEXT"), part_of(own, "TEST", "ZERO_SHOT")):
+        for name in {"ROOT", "FILE"} & section.keys():
+            value = section[name]
+            is_folder = isinstance(value, str) and value and is_dir(folder / value)
+            section[name] = os.path.abspath(folder / value) if is_folder else resolve(value, folder)
     entries = part_of(own, "TEST", "PER_DATASET")
     for name in [name for name in entries if is_path(name)]:
         entries[resolve(name, folder)] = entries.pop(name)

@@ -32,7 +32,7 @@ from ovseg.engine.setup import owned_output, seed_everything
 from ovseg.engine.solver import build_lr_scheduler, build_optimizer
 from ovseg.engine.trainer import Trainer, parallel
 from ovseg.errors import OvsegError
-from ovseg.evaluation.runner import check_evaluation, evaluate_all
+from ovseg.evaluation.runner import check_evaluation, evaluate_all, evaluates
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
         resume,
         make_loader=lambda seed, start: build_train_loader(cfg, seed=seed, start=start),
         make_model=lambda found: load_model(cfg) if found is None else _restored_model(cfg, *found),
-        evaluate=evaluate_now if cfg.DATASETS.TEST else None,
+        evaluate=evaluate_now if evaluates(cfg) else None,
     )
     return results
 
