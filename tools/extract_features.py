@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files, failures = find_inputs(args.input)
     failures += [(str(file), "it is a video: give images") for file in files if is_video(file)]
     jobs = [(file, args.output / f"{file.stem}.{args.format}") for file in files if not is_video(file)]
-    targets = [target for _, target in jobs]
-    if twice := [target for target in targets if targets.count(target) > 1]:
+    if twice := [target for target, count in Counter(target for _, target in jobs).items() if count > 1]:
         raise OvsegError(f"several images would be written to {twice[0]}: give them in runs with their own --output")
     if args.skip_existing:
         jobs = [(file, target) for file, target in jobs if not target.exists()]

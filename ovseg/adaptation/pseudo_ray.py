@@ -88,7 +88,12 @@ def fill_with_ray(options: PseudoOptions, work: Work, numbers: Sequence[int]) ->
         paths = [os.path.abspath(work.images[index].path) for index in work.indices(number)]
         jobs.append({"number": number, "paths": json.dumps(paths)})
         total += len(paths)
-    options = replace(options, config_file=_absolute(options.config_file), weights=_absolute(options.weights))
+    options = replace(
+        options,
+        config_file=_absolute(options.config_file),
+        weights=_absolute(options.weights),
+        opts=[_absolute(value) if isinstance(value, str) else value for value in options.opts or ()],
+    )
     tally = Tally(work, total, options.allow_bad, "images")
     with _cluster(options.ray) as (resources, processes), tally:
         gpu = resources.get("GPU", 0) > 0 and options.device != "cpu"

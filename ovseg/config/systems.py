@@ -33,6 +33,8 @@ _ZERO_SHOT = ("ROOT", "FILE", "BATCH", "TEMPLATES", "NAMES")
 _PARTS = ("PROPOSER.NAME", "PROPOSER.MASKS", "NAMER.NAME", "FUSION.NAME", "RENDERING.NAME")
 _OF_ALIGNED_CROPS = ("CLIP_PIXEL_MEAN", "CLIP_PIXEL_STD", "CLIP_CLS_STYLE", "MASK_FORMER.ENSEMBLING_ALL_CLS")
 
+WITHOUT_MASKS = ("OVSegmentor", "LSeg", "LSegPlus", "DenseCLIP", *SIMBASELINE_PER_PIXEL)  # they score each pixel
+
 # Systems that read a key, and what to set in others. The second CLIP's own keys have no effect without
 # SEPERATE_ADAPTER, but configurations of the originals have them in any case.
 ONLY_IN: dict[str, tuple[tuple[str, ...], str]] = {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,7 +115,8 @@ def _spawn(main: Callable[..., Any], world: World, args: Sequence[Any]) -> None:
         if world.machines > 1:
             raise OvsegError("--dist-url auto serves one machine only: give tcp://HOST:PORT of the first machine")
         url = f"tcp://127.0.0.1:{_free_port()}"
-    # processes of a fork server import the package once, where there is one; none is forked from this process: CUDA
+    # A fork server, where there is one, imports PyTorch and Detectron2 once for all processes. None is forked from
+    # this process, which CUDA does not allow.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     multiprocessing.set_forkserver_preload([__name__])
     errors = multiprocessing.get_context(method).SimpleQueue()
@@ -150,6 +153,7 @@ def _explain(failure: ProcessException, processes: Sequence[Any]) -> Exception:
 def _worker(
     local_rank: int, main: Callable[..., Any], args: Sequence[Any], world: World, url: str, errors: Any
 ) -> None:
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     # data loader workers start as in a run of one process, not slowly as this process did
     multiprocessing.set_start_method(None, force=True)
     rank = world.machine_rank * world.processes_here + local_rank
@@ -159,6 +163,12 @@ def _worker(
         errors.put(str(error))
         sys.stdout.flush()
         os._exit(USER_ERROR)  # peers may wait for this process, so ending the group in order would wait for ever
+
+
+def _end_with_launcher() -> None:
+    """Wait until the launcher is gone, even by SIGKILL, and end this process, whose parent is the fork server."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _in_group(

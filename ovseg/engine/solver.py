@@ -59,9 +59,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Return AdamW or SGD with one parameter group for each trainable tensor, in the order of the model's modules.
 
     OVSegmentor has the groups of :func:`two_parameter_groups`, and one learning rate. In all other systems,
-    ``BACKBONE_MULTIPLIER`` scales the learning rate below modules named backbone, and of LSeg's image network; position
-    tables and temperatures have no weight decay, norms ``WEIGHT_DECAY_NORM``, embeddings ``WEIGHT_DECAY_EMBED``,
-    everything else, biases too, ``WEIGHT_DECAY``. ``CLIP_GRADIENTS`` is done by :class:`GradientClip`.
+    ``BACKBONE_MULTIPLIER`` scales the learning rate below modules named backbone, and of LSeg's image network. Swin's
+    position tables and temperatures have no weight decay, norms ``WEIGHT_DECAY_NORM``, embeddings
+    ``WEIGHT_DECAY_EMBED``, everything else, biases too, ``WEIGHT_DECAY``. ``CLIP_GRADIENTS`` is done by
+    :class:`GradientClip`.
 
     Raises:
         OvsegError: unknown optimiser or way of clipping, or nothing to train.

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ovseg.config.limits import check_config
 from ovseg.config.per_dataset import config_of, settings_of
+from ovseg.config.systems import WITHOUT_MASKS
 from ovseg.data.catalog import check_per_dataset, check_prepared
 from ovseg.data.custom.names import folder_name
 from ovseg.data.loader import SampleLoader, test_dataset, test_loader
@@ -48,6 +49,8 @@ from ovseg.meta_arch.per_pixel import PerPixel
 
 logger = logging.getLogger(__name__)
 
+_NO_MASKS = "TEST.PROPOSAL_RECALL is True, but this model has no masks: set it to False"
+
 
 def check_evaluation(cfg: CfgNode) -> None:
     """Check the settings of an evaluation before the model is built, which may take minutes.
@@ -57,6 +60,11 @@ def check_evaluation(cfg: CfgNode) -> None:
     """
     check_config(cfg)
     check_zero_shot(cfg)
+    if cfg.TEST.PROPOSAL_RECALL and (
+        cfg.MODEL.META_ARCHITECTURE in WITHOUT_MASKS
+        or (cfg.MODEL.META_ARCHITECTURE == "OpenSeg" and cfg.MODEL.OPENSEG.TEST_PROPOSALS == "none")
+    ):
+        raise OvsegError(_NO_MASKS)
     check_oracle(cfg)
     check_grounding(cfg)
     if cfg.TEST.BACKGROUND_THRESHOLD is not None and cfg.TEST.DENSE_CRF:
@@ -184,7 +192,7 @@ def _evaluate(
         grounding = PresentWords(viewed, GroundTruth(dataset_name), protocol, independent)
     outputs = ["sem_seg" if cfg.TEST.DENSE_CRF else "label_map", *(grounding.needs if grounding else ())]
     if cfg.TEST.PROPOSAL_RECALL and isinstance(model, PerPixel):
-        raise OvsegError("TEST.PROPOSAL_RECALL is True, but this model has no masks: set it to False")
+        raise OvsegError(_NO_MASKS)
     recall = ProposalRecallEvaluator(dataset_name) if cfg.TEST.PROPOSAL_RECALL else None
     if recall is not None:
         outputs.append("proposals")

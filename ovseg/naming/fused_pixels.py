@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovseg.clip.adapter import ClipAdapter
-from ovseg.naming.pixel_classes import batch_labels, best_text, pixel_loss
-from ovseg.naming.text_space import PixelMap, TextSpace
+from ovseg.naming.pixel_classes import batch_labels, best_text, enlarged, pixel_loss
+from ovseg.naming.text_space import PixelMap, TextSpace, bound_temperature
 from ovseg.proposals.fpn import FusedTrunk, PixelBranch
 from ovseg.proposals.views import Part, Views
 from ovseg.vocabulary import Vocabulary
@@ -53,7 +53,7 @@ class FusedPixels(TextSpace, Part):
         self.trunk, self.branch = trunk, branch
         self.clip_adapter = clip_adapter
         self.log_scale = nn.Parameter(torch.tensor(-math.log(tau)), requires_grad=learn_tau)
-        self.largest_scale = 1 / tau_min
+        self.tau_min = tau_min
         self.ignore_label, self.size_divisibility = ignore_label, trunk.size_divisibility
 
     def forward(self, views: Views, words: Sequence[Vocabulary]) -> list[Tensor]:
@@ -61,13 +61,13 @@ class FusedPixels(TextSpace, Part):
         embeddings, padded_size = self.embeddings(views)
         scores = []
         for embedding, image, vocabulary in zip(embeddings, views.images, words, strict=True):
-            found = best_text(self.logits(embedding[None], vocabulary), vocabulary)
-            found = F.interpolate(found, padded_size, mode="bilinear", align_corners=False)[0]
-            scores.append(found[:, : image.shape[1], : image.shape[2]].contiguous())
+            found = best_text(self.logits(embedding[None], vocabulary), vocabulary)[0]
+            scores.append(enlarged(found, padded_size, image.shape[1:]))
         return scores
 
     def losses(self, views: Views, vocabulary: Vocabulary) -> dict[str, Tensor]:
         """Compute the cross entropy at stride 4, with the nearest label of each place."""
+        bound_temperature(self.log_scale, self.tau_min)
         embeddings, padded_size = self.embeddings(views)
         logits = best_text(self.logits(embeddings, vocabulary), vocabulary)
         labels = batch_labels(views.requests, padded_size, self.ignore_label)
@@ -87,5 +87,7 @@ class FusedPixels(TextSpace, Part):
         text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)[:-1].detach().float()
         if not self.clip_adapter.cosine:
             return torch.einsum("bdhw,sd->bshw", embeddings.float(), text)
-        scale = self.log_scale.exp().clamp(max=self.largest_scale)
+        scale = self.log_scale.exp()
+        if not self.training:  # in training the losses bound it
+            scale = scale.clamp(max=1 / self.tau_min)
         return scale * torch.einsum("bdhw,sd->bshw", F.normalize(embeddings.float(), dim=1), text)

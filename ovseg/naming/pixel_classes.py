@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import Vocabulary
 
+CLASSES_AT_A_TIME = 64
+
 
 def best_text(maps: Tensor, vocabulary: Vocabulary) -> Tensor:
     """Reduce maps of texts to maps of classes, the maximum over the texts of each class.
@@ -27,6 +29,18 @@ def best_text(maps: Tensor, vocabulary: Vocabulary) -> Tensor:
     index = torch.tensor(vocabulary.classes, device=maps.device)[:, None, None].expand(maps.shape)
     reduced = maps.new_full((*maps.shape[:-3], len(vocabulary), *maps.shape[-2:]), -torch.inf)
     return reduced.scatter_reduce(-3, index, maps, "amax")
+
+
+def enlarged(scores: Tensor, extent: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Return scores (K, h, w) enlarged bilinearly to the extent, of which the top left of this size is kept.
+
+    Some classes at a time are enlarged, since an extent of 640 x 640 pixels of 847 classes has 1.4 GB.
+    """
+    result = scores.new_empty(len(scores), *size)
+    for chunk, target in zip(scores.split(CLASSES_AT_A_TIME), result.split(CLASSES_AT_A_TIME), strict=True):
+        maps = F.interpolate(chunk[None], tuple(extent), mode="bilinear", align_corners=False)[0]
+        target.copy_(maps[:, : size[0], : size[1]])
+    return result
 
 
 def batch_labels(requests: Sequence[Mapping[str, Any]], size: Sequence[int], ignore_label: int) -> Tensor:

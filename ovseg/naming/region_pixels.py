@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from ovseg.clip.adapter import ClipAdapter
+from ovseg.naming.pixel_classes import enlarged
 from ovseg.naming.region_words import RegionWords, best_text
 from ovseg.naming.text_space import PixelMap, TextSpace
 from ovseg.proposals.region_queries import RegionQueries
@@ -40,10 +40,7 @@ class RegionPixels(TextSpace, Part):
         scores = []
         for embedded, image, vocabulary in zip(self.namer.pixels(views), views.images, words, strict=True):
             cosines = best_text(self.namer.cosines(embedded.movedim(0, -1), vocabulary), vocabulary)  # (h, w, K)
-            enlarged = F.interpolate(cosines.movedim(-1, 0)[None], views.canvas, mode="bilinear", align_corners=False)[
-                0
-            ]
-            scores.append(enlarged[:, : image.shape[1], : image.shape[2]].contiguous())
+            scores.append(enlarged(cosines.movedim(-1, 0), views.canvas, image.shape[1:]))
         return scores
 
     @property

@@ -22,7 +22,7 @@ from ovseg.errors import OvsegError
 from ovseg.grounding import best_word, grounding_loss, image_caption_similarity, region_word_cosine
 from ovseg.grounding.sync import gather_rows, gather_words
 from ovseg.naming.scores import Scores
-from ovseg.naming.text_space import PixelMap, TextSpace
+from ovseg.naming.text_space import PixelMap, TextSpace, bound_temperature
 from ovseg.proposals.fpn import FusedTrunk, PixelBranch
 from ovseg.proposals.pooling import pool_regions
 from ovseg.proposals.region_queries import STRIDE, RegionQueries
@@ -68,7 +68,7 @@ class RegionWords(TextSpace, Part):
         self.semantic_branch = PixelBranch(dim, clip_adapter.embed_dim, norm)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(tau)))  # log(1 / tau)
         self.tau_min, self.loss_weight, self.sync, self.synonyms = tau_min, loss_weight, sync, synonyms
-        self._encoded: set[str] = set()
+        self._rows: dict[str, Tensor] = {}  # of all words of captions so far, each encoded alone
         if loss_weight == 0:
             self.semantic_branch.requires_grad_(False)
             self.log_scale.requires_grad_(False)
@@ -90,8 +90,8 @@ class RegionWords(TextSpace, Part):
 
     @property
     def tau(self) -> Tensor:
-        """The temperature, a tensor without dimensions."""
-        return (-self.log_scale).exp().clamp(min=self.tau_min)
+        """The temperature, a tensor without dimensions; the losses bound it."""
+        return (-self.log_scale).exp()
 
     def forward(self, views: Views, masks: Sequence[Masks], words: Sequence[Vocabulary | None]) -> list[Scores | None]:
         """Return the cosines of each image, of all masks; None for images without a vocabulary."""
@@ -129,6 +129,7 @@ class RegionWords(TextSpace, Part):
         """Compute the grounding loss of a batch with the ``caption_words`` of its requests."""
         if self.loss_weight == 0:
             return {"loss_grounding": self.log_scale.new_zeros(())}
+        bound_temperature(self.log_scale, self.tau_min)
         regions = self.regions(views, proposer.mask_logits(views).float().sigmoid())
         with torch.autocast(regions.device.type, enabled=False):
             words, num_words = self._caption_words(views)
@@ -164,10 +165,9 @@ class RegionWords(TextSpace, Part):
         In a batch the last bits of an embedding depend on the other words, and the weights on where a run was resumed.
         """
         for word in words:
-            if word not in self._encoded:
-                self.clip_adapter.text_rows((word,))  # which the text tower keeps
-                self._encoded.add(word)
-        return self.clip_adapter.text_rows(words).float()
+            if word not in self._rows:
+                self._rows[word] = self.clip_adapter.text_rows((word,))[0].float()
+        return torch.stack([self._rows[word] for word in words])
 
     def _weights(self, masks: Masks, views: Views) -> Tensor:
         """Return the weights of the places of the map in each mask, (N, h, w): a network's own, or shares of area."""

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ovseg.proposals.views import Masks, Views
 from ovseg.vocabulary import Vocabulary
+
+
+@torch.no_grad()
+def bound_temperature(log_scale: nn.Parameter, tau_min: float) -> None:
+    """Bound log(1 / tau) in training; a clamp of its exponential would leave it without a gradient beyond the bound."""
+    log_scale.clamp_(max=-math.log(tau_min))
 
 
 @dataclass(frozen=True)

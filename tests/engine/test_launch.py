@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,6 +12,7 @@ from ovseg.engine import launch as launch_module
 from ovseg.engine.launch import World, choose_device, launch, started_by_torchrun
 from ovseg.errors import OvsegError
 from tests.engine import toy
+from tests.processes import CONTEXT
 
 
 def test_choose_device(monkeypatch):
@@ -58,6 +62,23 @@ def test_user_error_of_one_process_ends_all():
 def test_killed_process_ends_all():
     with pytest.raises(OvsegError, match="process 1 of 2 was killed by SIGKILL"):
         launch(toy.kill_second, World(processes_here=2))
+
+
+def test_processes_end_with_a_launcher_that_is_killed(tmp_path):
+    launcher = CONTEXT.Process(target=toy.launch_and_wait, args=(tmp_path,))
+    launcher.start()
+    assert wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    launcher.kill()
+    launcher.join()
+    numbers = [int(path.name) for path in tmp_path.iterdir()]
+    assert wait_until(lambda: not any(Path(f"/proc/{number}/cmdline").exists() for number in numbers))
+
+
+def wait_until(condition, seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
 
 
 def test_several_machines_need_an_address():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ovseg.config import get_cfg
+from ovseg.engine.launch import World, launch
 
 CLASSES = ["dark", "bright"]
 DATASET = "engine_test_train"
@@ -170,6 +172,16 @@ def fail_in_second(message: str) -> None:
     if comm.get_rank() == 1:
         raise OvsegError(message)
     comm.synchronize()
+
+
+def launch_and_wait(folder: Path) -> None:
+    """Launch two processes, which write their numbers and wait."""
+    launch(write_number_and_wait, World(processes_here=2), (folder,))
+
+
+def write_number_and_wait(folder: Path) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
 
 
 def kill_second() -> None:

@@ -14,7 +14,7 @@ from ovseg.grounding.sync import gather_rows, gather_words
 
 
 def similarity(regions: Tensor, words: Tensor, num_words: Tensor, tau: Tensor) -> Tensor:
-    """Return equation 3 for every image and caption, with sums over all words in place of a mean: float64 (B, C)."""
+    """Return equation 3 for every image and caption by one product of all with all: float64 (B, C)."""
     cosines = torch.einsum("bnd,ckd->bcnk", F.normalize(regions, dim=-1), F.normalize(words, dim=-1))
     attended = ((cosines / tau).softmax(2) * cosines).sum(2)
     there = torch.arange(words.shape[1]) < num_words[:, None]

@@ -155,6 +155,10 @@ def test_temperature():
     with torch.no_grad():
         model.scorer.log_scale.fill_(100.0)
     assert segment(model, request())[0]["sem_seg"].abs().max() <= 100.01  # 1 / TAU_MIN
+    image, labels = torch.rand(3, 64, 64) * 255, torch.zeros(64, 64, dtype=torch.long)
+    sample = {"image": image, "sem_seg": labels, "class_names": ["red circle", "sand"]}
+    sum(model.train()([sample, sample]).values()).backward()
+    assert model.scorer.log_scale.exp().item() == pytest.approx(100) and model.scorer.log_scale.grad != 0
     assert not plus("MODEL.LSEG_PLUS.TAU_LEARNED", False).scorer.log_scale.requires_grad
 
 

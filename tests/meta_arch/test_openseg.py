@@ -116,6 +116,29 @@ def test_both_losses_are_always_there_and_train(model):
         assert any(grad.abs().sum() > 0 for grad in found.values()) == (len(zero) < 2)
 
 
+def test_a_temperature_at_its_bound_still_trains(model):
+    namer, bound = model.namers[0], model.namers[0].tau_min
+    before = namer.log_scale.detach().clone()
+    with torch.no_grad():
+        namer.log_scale.fill_(10.0)
+    found = gradients(model, losses_of(model, batch())["loss_grounding"])
+    assert namer.tau.item() == pytest.approx(bound) and found["log_scale"] != 0
+    with torch.no_grad():
+        namer.log_scale.copy_(before)
+
+
+def test_words_of_captions_are_encoded_once_and_alone(model, monkeypatch):
+    namer, asked = model.namers[0], []
+    encode = namer.clip_adapter.text_rows
+    monkeypatch.setattr(namer.clip_adapter, "text_rows", lambda words: asked.append(tuple(words)) or encode(words))
+    namer._rows.clear()
+    losses_of(model, batch())
+    words = {word for one in batch() for word in one["caption_words"]}
+    assert sorted(asked) == [(word,) for word in sorted(words)]
+    losses_of(model, batch())
+    assert len(asked) == len(words)
+
+
 def test_one_image_without_masks_or_words_leaves_its_loss_alone(model):
     samples = batch()
     samples[1] = sample(1, (48, CANVAS), 0, ())

@@ -13,6 +13,8 @@ from torch import nn
 
 from ovseg.config import load_cfg
 from ovseg.engine.solver import GradientClip, build_lr_scheduler, build_optimizer
+from ovseg.errors import OvsegError
+from ovseg.evaluation.runner import check_evaluation
 from ovseg.proposals.region_queries import PositionTable
 
 ROOT = Path(__file__).parents[2] / "configs"
@@ -131,6 +133,12 @@ def test_recipe_of_the_paper(name, narratives):
 def rate(cfg, optimizer, step):
     """Return the learning rate after some steps, without making them."""
     return cfg.SOLVER.BASE_LR * build_lr_scheduler(cfg, optimizer)._multiplier(step / cfg.SOLVER.MAX_ITER)
+
+
+def test_recall_of_masks_that_are_not_there_is_refused_before_a_training():
+    cfg = load_cfg(ROOT / "toy" / "openseg_toy.yaml", ["MODEL.OPENSEG.TEST_PROPOSALS", "none"])
+    with pytest.raises(OvsegError, match=r"TEST\.PROPOSAL_RECALL is True, but this model has no masks"):
+        check_evaluation(cfg)
 
 
 def test_a_teacher_trains_masks_alone():

@@ -8,7 +8,7 @@ from detectron2.structures import Instances
 from torch.nn import functional as F
 
 from ovseg.errors import OvsegError
-from ovseg.naming.pixel_classes import batch_labels, best_text, pixel_loss
+from ovseg.naming.pixel_classes import CLASSES_AT_A_TIME, batch_labels, best_text, enlarged, pixel_loss
 from ovseg.vocabulary import Vocabulary
 
 
@@ -20,6 +20,12 @@ def test_the_best_text_of_a_class_counts():
     assert torch.equal(best, expected)
     assert torch.equal(best_text(maps[0], words), expected[0])
     assert best_text(maps, Vocabulary.from_class_names(list("abcdef"))) is maps
+
+
+def test_maps_are_enlarged_and_cut():
+    maps = torch.randn(CLASSES_AT_A_TIME + 3, 4, 5)
+    expected = F.interpolate(maps[None], (16, 20), mode="bilinear", align_corners=False)[0, :, :13, :17]
+    assert torch.equal(enlarged(maps, (16, 20), (13, 17)), expected)
 
 
 def test_labels_from_label_maps_and_from_instances():
