@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from ovseg.checkpoint.state_dicts import read_state_dict
+from ovseg.errors import OvsegError
+
+logger = logging.getLogger(__name__)
+KEY = "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED"
+VIT = ("patch_embed.proj.", "pos_embed", "layers.0.blocks.", "layers.1.blocks.", "norm.", "proj")
 # Names of OpenAI's CLIP, below ``visual.``, in timm's order of modules.
 _CLIP_BLOCK = {
     "ln_1.": "norm1.",
@@ -36,6 +45,73 @@ def initialise(module: nn.Module) -> None:
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+@dataclass(frozen=True)
+class FirstWeights:
+    """What the training of OVSegmentor starts from.
+
+    Attributes:
+        stage1: checkpoint of stage 1; "" for the others.
+        kind: of the image encoder's: ``dino``, ``dinob8``, ``dinos16``, ``dinos8``, ``imgnet``, ``clip`` or ``none``.
+        image: file of these.
+        fixed: do not train them, but for the positions.
+        text: file or folder of the text encoder's; "" for those of its name.
+        text_pretrained: see :meth:`ovseg.clip.bert.TextEncoder.start_from`.
+    """
+
+    stage1: str = ""
+    kind: str = "none"
+    image: str = ""
+    fixed: bool = False
+    text: str = ""
+    text_pretrained: bool = False
+
+    @classmethod
+    def from_keys(cls, keys: CfgNode) -> FirstWeights:
+        """Return the first weights of ``MODEL.OVSEGMENTOR``."""
+        image, text = keys.IMG_ENCODER, keys.TEXT_ENCODER
+        own = (image.IMGNET_PRETRAINED, image.IMGNET_PRETRAINED_CHECKPOINT, image.FIXED, text.WEIGHTS, text.PRETRAINED)
+        return cls(keys.STAGE1_CHECKPOINT, *own)
+
+
+def load_vit(encoder: nn.Module, kind: str, path: str, first_depth: int) -> None:
+    """Load a plain vision transformer into a group encoder; its grouping block and group tokens stay random.
+
+    Args:
+        encoder: see :class:`ovseg.proposals.group_tokens.GroupEncoder`.
+        kind: see :class:`FirstWeights`; nothing is loaded for ``none``.
+        path: the file.
+        first_depth: see :func:`vit_in_stages`.
+
+    Raises:
+        OvsegError: no file is named, it cannot be read, or it does not fit.
+    """
+    if kind == "none":
+        return
+    if not path:
+        raise OvsegError(f"{KEY} is {kind}, but no file is named: set {KEY}_CHECKPOINT, or {KEY} to none")
+    state, own = vit_in_stages(read_state_dict(path), first_depth), encoder.state_dict()
+    found = {name: tensor for name, tensor in state.items() if name in own}
+    wrong = [name for name, tensor in found.items() if tensor.shape != own[name].shape]
+    absent = [name for name in own if name.startswith(VIT) and name not in found]
+    absent = [name for name in absent if (kind, name) != ("clip", "patch_embed.proj.bias")]
+    if wrong or absent:
+        reason = (
+            f"{wrong[0]} has {list(found[wrong[0]].shape)} instead of {list(own[wrong[0]].shape)}"
+            if wrong
+            else (f"it lacks {absent[0]}")
+        )
+        raise OvsegError(f"{path} is not a vision transformer of this size ({reason}): correct {KEY}_CHECKPOINT")
+    encoder.load_state_dict(found, strict=False)
+    logger.info("image encoder: %d tensors from %s", len(found), path)
+
+
+def freeze_vit(encoder: nn.Module, kind: str) -> None:
+    """Do not train the parameters of a group encoder that :func:`load_vit` loads, but for the positions."""
+    for name, parameter in encoder.named_parameters():
+        if name.startswith(VIT) and name != "pos_embed" and (kind, name) != ("clip", "patch_embed.proj.bias"):
+            parameter.requires_grad_(False)
 
 
 def vit_in_stages(state: Mapping[str, Tensor], first_depth: int) -> dict[str, Tensor]:

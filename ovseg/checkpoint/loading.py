@@ -19,7 +19,7 @@ from ovseg.checkpoint.skip_init import skip_initialisation
 from ovseg.checkpoint.state_dicts import (
     MASK_PROMPT_FWD,
     constant_names,
-    missing_signals,
+    implied_tensors,
     of_size,
     read_checkpoint,
     read_settings,
@@ -92,7 +92,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     constants = constant_names(model)
     state = {name: tensor for name, tensor in state.items() if name not in constants}
     state = {name: of_size(name, tensor, own) for name, tensor in state.items()}
-    state |= missing_signals(state, model)
+    state |= implied_tensors(state, model)
     state = _without_unused(state, own, model)
     own |= _loadable(model, state)
     report = LoadReport(
@@ -141,6 +141,8 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
         if clip_adapter is not None:
             clip_adapter.require_weights()
             _warn_of_prompts({}, model, "")
+        if hasattr(model, "load_first_weights"):  # those that training starts from
+            model.load_first_weights()
         return model
     report = load_weights(model, cfg.MODEL.WEIGHTS, complete=complete)
     read_with_clip = CLIP_PREFIXES if clip_adapter is not None and clip_adapter.source.fetch_weights else ()

@@ -86,9 +86,9 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     ("numbers from 0 to below 1", lambda x: 0 <= x < 1): "SOLVER.BETAS",
     ("a number from 0 to 1000", lambda x: 0 <= x <= 1000): "SOLVER.WARMUP_LR SOLVER.MIN_LR",
     ("a number above 0 and up to 1", lambda x: 0 < x <= 1): "SOLVER.EPS INPUT.IMG_AUG.IMG_SCALE",
-    ("a whole number from 0 to 16384", lambda x: isinstance(x, int) and 0 <= x <= 16384): """
+    ("a whole number from 0 to 1000000", lambda x: isinstance(x, int) and 0 <= x <= 1000000): """
         SOLVER.MAX_EPOCHS SOLVER.WARMUP_EPOCHS SOLVER.ACCUMULATION_STEPS""",
-    ("a whole number from 1 to 16384", lambda x: isinstance(x, int) and 1 <= x <= 16384): "TEST.ZERO_SHOT.BATCH",
+    ("a whole number from 1 to 4096", lambda x: isinstance(x, int) and 1 <= x <= 4096): "TEST.ZERO_SHOT.BATCH",
     ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
     ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
     # Segment Anything
@@ -330,6 +330,19 @@ def _check_together(cfg: CfgNode) -> None:
         if solver[key] % max(solver.ACCUMULATION_STEPS, 1):
             wanted = f"a multiple of SOLVER.ACCUMULATION_STEPS, {solver.ACCUMULATION_STEPS}"
             raise _refusal(f"SOLVER.{key}", solver[key], wanted)
+    windows = cfg.MODEL.OVSEGMENTOR
+    if any(step > side or (side and not step) for side, step in zip(windows.WINDOW, windows.STRIDE, strict=True)):
+        wanted = f"numbers from 1 to those of MODEL.OVSEGMENTOR.WINDOW, {windows.WINDOW}; [0, 0] for windows of [0, 0]"
+        raise _refusal("MODEL.OVSEGMENTOR.STRIDE", windows.STRIDE, wanted)
+    for score in cfg.TEST.SAVE_BEST:
+        task = "cls" if score in ("top1", "top5") else "seg"
+        if task not in cfg.TEST.TASKS:
+            wanted = f"scores of {', '.join(cfg.TEST.TASKS)}, or add {task} to TEST.TASKS"
+            raise _refusal("TEST.SAVE_BEST", cfg.TEST.SAVE_BEST, wanted)
+    windows = cfg.MODEL.OVSEGMENTOR
+    if any(step > side or (side and not step) for side, step in zip(windows.WINDOW, windows.STRIDE, strict=True)):
+        wanted = f"numbers from 1 to those of MODEL.OVSEGMENTOR.WINDOW, {windows.WINDOW}; [0, 0] for windows of [0, 0]"
+        raise _refusal("MODEL.OVSEGMENTOR.STRIDE", windows.STRIDE, wanted)
     adapter = cfg.MODEL.CLIP_ADAPTER
     if (adapter.TEXT_ENCODER == "table") != bool(adapter.TEXT_TABLE):
         wanted = (

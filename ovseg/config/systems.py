@@ -29,6 +29,7 @@ _IMAGE_TEXT = (
     *(f"INPUT.IMG_AUG.{name}" for name in ("INTERPOLATION", "RE_PROB", "RE_MODE", "RE_COUNT", "FLIP_PROB", "EXIF")),
     *(f"INPUT.TEXT_AUG.{name}" for name in ("MAX_SEQ_LEN", "LEGACY_STRIP", "ENTITIES", "TEMPLATES")),
 )
+_ZERO_SHOT = ("ROOT", "FILE", "BATCH", "TEMPLATES", "NAMES")
 _PARTS = ("PROPOSER.NAME", "PROPOSER.MASKS", "NAMER.NAME", "FUSION.NAME", "RENDERING.NAME")
 _OF_ALIGNED_CROPS = ("CLIP_PIXEL_MEAN", "CLIP_PIXEL_STD", "CLIP_CLS_STYLE", "MASK_FORMER.ENSEMBLING_ALL_CLS")
 
@@ -48,6 +49,7 @@ ONLY_IN: dict[str, tuple[tuple[str, ...], str]] = {
     **{f"INPUT.CAPTION.{name}": (("OpenSeg",), "only OpenSeg trains on captions") for name in _CAPTION},
     **dict.fromkeys(_IMAGE_TEXT, (("OVSegmentor",), "only OVSegmentor trains on image-text pairs alone")),
     "DATASETS.PSEUDO_MASKS": (("OpenSeg",), "only OpenSeg trains on masks without classes"),
+    **{f"TEST.ZERO_SHOT.{name}": (("OVSegmentor",), "only OVSegmentor classifies images") for name in _ZERO_SHOT},
     f"{_CLIP}.REGION_RESIZED": (SIMBASELINE, "only SimBaseline takes crops of other sizes than CLIP's input"),
 }
 

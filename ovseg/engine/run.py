@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,11 +32,10 @@ from ovseg.engine.setup import owned_output, seed_everything
 from ovseg.engine.solver import build_lr_scheduler, build_optimizer
 from ovseg.engine.trainer import Trainer, parallel
 from ovseg.errors import OvsegError
-from ovseg.evaluation.runner import check_evaluation, evaluate_all
+from ovseg.evaluation.runner import check_evaluation, evaluate_all, evaluates
 
 logger = logging.getLogger(__name__)
 
-LOG_PERIOD = 20  # iterations
 REMEDY = (
     "lower SOLVER.BASE_LR, raise SOLVER.WARMUP_ITERS or set SOLVER.AMP.ENABLED False, and resume from the last "
     "checkpoint with --resume"
@@ -78,7 +78,7 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
         resume,
         make_loader=lambda seed, start: build_train_loader(cfg, seed=seed, start=start),
         make_model=lambda found: load_model(cfg) if found is None else _restored_model(cfg, *found),
-        evaluate=evaluate_now if cfg.DATASETS.TEST else None,
+        evaluate=evaluate_now if evaluates(cfg) else None,
     )
     return results
 
@@ -128,6 +128,8 @@ def fit(
         remedy=REMEDY,
         accumulation=max(cfg.SOLVER.ACCUMULATION_STEPS, 1),
     )
+    if trainer.accumulation > 1:  # the schedule starts before the first step of the optimiser
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
     best = BestCheckpoints(checkpoints.folder, cfg.TEST.SAVE_BEST if evaluate else (), resume=found is not None)
     start = 0
     if found is not None:
@@ -155,7 +157,7 @@ def fit(
             Every(1, lambda done: model.update_teacher()) if hasattr(model, "update_teacher") else None,
             Every(cfg.SOLVER.CHECKPOINT_PERIOD, save),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_now) if evaluate else None,
-            hooks.PeriodicWriter(_writers(cfg), LOG_PERIOD) if comm.is_main_process() else None,
+            hooks.PeriodicWriter(_writers(cfg), cfg.LOG_PERIOD) if comm.is_main_process() else None,
         ]
     )
     trainer.train(start, cfg.SOLVER.MAX_ITER)

@@ -42,6 +42,7 @@ from ovseg.evaluation.sg_iou import sg_scores
 from ovseg.evaluation.sg_table import build_table, read_table
 from ovseg.evaluation.tally import Stopwatch, add_other_processes
 from ovseg.evaluation.tta import augmented_model
+from ovseg.evaluation.zero_shot import FOLDER, TASK, check_zero_shot, zero_shot_classification
 from ovseg.io.progress import progress_bar
 from ovseg.meta_arch.per_pixel import PerPixel
 
@@ -55,6 +56,7 @@ def check_evaluation(cfg: CfgNode) -> None:
         OvsegError: a data set is not prepared, or an option cannot work.
     """
     check_config(cfg)
+    check_zero_shot(cfg)
     check_oracle(cfg)
     check_grounding(cfg)
     if cfg.TEST.BACKGROUND_THRESHOLD is not None and cfg.TEST.DENSE_CRF:
@@ -63,7 +65,7 @@ def check_evaluation(cfg: CfgNode) -> None:
             "False, or the threshold to None"
         )
     check_per_dataset(cfg)
-    for dataset_name in cfg.DATASETS.TEST:
+    for dataset_name in segmented(cfg):
         check_prepared(dataset_name)
         protocol = configured_protocol(cfg, dataset_name)
         if cfg.METRIC == "SG-IoU" and cfg.TEST.SG_IOU_TABLE:
@@ -80,23 +82,40 @@ def evaluate_all(
 ) -> OrderedDict[str, OrderedDict]:
     """Evaluate on every data set of ``DATASETS.TEST``; see :func:`evaluate_dataset`.
 
+    With ``cls`` in ``TEST.TASKS``, images are classified, too, see :mod:`ovseg.evaluation.zero_shot`; without ``seg``,
+    nothing else is done.
+
     Returns:
-        results by data set; each is empty outside the main process.
+        results by data set, that of the classification as "zero_shot"; each is empty outside the main process.
 
     Raises:
         OvsegError: no data set is named, a data set is not prepared, or an option cannot work for it; all are checked
             before the first evaluation starts.
     """
-    if not cfg.DATASETS.TEST:
+    if not evaluates(cfg):
         raise OvsegError("DATASETS.TEST is empty: name the data sets to evaluate on")
     check_evaluation(cfg)
     model = _bare(model)
-    for dataset_name in cfg.DATASETS.TEST:
+    for dataset_name in segmented(cfg):
         check_settings(model, settings_of(cfg, dataset_name))
         if cfg.METRIC == "SG-IoU":
             build_table(cfg, model, configured_protocol(cfg, dataset_name))
     options = {"resume": resume, "iteration": iteration, "digest": model_digest(model), "limit": limit}
-    return OrderedDict((name, evaluate_dataset(cfg, model, name, **options)) for name in cfg.DATASETS.TEST)
+    results = OrderedDict((name, evaluate_dataset(cfg, model, name, **options)) for name in segmented(cfg))
+    if TASK in cfg.TEST.TASKS:
+        scores = zero_shot_classification(cfg, model, iteration)
+        results[FOLDER] = OrderedDict(scores if comm.is_main_process() else ())
+    return results
+
+
+def segmented(cfg: CfgNode) -> Sequence[str]:
+    """Return the data sets that an evaluation segments."""
+    return cfg.DATASETS.TEST if "seg" in cfg.TEST.TASKS else ()
+
+
+def evaluates(cfg: CfgNode) -> bool:
+    """Return whether an evaluation has anything to do."""
+    return bool(segmented(cfg)) or TASK in cfg.TEST.TASKS
 
 
 def evaluate_dataset(

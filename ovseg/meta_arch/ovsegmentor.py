@@ -18,7 +18,6 @@ At inference each pixel has the words of its group, in overlapping windows. Sect
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,9 +26,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from ovseg.errors import OvsegError
-from ovseg.grounding.contrast import contrastive_loss
-from ovseg.grounding.mask_consistency import cross_maps, cut_least_similar, maps_at, mask_consistency_loss
+from ovseg.checkpoint.first_weights import FirstWeights, freeze_vit, load_vit
+from ovseg.checkpoint.loading import load_weights
+from ovseg.meta_arch.image_text_losses import LossSettings, image_text_losses
 from ovseg.meta_arch.per_pixel import PerPixel
 from ovseg.meta_arch.pixel_scores import resize
 from ovseg.meta_arch.propose_and_name import check_model, request_arguments
@@ -39,7 +38,6 @@ from ovseg.naming.group_embeddings import GroupEmbeddings, projection_heads
 from ovseg.naming.group_pixels import GroupPixels
 from ovseg.proposals.group_tokens import GroupTokens
 
-logger = logging.getLogger(__name__)
 GROUP_MAPS = "group_maps"
 
 
@@ -56,35 +54,47 @@ class OVSegmentor(PerPixel):
 
     Args:
         scorer: of pixels, which has both encoders.
-        settings: ``MODEL.OVSEGMENTOR``: which losses to train, and their settings.
+        losses: to train; those of entities and masks have modules of their own.
+        decoder: (blocks, layers of its projection head, hidden channels and channels of that), of the entity loss.
+        momentum: of the teacher of the mask loss.
+        first_weights: what :meth:`load_first_weights` reads.
         model: the remaining arguments of :class:`PerPixel`.
     """
 
     # parts of the training, which files may have and models for inference lack
     unused_names = (
-        "multimodal_groupingblock.",
-        "bridge_projector.",
-        "align_proj_",
-        "img_encoder_momentum.",
-        "logit_scale_mask",
+        *("multimodal_groupingblock.", "bridge_projector.", "align_proj_", "img_encoder_momentum.", "logit_scale_mask"),
+        "text_encoder.transformer.embeddings.position_ids",  # a constant of old files
     )
     copied_names = {"img_encoder_momentum.": "img_encoder."}  # what a file of stage 1 lacks
     initial_names = ("logit_scale_mask",)  # keep their value if a file lacks them
+    has_unused_parameters = True  # BERT's pooler, the decoder's assignment, logit_scale_mask
 
     @configurable
-    def __init__(self, *, scorer: GroupPixels, settings: CfgNode, **model: Any):
+    def __init__(
+        self,
+        *,
+        scorer: GroupPixels,
+        losses: LossSettings,
+        decoder: tuple[int, int, int, int] = (1, 2, 4096, 256),
+        momentum: float = 0.99,
+        first_weights: FirstWeights | None = None,
+        **model: Any,
+    ):
         super().__init__(scorer=scorer, **model)
-        self.settings = settings
+        self.losses, self.momentum, self.first_weights = losses, momentum, first_weights or FirstWeights()
         image, text = self.img_encoder.width, self.text_encoder.width
-        if settings.USE_ENTITYLOSS:
-            width, sizes = min(image, text), (settings.PROJ_HIDDEN_DIM, settings.OUTPUT_DIM)
+        if losses.use_entityloss:
+            width, (depth, layers, *sizes) = min(image, text), decoder
             self.align_proj_img = nn.Linear(image, width) if image > width else nn.Identity()
             self.align_proj_text = nn.Linear(text, width) if text > width else nn.Identity()
-            self.multimodal_groupingblock = EntityDecoder(width, settings.CROSS_LAYERS)
-            self.bridge_projector = projection_heads(max(settings.PROJ_NUM_LAYERS, 0), width, width, *sizes)[0]
-        if settings.USE_MASKLOSS:
+            self.multimodal_groupingblock = EntityDecoder(width, depth)
+            self.bridge_projector = projection_heads(max(layers, 0), width, width, *sizes)[0]
+        if losses.use_maskloss:
             self.img_encoder_momentum = copy.deepcopy(self.img_encoder).requires_grad_(False)
             self.logit_scale_mask = nn.Parameter(self.logit_scale.detach().clone())  # unused, in published checkpoints
+        if self.first_weights.fixed:
+            freeze_vit(self.img_encoder, self.first_weights.kind)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -93,24 +103,31 @@ class OVSegmentor(PerPixel):
         proposer = GroupTokens(cfg)
         namer = GroupEmbeddings.from_keys(own, proposer.img_encoder.width)
         scorer = GroupPixels(proposer, namer, own.WINDOW, own.STRIDE, own.BG_THRESH)
-        chunk = cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE
-        return {"scorer": scorer, "settings": own, "class_chunk_size": chunk} | request_arguments(cfg)
+        return request_arguments(cfg) | {
+            "scorer": scorer,
+            "losses": LossSettings.from_keys(own),
+            "decoder": (own.CROSS_LAYERS, own.PROJ_NUM_LAYERS, own.PROJ_HIDDEN_DIM, own.OUTPUT_DIM),
+            "momentum": own.MOMENTUM,
+            "first_weights": FirstWeights.from_keys(own),
+            "class_chunk_size": cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE,
+        }
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Segment images, or compute the losses in training mode; the class documents inputs and outputs."""
         if self.training:
-            return self._losses(batched_inputs)
-        asked = [GROUP_MAPS in request.get("outputs", ()) for request in batched_inputs]
-        requests = [
-            {**request, "outputs": [name for name in request["outputs"] if name != GROUP_MAPS]} if maps else request
-            for request, maps in zip(batched_inputs, asked, strict=True)
-        ]
-        results = super().forward(requests)
-        for request, maps, result in zip(batched_inputs, asked, results, strict=True):
-            if maps:
-                image = request["image"].to(self.device).float()
-                result[GROUP_MAPS] = resize(self.scorer.proposer.group_maps(image), output_size(request))
-        return results
+            return image_text_losses(self, batched_inputs)
+        if not any(GROUP_MAPS in request.get("outputs", ()) for request in batched_inputs):
+            return super().forward(batched_inputs)
+        return [self._with_maps(request) for request in batched_inputs]
+
+    def _with_maps(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs of a request, of which ``group_maps`` may be one."""
+        others = [name for name in request.get("outputs", ("sem_seg",)) if name != GROUP_MAPS]
+        result = super().forward([{**request, "outputs": others}])[0] if others else {}
+        if GROUP_MAPS in request.get("outputs", ()):
+            maps = self.scorer.proposer.group_maps(request["image"].to(self.device).float())
+            result[GROUP_MAPS] = resize(maps, output_size(request))
+        return result
 
     def encode_image(self, images: Tensor, momentum: bool = False, groups: bool = True) -> dict[str, Tensor]:
         """Return what the encoder, or with ``momentum`` the teacher, finds in normalised images (B, 3, H, W).
@@ -155,73 +172,38 @@ class OVSegmentor(PerPixel):
         tokens = self.multimodal_groupingblock(question, groups, attention_mask)
         return {"tokens": tokens, "bridge": self.bridge_projector(tokens[:, 0])}
 
+    @property
+    def scale(self) -> Tensor:
+        """Factor of the cosines of the joint space."""
+        return self.scorer.namer.scale
+
     def class_embeddings(self, names: Sequence[str], templates: str | Sequence[str] | None = None) -> Tensor:
         """Return unit vectors of words, (C, d): see :meth:`GroupEmbeddings.class_embeddings`."""
         return self.scorer.namer.class_embeddings(names, templates)
 
     @torch.no_grad()
     def update_teacher(self) -> None:
-        """Move the teacher's parameters by 1 - ``MOMENTUM`` towards those of the image encoder (section 5.5)."""
-        momentum = self.settings.MOMENTUM
+        """Move the teacher's parameters by 1 - :attr:`momentum` towards those of the image encoder (section 5.5).
+
+        Without the mask loss, there is no teacher.
+        """
+        if not self.losses.use_maskloss:
+            return
         pairs = zip(self.img_encoder_momentum.parameters(), self.img_encoder.parameters(), strict=True)
         for average, current in pairs:
-            average.mul_(momentum).add_(current, alpha=1 - momentum)
+            average.mul_(self.momentum).add_(current, alpha=1 - self.momentum)
 
-    def _losses(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        own, extra = self.settings, self.settings.EXTRA_HEAD_RUNS
-        images = self._images(batch, "image")
-        with_masks = own.USE_MASKLOSS and (own.USE_ENTITYLOSS or not own.MASKLOSS_NEEDS_ENTITYLOSS)
-        image = self.encode_image(images, groups=extra or with_masks)
-        caption = self.encode_text(*self._texts(batch, "caption"), tokens=extra)
-        losses = {"loss_matching": contrastive_loss(image["image_emb"], caption["text_emb"], self.scorer.namer.scale)}
-        if own.USE_ENTITYLOSS:
-            losses["loss_entity"] = own.ENTITY_WEIGHT * self._entity_loss(image["group_feat"], batch)
-        if with_masks:
-            others = self._images(batch, "cross_image")
-            loss = self._mask_loss(image, others, batch)
-            if own.DUAL_DICE:
-                loss = (loss + self._mask_loss(self.encode_image(others), images, batch)) / 2
-            losses["loss_mask"] = own.MASKLOSS_WEIGHT * loss
-        return losses
+    def load_first_weights(self) -> None:
+        """Load the weights that training starts from: a checkpoint of stage 1, or those of both encoders.
 
-    def _entity_loss(self, group_feat: Tensor, batch: Sequence[Mapping[str, Any]]) -> Tensor:
-        """Compute the contrast of what the decoder finds for a question and of its answer (section 5.2)."""
-        extra, (ids, mask) = self.settings.EXTRA_HEAD_RUNS, self._texts(batch, "question")
-        question = self.encode_text(ids, mask)["last_hidden"] if extra else self.text_encoder(ids, mask)
-        answer = self.encode_text(*self._texts(batch, "answer"), tokens=extra)
-        found = self.decode_entities(group_feat, question, mask if self.settings.MASK_PADDING else None)
-        return contrastive_loss(found["bridge"], answer["text_emb"], self.scorer.namer.scale)
-
-    def _mask_loss(self, image: Mapping[str, Tensor], others: Tensor, batch: Sequence[Mapping[str, Any]]) -> Tensor:
-        """Compute the consistency of the maps of other images by the groups of both (section 5.3)."""
-        own, extra = self.settings, self.settings.EXTRA_HEAD_RUNS
-        with torch.no_grad():
-            if extra:
-                teacher = self.encode_image(others, momentum=True)
-            else:
-                assignment = self.img_encoder_momentum(others).assignment
-                teacher = {"q": assignment.q, "k": assignment.k}
-            entity = self.encode_text(*self._texts(batch, "cross_entity"), tokens=extra)["text_emb"]
-            similarity = (image["group_emb"] @ entity[:, :, None])[..., 0]  # (B, K)
-        size, keys = others.shape[-1], teacher["k"][:, 0]
-        theirs = maps_at(cross_maps(teacher["q"][:, 0], keys), size)
-        ours = cut_least_similar(maps_at(cross_maps(image["q"][:, 0], keys), size), similarity, own.GROUP_RATIO)
-        per_group = own.MASKLOSS_PER_GROUP
-        return mask_consistency_loss(ours, theirs, own.CROSS_THRESHOLD, own.COST_TYPE, per_group)
-
-    def _images(self, batch: Sequence[Mapping[str, Any]], name: str) -> Tensor:
-        """Return the normalised images of a training batch, (B, 3, S, S)."""
-        if absent := [request for request in batch if name not in request]:
-            raise OvsegError(f"{len(absent)} of {len(batch)} training samples lack {name}: {_DATA}")
-        images = [request[name].to(self.device).float() for request in batch]
-        return self.scorer.proposer.normalise(torch.stack(images))
-
-    def _texts(self, batch: Sequence[Mapping[str, Any]], name: str) -> tuple[Tensor, Tensor]:
-        """Return the tokens and the attention masks of a training batch, int64 (B, L) each."""
-        if absent := [request for request in batch if name not in request]:
-            raise OvsegError(f"{len(absent)} of {len(batch)} training samples lack {name}: {_DATA}")
-        keys = ("input_ids", "attention_mask")
-        return tuple(torch.stack([request[name][key] for request in batch]).to(self.device) for key in keys)
-
-
-_DATA = "train on image-text pairs, with DATASETS.IMAGE_TEXT set for the losses that MODEL.OVSEGMENTOR uses"
+        Raises:
+            OvsegError: a file is not named or cannot be read, or it is another model's.
+        """
+        first = self.first_weights
+        if first.stage1:
+            load_weights(self, first.stage1)
+        else:
+            load_vit(self.img_encoder, first.kind, first.image, len(self.img_encoder.layers[0].blocks))
+            self.text_encoder.start_from(first.text, first.text_pretrained)
+        if self.losses.use_maskloss:
+            self.img_encoder_momentum.load_state_dict(self.img_encoder.state_dict())

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ovseg.clip.bert import TextEncoder
 from ovseg.errors import OvsegError, shown
 from ovseg.grounding import best_word
+from ovseg.grounding.batch_norm import SharedBatchNorm
 from ovseg.proposals.views import Part
 from ovseg.vocabulary import Vocabulary
 from ovseg.vocabulary.templates import OVSEGMENTOR, check_templates, get_templates
@@ -37,14 +38,14 @@ class ProjectionHead(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, out_dim: int):
         super().__init__()
         self.linear_hidden = nn.Sequential(
-            nn.Conv1d(dim, hidden_dim, 1), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True)
+            nn.Conv1d(dim, hidden_dim, 1), SharedBatchNorm(hidden_dim), nn.ReLU(inplace=True)
         )
         self.linear_out = nn.Conv1d(hidden_dim, out_dim, 1)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return the projections (B, out_dim) of (B, dim), or (B, L, out_dim) of (B, L, dim).
 
-        In training, the statistics are those of all B L vectors.
+        In training, the statistics are those of all B L vectors of all processes.
         """
         sequences = vectors[:, None] if vectors.dim() == 2 else vectors
         projected = self.linear_out(self.linear_hidden(sequences.transpose(1, 2))).transpose(1, 2)

@@ -1,0 +1,293 @@
+"""OVSegmentor's contract: requests, words, windows, losses, the teacher, weights of both stages."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from ovseg.checkpoint import load_model, load_weights
+from ovseg.config import get_cfg
+from ovseg.errors import OvsegError
+from ovseg.naming.group_embeddings import template_set
+from ovseg.naming.windows import windows
+from ovseg.vocabulary.templates import get_templates
+from tests.tiny_ovsegmentor import SIDE, request, tiny_cfg, tiny_model, training_batch
+
+MANIFESTS = Path(__file__).parents[1] / "data" / "manifests"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ovsegmentor")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return tiny_model(folder)
+
+
+@torch.no_grad()
+def test_requests(model):
+    wide, tall = request(40, 56), request(64, 40, seed=1, height=20, width=30)
+    before = copy.deepcopy([wide, tall])
+    outputs = ("sem_seg", "label_map", "group_maps")
+    both = model([{**wide, "outputs": outputs}, {**tall, "outputs": outputs}])
+    alone = model([wide])[0] | model([tall])[0]
+    assert both[0]["sem_seg"].shape == (4, 40, 56) and both[1]["sem_seg"].shape == (4, 20, 30)
+    assert both[0]["group_maps"].shape == (4, 40, 56) and both[1]["group_maps"].shape == (4, 20, 30)
+    assert torch.allclose(both[0]["group_maps"].sum(0), torch.ones(40, 56), atol=1e-5)
+    assert torch.equal(both[1]["sem_seg"], alone["sem_seg"]) and both[1]["sem_seg"].dtype == torch.float32
+    for result in both:
+        assert (
+            torch.equal(result["label_map"], result["sem_seg"].argmax(0)) and result["label_map"].dtype == torch.int64
+        )
+    for given, kept in zip([wide, tall], before, strict=True):
+        assert torch.equal(given.pop("image"), kept.pop("image")) and given == kept
+    assert model([request(outputs=["group_maps"])])[0].keys() == {"group_maps"}
+    assert model([request(5, 3)])[0]["sem_seg"].shape == (4, 5, 3)  # less than a patch
+
+
+@torch.no_grad()
+def test_the_background_is_the_first_word_alone(model):
+    plain = model([request(class_names=["cat", "dog", "tree"])])[0]["sem_seg"]
+    with_background = model([request()])[0]["sem_seg"]
+    assert torch.equal(with_background[1:], plain) and not torch.equal(plain[0], with_background[0])
+    elsewhere = model([request(class_names=["cat", "background", "dog"])])[0]["sem_seg"]
+    assert 0 < elsewhere[1].max() < 1  # a word like others
+    with pytest.raises(OvsegError, match="only word"):
+        model([request(class_names=["background"])])
+
+
+@torch.no_grad()
+def test_the_threshold_is_at_most_the_best_score_of_the_window(folder):
+    model = tiny_model(folder, BG_THRESH=1.0, WINDOW=[0, 0], STRIDE=[0, 0])
+    scores = model([request()])[0]["sem_seg"]
+    best = scores[1:].amax(0)
+    assert torch.equal(scores[0] == 1, best < best.max()) or best.max() < 1  # unless a group without pixels is best
+    model = tiny_model(folder, BG_THRESH=0.0, WINDOW=[0, 0], STRIDE=[0, 0])
+    assert not model([request()])[0]["sem_seg"][0].any()
+
+
+@torch.no_grad()
+def test_the_best_synonym_counts_and_takes_part_in_the_gate(folder):
+    model = tiny_model(folder, WINDOW=[0, 0], STRIDE=[0, 0], TOP_CLASSES=2)
+    words = ["cat", "dog", "tree", "sky"]
+    each = model([request(class_names=words)])[0]["sem_seg"]
+    joined = model([request(class_names=[("cat", "tree"), "dog", "sky"])])[0]["sem_seg"]
+    assert torch.allclose(joined, torch.stack((torch.maximum(each[0], each[2]), each[1], each[3])), atol=1e-6)
+    assert (each.flatten(1).amax(1) > 0).sum() == 2  # those that the image may show
+
+
+@torch.no_grad()
+def test_one_window_as_the_formulas_say(folder):
+    model = tiny_model(folder, WINDOW=[0, 0], STRIDE=[0, 0])
+    sample = request(SIDE, SIDE, class_names=["cat", "dog", "tree"])
+    found = model.encode_image(model.scorer.proposer.normalise(sample["image"][None]))
+    texts, scale = model.class_embeddings(["cat", "dog", "tree"], "simple"), model.logit_scale.exp()
+    first = (scale * F.normalize(found["group_emb"][0], dim=-1) @ texts.T).softmax(1)
+    maps = F.interpolate(found["assign_soft"][:, 0].unflatten(-1, (4, 4)), (SIDE, SIDE), mode="bilinear")[0]
+    expected = (first * first)[maps.argmax(0)].movedim(-1, 0)  # three words pass the gate of five
+    assert torch.allclose(model([sample])[0]["sem_seg"], expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_words_are_means_of_prompts_and_follow_the_weights(model):
+    prompts = ["a photo of the {}.", "the red {}."]
+    ids, mask = model.text_encoder.tokenizer([prompt.format("cat") for prompt in prompts])
+    expected = F.normalize(model.encode_text(ids, mask)["text_emb"].mean(0), dim=-1)
+    assert torch.allclose(model.class_embeddings(["cat", "dog"], prompts)[0], expected, atol=1e-6)
+    before = model.class_embeddings(["cat"], prompts)
+    model.text_projector.linear_out.bias.add_(1)
+    assert not torch.allclose(before, model.class_embeddings(["cat"], prompts))
+    model.text_projector.linear_out.bias.sub_(1)
+    with pytest.raises(OvsegError, match="simple, subset"):
+        template_set("vild")
+    assert len(template_set("full")) == 80 and len(template_set("subset")) == 7
+    assert set(template_set("subset")) - set(get_templates("imagenet")) == set()
+
+
+def test_windows():
+    covered = torch.zeros(50, 20)
+    places = list(windows((50, 20), (16, 32), (8, 8)))
+    for place in places:
+        covered[place] += 1
+    assert covered.min() == 1 and len(places) == 6 and places[-1] == (slice(34, 50), slice(0, 20))
+    assert list(windows((50, 20), (0, 0), (0, 0))) == [(slice(0, 50), slice(0, 20))]
+
+
+def test_losses_of_the_stages(folder):
+    batch = training_batch()
+    for stage, names in ((0, {"matching"}), (1, {"matching", "entity"}), (2, {"matching", "entity", "mask"})):
+        model = tiny_model(folder, stage=stage).train()
+        losses = model(batch)
+        assert losses.keys() == {f"loss_{name}" for name in names}
+        sum(losses.values()).backward()
+        assert all(loss.isfinite() for loss in losses.values())
+        assert model.img_encoder.layers[0].group_token.grad.abs().sum() > 0
+    assert all(p.grad is None for p in model.img_encoder_momentum.parameters())
+    with pytest.raises(OvsegError, match="lack cross_image"):
+        model([{name: value for name, value in sample.items() if name != "cross_image"} for sample in batch])
+    with pytest.raises(OvsegError, match=r"INPUT\.IMG_AUG\.IMG_SIZE"):
+        model([{**sample, "image": torch.zeros(3, 40, 40)} for sample in batch])
+
+
+def test_switches_of_the_training(folder):
+    batch = training_batch()
+
+    def losses(**options):
+        model = tiny_model(folder, IMG_ENCODER__DROP_PATH_RATE=0.0, **options).train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        for encoder in (model.img_encoder, model.img_encoder_momentum):
+            encoder.layers[0].downsample.assign.sample_gumbel = torch.zeros_like
+        return model(batch), model
+
+    plain, model = losses()
+    lean, other = losses(EXTRA_HEAD_RUNS=False)
+    for name, value in plain.items():
+        assert torch.allclose(value, lean[name], rtol=1e-5), name
+    runs = [int(m.text_projector.linear_hidden[1].num_batches_tracked) for m in (model, other)]
+    assert runs == [8, 3]
+    assert [int(m.img_projector.linear_hidden[1].num_batches_tracked) for m in (model, other)] == [4, 2]
+    assert not torch.allclose(losses(MASK_PADDING=True)[0]["loss_entity"], plain["loss_entity"])
+    by_image = losses(MASKLOSS_PER_GROUP=False)[0]["loss_mask"]
+    assert torch.allclose(by_image * len(batch), plain["loss_mask"] * 4, rtol=1e-5)
+    model = tiny_model(folder, USE_ENTITYLOSS=False, MASKLOSS_NEEDS_ENTITYLOSS=True).train()
+    assert model(batch).keys() == {"loss_matching"}
+    assert torch.isfinite(losses(COST_TYPE="cosine", DUAL_DICE=True)[0]["loss_mask"])
+
+
+def test_the_teacher_follows(folder):
+    model = tiny_model(folder, MOMENTUM=0.75)
+    with torch.no_grad():
+        model.img_encoder.pos_embed.add_(1)
+    before = model.img_encoder_momentum.pos_embed.clone()
+    model.update_teacher()
+    assert torch.allclose(model.img_encoder_momentum.pos_embed, before + 0.25, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_manifest(stage):
+    expected = json.loads(gzip.decompress((MANIFESTS / f"ovsegmentor_vitB_bert_stage{stage}.json.gz").read_bytes()))
+    cfg = get_cfg()
+    keys = {"USE_ENTITYLOSS": True, "USE_MASKLOSS": stage == 2, "TEXT_ENCODER.FIXED": stage == 2}
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "OVSegmentor", "MODEL.DEVICE", "meta"])
+    cfg.merge_from_list([word for key, value in keys.items() for word in (f"MODEL.OVSEGMENTOR.{key}", value)])
+    with torch.device("meta"):
+        model = build_model(cfg)
+    own = {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in model.state_dict().items()}
+    assert expected.pop("text_encoder.transformer.embeddings.position_ids") == [[1, 512], "int64"]
+    assert own == expected
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    totals = {1: (238_698_633, 238_698_633), 2: (338_751_762, 129_216_394)}
+    assert (sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)) == totals[stage]
+
+
+def published(model, path, **changes):
+    """Write the model as the original does, with settings and a constant of its text encoder; return the path."""
+    from omegaconf import OmegaConf
+
+    state = model.state_dict() | {"text_encoder.transformer.embeddings.position_ids": torch.arange(24)[None]} | changes
+    config = OmegaConf.create({"model": {"depths": [1, 1], "rate": 0.1, "type": "x"}, "name": "${model.type}"})
+    torch.save({"model": state, "config": config, "epoch": 3, "metrics": {"max_miou": 1.5}}, path)
+    return path
+
+
+def test_published_files_and_both_stages(folder, tmp_path):
+    first, second = tiny_model(folder, stage=1, seed=1), tiny_model(folder, seed=2)
+    file = published(first, tmp_path / "stage1.pth", **{"img_encoder.pos_embed": first.img_encoder.pos_embed[None]})
+    report = load_weights(second, file, complete=True)
+    assert not report.unexpected and not report.missing
+    for name, tensor in first.img_encoder.state_dict().items():
+        assert torch.equal(tensor, second.img_encoder_momentum.state_dict()[name]), name
+        assert torch.equal(tensor, second.img_encoder.state_dict()[name]), name
+    with torch.no_grad():
+        second.img_encoder_momentum.pos_embed.add_(1)
+    file = published(second, tmp_path / "stage2.pth")
+    plain = tiny_model(folder, stage=0, seed=3)
+    assert not load_weights(plain, file, complete=True).unexpected
+    assert torch.equal(plain([request()])[0]["sem_seg"], first([request()])[0]["sem_seg"])
+    again = tiny_model(folder, seed=4)
+    load_weights(again, file)
+    assert torch.equal(again.img_encoder_momentum.pos_embed, second.img_encoder_momentum.pos_embed)
+    cfg = tiny_cfg(folder, STAGE1_CHECKPOINT=str(file))
+    started = load_model(cfg)  # the teacher starts from the encoder, whatever the file holds
+    assert torch.equal(started.img_encoder_momentum.pos_embed, second.img_encoder.pos_embed)
+    with pytest.raises(OvsegError, match=r"MODEL\.WEIGHTS is empty"):
+        load_model(cfg, complete=True)
+
+
+def dino(model, depth=2):
+    """Return the tensors of a plain vision transformer with the sizes of the model's encoder."""
+    encoder = model.img_encoder.state_dict()
+    stages = [stage.blocks[0].state_dict() for stage in model.img_encoder.layers[:depth]]
+    blocks = {f"blocks.{index}.{name}": t for index, stage in enumerate(stages) for name, t in stage.items()}
+    rest = {name: encoder[name] for name in encoder if name.startswith(("patch_embed.", "norm."))}
+    positions = torch.cat((torch.zeros(1, 24), encoder["pos_embed"]))[None]
+    return (
+        {"cls_token": torch.zeros(1, 1, 24), "pos_embed": positions, "head.weight": torch.zeros(3, 24)} | rest | blocks
+    )
+
+
+def test_weights_that_training_starts_from(folder, tmp_path):
+    source = tiny_model(folder, stage=0, seed=5)
+    file, words = tmp_path / "dino.safetensors", tmp_path / "bert.safetensors"
+    save_file(dino(source), file)
+    save_file({f"bert.{name}": t for name, t in source.text_encoder.transformer.state_dict().items()}, words)
+    options = {
+        "IMG_ENCODER__IMGNET_PRETRAINED": "dino",
+        "IMG_ENCODER__IMGNET_PRETRAINED_CHECKPOINT": str(file),
+        "IMG_ENCODER__FIXED": True,
+        "TEXT_ENCODER__WEIGHTS": str(words),
+        "TEXT_ENCODER__PRETRAINED": True,
+    }
+    model = load_model(tiny_cfg(folder, **options))
+    new = model.img_encoder.state_dict()
+    for name, tensor in source.img_encoder.state_dict().items():
+        random = name.startswith(("layers.0.downsample.", "layers.0.group_token"))
+        assert torch.equal(tensor, new[name]) != (random and tensor.std() > 0), name
+        assert torch.equal(new[name], model.img_encoder_momentum.state_dict()[name])
+    trained = {name for name, p in model.img_encoder.named_parameters() if p.requires_grad}
+    assert "pos_embed" in trained and "layers.0.group_token" in trained and "norm.weight" not in trained
+    assert not any(".blocks." in name for name in trained)
+    assert torch.equal(
+        model.text_encoder.transformer.embeddings.word_embeddings.weight,
+        source.text_encoder.transformer.embeddings.word_embeddings.weight,
+    )
+    save_file(dino(source, depth=1), file)
+    with pytest.raises(OvsegError, match="IMGNET_PRETRAINED_CHECKPOINT"):
+        load_model(tiny_cfg(folder, **options))
+    with pytest.raises(OvsegError, match="IMGNET_PRETRAINED to none"):
+        load_model(tiny_cfg(folder, IMG_ENCODER__IMGNET_PRETRAINED="dino"))
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "roberta"])
+def test_other_text_encoders(folder, kind):
+    model = tiny_model(folder, kind=kind)
+    assert model([request()])[0]["sem_seg"].shape == (4, 40, 56)
+    assert model.train()(training_batch())["loss_entity"].isfinite()
+
+
+def test_mistakes(folder, tmp_path):
+    for options, message in (
+        ({"IMG_ENCODER__DEPTHS": [1, 1, 1]}, "give two numbers"),
+        ({"IMG_ENCODER__NUM_HEADS": [5, 2]}, "divisors of 24"),
+        ({"MULTI_LABEL": 3}, "multi-label"),
+        ({"TEXT_ENCODER__WIDTH": 20}, "has 16 channels"),
+        ({"TEXT_ENCODER__CONFIG": str(tmp_path / "absent.json")}, "TEXT_ENCODER.CONFIG"),
+        ({"WINDOW": [32, 32], "STRIDE": [64, 64]}, "STRIDE"),
+    ):
+        with pytest.raises(OvsegError, match=message):
+            build_model(tiny_cfg(folder, **options))
+    model = tiny_model(folder, TEXT_ENCODER__VOCAB=str(tmp_path / "absent.txt"))
+    with pytest.raises(OvsegError, match=r"TEXT_ENCODER\.VOCAB"):
+        model([request()])
