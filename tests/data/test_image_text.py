@@ -88,7 +88,7 @@ def same(one, other):
 
 def test_a_sample_holds_two_images_and_four_texts(cfg, records):
     cfg.INPUT.TEXT_AUG.TEMPLATES = "simple"
-    rows = RecordRows(records, EntityFinder(), True, "these")
+    rows = RecordRows(records[:-1], EntityFinder(), True, "these")
     sample = ImageTextMapper(cfg, tokenize)(rows, 1)
     assert sample.keys() == {"image", "cross_image", "caption", "question", "answer", "cross_entity"}
     assert sample["image"].shape == sample["cross_image"].shape == (3, SIDE, SIDE)
@@ -164,11 +164,8 @@ def build_train_loader_of(cfg):
 def test_tokens_of_the_toy_world():
     tokens = TOY_TOKENS.read_text().splitlines()
     assert [tokens.index(token) for token in SPECIAL] == [0, 100, 101, 102, 103]
-    words = {
-        word for seed in range(12) for text in make_scene(seed).captions for word in text.replace(",", " ").split()
-    }
-    prompts = " ".join(get_templates("full")).lower()
-    assert not (words | set(re.findall("[a-z]+", prompts)) | set(" ".join(CLASS_NAMES).split())) - set(tokens)
+    texts = [*get_templates("full"), *CLASS_NAMES, *(text for seed in range(4) for text in make_scene(seed).captions)]
+    assert not set(re.findall("[a-z]+", " ".join(texts).lower())) - set(tokens)
 
 
 def test_pairs_of_the_toy_world():
