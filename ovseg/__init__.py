@@ -46,7 +46,8 @@ def _is_command() -> bool:
     if not script:
         return False
     script = Path(script).resolve()
-    return script.parent in (root / "tools", root / "datasets") or script in (root / "demo.py", root / "train_net.py")
+    folders = (root / "tools", root / "datasets", root / "convert_dataset")
+    return script.parent in folders or script in (root / "demo.py", root / "train_net.py")
 
 
 def _handle_signals() -> None:
