@@ -23,6 +23,7 @@ from ovseg.evaluation.tta import augmented_model
 from ovseg.io.devices import configured_device, find_device
 from ovseg.io.images import ImageLike, as_rgb, resize_transform
 from ovseg.meta_arch.embeddings import embeddings_of, text_space_of
+from ovseg.meta_arch.pixel_scores import resize
 from ovseg.result.explanation import MaskScores
 from ovseg.result.features import ImageFeatures
 from ovseg.result.segmentation import Segmentation
@@ -304,6 +305,21 @@ class Segmenter:
         }
         with _explain_memory(source or "the image"):
             return self.model([request])[0]["soft_proposals"]
+
+    @torch.inference_mode()
+    def groups(self, image: ImageLike) -> np.ndarray:
+        """Return the group that each pixel of one image belongs to, of OVSegmentor: (H, W) int64, of the whole image.
+
+        Raises:
+            OvsegError: the model has no groups, the image cannot be read, or the memory is not sufficient.
+        """
+        proposer = getattr(getattr(self.model, "scorer", None), "proposer", None)
+        if not hasattr(proposer, "group_maps"):
+            raise OvsegError(f"{type(self.model).__name__} has no groups of patches: only OVSegmentor has")
+        pixels, source = as_rgb(image)
+        with _explain_memory(source or "the image"):
+            maps = proposer.group_maps(self._model_input(pixels).to(self.model.device).float())  # (K, h, w)
+            return resize(maps, pixels.shape[:2]).argmax(dim=0).cpu().numpy()
 
     @torch.inference_mode()
     def features(

@@ -369,6 +369,7 @@ DEFAULTS: dict[str, Any] = {
     "PSEUDO_REJECT_THRESHOLD": 0.0,  # lowest score of a pseudo label
     "PSEUDO_FLAG_NAME": "trainable_flag",  # metadata with the classes that keep their labels
     # --- logging -------------------------------------------------------------------------------------------
+    "LOG_PERIOD": 20,  # ours: iterations between two lines of the log and of metrics.json
     "WANDB.ENABLED": False,  # ours: log to Weights & Biases
     "WANDB.PROJECT": "open_vocab_seg",  # project of Weights & Biases
     "WANDB.NAME": None,  # name of the run in Weights & Biases

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ovseg.config import published_tree
 from ovseg.config.errors import explain_config_errors
 from ovseg.config.per_dataset import general_names, is_path, part_of, take_back
 from ovseg.config.values import fit
@@ -71,7 +72,9 @@ def find_config(name: str | Path) -> str:
 def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the contents of a YAML file over those of its ``_BASE_`` files; later ones win over earlier ones.
 
-    Relative paths of :data:`PATHS` and of data sets (``*.yaml``) are made absolute: see :func:`resolve`.
+    Relative paths of :data:`PATHS` and of data sets (``*.yaml``) are made absolute: see :func:`resolve`. Keys in
+    OVSegmentor's published format, with ``_base_`` files, are not translated: see
+    :mod:`ovseg.config.published_tree`.
 
     Args:
         path: file of this machine.
@@ -91,9 +94,16 @@ def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]
     if not isinstance(own, dict):
         raise OvsegError(f"{path} must hold lines of KEY: VALUE, not {shown(own)}")
     _resolve_paths(own, Path(path).parent)
+    published_tree.locate(own, Path(path).parent)
+    bases = [base for key in (BASE, published_tree.BASE) for base in _bases(own.pop(key, None), path, key)]
     merged: dict[str, Any] = {}
-    for base in _bases(own.pop(BASE, None), path):
+    for base in bases:
         _merge(load_layers(Path(path).parent / Path(base).expanduser(), (*above, place)), merged, base)
+    if merged and published_tree.is_published(own) and not published_tree.is_published(merged):
+        raise OvsegError(
+            f"{path} is in the published format, but its base {', '.join(bases)} in ours, whose keys would win over "
+            "it: write both in one format"
+        )
     _merge(own, merged, str(path))
     take_back(part_of(merged, "TEST", "PER_DATASET"), general_names(own), part_of(own, "TEST", "PER_DATASET"))
     return merged
@@ -153,13 +163,13 @@ def _resolve_paths(own: dict[str, Any], folder: Path) -> None:
         entries[resolve(name, folder)] = entries.pop(name)
 
 
-def _bases(value: Any, path: str | Path) -> list[str]:
+def _bases(value: Any, path: str | Path, key: str) -> list[str]:
     bases = [] if value is None else value if isinstance(value, list) else [value]
     for base in bases:
         if not isinstance(base, str) or not base:
-            raise OvsegError(f"{BASE} in {path} is {shown(value)}: name a file, or a list of files")
+            raise OvsegError(f"{key} in {path} is {shown(value)}: name a file, or a list of files")
         if "://" in base:
-            raise OvsegError(f"{BASE} in {path} is {shown(base)}: download that file and name your copy")
+            raise OvsegError(f"{key} in {path} is {shown(base)}: download that file and name your copy")
     return bases
 
 

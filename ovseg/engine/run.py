@@ -36,7 +36,6 @@ from ovseg.evaluation.runner import check_evaluation, evaluate_all, evaluates
 
 logger = logging.getLogger(__name__)
 
-LOG_PERIOD = 20  # iterations
 REMEDY = (
     "lower SOLVER.BASE_LR, raise SOLVER.WARMUP_ITERS or set SOLVER.AMP.ENABLED False, and resume from the last "
     "checkpoint with --resume"
@@ -158,7 +157,7 @@ def fit(
             Every(1, lambda done: model.update_teacher()) if hasattr(model, "update_teacher") else None,
             Every(cfg.SOLVER.CHECKPOINT_PERIOD, save),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_now) if evaluate else None,
-            hooks.PeriodicWriter(_writers(cfg), LOG_PERIOD) if comm.is_main_process() else None,
+            hooks.PeriodicWriter(_writers(cfg), cfg.LOG_PERIOD) if comm.is_main_process() else None,
         ]
     )
     trainer.train(start, cfg.SOLVER.MAX_ITER)
