@@ -170,6 +170,8 @@ def test_losses_of_the_stages(folder):
         assert all(loss.isfinite() for loss in losses.values())
         assert model.img_encoder.layers[0].group_token.grad.abs().sum() > 0
     assert all(p.grad is None for p in model.img_encoder_momentum.parameters())
+    with pytest.raises(OvsegError, match=r"SOLVER\.IMS_PER_BATCH"):
+        model(batch[:1])
     with pytest.raises(OvsegError, match="lack cross_image"):
         model([{name: value for name, value in sample.items() if name != "cross_image"} for sample in batch])
     with pytest.raises(OvsegError, match=r"INPUT\.IMG_AUG\.IMG_SIZE"):
