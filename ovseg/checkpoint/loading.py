@@ -360,7 +360,7 @@ def _shape_remedy(mis_shaped: Mapping[str, tuple], state: Mapping[str, Tensor]) 
 _SIGNATURES = (
     ("sem_seg_head.predictor.query_feat.", "a Mask2Former-based checkpoint (SCAN)"),
     ("pretrained.act_postprocess1.", "an LSeg checkpoint: use configs/lseg_vitL16_384.yaml"),
-    ("img_encoder.", "an OVSegmentor or GroupViT checkpoint"),
+    ("img_encoder.", "an OVSegmentor or GroupViT checkpoint: use configs/ovsegmentor_vitB_stage1.yaml"),
     ("visual.transformer.resblocks.", "a CLIP model: give it as MODEL.CLIP_ADAPTER.CLIP_WEIGHTS"),
     ("layers.0.blocks.0.attn.qkv", "a Swin backbone of other sizes"),
     ("res2.0.conv1", "a Detectron2 ResNet: set MODEL.BACKBONE.NAME to build_resnet_deeplab_backbone"),

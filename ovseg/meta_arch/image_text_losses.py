@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ovseg.errors import OvsegError
 from ovseg.grounding.contrast import contrastive_loss
 from ovseg.grounding.mask_consistency import cross_maps, cut_least_similar, maps_at, mask_consistency_loss
+from ovseg.grounding.sync import num_processes
 
 Batch = Sequence[Mapping[str, Any]]
 _REMEDY = "train on image-text pairs, DATASETS.IMAGE_TEXT, with what the losses of MODEL.OVSEGMENTOR need"
@@ -56,13 +57,15 @@ def image_text_losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         ``loss_matching``, ``loss_entity``, ``loss_mask``, those that are trained.
 
     Raises:
-        OvsegError: a sample lacks what a loss needs.
+        OvsegError: a sample lacks what a loss needs, or there is only one.
     """
     own = model.losses
+    if len(batch) * num_processes() < 2:
+        raise OvsegError("OVSegmentor learns from contrasts of pairs: set SOLVER.IMS_PER_BATCH to at least 2")
     images = normalised_images(model, batch, "image")
     image = model.encode_image(images, groups=own.extra_head_runs or own.adds_maskloss)
     caption = model.encode_text(*_texts(model, batch, "caption"), tokens=own.extra_head_runs)
-    losses = {"loss_matching": contrastive_loss(image["image_emb"], caption["text_emb"], model.scale)}
+    losses = {"loss_matching": contrastive_loss(image["image_emb"], caption["text_emb"], model.scorer.namer.scale)}
     if own.use_entityloss:
         losses["loss_entity"] = own.entity_weight * _entity_loss(model, image["group_feat"], batch)
     if own.adds_maskloss:
@@ -80,7 +83,7 @@ def _entity_loss(model: nn.Module, group_feat: Tensor, batch: Batch) -> Tensor:
     question = model.encode_text(ids, mask)["last_hidden"] if own.extra_head_runs else model.text_encoder(ids, mask)
     answer = model.encode_text(*_texts(model, batch, "answer"), tokens=own.extra_head_runs)
     found = model.decode_entities(group_feat, question, mask if own.mask_padding else None)
-    return contrastive_loss(found["bridge"], answer["text_emb"], model.scale)
+    return contrastive_loss(found["bridge"], answer["text_emb"], model.scorer.namer.scale)
 
 
 def _mask_loss(model: nn.Module, image: Mapping[str, Tensor], others: Tensor, batch: Batch) -> Tensor:
