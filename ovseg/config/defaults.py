@@ -317,15 +317,6 @@ DEFAULTS: dict[str, Any] = {
     # --- test ----------------------------------------------------------------------------------------------
     # ours: scores of the evaluations during a training, such as mIoU, whose best weights are kept in best_<score>.pth
     "TEST.SAVE_BEST": [],
-    # ours: seg, segmentation of DATASETS.TEST; cls, zero-shot classification of TEST.ZERO_SHOT (OVSegmentor)
-    "TEST.TASKS": ["seg"],
-    "TEST.ZERO_SHOT.ROOT": "",  # ours: folder of the images of a classification
-    "TEST.ZERO_SHOT.FILE": "",  # ours: their table, csv or tsv, with the columns image_id and label (a number from 0)
-    "TEST.ZERO_SHOT.BATCH": 64,  # ours: images in a batch of each process
-    "TEST.ZERO_SHOT.TEMPLATES": "subset",  # ours: prompts of its words: simple (1), subset (7), full (80) or identity
-    # ours: imagenet, the 1,000 names of CLIP's authors; "" = the column label_name of the table; or a file with a line
-    # for each class
-    "TEST.ZERO_SHOT.NAMES": "imagenet",
     "TEST.SLIDING_WINDOW": False,  # segment in overlapping tiles, and average them
     "TEST.SLIDING_TILE_SIZE": 224,  # side of a tile in pixels
     "TEST.SLIDING_OVERLAP": 2 / 3,  # overlap of tiles relative to their side

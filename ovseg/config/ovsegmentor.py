@@ -109,6 +109,16 @@ DEFAULTS: dict[str, Any] = {
     "INPUT.TEXT_AUG.ENTITIES": "",
     # ours: beginnings of answers: full (80 templates), subset (7), simple (a photo of a) or identity (nothing)
     "INPUT.TEXT_AUG.TEMPLATES": "full",
+    # --- zero-shot classification of whole images ----------------------------------------------------------------
+    # ours: seg, segmentation of DATASETS.TEST; cls, zero-shot classification of TEST.ZERO_SHOT (OVSegmentor)
+    "TEST.TASKS": ["seg"],
+    "TEST.ZERO_SHOT.ROOT": "",  # ours: folder of the images of a classification
+    "TEST.ZERO_SHOT.FILE": "",  # ours: their table, csv or tsv, with the columns image_id and label (a number from 0)
+    "TEST.ZERO_SHOT.BATCH": 64,  # ours: images in a batch of each process
+    "TEST.ZERO_SHOT.TEMPLATES": "subset",  # ours: prompts of its words: simple (1), subset (7), full (80) or identity
+    # ours: imagenet, the 1,000 names of CLIP's authors; "" = the column label_name of the table; or a file with a line
+    # for each class
+    "TEST.ZERO_SHOT.NAMES": "imagenet",
 }
 
 PRETRAINED = ("dino", "dinob8", "dinos16", "dinos8", "imgnet", "clip", "none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -31,9 +32,16 @@ def write_pairs(folder: Path) -> None:
             rows.writerow([f"{index}.png", f"a photo of the red {word} .", *pairs, index % 2, word])
 
 
+def _own(folder: Path) -> Path:
+    """Return a folder of this process below a folder that several write into."""
+    own = folder / str(os.getpid())
+    own.mkdir(exist_ok=True)
+    return own
+
+
 def configuration(folder: Path, output: Path | str = "unused", stage: int = 2, *opts: object) -> CfgNode:
     """Return the configuration of a training on the pairs of a folder, with evaluations of both kinds."""
-    cfg = tiny_cfg(folder, stage=stage)
+    cfg = tiny_cfg(_own(folder), stage=stage)
     settings = {
         "DATASETS.TRAIN": (),
         "DATASETS.TEST": (DATASET,),
@@ -87,13 +95,14 @@ def one_step(folder: Path, rank: int = 0, world: int = 1) -> dict[str, torch.Ten
     Returns:
         losses, averaged over processes; gradients; and the statistics of batch normalisation.
     """
-    cfg = tiny_cfg(folder, IMG_ENCODER__DROP_PATH_RATE=0.0, MASKLOSS_PER_GROUP=False)
-    file = Path(cfg.MODEL.OVSEGMENTOR.TEXT_ENCODER.CONFIG).with_name(f"no_dropout_{rank}.json")
-    sizes = json.loads((folder / "bert.json").read_text())
+    cfg = tiny_cfg(_own(folder), IMG_ENCODER__DROP_PATH_RATE=0.0, MASKLOSS_PER_GROUP=False)
+    file = Path(cfg.MODEL.OVSEGMENTOR.TEXT_ENCODER.CONFIG)
+    sizes = json.loads(file.read_text())
     file.write_text(json.dumps(sizes | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
-    cfg.MODEL.OVSEGMENTOR.TEXT_ENCODER.CONFIG = str(file)
     torch.manual_seed(1)
-    model = build_model(cfg).train()
+    model = build_model(cfg).double().train()  # batch normalisation of four samples enlarges rounding errors
+    proposer = model.scorer.proposer
+    proposer.normalise = lambda images: type(proposer).normalise(proposer, images.double())
     for encoder in (model.img_encoder, model.img_encoder_momentum):
         encoder.layers[0].downsample.assign.sample_gumbel = torch.zeros_like
     batch = training_batch(4)
