@@ -182,7 +182,12 @@ class OVSegmentor(PerPixel):
 
     @torch.no_grad()
     def update_teacher(self) -> None:
-        """Move the teacher's parameters by 1 - :attr:`momentum` towards those of the image encoder (section 5.5)."""
+        """Move the teacher's parameters by 1 - :attr:`momentum` towards those of the image encoder (section 5.5).
+
+        Without a teacher nothing is done.
+        """
+        if not hasattr(self, "img_encoder_momentum"):
+            return
         pairs = zip(self.img_encoder_momentum.parameters(), self.img_encoder.parameters(), strict=True)
         for average, current in pairs:
             average.mul_(self.momentum).add_(current, alpha=1 - self.momentum)
