@@ -33,6 +33,8 @@ def _no_network():
 def pytest_configure(config: pytest.Config) -> None:
     import torch
 
+    import tests.processes  # noqa: F401 - what processes import beforehand is set before the first one starts
+
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 

@@ -20,30 +20,23 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import ovseg
 from ovseg.adaptation.pseudo_options import PseudoOptions, check_options
 from ovseg.cli.options import parse_with_options
+from ovseg.cli.shards import add_images, add_output, launch_here
 from ovseg.errors import user_errors
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument_group("images").add_argument
-    add(
-        "--data",
-        required=True,
+    add_images(
+        parser,
+        "images",
         nargs="+",
         help="folder, images or patterns ('train/**/*.jpg'); a list of image files, one a line (.txt, .lst); a file of "
         "captions (.json, .jsonl, .csv, .tsv), of which the images are used; or the split of a world (toy:captions)",
     )
-    add("--image-root", type=Path, help="folder that image names start from; default: that of --data")
-    add("--image-column", help="column of a table with the image files; default: the usual names are tried")
-    add("--caption-column", help="column of a table with the captions")
-    add("--delimiter", help="between the columns of a table; default: tab, for .csv a comma")
-    add("--max-images", type=int, help="number of images to use, the first ones; default: all")
-    add("--allow-bad", action="store_true", help="continue with more than 1 %% unusable images")
 
     add = parser.add_argument_group("teacher").add_argument
     add("--config-file", required=True, help="configuration of a system with a proposer")
@@ -78,10 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="masks of larger images are selected at this size, longer side in pixels (default %(default)s)",
     )
 
-    add = parser.add_argument_group("output and processes").add_argument
-    add("--output", type=Path, required=True, help="folder; an interrupted run in it is resumed")
-    add("--shard-size", type=int, help="images of one shard; default: 5 to 250, by the number of images")
-    add("--device", help="cpu, cuda; default: cuda if there is one, one GPU for each process")
+    add = add_output(parser)
     add("--ray", type=int, metavar="ACTORS", help="use so many actors of Ray Data (pip install 'ovseg[ray]')")
     return parse_with_options(parser, argv)
 
@@ -90,19 +80,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = PseudoOptions(**vars(parse(argv)))
     check_options(options)
     ovseg.register()  # imports slowly: after the arguments are checked
-    import torch
-
     from ovseg.adaptation.pseudo_masks import run
-    from ovseg.engine.launch import World, launch
-    from ovseg.io.devices import find_device
 
     if options.ray is not None:
         run(options)
-        return
-    if options.device:
-        find_device(options.device, "--device")
-    cuda = torch.cuda.is_available() and options.device != "cpu"
-    launch(run, World(processes_here=1, cuda=cuda), (options,))
+    else:
+        launch_here(run, options)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import ovseg
 from ovseg.adaptation.mining_options import MASK_KINDS, MiningOptions, check_options
 from ovseg.cli.options import parse_with_options
+from ovseg.cli.shards import add_images, add_output, launch_here
 from ovseg.errors import user_errors
 
 FORMS = ("noun", "phrase", "both")  # of ovseg.vocabulary.nouns, which imports slowly
@@ -32,19 +32,12 @@ FORMS = ("noun", "phrase", "both")  # of ovseg.vocabulary.nouns, which imports s
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument_group("images and captions").add_argument
-    add(
-        "--data",
-        required=True,
+    add_images(
+        parser,
+        "images and captions",
         help="COCO captions (.json), Localized Narratives (.jsonl), a table (.csv, .tsv), toy:train or toy:val; "
         "with --names-from labels also a folder of images",
     )
-    add("--image-root", type=Path, help="folder that image names start from; default: that of --data")
-    add("--image-column", help="column of a table with the image files; default: the usual names are tried")
-    add("--caption-column", help="column of a table with the captions")
-    add("--delimiter", help="between the columns of a table; default: tab, for .csv a comma")
-    add("--max-images", type=int, help="number of images to use, the first ones; default: all")
-    add("--allow-bad", action="store_true", help="continue with more than 1 %% unusable captions or images")
 
     add = parser.add_argument_group("masks: of a segmenter, or from --masks").add_argument
     add("--config-file", help="configuration of a trained segmenter")
@@ -82,11 +75,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--templates", default="vild", help="prompts around the nouns: vild, imagenet, predefined")
     add("--min-score", type=float, help="least cosine of a noun and its best mask; default: no limit, as in the paper")
 
-    add = parser.add_argument_group("output and processes").add_argument
-    add("--output", type=Path, required=True, help="folder; an interrupted run in it is resumed")
+    add = add_output(parser)
     add("--write-list", action="store_true", help="the original's pairs.tsv and filled crops, too")
-    add("--shard-size", type=int, help="images of one shard; default: 5 to 250, by the number of images")
-    add("--device", help="cpu, cuda; default: cuda if there is one, one GPU for each process")
     add("--opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
     return parse_with_options(parser, argv)
 
@@ -95,16 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = MiningOptions(**vars(parse(argv)))
     check_options(options)
     ovseg.register()  # imports slowly: after the arguments are checked
-    import torch
-
     from ovseg.adaptation.mining_run import run
-    from ovseg.engine.launch import World, launch
-    from ovseg.io.devices import find_device
 
-    if options.device:
-        find_device(options.device, "--device")
-    cuda = torch.cuda.is_available() and options.device != "cpu"
-    launch(run, World(processes_here=1, cuda=cuda), (options,))
+    launch_here(run, options)
 
 
 if __name__ == "__main__":

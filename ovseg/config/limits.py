@@ -339,6 +339,10 @@ def _check_together(cfg: CfgNode) -> None:
         if task not in cfg.TEST.TASKS:
             wanted = f"scores of {', '.join(cfg.TEST.TASKS)}, or add {task} to TEST.TASKS"
             raise _refusal("TEST.SAVE_BEST", cfg.TEST.SAVE_BEST, wanted)
+    windows = cfg.MODEL.OVSEGMENTOR
+    if any(step > side or (side and not step) for side, step in zip(windows.WINDOW, windows.STRIDE, strict=True)):
+        wanted = f"numbers from 1 to those of MODEL.OVSEGMENTOR.WINDOW, {windows.WINDOW}; [0, 0] for windows of [0, 0]"
+        raise _refusal("MODEL.OVSEGMENTOR.STRIDE", windows.STRIDE, wanted)
     adapter = cfg.MODEL.CLIP_ADAPTER
     if (adapter.TEXT_ENCODER == "table") != bool(adapter.TEXT_TABLE):
         wanted = (

@@ -113,8 +113,12 @@ def _spawn(main: Callable[..., Any], world: World, args: Sequence[Any]) -> None:
         if world.machines > 1:
             raise OvsegError("--dist-url auto serves one machine only: give tcp://HOST:PORT of the first machine")
         url = f"tcp://127.0.0.1:{_free_port()}"
-    errors = multiprocessing.get_context("spawn").SimpleQueue()
-    context = mp.spawn(_worker, (main, args, world, url, errors), world.processes_here, join=False)
+    # processes of a fork server import the package once, where there is one; none is forked from this process: CUDA
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    multiprocessing.set_forkserver_preload([__name__])
+    errors = multiprocessing.get_context(method).SimpleQueue()
+    arguments = (main, args, world, url, errors)
+    context = mp.start_processes(_worker, arguments, world.processes_here, join=False, start_method=method)
     try:
         while not context.join():
             pass

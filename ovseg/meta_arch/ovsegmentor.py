@@ -68,6 +68,7 @@ class OVSegmentor(PerPixel):
     )
     copied_names = {"img_encoder_momentum.": "img_encoder."}  # what a file of stage 1 lacks
     initial_names = ("logit_scale_mask",)  # keep their value if a file lacks them
+    has_unused_parameters = True  # BERT's pooler, the decoder's assignment, logit_scale_mask
 
     @configurable
     def __init__(
@@ -184,9 +185,9 @@ class OVSegmentor(PerPixel):
     def update_teacher(self) -> None:
         """Move the teacher's parameters by 1 - :attr:`momentum` towards those of the image encoder (section 5.5).
 
-        Without a teacher nothing is done.
+        Without the mask loss, there is no teacher.
         """
-        if not hasattr(self, "img_encoder_momentum"):
+        if not self.losses.use_maskloss:
             return
         pairs = zip(self.img_encoder_momentum.parameters(), self.img_encoder.parameters(), strict=True)
         for average, current in pairs:

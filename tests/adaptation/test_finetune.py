@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -34,6 +32,7 @@ from ovseg.engine.schedules import WarmupCosineLR
 from ovseg.errors import OvsegError, argument
 from ovseg.naming.crops import crop_regions, mask_boxes
 from tests.adaptation import tiny
+from tests.processes import CONTEXT, run_processes
 from tools import finetune_clip
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "adaptation"
@@ -99,17 +98,15 @@ def test_killed_in_the_middle_of_writing_and_resumed(inputs, finished, tmp_path)
     """First within the second checkpoint (step 4), after resuming within last.pt at an epoch's end."""
     output = tmp_path / "run"
 
-    def run_until_killed(*arguments: str) -> None:
-        command = [sys.executable, "-m", "tests.adaptation.tiny", str(inputs), str(output), *arguments]
-        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+    def run_until_killed(writes: int, resume: bool) -> None:
+        assert run_processes(tiny.finetune_and_die, (inputs, output, writes, resume)) == [-signal.SIGKILL]
 
     def step() -> int:
         return torch.load(output / "last.pt", weights_only=True)["step"]
 
-    run_until_killed("1")
+    run_until_killed(1, resume=False)
     assert step() == 2 and len(list(output.glob(".last.*.tmp.pt"))) == 1
-    run_until_killed("2", "resume")  # last.pt at 4, epoch_1.pt, then dies in last.pt at 5
+    run_until_killed(2, resume=True)  # last.pt at 4, epoch_1.pt, then dies in last.pt at 5
     assert step() == 4 and (output / "epoch_1.pt").exists()
     finetune(tiny.make_job(inputs, output, val=str(inputs / "val"), resume=True, workers=1))
     assert step() == 10 and not list(output.glob(".*tmp*"))
@@ -129,22 +126,25 @@ def test_two_processes_train_as_one(inputs, finished, finished_shift, tmp_path):
         assert a == pytest.approx(b, abs=1e-4)
 
 
+def hold(folder, ready):
+    with checkpoint_folder(folder).owned():
+        ready.set()
+        time.sleep(60)
+
+
 def test_one_folder_for_one_run(inputs, finished, tmp_path):
     with pytest.raises(OvsegError, match="holds a run already: resume it with --resume"):
         finetune(tiny.make_job(inputs, finished))
     with pytest.raises(OvsegError, match=r"has batch_size 4, not 2: --resume needs the same"):
         finetune(tiny.make_job(inputs, finished, val=str(inputs / "val"), resume=True, batch_size=2))
-    code = (
-        "import sys; from ovseg.adaptation.finetune import checkpoint_folder\n"
-        "with checkpoint_folder(sys.argv[1]).owned(): print('in', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "in\n"
-        with pytest.raises(OvsegError, match="another run is writing to"), checkpoint_folder(tmp_path).owned():
-            pass
-        os.kill(other.pid, signal.SIGKILL)
+    ready = CONTEXT.Event()
+    other = CONTEXT.Process(target=hold, args=(tmp_path, ready))
+    other.start()
+    assert ready.wait(60)
+    with pytest.raises(OvsegError, match="another run is writing to"), checkpoint_folder(tmp_path).owned():
+        pass
+    other.kill()
+    other.join()
     with checkpoint_folder(tmp_path).owned():
         pass
 

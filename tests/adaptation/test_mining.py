@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,10 +20,10 @@ from ovseg.adaptation.pair_list import read_pair_list
 from ovseg.adaptation.pair_shards import PairDataset
 from ovseg.adaptation.shard_work import claim
 from ovseg.data.caption_files import CaptionedImages
-from ovseg.engine.launch import World, launch
 from ovseg.errors import OvsegError
 from ovseg.naming.crops import has_pixel
 from ovseg.proposals.views import Views
+from tests.adaptation.interruption import continued_by_two, killed_at
 from tests.tiny_model import make_tiny_model
 
 PHOTOS = 20
@@ -127,36 +124,15 @@ def test_each_noun_gets_its_best_mask(finished, options, photos):
     assert info["box"] == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
 
 
-def kill_at(options: MiningOptions, image: int) -> None:
-    """Mine, but die by SIGKILL at an image in the middle of a shard."""
-    original = Miner.__call__
-
-    def mine(self, item):
-        if item.path.name == f"IMG {image:02d}.png":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, item)
-
-    Miner.__call__ = mine
-    run(options)
-
-
 def test_killed_run_goes_on_and_two_processes_equal_one(finished, options, tmp_path):
-    output = tmp_path / "pairs"
-    process = multiprocessing.get_context("spawn").Process(target=kill_at, args=(replace(options, output=output), 10))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    whole, half = shards_of(output), list(output.glob(".pairs-*.tmp*"))
-    assert len(whole) == 3 and half and not (output / "summary.json").exists()
+    options = replace(options, output=tmp_path / "pairs")
+    killed_at("IMG 10.png", Miner, run, options)
+    whole, half = shards_of(options.output), list(options.output.glob(".pairs-*.tmp*"))
+    assert len(whole) == 3 and half and not (options.output / "summary.json").exists()
     with pytest.raises(OvsegError, match="its mining did not end"):
-        PairDataset(output)
-    times = {name: (output / name).stat().st_mtime_ns for name in whole}
-
-    launch(run, World(processes_here=2), (replace(options, output=output),))
-    assert shards_of(output) == shards_of(finished)
-    assert {name: (output / name).stat().st_mtime_ns for name in whole} == times  # finished shards were kept
-    assert not list(output.glob(".pairs-*.tmp*"))
-    assert json.loads((output / "summary.json").read_text()) == json.loads((finished / "summary.json").read_text())
+        PairDataset(options.output)
+    continued_by_two(run, options, shards_of, finished)
+    assert not list(options.output.glob(".pairs-*.tmp*"))
 
 
 def test_list_of_the_original_from_finished_pairs(finished, options, tmp_path, monkeypatch):

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +17,10 @@ from ovseg.adaptation import pseudo_masks as pseudo
 from ovseg.adaptation.pseudo_masks import Teacher, run
 from ovseg.adaptation.pseudo_options import PseudoOptions
 from ovseg.data.pseudo_masks import read_masks, read_pseudo_masks
-from ovseg.engine.launch import World, launch
 from ovseg.errors import OvsegError
 from ovseg.proposals.pseudo_labels import pseudo_masks
 from ovseg.segmenter import Segmenter
+from tests.adaptation.interruption import continued_by_two, killed_at
 from tests.tiny_model import make_tiny_model
 
 PHOTOS, PER_SHARD = 14, 3
@@ -120,35 +118,13 @@ def test_masks_of_large_images_are_selected_at_a_smaller_size(options, photos):
         assert mask["area"] / (height * width) == pytest.approx(selected.float().mean().item(), abs=0.03)
 
 
-def kill_at(options: PseudoOptions, image: int) -> None:
-    """Make masks, but die by SIGKILL at an image in the middle of a shard."""
-    original = Teacher.__call__
-
-    def label(self, item):
-        if item.path.name == f"IMG {image:02d}.png":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, item)
-
-    Teacher.__call__ = label
-    run(options)
-
-
 def test_killed_run_goes_on_and_two_processes_equal_one(finished, options, tmp_path):
-    output = tmp_path / "pseudo"
-    process = multiprocessing.get_context("spawn").Process(target=kill_at, args=(replace(options, output=output), 7))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    whole = shards_of(output)
-    assert len(whole) == 2 and not (output / "summary.json").exists()
+    options = replace(options, output=tmp_path / "pseudo")
+    killed_at("IMG 07.png", Teacher, run, options)
+    assert len(shards_of(options.output)) == 2 and not (options.output / "summary.json").exists()
     with pytest.raises(OvsegError, match="the run that fills it did not end"):
-        read_pseudo_masks(output)
-    times = {name: (output / name).stat().st_mtime_ns for name in whole}
-
-    launch(run, World(processes_here=2), (replace(options, output=output),))
-    assert shards_of(output) == shards_of(finished)
-    assert {name: (output / name).stat().st_mtime_ns for name in whole} == times  # finished shards were kept
-    assert json.loads((output / "summary.json").read_text()) == json.loads((finished / "summary.json").read_text())
+        read_pseudo_masks(options.output)
+    continued_by_two(run, options, shards_of, finished)
 
 
 def test_lost_shard_is_made_again(finished, options, tmp_path):

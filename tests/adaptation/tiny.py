@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import cv2
@@ -122,8 +121,7 @@ def _die_after(writes: int) -> None:
     torch.save = counting
 
 
-if __name__ == "__main__":  # INPUTS OUTPUT WRITES_TO_DIE_AFTER [resume]
-    _die_after(int(sys.argv[3]))
-    finetune_on_one_thread(
-        make_job(Path(sys.argv[1]), Path(sys.argv[2]), val=str(Path(sys.argv[1]) / "val"), resume="resume" in sys.argv)
-    )
+def finetune_and_die(inputs: Path, output: Path, writes: int, resume: bool) -> None:
+    """Fine-tune until so many checkpoint files are on the disk."""
+    _die_after(writes)
+    finetune_on_one_thread(make_job(inputs, output, val=str(inputs / "val"), resume=resume))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -30,13 +29,16 @@ from ovseg.toy import (
     render_split,
 )
 from ovseg.toy.classes import IGNORE_LABEL, NOVEL_STUFF
-from ovseg.toy.registration import FORMAT, SPLITS
+from ovseg.toy.registration import SPLITS
 from ovseg.toy.sentences import names_sides
+from tests.processes import run_processes
 
 _NOUN = re.compile(
     r"(?:(small|medium|large) )?(?:(striped|dotted) )?"
     rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b"
 )
+
+SCENES = 15  # of each split
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def scenes() -> list[Scene]:
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[dict]]]:
     root = tmp_path_factory.mktemp("toy")
-    return root, {split: render_split(split, root, num_scenes=40) for split in SPLITS}
+    return root, {split: render_split(split, root, num_scenes=SCENES) for split in SPLITS}
 
 
 def _read(path: str) -> np.ndarray:
@@ -220,10 +222,10 @@ def test_cache_is_reused_and_mended(rendered, monkeypatch):
     drawn: list[int] = []
     make = registration.make_scene
     monkeypatch.setattr(registration, "make_scene", lambda seed: drawn.append(seed) or make(seed))
-    assert render_split("train", root, num_scenes=40) == splits["train"]
+    assert render_split("train", root, num_scenes=SCENES) == splits["train"]
     assert drawn == []
     registration.record_path(root / "train", 5).unlink()
-    assert render_split("train", root, num_scenes=40) == splits["train"]
+    assert render_split("train", root, num_scenes=SCENES) == splits["train"]
     assert drawn == [5]
 
 
@@ -241,14 +243,8 @@ def test_interrupted_drawing_leaves_no_half_scene(tmp_path, monkeypatch):
 
 
 def test_two_processes_draw_the_same_cache(tmp_path):
-    code = "from ovseg.toy import render_split; print(len(render_split('val', num_scenes=16)))"
-    environment = os.environ | {"OVSEG_CACHE": str(tmp_path)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    running = [subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **pipes) for _ in range(2)]
-    for process in running:
-        out, err = process.communicate(timeout=120)
-        assert out.split()[-1:] == ["16"], err
-    folder = tmp_path / "toy" / str(FORMAT) / "val"
+    assert run_processes(render_split, *2 * [("val", tmp_path, 16)]) == [0, 0]
+    folder = tmp_path / "val"
     written = [json.loads(path.read_text()) for path in sorted((folder / "records").iterdir())]
     assert len(written) == 16
     for record in written[:4]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 
 import pytest
@@ -10,10 +9,9 @@ import torch
 
 from ovseg.checkpoint.state_dicts import read_checkpoint
 from tests.engine import openseg_runs, toy
+from tests.processes import run_processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.engine.openseg_runs", "ovseg.engine.run"])  # imported once
 
 
 @pytest.fixture(scope="module")
@@ -30,22 +28,12 @@ def uninterrupted(scenes, tmp_path_factory, one_thread):
     return folder
 
 
-def processes(function, *arguments):
-    """Run a function in as many processes as there are tuples of arguments; return their exit codes."""
-    started = [CONTEXT.Process(target=function, args=of_one) for of_one in arguments]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(300)
-    return [process.exitcode for process in started]
-
-
 def test_killed_and_resumed_weights_are_those_of_an_uninterrupted_run(scenes, uninterrupted, tmp_path):
     assert list(toy.read_losses(uninterrupted)) == list(range(6))
     # the second checkpoint is cut in the middle, then the pointer to it
-    assert processes(openseg_runs.train, (scenes, tmp_path, False, 3)) == [-signal.SIGKILL]
+    assert run_processes(openseg_runs.train, (scenes, tmp_path, False, 3)) == [-signal.SIGKILL]
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
-    assert processes(openseg_runs.train, (scenes, tmp_path, True, 2)) == [-signal.SIGKILL]
+    assert run_processes(openseg_runs.train, (scenes, tmp_path, True, 2)) == [-signal.SIGKILL]
     openseg_runs.train(scenes, tmp_path, resume=True)
     assert toy.read_losses(tmp_path) == toy.read_losses(uninterrupted)
     ours, theirs = (read_checkpoint(folder / "model_final.pth")["model"] for folder in (tmp_path, uninterrupted))
@@ -64,7 +52,7 @@ def test_two_processes_equal_one_in_loss_and_gradient(scenes, tmp_path):
     """Through the whole model, and in a training run by the words alone: one image has none, one process more masks."""
     for path in scenes.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert processes(openseg_runs.one_of, *((rank, 2, tmp_path) for rank in range(2))) == [0, 0]
+    assert run_processes(openseg_runs.one_of, *((rank, 2, tmp_path) for rank in range(2))) == [0, 0]
     expected = openseg_runs.gradients()
     for rank in range(2):
         found = torch.load(tmp_path / f"gradients_{rank}.pt")

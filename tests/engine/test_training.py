@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -20,6 +19,7 @@ from ovseg.engine.launch import World, launch
 from ovseg.engine.run import autocast_dtype, evaluate, train
 from ovseg.errors import OvsegError
 from tests.engine import toy
+from tests.processes import run_processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,19 +55,18 @@ def test_same_seed_same_losses_another_seed_others(dataset, uninterrupted, tmp_p
 def test_killed_while_writing_resumes_to_the_same_losses(dataset_folder, dataset, uninterrupted, tmp_path):
     """First killed within the second checkpoint's file, after resuming within the pointer to it."""
 
-    def run_until_killed(*arguments: str) -> None:
-        command = [sys.executable, "-m", "tests.engine.toy", str(dataset_folder), str(tmp_path), *arguments]
-        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+    def run_until_killed(nth_write: int, resume: bool) -> None:
+        arguments = (dataset_folder, tmp_path, nth_write, resume)
+        assert run_processes(toy.train_and_die, arguments) == [-signal.SIGKILL]
 
     def temporary() -> list[Path]:
         return list(tmp_path.glob(".*.tmp*"))
 
-    run_until_killed("3")  # file, pointer, file
+    run_until_killed(3, resume=False)  # file, pointer, file
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
     assert not (tmp_path / "model_0000007.pth").exists()
     assert len(temporary()) == 1
-    run_until_killed("2", "resume")
+    run_until_killed(2, resume=True)
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
     assert (tmp_path / "model_0000007.pth").exists()
     toy.train_recording(toy.small_cfg(tmp_path), resume=True)

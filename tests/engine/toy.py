@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -197,8 +196,9 @@ def _die_while_writing(nth: int) -> None:
     os.fsync = die
 
 
-if __name__ == "__main__":  # DATASET_FOLDER OUTPUT_DIR NTH_WRITE_TO_DIE_IN [resume]
+def train_and_die(dataset_folder: Path, output: Path, nth_write: int, resume: bool) -> None:
+    """Train until a file is half written."""
     torch.set_num_threads(1)
-    register(write_dataset_once(Path(sys.argv[1])))
-    _die_while_writing(int(sys.argv[3]))
-    train_recording(small_cfg(Path(sys.argv[2])), resume="resume" in sys.argv)
+    register(write_dataset_once(dataset_folder))
+    _die_while_writing(nth_write)
+    train_recording(small_cfg(output), resume=resume)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
 import time
 from multiprocessing.process import BaseProcess
@@ -16,9 +15,8 @@ import pytest
 from ovseg.errors import OvsegError
 from ovseg.evaluation import partial, runner
 from ovseg.evaluation.predictions import read_worst
+from tests.processes import CONTEXT
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["evaluation_standin", "ovseg.evaluation.runner"])  # imported once, not in each process
 FILES = ("per_class.csv", "sem_seg_predictions.json", "worst_images.npz")
 
 
