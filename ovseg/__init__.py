@@ -46,7 +46,8 @@ def _is_command() -> bool:
     if not script:
         return False
     script = Path(script).resolve()
-    return script.parent in (root / "tools", root / "datasets") or script in (root / "demo.py", root / "train_net.py")
+    doors = ("demo", "train_net", "main_demo", "main_seg", "main_pretrain")
+    return script.parent in (root / "tools", root / "datasets") or script in [root / f"{name}.py" for name in doors]
 
 
 def _handle_signals() -> None:
