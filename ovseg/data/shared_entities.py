@@ -58,9 +58,7 @@ class SharedEntities:
         entities = self._entities[_draw_between(self._ends, rows[:, None], (len(rows), count), rng)]
         return self._members[_draw_between(self._member_ends, entities, entities.shape, rng)], entities
 
-    @staticmethod
-    def _draw_between(
-        ends: np.ndarray, index: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator
-    ) -> np.ndarray:
-        first, end = ends[index], ends[index + 1]
-        return first + (rng.random(shape) * (end - first)).astype(np.int64)
+
+def _draw_between(ends: np.ndarray, index: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    first, end = ends[index], ends[index + 1]
+    return first + (rng.random(shape) * (end - first)).astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 from array import array
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,7 @@ class Table:
                     starts.append(start)
                 start = lines.end
         self._starts = np.frombuffer(starts, np.int64) if starts else np.empty(0, np.int64)
+        self._first = 0  # number of the first row in the file
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -61,14 +63,31 @@ class Table:
         """
         return next(self.rows(index, index + 1))
 
-    def rows(self, first: int = 0, end: int | None = None) -> Iterator[dict[str, str]]:
-        """Yield rows in order; see :meth:`__getitem__`."""
+    def rows(self, first: int = 0, end: int | None = None, bad: list[str] | None = None) -> Iterator[dict[str, str]]:
+        """Yield rows in order; see :meth:`__getitem__`.
+
+        Args:
+            first, end: numbers of rows.
+            bad: what is wrong with damaged rows is added to it, and they are left out; None raises the error.
+        """
         with _explained(self.path), self.path.open("rb") as file:
             for index in range(len(self))[first:end]:
-                if index == first or file.tell() != self._starts[index]:
-                    file.seek(self._starts[index])
+                file.seek(self._starts[index])
                 cells = next(csv.reader(_Lines(file), **self._format), [])
-                yield dict(zip(self.columns, self._checked(index, cells), strict=True))
+                try:
+                    row = dict(zip(self.columns, self._checked(index, cells), strict=True))
+                except OvsegError as error:
+                    if bad is None:
+                        raise
+                    bad.append(str(error))
+                    continue
+                yield row
+
+    def part(self, first: int, end: int) -> Table:
+        """Return the table of some of the rows, which a worker process takes at little cost."""
+        part = copy.copy(self)
+        part._starts, part._first = self._starts[first:end], self._first + first
+        return part
 
     def column(self, name: str) -> Iterator[str]:
         """Yield the cells of a column."""
@@ -86,14 +105,13 @@ class Table:
             raise OvsegError(f"{self.path} has no column {what}: its first line holds {shown}; {remedy}")
 
     def _checked(self, index: int, cells: list[str]) -> list[str]:
+        row = f"row {self._first + index + 1} of {self.path}"
         if len(cells) != len(self.columns):
-            raise OvsegError(
-                f"row {index + 1} of {self.path} has {len(cells)} columns in place of {len(self.columns)}: correct it"
-            )
+            raise OvsegError(f"{row} has {len(cells)} columns in place of {len(self.columns)}: correct it")
         try:
             "".join(cells).encode()
         except UnicodeEncodeError as error:  # bytes that could not be decoded
-            raise OvsegError(f"row {index + 1} of {self.path} is not UTF-8: correct it") from error
+            raise OvsegError(f"{row} is not UTF-8: correct it") from error
         return cells
 
 

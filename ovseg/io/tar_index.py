@@ -15,7 +15,7 @@ def index_tar(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
 
     Raises:
         OSError: the archive cannot be read.
-        tarfile.TarError, EOFError, ValueError, OverflowError: it is damaged, truncated, or holds other than plain files.
+        tarfile.TarError, EOFError, ValueError, OverflowError: it is damaged, truncated, or holds other than files.
     """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     end = 0
