@@ -47,7 +47,8 @@ def _is_command() -> bool:
         return False
     script = Path(script).resolve()
     doors = ("demo", "train_net", "main_demo", "main_seg", "main_pretrain")
-    return script.parent in (root / "tools", root / "datasets") or script in [root / f"{name}.py" for name in doors]
+    folders = ("tools", "datasets", "convert_dataset")
+    return script in [root / f"{name}.py" for name in doors] or script.parent in [root / name for name in folders]
 
 
 def _handle_signals() -> None:
