@@ -9,6 +9,7 @@ import pytest
 from ovseg.config import DEFAULTS, get_cfg
 from ovseg.config.limits import lookup
 from ovseg.config.published import RENAMED, SCALED, SYSTEM, TEST_SETS, WINDOWS, WORDS, known_keys, translate
+from ovseg.config.values import leaves
 from ovseg.errors import OvsegError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -195,3 +196,15 @@ def test_translate_leaves_the_tree_alone():
     tree = {"data": {"train": {"batch_size": 2}}, "evaluate": {"seg": {"cfg": "coco"}}}
     translate(tree, "a test", 4)
     assert tree == {"data": {"train": {"batch_size": 2}}, "evaluate": {"seg": {"cfg": "coco"}}}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_published_files_and_ours_say_the_same(stage):
+    """Except for where data and results are, and the tasks of the evaluations."""
+    published, ours = read(STAGES[stage - 1], processes=8), read(CONFIGS / f"ovsegmentor_vitB_stage{stage}.yaml")
+    sections = ("MODEL.OVSEGMENTOR.", "SOLVER.", "INPUT.IMG_AUG.", "INPUT.TEXT_AUG.", "TEST.EVAL_PERIOD", "SEED")
+    paths = ("STAGE1_CHECKPOINT", "IMGNET_PRETRAINED_CHECKPOINT")
+    keys = [key for key, _ in leaves(ours) if key.startswith(sections) and not key.endswith(paths)]
+    different = {key: (lookup(published, key), lookup(ours, key)) for key in keys}
+    assert {key: pair for key, pair in different.items() if pair[0] != pytest.approx(pair[1])} == {}
+    assert tuple(published.DATASETS.TEST) == tuple(ours.DATASETS.TEST)
