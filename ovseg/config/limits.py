@@ -330,10 +330,6 @@ def _check_together(cfg: CfgNode) -> None:
         if solver[key] % max(solver.ACCUMULATION_STEPS, 1):
             wanted = f"a multiple of SOLVER.ACCUMULATION_STEPS, {solver.ACCUMULATION_STEPS}"
             raise _refusal(f"SOLVER.{key}", solver[key], wanted)
-    windows = cfg.MODEL.OVSEGMENTOR
-    if any(step > side or (side and not step) for side, step in zip(windows.WINDOW, windows.STRIDE, strict=True)):
-        wanted = f"numbers from 1 to those of MODEL.OVSEGMENTOR.WINDOW, {windows.WINDOW}; [0, 0] for windows of [0, 0]"
-        raise _refusal("MODEL.OVSEGMENTOR.STRIDE", windows.STRIDE, wanted)
     for score in cfg.TEST.SAVE_BEST:
         task = "cls" if score in ("top1", "top5") else "seg"
         if task not in cfg.TEST.TASKS:
