@@ -20,14 +20,15 @@ DATASET = "ovsegmentor_engine_test_val"
 
 
 def write_pairs(folder: Path) -> None:
-    """Write ten images with labels, and a table of their captions, entities and classes."""
+    """Write ten images with labels, and a table of their captions, pairs and classes."""
     toy.write_dataset(folder)
     with (folder / "pairs.csv").open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["image_id", "caption", "entity", "label", "label_name"])
+        rows.writerow(["image_id", "caption", "pairindex", "pairentity", "label", "label_name"])
         for index in range(10):
             word = ("cat", "dog")[index % 2]
-            rows.writerow([f"{index}.png", f"a photo of the red {word} .", word, index % 2, word])
+            pairs = [[(index + 2) % 10, (index + 4) % 10], [word, word]]
+            rows.writerow([f"{index}.png", f"a photo of the red {word} .", *pairs, index % 2, word])
 
 
 def configuration(folder: Path, output: Path | str = "unused", stage: int = 2, *opts: object) -> CfgNode:
