@@ -16,7 +16,8 @@ from ovseg.errors import OvsegError
 logger = logging.getLogger(__name__)
 KEY = "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED"
 VIT = ("patch_embed.proj.", "pos_embed", "layers.0.blocks.", "layers.1.blocks.", "norm.", "proj")
-# Names of OpenAI's CLIP, below ``visual.``, in timm's order of modules.
+_VISUAL = "visual."
+# Names of OpenAI's CLIP, below ``visual.``, and those of timm.
 _CLIP_BLOCK = {
     "ln_1.": "norm1.",
     "ln_2.": "norm2.",
@@ -126,8 +127,8 @@ def vit_in_stages(state: Mapping[str, Tensor], first_depth: int) -> dict[str, Te
         ``patch_embed``, ``layers.*.blocks.*``, ``norm``, ``proj`` of CLIP, and ``pos_embed`` (N, D) without the row of
         the class token. Other tensors (class token, head) are left out.
     """
-    if any(name.startswith("visual.") for name in state):
-        state = _names_of_timm(state)
+    if visual := {name.removeprefix(_VISUAL): tensor for name, tensor in state.items() if name.startswith(_VISUAL)}:
+        state = _names_of_timm(visual)
     found = {}
     for name, tensor in state.items():
         if block := re.match(r"blocks\.(\d+)\.(.+)", name):
@@ -144,7 +145,6 @@ def vit_in_stages(state: Mapping[str, Tensor], first_depth: int) -> dict[str, Te
 def _names_of_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, tensor in state.items():
-        name = name.removeprefix("visual.")
         if block := re.match(r"transformer\.resblocks\.(\d+)\.(.+)", name):
             for old, new in _CLIP_BLOCK.items():
                 if block[2].startswith(old):

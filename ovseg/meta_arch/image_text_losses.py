@@ -62,7 +62,7 @@ def image_text_losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     images = normalised_images(model, batch, "image")
     image = model.encode_image(images, groups=own.extra_head_runs or own.adds_maskloss)
     caption = model.encode_text(*_texts(model, batch, "caption"), tokens=own.extra_head_runs)
-    losses = {"loss_matching": contrastive_loss(image["image_emb"], caption["text_emb"], model.scale)}
+    losses = {"loss_matching": contrastive_loss(image["image_emb"], caption["text_emb"], model.scorer.namer.scale)}
     if own.use_entityloss:
         losses["loss_entity"] = own.entity_weight * _entity_loss(model, image["group_feat"], batch)
     if own.adds_maskloss:
@@ -80,7 +80,7 @@ def _entity_loss(model: nn.Module, group_feat: Tensor, batch: Batch) -> Tensor:
     question = model.encode_text(ids, mask)["last_hidden"] if own.extra_head_runs else model.text_encoder(ids, mask)
     answer = model.encode_text(*_texts(model, batch, "answer"), tokens=own.extra_head_runs)
     found = model.decode_entities(group_feat, question, mask if own.mask_padding else None)
-    return contrastive_loss(found["bridge"], answer["text_emb"], model.scale)
+    return contrastive_loss(found["bridge"], answer["text_emb"], model.scorer.namer.scale)
 
 
 def _mask_loss(model: nn.Module, image: Mapping[str, Tensor], others: Tensor, batch: Batch) -> Tensor:

@@ -172,26 +172,17 @@ class OVSegmentor(PerPixel):
         tokens = self.multimodal_groupingblock(question, groups, attention_mask)
         return {"tokens": tokens, "bridge": self.bridge_projector(tokens[:, 0])}
 
-    @property
-    def scale(self) -> Tensor:
-        """Factor of the cosines of the joint space."""
-        return self.scorer.namer.scale
-
     def class_embeddings(self, names: Sequence[str], templates: str | Sequence[str] | None = None) -> Tensor:
         """Return unit vectors of words, (C, d): see :meth:`GroupEmbeddings.class_embeddings`."""
         return self.scorer.namer.class_embeddings(names, templates)
 
     @torch.no_grad()
     def update_teacher(self) -> None:
-        """Move the teacher's parameters by 1 - :attr:`momentum` towards those of the image encoder (section 5.5).
-
-        Without the mask loss, there is no teacher.
-        """
-        if not self.losses.use_maskloss:
-            return
-        pairs = zip(self.img_encoder_momentum.parameters(), self.img_encoder.parameters(), strict=True)
-        for average, current in pairs:
-            average.mul_(self.momentum).add_(current, alpha=1 - self.momentum)
+        """Move the teacher, if there is one, by 1 - :attr:`momentum` towards the image encoder (section 5.5)."""
+        if self.losses.use_maskloss:
+            pairs = zip(self.img_encoder_momentum.parameters(), self.img_encoder.parameters(), strict=True)
+            for average, current in pairs:
+                average.mul_(self.momentum).add_(current, alpha=1 - self.momentum)
 
     def load_first_weights(self) -> None:
         """Load the weights that training starts from: a checkpoint of stage 1, or those of both encoders.

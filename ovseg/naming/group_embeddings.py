@@ -124,7 +124,7 @@ class GroupEmbeddings(Part):
         """Factor of the cosines, at most :data:`LARGEST_SCALE`, above which its gradient is 0."""
         return self.logit_scale.exp().clamp(max=LARGEST_SCALE)
 
-    def forward(self, features: Tensor, pooled: Tensor, words: Vocabulary) -> Tensor:
+    def forward(self, features: Tensor, pooled: Tensor, words: Vocabulary, texts: Tensor) -> Tensor:
         """Return the score of each word for each group of an image, float32 (K, C), from 0 to 1.
 
         It is the product of two probabilities: of the word among all, and of the word among those that the whole image
@@ -134,12 +134,16 @@ class GroupEmbeddings(Part):
             features: (K, D) of the groups.
             pooled: (D,) of the image.
             words: C words.
+            texts: of :meth:`text_matrix`.
         """
-        texts = self.class_embeddings(words.texts, words.templates or self.templates)
         groups = F.normalize(self.img_projector(features), dim=-1)
         image = F.normalize(self.img_projector(pooled[None]), dim=-1)
         scores = gated_scores(self.scale * groups @ texts.T, (self.scale * image @ texts.T)[0], self.top_classes)
         return best_word(scores, torch.tensor(words.classes), len(words))
+
+    def text_matrix(self, words: Vocabulary) -> Tensor:
+        """Return unit vectors (S, d) of the S texts of words, in their own prompts or the model's."""
+        return self.class_embeddings(words.texts, words.templates)
 
     def class_embeddings(self, names: Sequence[str], templates: str | Sequence[str] | None = None) -> Tensor:
         """Return a unit vector of each word, (C, d): the mean over templates before it is normalised.

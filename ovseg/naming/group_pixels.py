@@ -47,22 +47,21 @@ class GroupPixels(Part):
         return [self._average(image, of_image) for image, of_image in zip(views.images, words, strict=True)]
 
     def _average(self, image: Tensor, words: Vocabulary) -> Tensor:
-        size = tuple(image.shape[1:])
-        places = windows(size, self.window, self.stride)
-        return average(((place, self.of_window(image[(slice(None), *place)], words)) for place in places), size)
-
-    def of_window(self, image: Tensor, words: Vocabulary) -> Tensor:
-        """Return the scores of words in a window (3, h, w), RGB 0 .. 255, float32 (C, h, w).
-
-        Raises:
-            OvsegError: there is no word but "background".
-        """
         background = words.names[0] == BACKGROUND
         if background and len(words) == 1:
             raise OvsegError(f"{BACKGROUND} is the only word: give at least one word to look for")
         named = words.take(range(1, len(words))) if background else words
+        texts, size = self.namer.text_matrix(named), tuple(image.shape[1:])
+        parts = (
+            (place, self._of_window(image[(slice(None), *place)], named, texts, background))
+            for place in windows(size, self.window, self.stride)
+        )
+        return average(parts, size)
+
+    def _of_window(self, image: Tensor, words: Vocabulary, texts: Tensor, background: bool) -> Tensor:
+        """Return the scores of words in a window (3, h, w), after that of the background, float32 (C, h, w)."""
         groups = self.proposer.img_encoder(self.proposer.normalise(image[None]))
-        scores = self.namer(groups.features[0], groups.pooled[0], named).float()  # (K, C)
+        scores = self.namer(groups.features[0], groups.pooled[0], words, texts).float()  # (K, C)
         group = groups.maps(tuple(image.shape[1:]))[0].argmax(dim=0)  # (h, w)
         pixels = scores.T[:, group]
         if not background:

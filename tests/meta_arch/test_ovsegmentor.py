@@ -14,10 +14,13 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from ovseg.checkpoint import load_model, load_weights
+from ovseg.checkpoint.first_weights import vit_in_stages
 from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
 from ovseg.naming.group_embeddings import template_set
 from ovseg.naming.windows import windows
+from ovseg.proposals.views import PROPOSERS, Views
+from ovseg.segmenter import Segmenter
 from ovseg.vocabulary.templates import get_templates
 from tests.tiny_ovsegmentor import SIDE, request, tiny_cfg, tiny_model, training_batch
 
@@ -121,6 +124,40 @@ def test_windows():
         covered[place] += 1
     assert covered.min() == 1 and len(places) == 6 and places[-1] == (slice(34, 50), slice(0, 20))
     assert list(windows((50, 20), (0, 0), (0, 0))) == [(slice(0, 50), slice(0, 20))]
+
+
+@torch.no_grad()
+def test_groups_are_proposals_of_other_systems(folder):
+    cfg = tiny_cfg(folder)
+    model = tiny_model(folder)
+    images = [request()["image"], request(64, 40)["image"]]
+    proposer = PROPOSERS.get("GroupTokens")(cfg).eval()
+    proposer.img_encoder.load_state_dict(model.img_encoder.state_dict())
+    for image, masks in zip(images, proposer(Views([{}, {}], images)), strict=True):
+        assert masks.probabilities.shape == (4, *image.shape[1:])
+        assert torch.equal(masks.probabilities.sum(0), torch.ones(image.shape[1:])) and masks.embeddings is None
+        maps = model([{**request(), "image": image, "outputs": ["group_maps"]}])[0]["group_maps"]
+        assert torch.equal(maps.argmax(0), masks.probabilities.argmax(0))
+
+
+def test_the_segmenter(folder, tmp_path):
+    cfg = tiny_cfg(folder, stage=0)
+    cfg.INPUT.MIN_SIZE_TEST = 48
+    (tmp_path / "tiny.yaml").write_text(cfg.dump())
+    model = tiny_model(folder)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    segment = Segmenter.from_config(tmp_path / "tiny.yaml", tmp_path / "model.safetensors", device="cpu")
+    pixels = (request(48, 60)["image"]).byte().movedim(0, -1).numpy()
+    result = segment(pixels, ["background", "cat", "dog"])
+    assert result.label_map.shape == (48, 60) and set(result.label_map.flatten().tolist()) <= {0, 1, 2}
+    with torch.no_grad():
+        sample = {"image": torch.from_numpy(pixels).movedim(-1, 0), "class_names": ["background", "cat", "dog"]}
+        expected = model([sample])[0]["sem_seg"].argmax(0)
+    assert torch.equal(torch.from_numpy(result.label_map).long(), expected)
+    with pytest.raises(OvsegError, match="no masks"):
+        segment.propose(pixels)
+    with pytest.raises(OvsegError, match="no embeddings of pixels"):
+        segment.features(pixels)
 
 
 def test_losses_of_the_stages(folder):
@@ -268,6 +305,26 @@ def test_weights_that_training_starts_from(folder, tmp_path):
         load_model(tiny_cfg(folder, **options))
     with pytest.raises(OvsegError, match="IMGNET_PRETRAINED to none"):
         load_model(tiny_cfg(folder, IMG_ENCODER__IMGNET_PRETRAINED="dino"))
+
+
+def test_the_names_of_clip():
+    block = (
+        "ln_1.weight",
+        "attn.in_proj_weight",
+        "attn.out_proj.bias",
+        "ln_2.bias",
+        "mlp.c_fc.weight",
+        "mlp.c_proj.bias",
+    )
+    names = [f"transformer.resblocks.{index}.{name}" for index in (0, 1, 2) for name in block]
+    rest = ("class_embedding", "positional_embedding", "conv1.weight", "ln_pre.weight", "ln_post.bias", "proj")
+    visual = {f"visual.{name}": torch.full((3, 2), float(index)) for index, name in enumerate((*rest, *names))}
+    text = {name: torch.zeros(1) for name in (*names, "positional_embedding", "token_embedding.weight", "logit_scale")}
+    found = vit_in_stages(visual | text, first_depth=2)
+    parts = ("norm1.weight", "attn.qkv.weight", "attn.proj.bias", "norm2.bias", "mlp.fc1.weight", "mlp.fc2.bias")
+    blocks = [f"layers.{stage}.blocks.{index}.{part}" for stage, index in ((0, 0), (0, 1), (1, 0)) for part in parts]
+    assert found.keys() == {"pos_embed", "patch_embed.proj.weight", "norm.bias", "proj", *blocks}
+    assert found["pos_embed"].shape == (2, 2) and found["layers.1.blocks.0.mlp.fc2.bias"][0, 0] == 23
 
 
 @pytest.mark.parametrize("kind", ["distilbert", "roberta"])
