@@ -28,7 +28,7 @@ _NEED = "a sample needs an image (.jpg, .png, .webp) and .txt or .json with its 
 class ShardRows:
     """Rows of shards, in the order of shards and of samples within them, read at random.
 
-    Only positions are held in memory (32 bytes a row). A caption is the text of ``KEY.txt``, or ``caption`` of
+    Only positions are held in memory (48 bytes a row). A caption is the text of ``KEY.txt``, or ``caption`` of
     ``KEY.json``. Partners share an ``entity`` of the JSON, a list of words, or else what a finder finds in the caption;
     the shards are read for that when training starts.
 
@@ -49,10 +49,12 @@ class ShardRows:
             samples = _index(shard)
             found = [_spans(parts) for parts in samples.values()]
             self.left_out += found.count(None)
-            spans += [(number, *span) for span in found if span is not None]
-        if not spans:
+            kept = [(number, *span) for span in found if span is not None]
+            spans.append(np.array(kept, np.int64).reshape(-1, 6))
+        # (N, 6): shard, offset and size of image and text, whether it is JSON
+        self._spans = np.concatenate(spans)
+        if not len(self._spans):
             raise OvsegError(f"{self.shards[0]} holds no image-text pair: {_NEED}")
-        self._spans = np.array(spans, np.int64)  # (N, 6): shard, offset and size of image and text, whether it is JSON
         if self.left_out:
             logger.warning("%d samples of the shards are left out: %s", self.left_out, _NEED)
         self._shared = SharedEntities(self._entities(row, finder) for row in range(len(self))) if paired else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +13,21 @@ import torch
 from PIL import Image
 
 from ovseg.config import get_cfg
+from ovseg.data.cc12m import make_shards
 from ovseg.data.image_text import ImageTextDataset, ImageTextLoader, image_text_loader
 from ovseg.data.image_text_mapper import MEAN, ImageTextMapper, build_augmentation
 from ovseg.data.image_text_rows import RecordRows
+from ovseg.data.loader import build_train_loader
 from ovseg.data.sampler import StreamBatchSampler
 from ovseg.data.shared_entities import SharedEntities
 from ovseg.errors import OvsegError
+from ovseg.toy import CLASS_NAMES, make_scene
 from ovseg.vocabulary.entities import EntityFinder, PhraseFinder
+from ovseg.vocabulary.templates import get_templates
+from ovseg.vocabulary.wordpiece import SPECIAL
+
+CC12M = Path(__file__).parent / "miniatures/conceptual_captions/cc12m"
+TOY_TOKENS = Path(__file__).parents[2] / "configs/toy/ovsegmentor_vocab.txt"
 
 SIDE = 16
 
@@ -78,7 +88,7 @@ def same(one, other):
 
 def test_a_sample_holds_two_images_and_four_texts(cfg, records):
     cfg.INPUT.TEXT_AUG.TEMPLATES = "simple"
-    rows = RecordRows(records, EntityFinder(), True, "these")
+    rows = RecordRows(records[:-1], EntityFinder(), True, "these")
     sample = ImageTextMapper(cfg, tokenize)(rows, 1)
     assert sample.keys() == {"image", "cross_image", "caption", "question", "answer", "cross_entity"}
     assert sample["image"].shape == sample["cross_image"].shape == (3, SIDE, SIDE)
@@ -128,10 +138,42 @@ def test_damaged_images_alone_end_the_training(cfg, records):
         take(loader(cfg, records[-1:]), 1)
 
 
-def test_the_loader_of_a_configuration(cfg, records, monkeypatch):
-    cfg.DATASETS.TRAIN = ()
+def test_the_loader_of_a_configuration(cfg, tmp_path):
+    cfg.DATASETS.TRAIN, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = (), 3, 0
     with pytest.raises(OvsegError, match=r"IMAGE_TEXT\.FILE is empty"):
         image_text_loader(cfg, seed=0, tokenize=tokenize)
+    cfg.DATASETS.IMAGE_TEXT.FILE = str(CC12M / "cc12m_filtered_subset_pair.csv")
+    cfg.DATASETS.IMAGE_TEXT.ROOT = str(CC12M / "images")
+    cfg.MODEL.OVSEGMENTOR.TEXT_ENCODER.VOCAB = str(TOY_TOKENS)
+    batches = build_train_loader_of(cfg)
+    (batch,) = take(batches, 1)
+    assert len(batch) == 3 and len(batches.dataset) == 5 and batches.skipped == 0
+    assert batch[0]["question"]["input_ids"].shape == (40,) and (batch[0]["caption"]["input_ids"][0] == 101).all()
+    make_shards(CC12M / "cc12m_filtered_subset_pair.csv", CC12M / "images", tmp_path)
+    cfg.DATASETS.IMAGE_TEXT.FILE = str(tmp_path)
+    for one, other in zip(take(build_train_loader_of(cfg), 1)[0], batch, strict=True):  # partners are drawn otherwise
+        same(one["caption"], other["caption"])
+        assert torch.equal(one["image"], other["image"])
+
+
+def build_train_loader_of(cfg):
+    cfg.MODEL.META_ARCHITECTURE = "OVSegmentor"
+    return build_train_loader(cfg, seed=5)
+
+
+def test_tokens_of_the_toy_world():
+    tokens = TOY_TOKENS.read_text().splitlines()
+    assert [tokens.index(token) for token in SPECIAL] == [0, 100, 101, 102, 103]
+    texts = [*get_templates("full"), *CLASS_NAMES, *(text for seed in range(4) for text in make_scene(seed).captions)]
+    assert not set(re.findall("[a-z]+", " ".join(texts).lower())) - set(tokens)
+
+
+def test_pairs_of_the_toy_world():
+    finder = PhraseFinder(CLASS_NAMES)
+    for text in make_scene(3).captions:
+        question, entities = finder.mask(text)
+        assert entities and question.count("[MASK]") >= len(entities)
+        assert not any(entity in question for entity in entities)
 
 
 def test_rows_without_captions_or_entities_are_left_out(records):
