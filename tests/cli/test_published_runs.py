@@ -107,8 +107,8 @@ def test_evaluation_writes_results_and_images(world, stage_1, capsys):
     )
     folder = world / "seg"
     assert json.loads((folder / "inference" / "val" / "results.json").read_text())
-    pictures = {str(path.relative_to(folder / "vis_imgs")) for path in (folder / "vis_imgs").rglob("*.*")}
-    assert {"pred/0.png", "input_pred/3.jpg", "all_groups/2_layer0.jpg"} <= pictures and len(pictures) == 12
+    drawings = {str(path.relative_to(folder / "vis_imgs")) for path in (folder / "vis_imgs").rglob("*.*")}
+    assert {"pred/0.png", "input_pred/3.jpg", "all_groups/2_layer0.jpg"} <= drawings and len(drawings) == 12
     with Image.open(folder / "vis_imgs" / "pred" / "0.png") as pred:
         assert set(np.unique(pred)) <= {0, 1, 2}
 
