@@ -44,8 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dstdir", type=Path, metavar="DIR", help="folder of the results")
     parser.add_argument("--metafile", type=Path, metavar="FILE", help="table with the column entity")
     parser.add_argument("--imgdir", type=Path, metavar="DIR", help="of shard: folder of the images")
-    parser.add_argument("--processors", type=_count, default=1, help="processes (default: %(default)s)")
-    parser.add_argument("--remove_subfiles", type=_truth, default=False, help="of merge: True or False")
+    parser.add_argument("--processors", type=_count, default=1, metavar="N", help="processes (default: %(default)s)")
+    parser.add_argument(
+        "--remove_subfiles",
+        type=_truth,
+        default=False,
+        metavar="BOOL",
+        help="of merge: delete the parts afterwards, True or False",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the pairs (default: %(default)s)")
     args = parser.parse_args(argv)
     for name in NEEDED[args.mode]:

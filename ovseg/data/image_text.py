@@ -111,6 +111,8 @@ def image_text_loader(cfg: CfgNode, *, seed: int, start: int = 0, tokenize: Toke
         raise OvsegError(
             f"SOLVER.IMS_PER_BATCH = {batch_size} cannot be shared by {world_size} processes: choose a multiple of it"
         )
+    if cfg.DATASETS.TRAIN_WEIGHTS:
+        raise OvsegError("DATASETS.TRAIN_WEIGHTS has no effect on image-text pairs: set it to ()")
     rows, text = image_text_rows(cfg), cfg.MODEL.OVSEGMENTOR.TEXT_ENCODER
     tokenize = tokenize or load_tokenizer(text.CONFIG, text.VOCAB)
     sampler = StreamBatchSampler(len(rows), batch_size, seed, start=start, rank=comm.get_rank(), world_size=world_size)
@@ -126,6 +128,8 @@ def image_text_rows(cfg: CfgNode) -> Rows:
     """
     paired, finder, own = cfg.MODEL.OVSEGMENTOR.USE_MASKLOSS, configured_finder(cfg), cfg.DATASETS.IMAGE_TEXT
     if own.FILE:
+        if cfg.DATASETS.TRAIN:
+            logger.warning("DATASETS.TRAIN is not trained on, since DATASETS.IMAGE_TEXT.FILE is given")
         in_shards = own.FILE.endswith(".tar") or is_dir(own.FILE)
         rows = ShardRows(own.FILE, finder, paired) if in_shards else TableRows(own.FILE, own.ROOT, paired)
         logger.info("image-text pairs: %d rows of %s", len(rows), own.FILE)

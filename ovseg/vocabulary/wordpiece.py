@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ovseg.errors import OvsegError, reason_of, shown
 from ovseg.io.files import is_dir, is_file
+from ovseg.vocabulary.entities import MASK
 
-MASK = "[MASK]"  # what hides a word in a question, in the spelling of BERT
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", MASK)
 KEY = "MODEL.OVSEGMENTOR.TEXT_ENCODER.VOCAB"
 LARGEST = 16_777_216  # bytes of a list of tokens
