@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ovseg.checkpoint.state_dicts import read_state_dict
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, argument_names
 
 logger = logging.getLogger(__name__)
 KEY = "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED"
@@ -92,7 +92,8 @@ def load_vit(encoder: nn.Module, kind: str, path: str, first_depth: int) -> None
         return
     if not path:
         raise OvsegError(f"{KEY} is {kind}, but no file is named: set {KEY}_CHECKPOINT, or {KEY} to none")
-    state, own = vit_in_stages(read_state_dict(path), first_depth), encoder.state_dict()
+    with argument_names({"weights": f"{KEY}_CHECKPOINT"}):
+        state, own = vit_in_stages(read_state_dict(path), first_depth), encoder.state_dict()
     found = {name: tensor for name, tensor in state.items() if name in own}
     wrong = [name for name, tensor in found.items() if tensor.shape != own[name].shape]
     absent = [name for name in own if name.startswith(VIT) and name not in found]

@@ -89,6 +89,12 @@ def _ordered_dict(items: Any = ()) -> dict:
     return {plain_key(key): value for key, value in items}
 
 
+def _dict_of_dicts(kind: Any = None) -> dict:
+    if kind != "dict":  # that of OmegaConf
+        raise NeedsCode("collections.defaultdict")
+    return {}
+
+
 def _set(values: Any = ()) -> set:
     return set(map(plain_key, values))
 
@@ -155,7 +161,7 @@ STAND_INS: dict[str, Any] = {
     # settings of OmegaConf next to the weights of GroupViT and OVSegmentor, which are not read
     **{f"omegaconf.{name}": Call(lambda *_: StandIn(lambda state: None)) for name in _OMEGACONF},
     **{f"builtins.{name}": name for name in ("dict", "list", "tuple", "str", "int", "long", "float", "bool")},
-    "collections.defaultdict": Call(lambda *_: {}),
+    "collections.defaultdict": Call(_dict_of_dicts),
     "typing.Any": "Any",
     "builtins.set": Call(_set),
     "builtins.frozenset": Call(lambda values=(): frozenset(_set(values))),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ovseg.checkpoint.first_weights import initialise
 from ovseg.checkpoint.state_dicts import read_state_dict
-from ovseg.errors import OvsegError, reason_of, shown
+from ovseg.errors import OvsegError, argument_names, reason_of, shown
 from ovseg.io.files import is_dir, is_file
 from ovseg.vocabulary.wordpiece import TextTokenizer, load_tokenizer
 
@@ -110,7 +110,8 @@ class TextEncoder(nn.Module):
         if not weights and not pretrained:
             return
         source = weights or self.config
-        state = _bare(_read(source))
+        with argument_names({"weights": f"{KEY}.WEIGHTS"}):
+            state = _bare(_read(source))
         own = self.transformer.state_dict()
         wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
         absent = [name for name in own if name not in state and not name.startswith("pooler.")]

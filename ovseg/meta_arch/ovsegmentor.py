@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ovseg.checkpoint.first_weights import FirstWeights, freeze_vit, load_vit
 from ovseg.checkpoint.loading import load_weights
+from ovseg.errors import argument_names
 from ovseg.meta_arch.image_text_losses import LossSettings, image_text_losses
 from ovseg.meta_arch.per_pixel import PerPixel
 from ovseg.meta_arch.pixel_scores import resize
@@ -188,11 +189,12 @@ class OVSegmentor(PerPixel):
         """Load the weights that training starts from: a checkpoint of stage 1, or those of both encoders.
 
         Raises:
-            OvsegError: a file is not named or cannot be read, or it is another model's.
+            OvsegError: a file is not named, cannot be read, or is another model's.
         """
         first = self.first_weights
         if first.stage1:
-            load_weights(self, first.stage1)
+            with argument_names({"weights": "MODEL.OVSEGMENTOR.STAGE1_CHECKPOINT"}):
+                load_weights(self, first.stage1)
         else:
             load_vit(self.img_encoder, first.kind, first.image, len(self.img_encoder.layers[0].blocks))
             self.text_encoder.start_from(first.text, first.text_pretrained)

@@ -345,6 +345,14 @@ def test_mistakes(folder, tmp_path):
     ):
         with pytest.raises(OvsegError, match=message):
             build_model(tiny_cfg(folder, **options))
+    absent = str(tmp_path / "absent.pth")
+    for options in (
+        {"STAGE1_CHECKPOINT": absent},
+        {"IMG_ENCODER__IMGNET_PRETRAINED": "dino", "IMG_ENCODER__IMGNET_PRETRAINED_CHECKPOINT": absent},
+        {"TEXT_ENCODER__WEIGHTS": absent},
+    ):
+        with pytest.raises(OvsegError, match=next(reversed(options)).replace("__", ".")):
+            load_model(tiny_cfg(folder, **options))
     model = tiny_model(folder, TEXT_ENCODER__VOCAB=str(tmp_path / "absent.txt"))
     with pytest.raises(OvsegError, match=r"TEXT_ENCODER\.VOCAB"):
         model([request()])
