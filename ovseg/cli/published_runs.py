@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ovseg.cli.published_demo import check_checkpoint, read_modes, write_modes
+from ovseg.cli.published_demo import BACKGROUND, check_checkpoint, read_modes, write_modes
 from ovseg.cli.train import launch_all, read_cfg
 from ovseg.config import CfgNode
 from ovseg.errors import OvsegError
@@ -56,11 +57,18 @@ def evaluate(args: argparse.Namespace) -> None:
     opts = [*_with_weights(args.opts, args), "TEST.TASKS", ["seg"], "TEST.SAVE_BEST", []]
     cfg = _placed(read_cfg(args, opts), args)
     check_checkpoint(cfg, args.cfg)
-    modes = read_modes(args.vis, 0) if args.vis else ()
+    modes = _checked_modes(args.vis, cfg) if args.vis else ()
     args.eval_only, args.resume = True, False
     launch_all(cfg, args)
     if modes and int(os.environ.get("RANK", 0)) == 0:
         _draw(cfg, args, opts, modes)
+
+
+def _checked_modes(modes: Sequence[str], cfg: CfgNode) -> tuple[str, ...]:
+    """Return the modes of ``--vis``, each once, after a check of the data sets' numbers of classes."""
+    from ovseg.data.protocol import class_names_of
+
+    return read_modes(modes, max((len(class_names_of(name)) for name in cfg.DATASETS.TEST), default=0))
 
 
 def _draw(cfg: CfgNode, args: argparse.Namespace, opts: list[Any], modes: tuple[str, ...]) -> None:
@@ -82,7 +90,8 @@ def _draw(cfg: CfgNode, args: argparse.Namespace, opts: list[Any], modes: tuple[
         if len(cfg.DATASETS.TEST) > 1:
             folder /= folder_name(name, cfg.DATASETS.TEST)
         names = protocol.class_names
-        writer = ModeWriter(folder, modes, names, voc_palette(), background=names[0] == "background")
+        background = names[0] == BACKGROUND
+        writer = ModeWriter(folder, modes, names, voc_palette()[0 if background else 1 :], background)
         jobs = [(Path(record["file_name"]), Path(record["file_name"]).stem) for record in DatasetCatalog.get(name)]
         if failures := write_modes(segmenter, jobs, protocol.vocabulary, writer):
             raise OvsegError(f"{len(failures)} of {len(jobs)} images of {name} could not be drawn")
