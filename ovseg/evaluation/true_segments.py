@@ -67,7 +67,8 @@ class Segments:
 class TrueSegments:
     """The true segments of the images of a data set.
 
-    ``kind`` says what they are, by what the records of the data set have:
+    ``kind`` says what they are, by what the records of the data set have (the first one with ``annotations`` that are
+    not empty counts, else the first one):
 
     * "panoptic": the segments of COCO's panoptic labels, things by instance (``pan_seg_file_name`` and
       ``segments_info``, or ``panoptic_root`` and ``panoptic_json`` in the metadata). Crowds are left out; their pixels
@@ -85,7 +86,8 @@ class TrueSegments:
 
     def __init__(self, dataset_name: str) -> None:
         self.truth = GroundTruth(dataset_name)
-        first = next(iter(DatasetCatalog.get(dataset_name)), None)
+        records = DatasetCatalog.get(dataset_name)
+        first = next((record for record in records if record.get("annotations")), next(iter(records), None))
         self.kind = CLASSES if first is None else self._kind(first)
 
     def of(self, sample: Mapping[str, Any]) -> Segments:
