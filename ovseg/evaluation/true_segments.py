@@ -12,7 +12,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
-from ovseg.data.panoptic import FILE, SEGMENTS, panoptic_entries, read_segment_ids
+from ovseg.data.custom.coco import segment_ids
+from ovseg.data.panoptic import FILE, SEGMENTS, panoptic_entries
 from ovseg.errors import OvsegError, reason_of
 from ovseg.evaluation.confusion import checked_labels
 from ovseg.evaluation.ground_truth import GroundTruth
@@ -122,7 +123,7 @@ class TrueSegments:
         entries = panoptic_entries(self.truth.dataset_name, sample)
         if entries is None:
             raise OvsegError(f"image {sample.get('file_name')} has no panoptic labels, unlike others of its data set")
-        ids = read_segment_ids(entries[FILE])
+        ids = segment_ids(entries[FILE])
         _check_size(ids.shape, truth.shape, entries[FILE])
         real = [int(segment["id"]) for segment in entries[SEGMENTS] if not segment.get("iscrowd")]
         counted = counted & np.isin(ids, real) & (ids > 0)

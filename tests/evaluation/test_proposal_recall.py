@@ -134,6 +134,13 @@ def test_panoptic_segments_are_instances_without_crowds_and_void(tmp_path):
             assert scores["mean-best-IoU-cats"] == 50
     with registered("evaluation_panoptic", [plain], **(places | {"panoptic_root": "gone"})) as name:
         assert ProposalRecallEvaluator(name).describe()["segments"] == "classes"
+    Image.fromarray(rgb).save(tmp_path / "lossy.png", "JPEG")
+    lossy = {**record, "pan_seg_file_name": str(tmp_path / "lossy.png")}
+    with (
+        registered("evaluation_panoptic", [lossy]) as name,
+        pytest.raises(OvsegError, match=r"lossy\.png is a JPEG file with lossy compression"),
+    ):
+        ProposalRecallEvaluator(name).process([lossy], [{"proposals": torch.from_numpy(proposals)}])
 
 
 def test_true_masks_may_overlap(tmp_path, monkeypatch):
