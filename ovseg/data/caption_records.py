@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,27 @@ def captioned_records(cfg: CfgNode, sets: Sequence[Records]) -> list[Records]:
     return ready
 
 
-def _ready(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+def captions_in(name: str, record: Mapping[str, Any]) -> list[str]:
+    """Return the captions of a dataset dict, without blank ones.
+
+    Args:
+        name: of the data set, for messages.
+        record: ``captions``, a list of str, may be empty, None or missing.
+
+    Raises:
+        OvsegError: they are no list of texts.
+    """
     captions = record.get("captions") or ()
-    if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
+    texts = isinstance(captions, Iterable) and not isinstance(captions, str)
+    if not texts or not all(isinstance(caption, str) for caption in captions):
         raise OvsegError(
             f"captions of {record['file_name']} in data set {name!r} are {shown(captions)}: give a list of texts"
         )
-    ready = {**record, "captions": [caption for caption in captions if caption.strip()]}
+    return [caption for caption in captions if caption.strip()]
+
+
+def _ready(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    ready = {**record, "captions": captions_in(name, record)}
     if (ignore_label := MetadataCatalog.get(name).get("ignore_label")) is not None:
         ready["ignore_label"] = ignore_label
     return ready
