@@ -167,8 +167,8 @@ def read_annotations(place: Place) -> list[dict[str, Any]]:
     return annotations
 
 
-def read_masks(place: Place, height: int, width: int) -> np.ndarray:
-    """Return the masks of one image, bool (M, H, W), by descending confidence.
+def read_masks(place: Place, height: int, width: int) -> Iterator[np.ndarray]:
+    """Yield the masks of one image one at a time, each bool (H, W), by descending confidence.
 
     Args:
         place: as for :func:`read_annotations`.
@@ -178,9 +178,7 @@ def read_masks(place: Place, height: int, width: int) -> np.ndarray:
     Raises:
         OvsegError: the shard is gone or damaged, or its masks have another size than the image.
     """
-    annotations = read_annotations(place)
-    masks = np.zeros((len(annotations), height, width), bool)
-    for index, annotation in enumerate(annotations):
+    for annotation in read_annotations(place):
         size = annotation["segmentation"].get("size")
         if size != [height, width]:
             raise OvsegError(
@@ -188,10 +186,10 @@ def read_masks(place: Place, height: int, width: int) -> np.ndarray:
                 "the pseudo-masks again from these images"
             )
         try:
-            masks[index] = decode_mask(annotation["segmentation"]["counts"], height, width)
+            mask = decode_mask(annotation["segmentation"]["counts"], height, width)
         except (ValueError, TypeError) as error:
             raise _damaged(place[0], error) from error
-    return masks
+        yield mask
 
 
 def find_shards(folder: Path) -> list[Path]:
