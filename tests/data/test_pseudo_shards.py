@@ -128,9 +128,10 @@ def test_unfinished_folders(folder, tmp_path):
     (folder / "masks-00000.json").unlink()
     with pytest.raises(OvsegError, match="holds 1 of 2 shards"):
         read_pseudo_masks(folder)
-    (folder / "summary.json").write_text("[")
-    with pytest.raises(OvsegError, match=r"summary.json is damaged"):
-        read_pseudo_masks(folder)
+    for damaged in ("[", '"shards"', '{"shards": 1, "image_root": 5}'):
+        (folder / "summary.json").write_text(damaged)
+        with pytest.raises(OvsegError, match=r"summary.json is damaged"):
+            read_pseudo_masks(folder)
     (folder / "summary.json").unlink()
     with pytest.raises(OvsegError, match="the run that fills it did not end"):
         read_pseudo_masks(folder)
