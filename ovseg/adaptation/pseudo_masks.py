@@ -158,7 +158,7 @@ def run(options: PseudoOptions) -> None:
     check_bad(len(found.bad), found.entries, "entries", options.output / BAD_IMAGES, options.allow_bad)
     with filled(work, lambda: settings_of(options, work, names, ids), _maker(options, work)):
         if comm.is_main_process():
-            _finish(options, work, len(found.bad))
+            _finish(options, work, root, len(found.bad))
 
 
 def _maker(options: PseudoOptions, work: Work) -> Callable[[Sequence[int]], None]:
@@ -173,7 +173,7 @@ def _maker(options: PseudoOptions, work: Work) -> Callable[[Sequence[int]], None
     return make
 
 
-def _finish(options: PseudoOptions, work: Work, bad_entries: int) -> None:
+def _finish(options: PseudoOptions, work: Work, root: Path, bad_entries: int) -> None:
     """Write ``bad_images.txt`` and, as the last file, ``summary.json``."""
     bad = check_images(work, options.allow_bad)
     masks = images = with_masks = 0
@@ -185,6 +185,7 @@ def _finish(options: PseudoOptions, work: Work, bad_entries: int) -> None:
         scores += sum(annotation["score"] for annotation in content["annotations"])
     summary = {
         "data": " ".join(map(str, options.data)),
+        "image_root": os.path.abspath(root),  # names are relative to it
         "images": images,
         "images_with_masks": with_masks,
         "masks": masks,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ovseg.data.pseudo_masks import read_pseudo_masks
+from ovseg.data.pseudo_joining import join_pseudo_masks
 from ovseg.data.record_masks import has_masks
 from ovseg.errors import OvsegError, shown
 
@@ -31,14 +30,14 @@ def captioned_records(cfg: CfgNode, sets: Sequence[Records]) -> list[Records]:
 
     Raises:
         OvsegError: captions are no list of texts; a data set has neither captions nor masks; or a loss of the
-            configuration finds no captions, or no masks, in any data set.
+            configuration finds no captions, or no masks, in any data set; or pseudo-masks do not fit the images.
     """
     names = cfg.DATASETS.TRAIN
     if not names:
         raise OvsegError("DATASETS.TRAIN is empty: name the data sets to train on")
     ready = [[_ready(name, record) for record in records] for name, records in zip(names, sets, strict=True)]
-    for folder in cfg.DATASETS.PSEUDO_MASKS:
-        _join_pseudo_masks(ready, folder)
+    if folders := cfg.DATASETS.PSEUDO_MASKS:
+        join_pseudo_masks([record for records in ready for record in records if not has_masks(record)], folders)
     captions, masks = 0, 0
     for name, records in zip(names, ready, strict=True):
         with_captions = sum(bool(record["captions"]) for record in records)
@@ -65,29 +64,27 @@ def captioned_records(cfg: CfgNode, sets: Sequence[Records]) -> list[Records]:
     return ready
 
 
-def _ready(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+def captions_in(name: str, record: Mapping[str, Any]) -> list[str]:
+    """Return the captions of a dataset dict, without blank ones.
+
+    Args:
+        name: of the data set, for messages.
+        record: ``captions``, a list of str, may be empty, None or missing.
+
+    Raises:
+        OvsegError: they are no list of texts.
+    """
     captions = record.get("captions") or ()
-    if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
+    texts = isinstance(captions, Iterable) and not isinstance(captions, str)
+    if not texts or not all(isinstance(caption, str) for caption in captions):
         raise OvsegError(
             f"captions of {record['file_name']} in data set {name!r} are {shown(captions)}: give a list of texts"
         )
-    ready = {**record, "captions": [caption for caption in captions if caption.strip()]}
+    return [caption for caption in captions if caption.strip()]
+
+
+def _ready(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    ready = {**record, "captions": captions_in(name, record)}
     if (ignore_label := MetadataCatalog.get(name).get("ignore_label")) is not None:
         ready["ignore_label"] = ignore_label
     return ready
-
-
-def _join_pseudo_masks(sets: Sequence[Records], folder: str | Path) -> None:
-    masks, found = read_pseudo_masks(folder), 0
-    lacking = [record for records in sets for record in records if not has_masks(record)]
-    for record in lacking:
-        if (name := masks.find(record["file_name"])) is not None:
-            record["pseudo_masks"] = masks.place(name)
-            found += 1
-    if not found:
-        example = f" (of {lacking[0]['file_name']}, for example)" if lacking else ": all images have masks"
-        raise OvsegError(
-            f"the pseudo-masks of DATASETS.PSEUDO_MASKS {folder} are of no image of DATASETS.TRAIN that lacks masks"
-            f"{example}: name the folder that tools/make_pseudo_masks.py made of these images"
-        )
-    logger.info("%d of %d images without masks have pseudo-masks in %s", found, len(lacking), folder)

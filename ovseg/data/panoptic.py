@@ -1,4 +1,4 @@
-"""COCO's panoptic labels: PNG files of segment ids, and JSON files with the segments of each image."""
+"""COCO's panoptic labels: where the PNG file and the segments of each image are."""
 
 from __future__ import annotations
 
@@ -8,23 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.data import MetadataCatalog
 
 from ovseg.errors import OvsegError, reason_of
-from ovseg.io.images import read_image
 
 FILE, SEGMENTS = "pan_seg_file_name", "segments_info"  # entries of Detectron2's panoptic records
-
-
-def read_segment_ids(path: str | Path) -> np.ndarray:
-    """Return the segment ids R + 256 G + 65536 B of a panoptic PNG, int32 (H, W); 0 is void.
-
-    Raises:
-        OvsegError: the file is missing, damaged, or not an image.
-    """
-    red, green, blue = np.moveaxis(read_image(path).astype(np.int32), -1, 0)
-    return red + 256 * green + 65536 * blue
 
 
 def panoptic_entries(dataset_name: str, record: Mapping[str, Any]) -> dict[str, Any] | None:

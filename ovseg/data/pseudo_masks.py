@@ -82,13 +82,17 @@ class PseudoMasks(Mapping[str, "list[dict[str, Any]]"]):
     Args:
         folder: filled by a finished run of ``tools/make_pseudo_masks.py``.
 
+    Attributes:
+        image_root: the folder that names are relative to, absolute, where it was when the masks were made; None for
+            older masks, which do not record it (the command that made them adds it).
+
     Raises:
         OvsegError: missing, unfinished, or a shard is damaged (the message names it).
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.shards = find_shards(self.folder)
+        self.shards, self.image_root = find_shards(self.folder)
         self._rows: dict[str, int] = {}
         self._depth, sizes, places = 1, [], []
         for number, shard in enumerate(self.shards):
@@ -101,6 +105,14 @@ class PseudoMasks(Mapping[str, "list[dict[str, Any]]"]):
                 places.append((number, start, length))
         self._sizes = np.array(sizes, np.int32).reshape(-1, 2)
         self._places = np.array(places, np.int64).reshape(-1, 3)
+
+    def find_exact(self, file_name: str | Path) -> str | None:
+        """Return the name in the shards of an image file that is where it was when the masks were made, else None."""
+        if self.image_root is None:
+            return None
+        path, folder = os.path.abspath(file_name), os.path.join(self.image_root, "")
+        name = path.removeprefix(folder).replace(os.sep, "/")
+        return name if path.startswith(folder) and name in self._rows else None
 
     def find(self, file_name: str | Path) -> str | None:
         """Return the name in the shards of an image file, the longest that its path ends in; None if there is none."""
@@ -167,8 +179,8 @@ def read_annotations(place: Place) -> list[dict[str, Any]]:
     return annotations
 
 
-def read_masks(place: Place, height: int, width: int) -> np.ndarray:
-    """Return the masks of one image, bool (M, H, W), by descending confidence.
+def read_masks(place: Place, height: int, width: int) -> Iterator[np.ndarray]:
+    """Yield the masks of one image one at a time, each bool (H, W), by descending confidence.
 
     Args:
         place: as for :func:`read_annotations`.
@@ -178,9 +190,7 @@ def read_masks(place: Place, height: int, width: int) -> np.ndarray:
     Raises:
         OvsegError: the shard is gone or damaged, or its masks have another size than the image.
     """
-    annotations = read_annotations(place)
-    masks = np.zeros((len(annotations), height, width), bool)
-    for index, annotation in enumerate(annotations):
+    for annotation in read_annotations(place):
         size = annotation["segmentation"].get("size")
         if size != [height, width]:
             raise OvsegError(
@@ -188,14 +198,14 @@ def read_masks(place: Place, height: int, width: int) -> np.ndarray:
                 "the pseudo-masks again from these images"
             )
         try:
-            masks[index] = decode_mask(annotation["segmentation"]["counts"], height, width)
+            mask = decode_mask(annotation["segmentation"]["counts"], height, width)
         except (ValueError, TypeError) as error:
             raise _damaged(place[0], error) from error
-    return masks
+        yield mask
 
 
-def find_shards(folder: Path) -> list[Path]:
-    """Return the shards of a finished folder in order.
+def find_shards(folder: Path) -> tuple[list[Path], Path | None]:
+    """Return the shards of a finished folder in order, and its ``image_root`` (see :class:`PseudoMasks`).
 
     Raises:
         OvsegError: missing, not complete, or without any shard.
@@ -208,12 +218,14 @@ def find_shards(folder: Path) -> list[Path]:
         what = "the run that fills it did not end" if shards else f"it holds no {SHARDS}"
         raise OvsegError(f"the folder {folder} has no {SUMMARY}, so {what}: {remedy}")
     try:
-        expected = json.loads((folder / SUMMARY).read_bytes())["shards"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        summary = json.loads((folder / SUMMARY).read_bytes())
+        expected, root = summary["shards"], summary.get("image_root")
+        image_root = None if root is None else Path(root)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OvsegError(f"{folder / SUMMARY} is damaged: delete it and {remedy}") from error
     if expected != len(shards):
         raise OvsegError(f"{folder} holds {len(shards)} of {expected} shards: {remedy}")
-    return shards
+    return shards, image_root
 
 
 def read_shard(shard: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from ovseg.data.custom.geometry import NoArea
 from ovseg.data.pseudo_masks import read_masks
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.images import read_labels
+
+SOURCES = ("annotations", "pan_seg_file_name", "sem_seg_file_name", "pseudo_masks")  # of masks; the first one counts
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ def record_masks(record: Mapping[str, Any], grid: Grid, ignore_label: int) -> np
     The first of these that the dict has counts: ``annotations``, Detectron2's instances, whose ``segmentation`` is a
     COCO RLE or polygons; ``pan_seg_file_name`` with ``segments_info``, COCO's panoptic segments, things by instance and
     stuff by class; ``sem_seg_file_name``, a label map, one mask for each of its values but ``ignore_label``; or
-    ``pseudo_masks`` of :mod:`ovseg.data.pseudo_masks`. Crowds (``iscrowd``) are left out. Without any there is no mask.
+    ``pseudo_masks`` of :mod:`ovseg.data.pseudo_masks`, which also count in place of an empty list of ``annotations``.
+    Crowds (``iscrowd``) are left out. Without any there is no mask.
+
+    Masks are read one at a time: at the size of the image there is one of them in memory.
 
     Args:
         record: dataset dict.
@@ -82,38 +87,51 @@ def record_masks(record: Mapping[str, Any], grid: Grid, ignore_label: int) -> np
     Raises:
         OvsegError: unreadable files, damaged masks, or masks of another size than the image.
     """
-    if "annotations" in record:
-        masks = grid.take(_instances(record, grid), f"a mask of {record['file_name']}")
-    elif "pan_seg_file_name" in record:
+    source = _source(record)
+    if source == "annotations":
+        masks = _instances(record, grid)
+    elif source == "pan_seg_file_name":
         masks = _segments(record, grid)
-    elif "sem_seg_file_name" in record:
-        labels = grid.take(read_labels(record["sem_seg_file_name"]), f"label file {record['sem_seg_file_name']}")
-        values = np.unique(labels)
-        masks = labels == values[values != record.get("ignore_label", ignore_label)][:, None, None]
-    elif "pseudo_masks" in record:
-        masks = grid.take(read_masks(record["pseudo_masks"], grid.height, grid.width), "a pseudo-mask")
+    elif source == "sem_seg_file_name":
+        masks = _label_map(record, grid, record.get("ignore_label", ignore_label))
+    elif source == "pseudo_masks":
+        whole = read_masks(record["pseudo_masks"], grid.height, grid.width)
+        masks = (grid.take(mask, "a pseudo-mask") for mask in whole)
     else:
-        return np.zeros((0, *grid.size), bool)
-    return masks[masks.any(axis=(1, 2))]
+        masks = ()
+    kept = [mask for mask in masks if mask.any()]
+    return np.stack(kept) if kept else np.zeros((0, *grid.size), bool)
 
 
 def has_masks(record: Mapping[str, Any]) -> bool:
-    """Return whether a dataset dict describes masks."""
-    return any(key in record for key in ("annotations", "pan_seg_file_name", "sem_seg_file_name", "pseudo_masks"))
+    """Return whether a dataset dict describes masks; an empty list of ``annotations`` does not."""
+    return bool(record.get(_source(record)))
 
 
-def _segments(record: Mapping[str, Any], grid: Grid) -> np.ndarray:
+def _source(record: Mapping[str, Any]) -> str | None:
+    """Return the key of a dataset dict that describes its masks."""
+    if "pseudo_masks" in record and not record.get("annotations", True):
+        return "pseudo_masks"
+    return next((key for key in SOURCES if key in record), None)
+
+
+def _segments(record: Mapping[str, Any], grid: Grid) -> Iterator[np.ndarray]:
     file = Path(record["pan_seg_file_name"])
     ids = grid.take(segment_ids(file), f"label file {file}")
     try:
         numbers = [info["id"] for info in record["segments_info"] if not info.get("iscrowd", 0)]
     except (KeyError, TypeError) as error:
         raise OvsegError(f"segments_info of {record['file_name']} is unusable ({reason_of(error)})") from error
-    return ids == np.array(numbers, ids.dtype)[:, None, None]
+    return (ids == number for number in np.array(numbers, ids.dtype))
 
 
-def _instances(record: Mapping[str, Any], grid: Grid) -> np.ndarray:
-    masks = []
+def _label_map(record: Mapping[str, Any], grid: Grid, ignore_label: int) -> Iterator[np.ndarray]:
+    file = record["sem_seg_file_name"]
+    labels = grid.take(read_labels(file), f"label file {file}")
+    return (labels == value for value in np.unique(labels) if value != ignore_label)
+
+
+def _instances(record: Mapping[str, Any], grid: Grid) -> Iterator[np.ndarray]:
     for number, annotation in enumerate(record["annotations"], start=1):
         if annotation.get("iscrowd", 0):
             continue
@@ -125,8 +143,7 @@ def _instances(record: Mapping[str, Any], grid: Grid) -> np.ndarray:
             raise OvsegError(
                 f"annotation {number} of {record['file_name']} has no usable segmentation: {error}"
             ) from error
-        masks.append(run_lengths.decode(rle).astype(bool))
-    return np.stack(masks) if masks else np.zeros((0, grid.height, grid.width), bool)
+        yield grid.take(run_lengths.decode(rle).astype(bool), f"a mask of {record['file_name']}")
 
 
 def _plain(segmentation: Any) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ovseg.data.caption_mapper import captions_of
+from ovseg.data.caption_records import captions_in
 from ovseg.data.caption_words import TaggedWords, WordSettings
 from ovseg.data.loader import training_records
 from ovseg.data.word_file import TOOL, word_lines, write_word_file
@@ -43,12 +43,13 @@ def extract_words(cfg: CfgNode, output: str | Path, workers: int = 1) -> tuple[i
         number of captions in the file, each text once, and the tagger that was used.
 
     Raises:
-        OvsegError: data sets that are not prepared, no captions, or an output that cannot be written.
+        OvsegError: data sets that are not prepared, no captions, captions that are no list of texts, or an output that
+            cannot be written.
     """
     output, settings = Path(output), WordSettings.from_config(cfg)
     check_writable(output)
-    records = [record for records in training_records(cfg) for record in records]
-    captions = list(dict.fromkeys(caption for caption in captions_of(records) if caption.strip()))
+    sets = zip(cfg.DATASETS.TRAIN, training_records(cfg), strict=True)
+    captions = list(dict.fromkeys(text for name, records in sets for one in records for text in captions_in(name, one)))
     if not captions:
         raise OvsegError(f"no image of DATASETS.TRAIN ({', '.join(cfg.DATASETS.TRAIN)}) has captions: add a data set")
     tagger = TaggedWords(settings).tagger  # before processes are started, for its warnings

@@ -12,7 +12,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
-from ovseg.data.panoptic import FILE, SEGMENTS, panoptic_entries, read_segment_ids
+from ovseg.data.custom.coco import segment_ids
+from ovseg.data.panoptic import FILE, SEGMENTS, panoptic_entries
 from ovseg.errors import OvsegError, reason_of
 from ovseg.evaluation.confusion import checked_labels
 from ovseg.evaluation.ground_truth import GroundTruth
@@ -67,7 +68,8 @@ class Segments:
 class TrueSegments:
     """The true segments of the images of a data set.
 
-    ``kind`` says what they are, by what the records of the data set have:
+    ``kind`` says what they are, by what the records of the data set have (the first one with ``annotations`` that are
+    not empty counts, else the first one):
 
     * "panoptic": the segments of COCO's panoptic labels, things by instance (``pan_seg_file_name`` and
       ``segments_info``, or ``panoptic_root`` and ``panoptic_json`` in the metadata). Crowds are left out; their pixels
@@ -85,7 +87,8 @@ class TrueSegments:
 
     def __init__(self, dataset_name: str) -> None:
         self.truth = GroundTruth(dataset_name)
-        first = next(iter(DatasetCatalog.get(dataset_name)), None)
+        records = DatasetCatalog.get(dataset_name)
+        first = next((record for record in records if record.get("annotations")), next(iter(records), None))
         self.kind = CLASSES if first is None else self._kind(first)
 
     def of(self, sample: Mapping[str, Any]) -> Segments:
@@ -120,7 +123,7 @@ class TrueSegments:
         entries = panoptic_entries(self.truth.dataset_name, sample)
         if entries is None:
             raise OvsegError(f"image {sample.get('file_name')} has no panoptic labels, unlike others of its data set")
-        ids = read_segment_ids(entries[FILE])
+        ids = segment_ids(entries[FILE])
         _check_size(ids.shape, truth.shape, entries[FILE])
         real = [int(segment["id"]) for segment in entries[SEGMENTS] if not segment.get("iscrowd")]
         counted = counted & np.isin(ids, real) & (ids > 0)

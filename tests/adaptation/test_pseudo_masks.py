@@ -78,11 +78,12 @@ def test_masks_are_the_confident_proposals(finished, options, photos):
     masks, summary = read_pseudo_masks(finished), json.loads((finished / "summary.json").read_text())
     assert list(masks) == [f"IMG {number:02d}.png" for number in range(PHOTOS)]
     assert summary["masks"] == sum(map(len, masks.values())) > PHOTOS and summary["images"] == PHOTOS
+    assert masks.image_root == photos and masks.find_exact(photos / "IMG 00.png") == "IMG 00.png"
     for number in range(0, PHOTOS, 4):
         name = f"IMG {number:02d}.png"
         probabilities = segmenter.propose(photos / name)
         expected = pseudo_masks(torch.logit(probabilities), min_confidence=0.5)
-        found = read_masks(masks.place(name), *masks.size(name))
+        found = np.stack(list(read_masks(masks.place(name), *masks.size(name))))
         assert np.array_equal(found, expected.numpy())
         for annotation, mask in zip(masks[name], found, strict=True):
             means = [p[mask].mean().item() for p in probabilities if np.array_equal(p > 0.5, mask)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -201,10 +203,34 @@ def test_pseudo_masks(image, tmp_path):
     record = {"file_name": str(image), "pseudo_masks": read_pseudo_masks(folder).place("image.png")}
     np.testing.assert_array_equal(record_masks(record, whole(), 255), left_half()[None])
     cfg = openseg_cfg(DATASETS__PSEUDO_MASKS=[str(folder)])
-    ((ready, other),) = captioned_records(cfg, [[{"file_name": str(image), "captions": ["a"]}, {"file_name": "b.png"}]])
-    assert record_masks(ready, whole(), 255).shape[0] == 1 and "pseudo_masks" not in other
+    lacking = [{"file_name": str(image), "captions": ["a"]}, {"file_name": str(image), "annotations": []}]
+    ((*ready, other),) = captioned_records(cfg, [[*lacking, {"file_name": "b.png"}]])
+    assert all(record_masks(record, whole(), 255).shape[0] == 1 for record in ready) and "pseudo_masks" not in other
+    assert record_masks(lacking[1], whole(), 255).shape[0] == 0
     with pytest.raises(OvsegError, match=r"PSEUDO_MASKS .* are of no image of DATASETS\.TRAIN that lacks masks"):
         captioned_records(cfg, [[{"file_name": "b.png", "captions": ["a"]}]])
+
+
+@pytest.mark.parametrize("source", ["annotations", "pseudo_masks"])
+def test_memory_is_that_of_one_whole_mask(tmp_path, source):
+    height, width, count = 500, 1000, 40
+    stripes = np.zeros((height, width), bool)
+    stripes[:, :8] = True
+    masks = [{"segmentation": rle(stripes), "bbox": [0, 0, 1, 1], "area": 1, "score": 0.9}] * count
+    (tmp_path / "masks-00000.json").write_text(shard_text([ImageMasks(1, "a.png", height, width, masks)]))
+    (tmp_path / "summary.json").write_text('{"shards": 1}')
+    record = {"file_name": "a.png", source: masks}
+    if source == "pseudo_masks":
+        record[source] = read_pseudo_masks(tmp_path).place("a.png")
+    grid = Grid(height, width, (height, width), np.arange(10), np.arange(16))
+    tracemalloc.start()
+    try:
+        found = record_masks(record, grid, 255)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.shape == (count, 10, 16) and found[:, :, :8].all() and not found[:, :, 8:].any()
+    assert peak < count / 3 * height * width
 
 
 def test_masks_that_are_cut_away_are_left_out(image):
@@ -243,12 +269,15 @@ def openseg_cfg(**keys):
     [
         ({}, {}, "'captions_test' have neither captions nor masks"),
         ({"captions": ["a"]}, {}, r"has masks: .*SEG_LOSS_WEIGHT 0"),
-        ({"annotations": []}, {}, r"has captions: .*GROUNDING_LOSS_WEIGHT 0"),
+        ({"annotations": []}, {}, "'captions_test' have neither captions nor masks"),
+        ({"annotations": [], "captions": ["a"]}, {}, r"has masks: .*SEG_LOSS_WEIGHT 0"),
+        ({"annotations": [{}]}, {}, r"has captions: .*GROUNDING_LOSS_WEIGHT 0"),
         ({"captions": "a dog"}, {}, "'a dog': give a list of texts"),
+        ({"captions": 5}, {}, "are 5: give a list of texts"),
         ({"captions": [" "]}, {}, "neither captions nor masks"),
         ({"captions": ["a"]}, {"MODEL__OPENSEG__SEG_LOSS_WEIGHT": 0}, None),
-        ({"annotations": []}, {"MODEL__OPENSEG__GROUNDING_LOSS_WEIGHT": 0}, None),
-        ({"annotations": [], "captions": ["a", ""]}, {}, None),
+        ({"annotations": [{}]}, {"MODEL__OPENSEG__GROUNDING_LOSS_WEIGHT": 0}, None),
+        ({"annotations": [{}], "captions": ["a", ""]}, {}, None),
     ],
 )
 def test_data_without_what_a_loss_needs(record, keys, message):

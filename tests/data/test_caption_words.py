@@ -193,6 +193,15 @@ def test_no_captions(cfg, tmp_path):
         extract_words(cfg, tmp_path / "words.jsonl")
 
 
+def test_captions_are_checked_as_in_training(cfg, tmp_path):
+    records = DatasetCatalog.get(NAME)
+    records.append({"file_name": "c.png", "captions": None})
+    assert extract_words(cfg, tmp_path / "words.jsonl")[0] == len(CAPTIONS)
+    records.append({"file_name": "d.png", "captions": "a dog"})
+    with pytest.raises(OvsegError, match=rf"captions of d\.png in data set '{NAME}' are 'a dog': give a list of texts"):
+        extract_words(cfg, tmp_path / "words.jsonl")
+
+
 def test_known_words_of_the_toy_world_are_true():
     """Every word of a caption is in the scene, and every thing that a caption names is found."""
     from ovseg.toy import CLASS_NAMES, make_scene

@@ -52,7 +52,7 @@ def test_masks_come_back(folder):
     assert list(masks) == list(SIZES) and masks.size("train/été.png") == (6, 4)
     for name, count in zip(SIZES, (3, 3, 1, 0), strict=True):
         place = pickle.loads(pickle.dumps(masks.place(name)))
-        assert np.array_equal(read_masks(place, *SIZES[name]), draw(name, count))
+        assert np.array_equal(list(read_masks(place, *SIZES[name])), list(draw(name, count)))
         annotations = read_annotations(place)
         assert annotations == masks[name] and len(annotations) == count
         assert all((a["category_id"], a["iscrowd"], a["bbox_mode"], a["score"]) == (0, 0, 1, 0.9) for a in annotations)
@@ -110,16 +110,16 @@ def test_damage_after_the_index_is_named(folder):
     masks = read_pseudo_masks(folder)
     place = masks.place("train/a.png")
     with pytest.raises(OvsegError, match=r"has the size \[3, 3\] \(height, width\), but its image \[3, 4\]"):
-        read_masks(place, 3, 4)
+        list(read_masks(place, 3, 4))
     shard = folder / "masks-00001.json"
     content = shard.read_text()
     for damaged in (content.replace('"counts": "', '"counts": "~'), content.replace('"counts": "', '"counts" "'), ""):
         shard.write_text(damaged)
         with pytest.raises(OvsegError, match=r"masks-00001.json is truncated or damaged"):
-            read_masks(place, 3, 3)
+            list(read_masks(place, 3, 3))
     shard.unlink()
     with pytest.raises(OvsegError, match="check that it is still there"):
-        read_masks(place, 3, 3)
+        list(read_masks(place, 3, 3))
 
 
 def test_unfinished_folders(folder, tmp_path):
@@ -128,9 +128,10 @@ def test_unfinished_folders(folder, tmp_path):
     (folder / "masks-00000.json").unlink()
     with pytest.raises(OvsegError, match="holds 1 of 2 shards"):
         read_pseudo_masks(folder)
-    (folder / "summary.json").write_text("[")
-    with pytest.raises(OvsegError, match=r"summary.json is damaged"):
-        read_pseudo_masks(folder)
+    for damaged in ("[", '"shards"', '{"shards": 1, "image_root": 5}'):
+        (folder / "summary.json").write_text(damaged)
+        with pytest.raises(OvsegError, match=r"summary.json is damaged"):
+            read_pseudo_masks(folder)
     (folder / "summary.json").unlink()
     with pytest.raises(OvsegError, match="the run that fills it did not end"):
         read_pseudo_masks(folder)

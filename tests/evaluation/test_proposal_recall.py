@@ -134,6 +134,13 @@ def test_panoptic_segments_are_instances_without_crowds_and_void(tmp_path):
             assert scores["mean-best-IoU-cats"] == 50
     with registered("evaluation_panoptic", [plain], **(places | {"panoptic_root": "gone"})) as name:
         assert ProposalRecallEvaluator(name).describe()["segments"] == "classes"
+    Image.fromarray(rgb).save(tmp_path / "lossy.png", "JPEG")
+    lossy = {**record, "pan_seg_file_name": str(tmp_path / "lossy.png")}
+    with (
+        registered("evaluation_panoptic", [lossy]) as name,
+        pytest.raises(OvsegError, match=r"lossy\.png is a JPEG file with lossy compression"),
+    ):
+        ProposalRecallEvaluator(name).process([lossy], [{"proposals": torch.from_numpy(proposals)}])
 
 
 def test_true_masks_may_overlap(tmp_path, monkeypatch):
@@ -155,9 +162,11 @@ def test_true_masks_may_overlap(tmp_path, monkeypatch):
     assert (decode_mask(record["annotations"][0]["segmentation"]["counts"], 20, 30) == whole).all()
     rng = np.random.default_rng(0)
     proposals = np.stack([whole | crowd, *(part ^ (rng.random((18, 20, 30)) < 0.01))])  # more than are taken at a time
-    with registered("evaluation_overlap", [record]) as name:
+    without = {"file_name": "b.jpg", "sem_seg_file_name": str(tmp_path / "a.png"), "annotations": []}
+    with registered("evaluation_overlap", [without, record]) as name:
         evaluator = ProposalRecallEvaluator(name)
-        evaluator.process([record], [{"proposals": torch.from_numpy(proposals)}])
+        for image in (without, record):
+            evaluator.process([image], [{"proposals": torch.from_numpy(proposals)}])
         scores = evaluator.evaluate()["proposals"]
         expected = [max(iou(mask & ~crowd, one & ~crowd) for one in proposals) for mask in (whole, part)]
         assert expected[0] == 1 and 0.5 < expected[1] < 1 and evaluator.describe()["segments"] == "masks"

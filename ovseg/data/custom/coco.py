@@ -317,9 +317,13 @@ class PanopticLabels(_Decoder):
         return segments
 
 
-def segment_ids(path: Path) -> np.ndarray:
-    """Return (H,W) int32, the segment of each pixel of a panoptic PNG: R + 256 G + 65536 B."""
-    packed = packed_colors(path)
+def segment_ids(path: str | Path) -> np.ndarray:
+    """Return (H,W) int32, the segment of each pixel of a panoptic PNG: R + 256 G + 65536 B; 0 is void.
+
+    Raises:
+        OvsegError: the file is missing, damaged, not an image, or its compression changes pixels.
+    """
+    packed = packed_colors(Path(path))
     return packed >> 16 | packed & 0xFF00 | (packed & 0xFF) << 16
 
 
