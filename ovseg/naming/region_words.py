@@ -9,7 +9,7 @@ Ghiasi et al., ECCV 2022, arXiv 2112.12143, sections 3.1 and 3.2::
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -151,23 +151,21 @@ class RegionWords(TextSpace, Part):
         device = self.log_scale.device
         num_words = torch.tensor([len(caption) for caption in captions], device=device)
         padded = torch.zeros(len(captions), max(1, *map(len, captions), 1), self.clip_adapter.embed_dim, device=device)
-        if words := list(dict.fromkeys(word for caption in captions for word in caption)):
-            rows = dict(zip(words, self._rows_of(words).to(device), strict=True))
-            for target, caption in zip(padded, captions, strict=True):
-                for place, word in enumerate(caption):
-                    target[place] = rows[word]
+        for target, caption in zip(padded, captions, strict=True):
+            self._encode(caption)
+            for place, word in enumerate(caption):
+                target[place] = self._rows[word]
         return padded, num_words
 
     @torch.no_grad()
-    def _rows_of(self, words: Sequence[str]) -> Tensor:
-        """Return the embeddings of words, float32 (n, D_text), which are encoded one at a time.
+    def _encode(self, words: Iterable[str]) -> None:
+        """Encode the words that are new, one at a time.
 
         In a batch the last bits of an embedding depend on the other words, and the weights on where a run was resumed.
         """
         for word in words:
             if word not in self._rows:
                 self._rows[word] = self.clip_adapter.text_rows((word,))[0].float()
-        return torch.stack([self._rows[word] for word in words])
 
     def _weights(self, masks: Masks, views: Views) -> Tensor:
         """Return the weights of the places of the map in each mask, (N, h, w): a network's own, or shares of area."""

@@ -131,9 +131,11 @@ def read_file(path: Path) -> list[Entry]:
     lines = [clean_text(line) for line in _read_lines(path)]
     words = [line for line in lines if line and not line.startswith("#")]
     if ids := _class_ids(words):
-        if ids != list(range(ids[0], ids[0] + len(ids))):
-            logger.warning("%s leaves out numbers: they are not read, the order of the lines counts", path)
-        return _read_classes(lines, path)
+        entries = _read_classes(lines, path)
+        plain = all(len(names) == 1 for names in entries)  # a list for people, and not a prompt-engineered one
+        if plain or ids != list(range(ids[0], ids[0] + len(ids))):
+            logger.warning("%s numbers its words: the numbers are not read, the order of the lines counts", path)
+        return entries
     _check_numbered(words, str(path))
     if len(words) > 1 and all(word[0] in "-*\"'" for word in words):
         raise OvsegError(

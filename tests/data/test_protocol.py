@@ -223,10 +223,13 @@ def test_a_prompt_engineered_list_of_ones_own(own, tmp_path, caplog):
     assert pixel.to_class == (0, 0, 0, 1, 1) and len(pixel.vocabulary) == 5
     path.write_text("1:roof\n2:door\n")
     protocol_of(OWN, str(path))
-    assert "only 0 of 2 classes have a word in common" in caplog.text and "numbers" not in caplog.text
-    path.write_text("1:roof\n3:door\n")
-    protocol_of(OWN, str(path))
-    assert "engineered.txt leaves out numbers: they are not read, the order of the lines counts" in caplog.text
+    assert "only 0 of 2 classes have a word in common" in caplog.text
+    said = "engineered.txt numbers its words: the numbers are not read, the order of the lines counts"
+    for numbers_matter in ("1:roof\n2:door\n", "1:roof,top\n3:door\n"):
+        path.write_text(numbers_matter)
+        caplog.clear()
+        protocol_of(OWN, str(path))
+        assert said in caplog.text
     path.write_text("1:cat\n2:wall\n3:sky\n")
     with pytest.raises(OvsegError, match=r"engineered\.txt has the names of 3 classes, but 'protocol_test_own' has 2"):
         protocol_of(OWN, str(path))
