@@ -18,7 +18,7 @@ from tests.fuzz.worker import STACK, Verdict, place_of_stack, work
 
 DEADLINE = 20.0  # seconds for one input
 START = 180.0  # seconds for a worker to build its seeds
-LARGEST = 3 * 2**30  # bytes of resident memory
+LARGEST = 3 * 2**30  # bytes of resident memory, above what the process is forked with
 _GLANCE = 0.05  # seconds between looks at the worker's memory
 
 
@@ -100,7 +100,7 @@ def fuzz(
     Args:
         seconds: no further input after so long.
         deadline: seconds for one input, after which its process is killed.
-        largest: bytes of resident memory, above which it is killed.
+        largest: bytes of resident memory that it may add to those it is forked with; killed above that.
         keep: folder for the first input of each defect.
     """
     result, began = Result(target.name), time.monotonic()
@@ -129,6 +129,7 @@ class _Worker:
         self.folder = scratch / "input"
         self._indices, self._name, self._stack = indices, target.name, scratch / STACK
         self._pipe, theirs = context.Pipe()
+        self._inherited = resident(os.getpid())  # gigabytes, after a long session of tests
         self._process = context.Process(target=work, args=(theirs, target, indices, seed, scratch), daemon=True)
         self._process.start()
         theirs.close()
@@ -179,7 +180,7 @@ class _Worker:
         """None once there is a message, or the process is gone; a verdict where it must be killed."""
         end = time.monotonic() + deadline
         while not self._pipe.poll(_GLANCE):
-            if (used := resident(self._process.pid)) > largest:
+            if (used := resident(self._process.pid)) > self._inherited + largest:
                 return Verdict("memory", self._where(), f"{used / 2**30:.1f} GB", peak=used)
             if time.monotonic() > end:
                 return Verdict("hang", self._where(), f"more than {deadline:g} s")
