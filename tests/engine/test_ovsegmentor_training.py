@@ -10,10 +10,9 @@ import torch
 
 from ovseg.checkpoint.state_dicts import read_checkpoint
 from tests.engine import ovsegmentor_runs, toy
-from tests.engine.test_openseg_training import CONTEXT, processes
+from tests.processes import run_processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CONTEXT.set_forkserver_preload(["tests.engine.openseg_runs", "tests.engine.ovsegmentor_runs", "ovseg.engine.run"])
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def uninterrupted(pairs, tmp_path_factory, one_thread):
 def test_a_killed_run_goes_on_within_an_epoch(pairs, uninterrupted, tmp_path):
     assert list(toy.read_losses(uninterrupted)) == list(range(5))
     # the second checkpoint, after 8 of 10 pairs, is cut in the middle
-    assert processes(ovsegmentor_runs.train, (pairs, tmp_path, False, 3)) == [-signal.SIGKILL]
+    assert run_processes(ovsegmentor_runs.train, (pairs, tmp_path, False, 3)) == [-signal.SIGKILL]
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
     ovsegmentor_runs.train(pairs, tmp_path, resume=True)
     assert toy.read_losses(tmp_path) == toy.read_losses(uninterrupted)
@@ -67,7 +66,7 @@ def test_stage_1_has_no_teacher(pairs, tmp_path):
 def test_two_processes_equal_one(pairs, tmp_path):
     """In losses, gradients and statistics of batch normalisation."""
     arguments = ((rank, 2, pairs, tmp_path) for rank in range(2))
-    assert processes(ovsegmentor_runs.one_of, *arguments) == [0, 0]
+    assert run_processes(ovsegmentor_runs.one_of, *arguments) == [0, 0]
     expected = ovsegmentor_runs.one_step(pairs)
     assert {
         "loss_matching",
