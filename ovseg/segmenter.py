@@ -50,6 +50,7 @@ class Segmenter:
         model: model with weights, in evaluation mode, that supports ``outputs=("label_map",)``.
         min_size: the shorter side of images is resized to this number of pixels; 0 for no resizing.
         max_size: limit of the longer side, pixels.
+        antialias: see :func:`ovseg.io.images.resize_transform`.
         class_chunk_size: number of classes that the model renders at a time, which limits the size of maps.
         image_format: "RGB" or "BGR", the channels of the model's input.
         many_views: ``model`` with a sliding window or test-time augmentation
@@ -63,6 +64,7 @@ class Segmenter:
         *,
         min_size: int,
         max_size: int,
+        antialias: bool = True,
         class_chunk_size: int = 64,
         image_format: str = "RGB",
         many_views: nn.Module | None = None,
@@ -75,6 +77,7 @@ class Segmenter:
         self.name, self.min_score = name, min_score
         self.min_size = min_size
         self.max_size = max_size
+        self.antialias = antialias
         self.class_chunk_size = class_chunk_size
         self._last: tuple[tuple[str, ...] | None, Vocabulary | None] = None, None
         self._warned: set[str] = set()
@@ -131,6 +134,7 @@ class Segmenter:
             model,
             min_size=cfg.INPUT.MIN_SIZE_TEST,
             max_size=cfg.INPUT.MAX_SIZE_TEST,
+            antialias=cfg.INPUT.ANTIALIAS_TEST,
             class_chunk_size=cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE,
             image_format=cfg.INPUT.FORMAT,
             many_views=None if viewed is model else viewed,
@@ -375,7 +379,7 @@ class Segmenter:
 
     def _model_input(self, pixels: np.ndarray) -> torch.Tensor:
         """Return the model's input (3, h, w), resized, with the channels of ``image_format``."""
-        resized = resize_transform(*pixels.shape[:2], self.min_size, self.max_size).apply_image(pixels)
+        resized = resize_transform(*pixels.shape[:2], self.min_size, self.max_size, self.antialias).apply_image(pixels)
         return torch.from_numpy(np.array(resized if self.image_format == "RGB" else resized[:, :, ::-1])).permute(
             2, 0, 1
         )

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from ovseg.checkpoint.state_dicts import read_state_dict
+from ovseg.checkpoint.loading import load_weights
+from ovseg.checkpoint.state_dicts import read_state_dict, tensor_names
 from ovseg.errors import OvsegError, argument_names
 
 logger = logging.getLogger(__name__)
-KEY = "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED"
+OWN = "MODEL.OVSEGMENTOR"
+KEY = f"{OWN}.IMG_ENCODER.IMGNET_PRETRAINED"
+TEACHER = "img_encoder_momentum."
 VIT = ("patch_embed.proj.", "pos_embed", "layers.0.blocks.", "layers.1.blocks.", "norm.", "proj")
 _VISUAL = "visual."
+POOLER = ".pooler."  # of BERT, unused: files may lack it
 # Names of OpenAI's CLIP, below ``visual.``, and those of timm.
 _CLIP_BLOCK = {
     "ln_1.": "norm1.",
@@ -74,6 +78,25 @@ class FirstWeights:
         image, text = keys.IMG_ENCODER, keys.TEXT_ENCODER
         own = (image.IMGNET_PRETRAINED, image.IMGNET_PRETRAINED_CHECKPOINT, image.FIXED, text.WEIGHTS, text.PRETRAINED)
         return cls(keys.STAGE1_CHECKPOINT, *own)
+
+    def load_stage1(self, model: nn.Module) -> None:
+        """Load the checkpoint of stage 1 into a model of stage 2.
+
+        Raises:
+            OvsegError: it cannot be read, is one of stage 2, or lacks a part of the model.
+        """
+        with argument_names({"weights": f"{OWN}.STAGE1_CHECKPOINT"}):
+            if any(name.startswith(TEACHER) for name in tensor_names(self.stage1)):
+                raise OvsegError(
+                    f"{OWN}.STAGE1_CHECKPOINT {self.stage1} is a checkpoint of stage 2: give one of stage 1, or this "
+                    "one as MODEL.WEIGHTS (main_pretrain: checkpoint.resume)"
+                )
+            report = load_weights(model, self.stage1)
+        if lacking := [name for name in report.missing if POOLER not in name]:
+            raise OvsegError(
+                f"{OWN}.STAGE1_CHECKPOINT {self.stage1} lacks {len(lacking)} tensors, such as {lacking[0]}: give a "
+                "complete checkpoint of a stage 1 with the same losses but USE_MASKLOSS"
+            )
 
 
 def load_vit(encoder: nn.Module, kind: str, path: str, first_depth: int) -> None:

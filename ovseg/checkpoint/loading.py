@@ -145,6 +145,8 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
             model.load_first_weights()
         return model
     report = load_weights(model, cfg.MODEL.WEIGHTS, complete=complete)
+    if not complete and hasattr(model, "complete_weights"):
+        model.complete_weights(report.missing, cfg.MODEL.WEIGHTS)
     read_with_clip = CLIP_PREFIXES if clip_adapter is not None and clip_adapter.source.fetch_weights else ()
     if complete and not all(name.startswith(read_with_clip) for name in report.missing):
         model = build_model(cfg)  # initialises tensors that the file lacks
@@ -266,7 +268,8 @@ def _refuse_partial(report: LoadReport, path: str | Path, model: nn.Module) -> N
     frozen = (CLIP_ADAPTER, REGION_CLIP_ADAPTER)  # prompts of another file, an unused embedding of "no object"
     trained = {name for name, p in model.named_parameters() if p.requires_grad or not name.startswith(frozen)}
     trained |= {name for name, _ in model.named_buffers() if name.endswith((".running_mean", ".running_var"))}
-    needed = [name for name in report.missing if name in trained and not name.startswith(CLIP_PREFIXES)]
+    unused = (*CLIP_PREFIXES, *getattr(model, "unused_names", ()))  # read elsewhere, or of no use at inference
+    needed = [name for name in report.missing if name in trained and not name.startswith(unused)]
     if needed:
         raise OvsegError(
             f"{path} holds only a part of the model ({len(needed)} tensors are missing, such as {needed[0]}): give a "

@@ -292,6 +292,8 @@ DEFAULTS: dict[str, Any] = {
     "INPUT.CAPTION.TAGGER": "textblob",
     "INPUT.CAPTION.STOP_WORDS": False,  # ours: leave out words that no region shows, such as "photo" and "many"
     "INPUT.FORMAT": "RGB",  # order of the channels of a model's input; Detectron2's default is BGR
+    # ours: average pixels when test images shrink, as Detectron2 does; False: OpenCV's bilinear interpolation
+    "INPUT.ANTIALIAS_TEST": True,
     "INPUT.COLOR_AUG_SSD": False,  # random brightness, contrast, saturation and hue in training
     "INPUT.SIZE_DIVISIBILITY": -1,  # side in pixels that the mapper pads training crops to; <= 0 = no padding
     "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",  # mapper of training data

@@ -63,6 +63,7 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         SOLVER.WEIGHT_DECAY_EMBED SOLVER.POLY_LR_POWER SOLVER.BACKBONE_MULTIPLIER SOLVER.WARMUP_ITERS
         MODEL.OPENSEG.SEG_LOSS_WEIGHT MODEL.OPENSEG.GROUNDING_LOSS_WEIGHT DATASETS.TRAIN_WEIGHTS TEST.EVAL_PERIOD
         MODEL.PROPOSER.SAM.STABILITY_OFFSET MODEL.OVSEGMENTOR.ENTITY_WEIGHT MODEL.OVSEGMENTOR.MASKLOSS_WEIGHT
+        MODEL.OVSEGMENTOR.MULTI_LABEL_LOSS_WEIGHT
         INPUT.IMG_AUG.COLOR_JITTER""",
     ("a number of at least 1", lambda x: x >= 1): "MODEL.MASK_FORMER.OVERSAMPLE_RATIO",
     ("a number above 0", lambda x: x > 0): """
@@ -97,6 +98,8 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     ("a whole number from 1 to 256", lambda x: isinstance(x, int) and 1 <= x <= 256): """
         MODEL.PROPOSER.SAM.POINTS_PER_SIDE""",
     ("a whole number from 0 to 4", lambda x: isinstance(x, int) and 0 <= x <= 4): "MODEL.PROPOSER.SAM.CROP_LAYERS",
+    ("a whole number from 0 to 64", lambda x: isinstance(x, int) and 0 <= x <= 64): """
+        MODEL.OVSEGMENTOR.MULTI_LABEL INPUT.TEXT_AUG.MULTI_LABEL""",
     ("a whole number of at least 0", lambda x: isinstance(x, int) and x >= 0): "MODEL.PROPOSER.SAM.MIN_AREA",
     ("a share from 0 to below 1", lambda x: 0 <= x < 1): "MODEL.PROPOSER.SAM.CROP_OVERLAP",
     ("a number", lambda x: True): """
@@ -162,6 +165,7 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.MASK_FORMER.TEST.PAINTING": ("mask_sum", "class_winner"),
     "INPUT.IMG_AUG.INTERPOLATION": ("bilinear", "bicubic", "random"),
     "INPUT.IMG_AUG.RE_MODE": ("pixel", "rand", "const"),
+    "INPUT.TEXT_AUG.WORD_TYPE": ("noun", "entity"),
     "INPUT.TEXT_AUG.TEMPLATES": ("full", "subset", "simple", "identity"),
     "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": ("vild", "imagenet", "maskclip", "predefined"),
     "MODEL.CLIP_ADAPTER.PROMPT_LEARNER": ("vild", "imagenet", "predefined", "learnable"),

@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
     # ours: vocab.txt of its tokenizer (uncased WordPiece); "" = the one in the folder of CONFIG, or of its name
     "MODEL.OVSEGMENTOR.TEXT_ENCODER.VOCAB": "",
     # ours: file or folder of its weights that training starts from; "" = those of the name CONFIG. Not read where
-    # MODEL.WEIGHTS or STAGE1_CHECKPOINT is given
+    # MODEL.WEIGHTS has a text encoder, nor with STAGE1_CHECKPOINT
     "MODEL.OVSEGMENTOR.TEXT_ENCODER.WEIGHTS": "",
     "MODEL.OVSEGMENTOR.TEXT_ENCODER.WIDTH": 768,  # its channels; the default = those of CONFIG
     # start from pretrained weights; False initialises all of them randomly (the original: all but the embeddings)
@@ -47,9 +47,10 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.OVSEGMENTOR.PROJ_NUM_LAYERS": 2,
     "MODEL.OVSEGMENTOR.PROJ_HIDDEN_DIM": 4096,  # ours: hidden channels of the heads, a constant in the original
     "MODEL.OVSEGMENTOR.OUTPUT_DIM": 256,  # channels of the joint embedding
-    "MODEL.OVSEGMENTOR.MULTI_LABEL": 0,  # prompts of GroupViT's multi-label loss in the original
-    "MODEL.OVSEGMENTOR.MULTI_LABEL_LOSS_WEIGHT": 1.0,  # its weight in the original
-    "MODEL.OVSEGMENTOR.SHARE_TEMPERATURE": False,  # its temperature in the original
+    # words of each caption in GroupViT's multi-label loss, equal to INPUT.TEXT_AUG.MULTI_LABEL; 0: without this loss
+    "MODEL.OVSEGMENTOR.MULTI_LABEL": 0,
+    "MODEL.OVSEGMENTOR.MULTI_LABEL_LOSS_WEIGHT": 1.0,  # of this loss
+    "MODEL.OVSEGMENTOR.SHARE_TEMPERATURE": False,  # one temperature for it and the other losses, not two
     "MODEL.OVSEGMENTOR.USE_ENTITYLOSS": False,  # train with masked entity completion
     "MODEL.OVSEGMENTOR.ENTITY_WEIGHT": 1.0,  # of this loss
     "MODEL.OVSEGMENTOR.CROSS_LAYERS": 1,  # blocks of its decoder
@@ -71,6 +72,8 @@ DEFAULTS: dict[str, Any] = {
     # ours: False runs the projection heads for the losses only; the original also runs them on all tokens and on the
     # teacher's groups, which changes no loss, only the running statistics of their batch normalisation
     "MODEL.OVSEGMENTOR.EXTRA_HEAD_RUNS": True,
+    # ours: False: each process has batch statistics of its own in the head of the entity loss, as in the original
+    "MODEL.OVSEGMENTOR.SYNC_BRIDGE": True,
     # ours: checkpoint that stage 2 starts from: its image encoder becomes the teacher, too
     "MODEL.OVSEGMENTOR.STAGE1_CHECKPOINT": "",
     # ours: prompts of words: simple (a photo of a {}.), subset (7), full (80) or identity (the word alone)
@@ -99,8 +102,8 @@ DEFAULTS: dict[str, Any] = {
     "INPUT.IMG_AUG.FLIP_PROB": 0.5,  # ours: of mirrored images; 0 where captions name left and right
     "INPUT.IMG_AUG.EXIF": False,  # ours: True rotates images as their EXIF data say; the original does not
     "INPUT.TEXT_AUG.MAX_SEQ_LEN": 77,  # tokens of a text, padded or truncated
-    "INPUT.TEXT_AUG.MULTI_LABEL": 0,  # prompts of GroupViT's multi-label loss in the original
-    "INPUT.TEXT_AUG.WORD_TYPE": "noun",  # of these prompts in the original
+    "INPUT.TEXT_AUG.MULTI_LABEL": 0,  # words drawn from each caption for the multi-label loss
+    "INPUT.TEXT_AUG.WORD_TYPE": "noun",  # which words: noun, or, ours, entity (those of ENTITIES)
     # ours: questions as in the original, each "s" removed from both ends of words ("itting on the ofa"); False removes
     # the ending of possessives only
     "INPUT.TEXT_AUG.LEGACY_STRIP": True,
@@ -123,11 +126,6 @@ DEFAULTS: dict[str, Any] = {
 
 PRETRAINED = ("dino", "dinob8", "dinos16", "dinos8", "imgnet", "clip", "none")
 WITHOUT_EFFECT = {
-    "MODEL.OVSEGMENTOR.MULTI_LABEL": "GroupViT's multi-label loss is not supported",
-    "MODEL.OVSEGMENTOR.MULTI_LABEL_LOSS_WEIGHT": "GroupViT's multi-label loss is not supported",
-    "MODEL.OVSEGMENTOR.SHARE_TEMPERATURE": "GroupViT's multi-label loss is not supported",
-    "INPUT.TEXT_AUG.MULTI_LABEL": "GroupViT's multi-label loss is not supported",
-    "INPUT.TEXT_AUG.WORD_TYPE": "GroupViT's multi-label loss is not supported",
     "MODEL.OVSEGMENTOR.TOPMASK_RATIO": "set MODEL.OVSEGMENTOR.GROUP_RATIO",
     "MODEL.OVSEGMENTOR.NUM_DEEP_STAGES": "it has none in the original, either",
 }

@@ -27,7 +27,10 @@ _IMAGE_TEXT = (
     *(f"DATASETS.IMAGE_TEXT.{name}" for name in ("ROOT", "FILE")),
     *(f"INPUT.IMG_AUG.{name}" for name in ("DEIT_AUG", "IMG_SIZE", "IMG_SCALE", "COLOR_JITTER", "AUTO_AUGMENT")),
     *(f"INPUT.IMG_AUG.{name}" for name in ("INTERPOLATION", "RE_PROB", "RE_MODE", "RE_COUNT", "FLIP_PROB", "EXIF")),
-    *(f"INPUT.TEXT_AUG.{name}" for name in ("MAX_SEQ_LEN", "LEGACY_STRIP", "ENTITIES", "TEMPLATES")),
+    *(
+        f"INPUT.TEXT_AUG.{name}"
+        for name in ("MAX_SEQ_LEN", "LEGACY_STRIP", "ENTITIES", "TEMPLATES", "MULTI_LABEL", "WORD_TYPE")
+    ),
 )
 _ZERO_SHOT = ("ROOT", "FILE", "BATCH", "TEMPLATES", "NAMES")
 _PARTS = ("PROPOSER.NAME", "PROPOSER.MASKS", "NAMER.NAME", "FUSION.NAME", "RENDERING.NAME")

@@ -40,6 +40,8 @@ class ImageTextMapper:
         finder: of the entities that questions hide; None for no questions.
         answers: templates of answers, one of which is drawn.
         paired: also return a second image with a shared entity.
+        labels: words that are drawn from the caption, 0 for none.
+        words_of_caption: what they are drawn from; needed with ``labels``.
         exif: rotate images as their EXIF data say.
     """
 
@@ -53,6 +55,8 @@ class ImageTextMapper:
         finder: Finder | None = None,
         answers: Sequence[str] = ("a photo of a {}.",),
         paired: bool = False,
+        labels: int = 0,
+        words_of_caption: Callable[[str], Sequence[str]] | None = None,
         exif: bool = False,
     ):
         self.augment = augment
@@ -61,11 +65,17 @@ class ImageTextMapper:
         self.finder = finder
         self.answers = tuple(answers)
         self.paired = paired
+        self.labels, self.words_of_caption = labels, words_of_caption
         self.exif = exif
 
     @classmethod
     def from_config(cls, cfg: CfgNode, tokenize: Tokenize) -> dict[str, Any]:
         own, text = cfg.MODEL.OVSEGMENTOR, cfg.INPUT.TEXT_AUG
+        if text.MULTI_LABEL != own.MULTI_LABEL:
+            raise OvsegError(
+                f"INPUT.TEXT_AUG.MULTI_LABEL is {text.MULTI_LABEL}, but MODEL.OVSEGMENTOR.MULTI_LABEL is "
+                f"{own.MULTI_LABEL}: set both to the words that the multi-label loss has of each caption"
+            )
         return {
             "augment": build_augmentation(cfg),
             "tokenize": tokenize,
@@ -73,6 +83,8 @@ class ImageTextMapper:
             "finder": configured_finder(cfg) if own.USE_ENTITYLOSS else None,
             "answers": get_templates(text.TEMPLATES),
             "paired": own.USE_MASKLOSS,
+            "labels": text.MULTI_LABEL,
+            "words_of_caption": caption_words(cfg) if text.MULTI_LABEL else None,
             "exif": cfg.INPUT.IMG_AUG.EXIF,
         }
 
@@ -82,7 +94,7 @@ class ImageTextMapper:
         Returns:
             ``image`` (3, S, S) and ``caption``, a dict of ``input_ids`` and ``attention_mask``, int64 (length,); with
             a finder ``question`` and ``answer``, alike; if paired ``cross_image``, with a draw of the augmentation of
-            its own, and ``cross_entity``.
+            its own, and ``cross_entity``; with ``labels`` also ``labels``, texts of shape (labels, length).
 
         Raises:
             OvsegError: the row, its image or its partner's image cannot be used.
@@ -98,9 +110,23 @@ class ImageTextMapper:
             other, entity = rows.draw_partner(index, np.random.default_rng(np.random.randint(2**31)))
             sample["cross_image"] = self._read(rows[other])
             texts["cross_entity"] = CROSS_PROMPT.format(entity)
-        ids, mask = self.tokenize(list(texts.values()), self.length)
+        labels = self._draw_labels(caption)
+        ids, mask = self.tokenize([*texts.values(), *labels], self.length)
         tokens = ({"input_ids": ids[i], "attention_mask": mask[i]} for i in range(len(texts)))
-        return sample | dict(zip(texts, tokens, strict=True))
+        if labels:
+            sample["labels"] = {"input_ids": ids[len(texts) :], "attention_mask": mask[len(texts) :]}
+        return sample | dict(zip(texts, tokens, strict=False))
+
+    def _draw_labels(self, caption: str) -> list[str]:
+        """Return prompts of words of the caption; words repeat if it has too few, without any it stands for itself."""
+        if not self.labels:
+            return []
+        words = list(self.words_of_caption(caption))
+        if not words:
+            return [caption] * self.labels
+        drawn = np.random.choice(len(words), self.labels, replace=len(words) < self.labels)
+        templates = np.random.randint(len(self.answers), size=self.labels)
+        return [self.answers[template].format(words[word]) for template, word in zip(templates, drawn, strict=True)]
 
     def _read(self, row: ImageText) -> Tensor:
         if not isinstance(row.image, bytes) and not row.image.is_file():
@@ -116,6 +142,16 @@ def configured_finder(cfg: CfgNode) -> Finder:
     """
     text = cfg.INPUT.TEXT_AUG
     return PhraseFinder(words_of(text.ENTITIES)) if text.ENTITIES else EntityFinder(text.LEGACY_STRIP)
+
+
+def caption_words(cfg: CfgNode) -> Callable[[str], Sequence[str]]:
+    """Return the function that finds the words of ``INPUT.TEXT_AUG.WORD_TYPE`` in a caption."""
+    if cfg.INPUT.TEXT_AUG.WORD_TYPE == "entity":
+        finder = configured_finder(cfg)
+        return lambda caption: finder.mask(caption)[1]
+    from ovseg.vocabulary.nouns import get_extractor  # takes seconds to import
+
+    return get_extractor().nouns
 
 
 def build_augmentation(cfg: CfgNode) -> Callable[[Image.Image], Tensor]:

@@ -56,7 +56,7 @@ def match_maps(student: Tensor, teacher: Tensor, cost: str = "L2") -> Tensor:
 
     ours, theirs = (F.normalize(maps.flatten(2), dim=-1) for maps in (student, teacher))
     costs = torch.cdist(ours, theirs) if cost == "L2" else -ours @ theirs.transpose(1, 2)
-    pairs = [linear_sum_assignment(of_image)[1] for of_image in costs.cpu().numpy()]
+    pairs = [linear_sum_assignment(of_image)[1] for of_image in costs.float().cpu().numpy()]  # bfloat16 under autocast
     return torch.stack([torch.as_tensor(columns) for columns in pairs]).to(student.device)
 
 

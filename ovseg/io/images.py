@@ -324,20 +324,36 @@ def _bad_shape(values: np.ndarray | torch.Tensor, kind: str) -> OvsegError:
     )
 
 
-def resize_transform(height: int, width: int, min_size: int, max_size: int) -> T.Transform:
+def resize_transform(height: int, width: int, min_size: int, max_size: int, antialias: bool = True) -> T.Transform:
     """The resize of Detectron2's ``ResizeShortestEdge`` for one size; a long image keeps a pixel of its short side.
 
     Args:
         height, width: of the image, pixels.
         min_size: its shortest side becomes this many pixels; 0 or less leaves the image as it is.
         max_size: unless its longest side would be more than this.
+        antialias: average pixels when the image shrinks, as Pillow does; False for OpenCV's bilinear interpolation.
     """
     from detectron2.data import transforms as T
 
     if min_size <= 0:
         return T.NoOpTransform()
     new_size = T.ResizeShortestEdge.get_output_shape(height, width, min_size, max_size)
-    return keep_a_pixel(T.ResizeTransform(height, width, *new_size, Image.Resampling.BILINEAR))
+    resize = keep_a_pixel(T.ResizeTransform(height, width, *new_size, Image.Resampling.BILINEAR))
+    return resize if antialias else _opencv_resize(resize)
+
+
+def _opencv_resize(resize: T.ResizeTransform) -> T.Transform:
+    """Return the transform to the same size that interpolates images as OpenCV does."""
+    import cv2
+    from detectron2.data import transforms as T
+
+    class OpenCVResize(T.ResizeTransform):
+        def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+            if interp is not None:
+                return super().apply_image(img, interp)
+            return cv2.resize(img, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
+
+    return OpenCVResize(resize.h, resize.w, resize.new_h, resize.new_w, resize.interp)
 
 
 def keep_a_pixel(transform: T.Transform) -> T.Transform:

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ovseg.errors import OvsegError
-from ovseg.grounding.contrast import contrastive_loss
+from ovseg.grounding.contrast import contrastive_loss, multi_label_loss
 from ovseg.grounding.mask_consistency import cross_maps, cut_least_similar, maps_at, mask_consistency_loss
 from ovseg.grounding.sync import num_processes
 
@@ -35,6 +35,10 @@ class LossSettings:
     group_ratio: float = 0.5
     dual_dice: bool = False
     extra_head_runs: bool = True
+    sync_bridge: bool = True
+    multi_label: int = 0
+    multi_label_loss_weight: float = 1.0
+    share_temperature: bool = False
 
     @classmethod
     def from_keys(cls, keys: CfgNode) -> LossSettings:
@@ -54,7 +58,7 @@ def image_text_losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         batch: as that class documents it.
 
     Returns:
-        ``loss_matching``, ``loss_entity``, ``loss_mask``, those that are trained.
+        ``loss_matching``, ``loss_labels``, ``loss_entity``, ``loss_mask``, those that are trained.
 
     Raises:
         OvsegError: a sample lacks what a loss needs, or there is only one.
@@ -66,6 +70,8 @@ def image_text_losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     image = model.encode_image(images, groups=own.extra_head_runs or own.adds_maskloss)
     caption = model.encode_text(*_texts(model, batch, "caption"), tokens=own.extra_head_runs)
     losses = {"loss_matching": contrastive_loss(image["image_emb"], caption["text_emb"], model.scorer.namer.scale)}
+    if own.multi_label:
+        losses["loss_labels"] = own.multi_label_loss_weight * _labels_loss(model, image["image_emb"], batch)
     if own.use_entityloss:
         losses["loss_entity"] = own.entity_weight * _entity_loss(model, image["group_feat"], batch)
     if own.adds_maskloss:
@@ -75,6 +81,15 @@ def image_text_losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
             loss = (loss + _mask_loss(model, model.encode_image(others), images, batch)) / 2
         losses["loss_mask"] = own.maskloss_weight * loss
     return losses
+
+
+def _labels_loss(model: nn.Module, image_emb: Tensor, batch: Batch) -> Tensor:
+    """Compute the contrast of images and the words of their captions."""
+    ids, mask = _texts(model, batch, "labels")  # (B, M, L)
+    length = int(mask.sum(dim=-1).max())  # prompts of one word: most of a caption's tokens would be padding
+    ids, mask = (tensor.flatten(0, 1)[:, :length] for tensor in (ids, mask))
+    labels = model.encode_text(ids, mask, tokens=False)["text_emb"].unflatten(0, (len(batch), -1))
+    return multi_label_loss(image_emb, labels, model.label_scale)
 
 
 def _entity_loss(model: nn.Module, group_feat: Tensor, batch: Batch) -> Tensor:
@@ -119,7 +134,7 @@ def normalised_images(model: nn.Module, batch: Batch, name: str) -> Tensor:
 
 
 def _texts(model: nn.Module, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
-    """Return the tokens and the attention masks of a training batch, int64 (B, L) each."""
+    """Return the tokens and the attention masks of a training batch, int64 (B, L), of labels (B, M, L), each."""
     texts = _of_all(batch, name)
     ids, masks = (torch.stack([text[key] for text in texts]) for key in ("input_ids", "attention_mask"))
     return ids.to(model.device), masks.to(model.device)

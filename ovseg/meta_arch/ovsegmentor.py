@@ -26,16 +26,15 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from ovseg.checkpoint.first_weights import FirstWeights, freeze_vit, load_vit
-from ovseg.checkpoint.loading import load_weights
-from ovseg.errors import argument_names
+from ovseg.checkpoint.first_weights import POOLER, TEACHER, FirstWeights, freeze_vit, load_vit
+from ovseg.errors import OvsegError
 from ovseg.meta_arch.image_text_losses import LossSettings, image_text_losses
 from ovseg.meta_arch.per_pixel import PerPixel
 from ovseg.meta_arch.pixel_scores import resize
 from ovseg.meta_arch.propose_and_name import check_model, request_arguments
 from ovseg.meta_arch.word_model import output_size
 from ovseg.naming.entity_decoder import EntityDecoder
-from ovseg.naming.group_embeddings import GroupEmbeddings, projection_heads
+from ovseg.naming.group_embeddings import GroupEmbeddings, projection_heads, scale_of
 from ovseg.naming.group_pixels import GroupPixels
 from ovseg.proposals.group_tokens import GroupTokens
 
@@ -51,7 +50,8 @@ class OVSegmentor(PerPixel):
 
     In training a request has ``image`` (3, S, S), RGB 0 .. 255, and ``caption``; with the entity loss also ``question``
     and ``answer``; with the mask loss ``cross_image`` (3, S, S) and ``cross_entity``. Texts are dicts with
-    ``input_ids`` and ``attention_mask``, int64 (L,). The losses are ``loss_matching``, ``loss_entity``, ``loss_mask``.
+    ``input_ids`` and ``attention_mask``, int64 (L,). With the multi-label loss also ``labels``, M texts in one dict,
+    int64 (M, L). The losses are ``loss_matching``, ``loss_labels``, ``loss_entity``, ``loss_mask``.
 
     Args:
         scorer: of pixels, which has both encoders.
@@ -65,10 +65,11 @@ class OVSegmentor(PerPixel):
     # parts of the training, which files may have and models for inference lack
     unused_names = (
         *("multimodal_groupingblock.", "bridge_projector.", "align_proj_", "img_encoder_momentum.", "logit_scale_mask"),
+        "multi_label_logit_scale",
         "text_encoder.transformer.embeddings.position_ids",  # a constant of old files
     )
-    copied_names = {"img_encoder_momentum.": "img_encoder."}  # what a file of stage 1 lacks
-    initial_names = ("logit_scale_mask",)  # keep their value if a file lacks them
+    copied_names = {TEACHER: "img_encoder."}  # what a file of stage 1 lacks
+    initial_names = ("logit_scale_mask", "multi_label_logit_scale")  # keep their value if a file lacks them
     has_unused_parameters = True  # BERT's pooler, the decoder's assignment, logit_scale_mask
 
     @configurable
@@ -90,7 +91,9 @@ class OVSegmentor(PerPixel):
             self.align_proj_img = nn.Linear(image, width) if image > width else nn.Identity()
             self.align_proj_text = nn.Linear(text, width) if text > width else nn.Identity()
             self.multimodal_groupingblock = EntityDecoder(width, depth)
-            self.bridge_projector = projection_heads(max(layers, 0), width, width, *sizes)[0]
+            self.bridge_projector = projection_heads(max(layers, 0), width, width, *sizes, shared=losses.sync_bridge)[0]
+        if losses.multi_label and not losses.share_temperature:
+            self.multi_label_logit_scale = nn.Parameter(self.logit_scale.detach().clone())
         if losses.use_maskloss:
             self.img_encoder_momentum = copy.deepcopy(self.img_encoder).requires_grad_(False)
             self.logit_scale_mask = nn.Parameter(self.logit_scale.detach().clone())  # unused, in published checkpoints
@@ -185,6 +188,31 @@ class OVSegmentor(PerPixel):
             for average, current in pairs:
                 average.mul_(self.momentum).add_(current, alpha=1 - self.momentum)
 
+    @property
+    def label_scale(self) -> Tensor:
+        """Factor of the cosines in the multi-label loss."""
+        own = self.losses.multi_label and not self.losses.share_temperature
+        return scale_of(self.multi_label_logit_scale) if own else self.scorer.namer.scale
+
+    def complete_weights(self, missing: Sequence[str], path: str) -> None:
+        """Load what the weights that training starts from lack: those of the text encoder.
+
+        Args:
+            missing: names of the tensors that they lack.
+            path: their file, ``MODEL.WEIGHTS``.
+
+        Raises:
+            OvsegError: they lack the image encoder.
+        """
+        if image := [name for name in missing if name.startswith("img_encoder.")]:
+            raise OvsegError(
+                f"{path} lacks {len(image)} tensors of the image encoder, such as {image[0]}: give a checkpoint of "
+                "OVSegmentor as MODEL.WEIGHTS, or a vision transformer as "
+                "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED_CHECKPOINT"
+            )
+        if any(name.startswith("text_encoder.") and POOLER not in name for name in missing):
+            self.text_encoder.start_from(self.first_weights.text, self.first_weights.text_pretrained)
+
     def load_first_weights(self) -> None:
         """Load the weights that training starts from: a checkpoint of stage 1, or those of both encoders.
 
@@ -193,9 +221,13 @@ class OVSegmentor(PerPixel):
         """
         first = self.first_weights
         if first.stage1:
-            with argument_names({"weights": "MODEL.OVSEGMENTOR.STAGE1_CHECKPOINT"}):
-                load_weights(self, first.stage1)
+            first.load_stage1(self)
         else:
+            if first.fixed and first.kind == "none":
+                raise OvsegError(
+                    "MODEL.OVSEGMENTOR.IMG_ENCODER.FIXED is True, but IMGNET_PRETRAINED is none: random weights would "
+                    "be kept; set FIXED to False, or name weights"
+                )
             load_vit(self.img_encoder, first.kind, first.image, len(self.img_encoder.layers[0].blocks))
             self.text_encoder.start_from(first.text, first.text_pretrained)
         if self.losses.use_maskloss:

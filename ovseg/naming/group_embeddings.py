@@ -35,38 +35,45 @@ class ProjectionHead(nn.Module):
     Its layers are convolutions of width 1, as in published checkpoints.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, out_dim: int):
+    def __init__(self, dim: int, hidden_dim: int, out_dim: int, shared: bool = True):
         super().__init__()
-        self.linear_hidden = nn.Sequential(
-            nn.Conv1d(dim, hidden_dim, 1), SharedBatchNorm(hidden_dim), nn.ReLU(inplace=True)
-        )
+        norm = (SharedBatchNorm if shared else nn.BatchNorm1d)(hidden_dim)
+        self.linear_hidden = nn.Sequential(nn.Conv1d(dim, hidden_dim, 1), norm, nn.ReLU(inplace=True))
         self.linear_out = nn.Conv1d(hidden_dim, out_dim, 1)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return the projections (B, out_dim) of (B, dim), or (B, L, out_dim) of (B, L, dim).
 
-        In training, the statistics are those of all B L vectors of all processes.
+        In training, the statistics are those of all B L vectors, if ``shared`` of all processes.
         """
         sequences = vectors[:, None] if vectors.dim() == 2 else vectors
         projected = self.linear_out(self.linear_hidden(sequences.transpose(1, 2))).transpose(1, 2)
         return projected[:, 0] if vectors.dim() == 2 else projected
 
 
-def projection_heads(num_layers: int, image: int, text: int, hidden: int, out: int) -> tuple[nn.Module, nn.Module]:
+def projection_heads(
+    num_layers: int, image: int, text: int, hidden: int, out: int, shared: bool = True
+) -> tuple[nn.Module, nn.Module]:
     """Return the heads of images and of texts.
 
     Args:
         num_layers: 2; 0 for none; -1 for one linear layer from images to the text encoder's channels.
         image, text: channels of both encoders.
         hidden, out: channels of the hidden layer, and of the joint space.
+        shared: whether processes share the statistics of the batch normalisation.
     """
     if num_layers == 2:
-        return ProjectionHead(image, hidden, out), ProjectionHead(text, hidden, out)
+        return ProjectionHead(image, hidden, out, shared), ProjectionHead(text, hidden, out, shared)
     if num_layers == 0 and image != text:
         raise OvsegError(
             f"MODEL.OVSEGMENTOR.PROJ_NUM_LAYERS is 0, but images have {image} channels and texts {text}: set it to 2"
         )
     return (nn.Linear(image, text) if num_layers == -1 else nn.Identity()), nn.Identity()
+
+
+def scale_of(logit_scale: Tensor) -> Tensor:
+    """Return the factor of cosines, at most :data:`LARGEST_SCALE`, above which its gradient is 0."""
+    return logit_scale.exp().clamp(max=LARGEST_SCALE)
 
 
 def template_set(templates: str | Sequence[str]) -> tuple[str, ...]:
@@ -121,8 +128,8 @@ class GroupEmbeddings(Part):
 
     @property
     def scale(self) -> Tensor:
-        """Factor of the cosines, at most :data:`LARGEST_SCALE`, above which its gradient is 0."""
-        return self.logit_scale.exp().clamp(max=LARGEST_SCALE)
+        """Factor of the cosines."""
+        return scale_of(self.logit_scale)
 
     def forward(self, features: Tensor, pooled: Tensor, words: Vocabulary, texts: Tensor) -> Tensor:
         """Return the score of each word for each group of an image, float32 (K, C), from 0 to 1.

@@ -105,6 +105,29 @@ def test_only_what_the_losses_read(cfg, records):
     assert ImageTextMapper(cfg, tokenize)(rows, 0).keys() == {"image", "caption"}
 
 
+def test_words_for_the_multi_label_loss(cfg, records):
+    cfg.MODEL.OVSEGMENTOR.USE_ENTITYLOSS = cfg.MODEL.OVSEGMENTOR.USE_MASKLOSS = False
+    cfg.MODEL.OVSEGMENTOR.MULTI_LABEL = cfg.INPUT.TEXT_AUG.MULTI_LABEL = 2
+    cfg.INPUT.TEXT_AUG.TEMPLATES = "simple"
+    for kind, index, expected in (
+        ("noun", 0, {"a photo of a dog.", "a photo of a grass."}),
+        ("entity", 1, {"a photo of a dog.", "a photo of a cat."}),
+        ("entity", 2, {"a photo of a car."}),  # twice
+    ):
+        cfg.INPUT.TEXT_AUG.WORD_TYPE = kind
+        rows = RecordRows(records, EntityFinder(), False, "these")
+        labels = ImageTextMapper(cfg, tokenize)(rows, index)["labels"]
+        assert labels["input_ids"].shape == labels["attention_mask"].shape == (2, 40)
+        texts = [text_of({key: tokens[label] for key, tokens in labels.items()}) for label in range(2)]
+        assert set(texts) == expected
+    rows = RecordRows([{**records[0], "captions": ["of the"]}], EntityFinder(), False, "these")
+    labels = ImageTextMapper(cfg, tokenize)(rows, 0)["labels"]
+    assert text_of({key: tokens[1] for key, tokens in labels.items()}) == "of the"
+    cfg.MODEL.OVSEGMENTOR.MULTI_LABEL = 3
+    with pytest.raises(OvsegError, match=r"INPUT\.TEXT_AUG\.MULTI_LABEL is 2"):
+        ImageTextMapper(cfg, tokenize)
+
+
 def test_samples_depend_on_their_position_alone(cfg, records):
     whole = take(loader(cfg, records), 4)
     for first, second in zip(take(loader(cfg, records, start=8), 2), whole[2:], strict=True):

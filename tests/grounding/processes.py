@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ovseg.grounding.batch_norm import SharedBatchNorm
+from ovseg.grounding.contrast import multi_label_loss
 from ovseg.grounding.sync import gather_rows, gather_words
 
 
@@ -43,6 +44,15 @@ def in_processes(inputs: dict[str, Tensor], folder: Path) -> None:
         dist.all_reduce(parameter.grad)
         parameter.grad /= world
     torch.save({"loss": loss.detach(), "weight": weight.grad, "tau": tau.grad}, folder / f"{rank}.pt")
+
+
+def labels_in_processes(images: Tensor, labels: Tensor, scale: Tensor, folder: Path) -> None:
+    """Compute the multi-label loss of the rows of this process, and the gradients of these rows."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    images, labels = (rows.chunk(world)[rank].clone().requires_grad_() for rows in (images, labels))
+    loss = multi_label_loss(images, labels, scale)
+    loss.backward()
+    torch.save({"loss": loss.detach(), "images": images.grad, "labels": labels.grad}, folder / f"{rank}.pt")
 
 
 def normalise(x: Tensor, target: Tensor, norm: torch.nn.Module) -> dict[str, Tensor]:

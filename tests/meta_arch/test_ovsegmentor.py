@@ -17,6 +17,7 @@ from ovseg.checkpoint import load_model, load_weights
 from ovseg.checkpoint.first_weights import vit_in_stages
 from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
+from ovseg.grounding.batch_norm import SharedBatchNorm
 from ovseg.naming.group_embeddings import template_set
 from ovseg.naming.windows import windows
 from ovseg.proposals.views import PROPOSERS, Views
@@ -258,9 +259,9 @@ def test_published_files_and_both_stages(folder, tmp_path):
     again = tiny_model(folder, seed=4)
     load_weights(again, file)
     assert torch.equal(again.img_encoder_momentum.pos_embed, second.img_encoder_momentum.pos_embed)
-    cfg = tiny_cfg(folder, STAGE1_CHECKPOINT=str(file))
-    started = load_model(cfg)  # the teacher starts from the encoder, whatever the file holds
-    assert torch.equal(started.img_encoder_momentum.pos_embed, second.img_encoder.pos_embed)
+    cfg = tiny_cfg(folder, STAGE1_CHECKPOINT=str(tmp_path / "stage1.pth"))
+    started = load_model(cfg)
+    assert torch.equal(started.img_encoder_momentum.pos_embed, first.img_encoder.pos_embed)
     with pytest.raises(OvsegError, match=r"MODEL\.WEIGHTS is empty"):
         load_model(cfg, complete=True)
 
@@ -340,7 +341,6 @@ def test_mistakes(folder, tmp_path):
     for options, message in (
         ({"IMG_ENCODER__DEPTHS": [1, 1, 1]}, "give two numbers"),
         ({"IMG_ENCODER__NUM_HEADS": [5, 2]}, "divisors of 24"),
-        ({"MULTI_LABEL": 3}, "multi-label"),
         ({"TEXT_ENCODER__WIDTH": 20}, "has 16 channels"),
         ({"TEXT_ENCODER__CONFIG": str(tmp_path / "absent.json")}, "TEXT_ENCODER.CONFIG"),
         ({"WINDOW": [32, 32], "STRIDE": [64, 64]}, "STRIDE"),
@@ -352,9 +352,76 @@ def test_mistakes(folder, tmp_path):
         {"STAGE1_CHECKPOINT": absent},
         {"IMG_ENCODER__IMGNET_PRETRAINED": "dino", "IMG_ENCODER__IMGNET_PRETRAINED_CHECKPOINT": absent},
         {"TEXT_ENCODER__WEIGHTS": absent},
+        {"IMG_ENCODER__FIXED": True},
     ):
         with pytest.raises(OvsegError, match=next(reversed(options)).replace("__", ".")):
             load_model(tiny_cfg(folder, **options))
     model = tiny_model(folder, TEXT_ENCODER__VOCAB=str(tmp_path / "absent.txt"))
     with pytest.raises(OvsegError, match=r"TEXT_ENCODER\.VOCAB"):
         model([request()])
+
+
+def test_the_multi_label_loss(folder):
+    batch = training_batch()
+    for sample in batch:
+        captions = [other["caption"] for other in batch[:2]]
+        sample["labels"] = {key: torch.stack([caption[key] for caption in captions]) for key in captions[0]}
+    model = tiny_model(folder, MULTI_LABEL=2, MULTI_LABEL_LOSS_WEIGHT=0.5).train()
+    loss = model(batch)["loss_labels"]
+    loss.backward()
+    assert loss > 0 and model.multi_label_logit_scale.grad != 0 and model.logit_scale.grad is None
+    shared = tiny_model(folder, MULTI_LABEL=2, SHARE_TEMPERATURE=True).train()
+    shared(batch)["loss_labels"].backward()
+    assert shared.logit_scale.grad != 0 and "multi_label_logit_scale" not in shared.state_dict()
+    with pytest.raises(OvsegError, match="lack labels"):
+        model(training_batch())
+
+
+def test_what_first_weights_lack(folder, tmp_path):
+    source, words = tiny_model(folder, stage=1, seed=5), tmp_path / "bert.safetensors"
+    save_file({f"bert.{name}": t for name, t in source.text_encoder.transformer.state_dict().items()}, words)
+    state, file = source.state_dict(), tmp_path / "part.safetensors"
+
+    def start(lacking: str, key: str, **options):
+        save_file({name: tensor for name, tensor in state.items() if not name.startswith(lacking)}, file)
+        cfg = tiny_cfg(folder, **options, **({key: str(file)} if key else {}))
+        if not key:
+            cfg.MODEL.WEIGHTS = str(file)
+        return load_model(cfg)
+
+    text = {"TEXT_ENCODER__WEIGHTS": str(words), "TEXT_ENCODER__PRETRAINED": True}
+    started = start("text_encoder.", "", **text)
+    table = "text_encoder.transformer.embeddings.word_embeddings.weight"
+    assert torch.equal(started.state_dict()[table], state[table])
+    for lacking, key, message in (
+        ("img_encoder.layers.1.", "", "lacks .* image encoder"),
+        ("text_encoder.transformer.encoder.layer.1.", "STAGE1_CHECKPOINT", "STAGE1_CHECKPOINT .* lacks"),
+        ("bridge_projector.", "STAGE1_CHECKPOINT", "bridge_projector"),
+    ):
+        with pytest.raises(OvsegError, match=message):
+            start(lacking, key, **text)
+    save_file(tiny_model(folder, stage=2).state_dict(), file)
+    with pytest.raises(OvsegError, match="is a checkpoint of stage 2"):
+        load_model(tiny_cfg(folder, STAGE1_CHECKPOINT=str(file)))
+
+
+def test_what_evaluation_needs_is_enough(folder, tmp_path):
+    """Section 13: both encoders, both heads and the temperature."""
+    source, file = tiny_model(folder, stage=1, seed=5), tmp_path / "weights.safetensors"
+    parts = ("img_encoder.", "text_encoder.", "img_projector.", "text_projector.", "logit_scale")
+    save_file({name: tensor for name, tensor in source.state_dict().items() if name.startswith(parts)}, file)
+    cfg = tiny_cfg(folder, stage=2)
+    cfg.MODEL.WEIGHTS = str(file)
+    found = load_model(cfg, complete=True).eval()([request()])[0]["sem_seg"]
+    assert torch.equal(found, source([request()])[0]["sem_seg"])
+
+
+def test_statistics_of_the_bridge(folder):
+    norms = [tiny_model(folder, SYNC_BRIDGE=sync).bridge_projector.linear_hidden[1] for sync in (True, False)]
+    assert [isinstance(norm, SharedBatchNorm) for norm in norms] == [True, False]
+
+
+def test_matching_in_bfloat16(folder):
+    model = tiny_model(folder, COST_TYPE="cosine").train()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(training_batch())["loss_mask"].isfinite()
