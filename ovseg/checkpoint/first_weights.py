@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from ovseg.checkpoint.state_dicts import read_state_dict
+from ovseg.checkpoint.state_dicts import read_state_dict, tensor_names
 from ovseg.errors import OvsegError, argument_names
 
 logger = logging.getLogger(__name__)
 KEY = "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED"
 VIT = ("patch_embed.proj.", "pos_embed", "layers.0.blocks.", "layers.1.blocks.", "norm.", "proj")
+STAGE1 = "MODEL.OVSEGMENTOR.STAGE1_CHECKPOINT"
+TEACHER = "img_encoder_momentum."  # in checkpoints of stage 2
 _VISUAL = "visual."
 # Names of OpenAI's CLIP, below ``visual.``, and those of timm.
 _CLIP_BLOCK = {
@@ -74,6 +76,36 @@ class FirstWeights:
         image, text = keys.IMG_ENCODER, keys.TEXT_ENCODER
         own = (image.IMGNET_PRETRAINED, image.IMGNET_PRETRAINED_CHECKPOINT, image.FIXED, text.WEIGHTS, text.PRETRAINED)
         return cls(keys.STAGE1_CHECKPOINT, *own)
+
+
+def check_stage(path: str, stage: int, first: bool) -> None:
+    """Check that a checkpoint of OVSegmentor is of a stage of the training; only those of stage 2 have a teacher.
+
+    Args:
+        path: the file.
+        stage: 1 or 2.
+        first: stage 2 starts from the checkpoint; else its own stage goes on from it.
+
+    Raises:
+        OvsegError: it is of the other stage.
+    """
+    if (found := 2 if any(name.startswith(TEACHER) for name in tensor_names(path)) else 1) == stage:
+        return
+    what = f"{path} is a checkpoint of stage {found}"
+    if first:
+        raise OvsegError(
+            f"{what}, but {STAGE1} (checkpoint.stage1_checkpoint) is one of stage 1, from which stage 2 starts: give "
+            "that; to train on from this one, give it as MODEL.WEIGHTS (main_pretrain --resume)"
+        )
+    if stage == 2:
+        raise OvsegError(
+            f"{what}, but stage 2 is trained: give it as {STAGE1} (checkpoint.stage1_checkpoint), not as MODEL.WEIGHTS "
+            "(main_pretrain --resume)"
+        )
+    raise OvsegError(
+        f"{what}, but stage 1 is trained, which has no mask loss: give one of stage 1 as MODEL.WEIGHTS (main_pretrain "
+        "--resume), or train by the configuration of stage 2"
+    )
 
 
 def load_vit(encoder: nn.Module, kind: str, path: str, first_depth: int) -> None:

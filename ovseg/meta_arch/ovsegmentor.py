@@ -26,7 +26,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from ovseg.checkpoint.first_weights import FirstWeights, freeze_vit, load_vit
+from ovseg.checkpoint.first_weights import STAGE1, TEACHER, FirstWeights, check_stage, freeze_vit, load_vit
 from ovseg.checkpoint.loading import load_weights
 from ovseg.errors import argument_names
 from ovseg.meta_arch.image_text_losses import LossSettings, image_text_losses
@@ -64,10 +64,10 @@ class OVSegmentor(PerPixel):
 
     # parts of the training, which files may have and models for inference lack
     unused_names = (
-        *("multimodal_groupingblock.", "bridge_projector.", "align_proj_", "img_encoder_momentum.", "logit_scale_mask"),
+        *("multimodal_groupingblock.", "bridge_projector.", "align_proj_", TEACHER, "logit_scale_mask"),
         "text_encoder.transformer.embeddings.position_ids",  # a constant of old files
     )
-    copied_names = {"img_encoder_momentum.": "img_encoder."}  # what a file of stage 1 lacks
+    copied_names = {TEACHER: "img_encoder."}  # what a file of stage 1 lacks
     initial_names = ("logit_scale_mask",)  # keep their value if a file lacks them
     has_unused_parameters = True  # BERT's pooler, the decoder's assignment, logit_scale_mask
 
@@ -185,6 +185,10 @@ class OVSegmentor(PerPixel):
             for average, current in pairs:
                 average.mul_(self.momentum).add_(current, alpha=1 - self.momentum)
 
+    def check_start(self, path: str) -> None:
+        """Raise OvsegError unless a checkpoint, from which the training goes on, is one of its stage."""
+        check_stage(path, 2 if self.losses.use_maskloss else 1, first=False)
+
     def load_first_weights(self) -> None:
         """Load the weights that training starts from: a checkpoint of stage 1, or those of both encoders.
 
@@ -193,8 +197,9 @@ class OVSegmentor(PerPixel):
         """
         first = self.first_weights
         if first.stage1:
-            with argument_names({"weights": "MODEL.OVSEGMENTOR.STAGE1_CHECKPOINT"}):
+            with argument_names({"weights": STAGE1}):
                 load_weights(self, first.stage1)
+            check_stage(first.stage1, 1, first=True)
         else:
             load_vit(self.img_encoder, first.kind, first.image, len(self.img_encoder.layers[0].blocks))
             self.text_encoder.start_from(first.text, first.text_pretrained)
