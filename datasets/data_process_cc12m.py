@@ -74,14 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _count(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes: give 1 or more")
+    return int(text)
 
 
 def _truth(text: str) -> bool:
     if (lower := text.lower()) not in ("true", "false", "1", "0"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False: give one of them")
     return lower in ("true", "1")
 
 

@@ -158,6 +158,8 @@ class Segmenter:
         vocabulary = Vocabulary.of(words)
         if (clip_adapter := getattr(self.model, "clip_adapter", None)) is not None:  # a namer need not use CLIP
             clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
+        if hasattr(scorer := getattr(self.model, "scorer", None), "encode_words"):  # OVSegmentor's text encoder
+            scorer.encode_words(vocabulary)
         if unknown := [name for name in self.unfamiliar(vocabulary) if name not in self._warned]:
             self._warned.update(unknown)
             logger.warning(

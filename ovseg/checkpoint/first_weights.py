@@ -17,8 +17,9 @@ from ovseg.errors import OvsegError, argument_names
 logger = logging.getLogger(__name__)
 OWN = "MODEL.OVSEGMENTOR"
 KEY = f"{OWN}.IMG_ENCODER.IMGNET_PRETRAINED"
-TEACHER = "img_encoder_momentum."
 VIT = ("patch_embed.proj.", "pos_embed", "layers.0.blocks.", "layers.1.blocks.", "norm.", "proj")
+STAGE1 = f"{OWN}.STAGE1_CHECKPOINT"
+TEACHER = "img_encoder_momentum."  # in checkpoints of stage 2
 _VISUAL = "visual."
 POOLER = ".pooler."  # of BERT, unused: files may lack it
 # Names of OpenAI's CLIP, below ``visual.``, and those of timm.
@@ -85,18 +86,44 @@ class FirstWeights:
         Raises:
             OvsegError: it cannot be read, is one of stage 2, or lacks a part of the model.
         """
-        with argument_names({"weights": f"{OWN}.STAGE1_CHECKPOINT"}):
-            if any(name.startswith(TEACHER) for name in tensor_names(self.stage1)):
-                raise OvsegError(
-                    f"{OWN}.STAGE1_CHECKPOINT {self.stage1} is a checkpoint of stage 2: give one of stage 1, or this "
-                    "one as MODEL.WEIGHTS (main_pretrain: checkpoint.resume)"
-                )
+        with argument_names({"weights": STAGE1}):
+            check_stage(self.stage1, 1, first=True)
             report = load_weights(model, self.stage1)
         if lacking := [name for name in report.missing if POOLER not in name]:
             raise OvsegError(
-                f"{OWN}.STAGE1_CHECKPOINT {self.stage1} lacks {len(lacking)} tensors, such as {lacking[0]}: give a "
+                f"{STAGE1} {self.stage1} lacks {len(lacking)} tensors, such as {lacking[0]}: give a "
                 "complete checkpoint of a stage 1 with the same losses but USE_MASKLOSS"
             )
+
+
+def check_stage(path: str, stage: int, first: bool) -> None:
+    """Check that a checkpoint of OVSegmentor is of a stage of the training; only those of stage 2 have a teacher.
+
+    Args:
+        path: the file.
+        stage: 1 or 2.
+        first: stage 2 starts from the checkpoint; else its own stage goes on from it.
+
+    Raises:
+        OvsegError: it is of the other stage.
+    """
+    if (found := 2 if any(name.startswith(TEACHER) for name in tensor_names(path)) else 1) == stage:
+        return
+    what = f"{path} is a checkpoint of stage {found}"
+    if first:
+        raise OvsegError(
+            f"{what}, but {STAGE1} (checkpoint.stage1_checkpoint) is one of stage 1, from which stage 2 starts: give "
+            "that; to train on from this one, give it as MODEL.WEIGHTS (main_pretrain --resume)"
+        )
+    if stage == 2:
+        raise OvsegError(
+            f"{what}, but stage 2 is trained: give it as {STAGE1} (checkpoint.stage1_checkpoint), not as MODEL.WEIGHTS "
+            "(main_pretrain --resume)"
+        )
+    raise OvsegError(
+        f"{what}, but stage 1 is trained, which has no mask loss: give one of stage 1 as MODEL.WEIGHTS (main_pretrain "
+        "--resume), or train by the configuration of stage 2"
+    )
 
 
 def load_vit(encoder: nn.Module, kind: str, path: str, first_depth: int) -> None:

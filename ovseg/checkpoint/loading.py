@@ -26,7 +26,7 @@ from ovseg.checkpoint.state_dicts import (
     tensor_names,
     tensors_of,
 )
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, argument
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
         return model
     report = load_weights(model, cfg.MODEL.WEIGHTS, complete=complete)
     if not complete and hasattr(model, "complete_weights"):
-        model.complete_weights(report.missing, cfg.MODEL.WEIGHTS)
+        model.complete_weights(report.missing, _local_path(cfg.MODEL.WEIGHTS))
     read_with_clip = CLIP_PREFIXES if clip_adapter is not None and clip_adapter.source.fetch_weights else ()
     if complete and not all(name.startswith(read_with_clip) for name in report.missing):
         model = build_model(cfg)  # initialises tensors that the file lacks
@@ -328,14 +328,15 @@ def _fitting_configuration(state: Mapping[str, Tensor]) -> str:
     """Return a hint with the configuration that fits a checkpoint, the end of a message; "" if there is none."""
     if f"{PREDICTOR}bg_feature" in state:
         depth = "R101" if "backbone.res4.6.conv1.weight" in state else "R50"
-        return f"it looks made with ZegFormer: give configs/zegformer_{depth}_coco171_eval.yaml as --config-file"
+        name = f"configs/zegformer_{depth}_coco171_eval.yaml"
+        return f"it looks made with ZegFormer: give {name} as {argument('--config-file')}"
     embedding = state.get(f"{CLIP_ADAPTER}non_object_embedding")
     swin, resnet = (any(name.startswith(f"backbone.{part}") for name in state) for part in ("layers.0.", "res2."))
     if embedding is None or embedding.dim() != 2 or swin == resnet:
         return ""
     kind = "scan" if any(name.startswith("fusion_decoder.") for name in state) else "ovseg"
     files = _CONFIGURATIONS.get((kind, "swin" if swin else "resnet", embedding.shape[1]))
-    return f"it looks made with {files}: give that as --config-file" if files else ""
+    return f"it looks made with {files}: give that as {argument('--config-file')}" if files else ""
 
 
 # By system, backbone and dimension of CLIP's joint space.
@@ -356,7 +357,7 @@ def _shape_remedy(mis_shaped: Mapping[str, tuple], state: Mapping[str, Tensor]) 
         return fitting
     if any(name.startswith("clip_adapter.") for name in mis_shaped):
         return "it was made with another CLIP: set MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME and SEM_SEG_HEAD.EMBEDDING_DIM"
-    return "use the --config-file that it was trained with"
+    return f"use the {argument('--config-file')} that it was trained with"
 
 
 # Kinds of files, by a part of their names; the first that matches is used.

@@ -13,11 +13,12 @@ import numpy as np
 from rich.console import Console
 
 import ovseg
-from ovseg.errors import CannotWrite, OvsegError, explain_system_error
+from ovseg.errors import CannotWrite, OvsegError, argument_names, explain_system_error
 from ovseg.io.files import check_writable
 from ovseg.io.inputs import choose_outputs, find_inputs, is_video
 from ovseg.io.progress import progress_bar
-from ovseg.result.modes import ModeWriter, check_modes, voc_palette, word_palette
+from ovseg.result.modes import ModeWriter, check_modes
+from ovseg.result.palettes import class_palette, word_palette
 from ovseg.vocabulary import Vocabulary, label_set
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ logger = logging.getLogger("ovseg.demo")
 
 BACKGROUND = "background"
 WORDS_IN_A_LINE = 5
+FLAGS = {"--config-file": "--cfg"}  # of the published commands, by those that messages name
 DEFAULT_MODE = "input_pred_label"
 # --vocab: a word for the classes of a data set, by its name in evaluate.seg.cfg
 LABEL_SETS = {
@@ -39,6 +41,7 @@ LABEL_SETS = {
 }
 
 
+@argument_names({**FLAGS, "--output": "--output_folder"})
 def segment_folder(args: argparse.Namespace) -> int:
     """Segment every image of a folder, and print what is found.
 
@@ -54,28 +57,34 @@ def segment_folder(args: argparse.Namespace) -> int:
     ovseg.register()
     from ovseg.config import load_cfg
 
-    opts = [*args.opts, *(["MODEL.WEIGHTS", args.resume] if args.resume else [])]
+    opts = options_of(args)
     cfg = load_cfg(args.cfg, opts)
-    has_background = cfg.MODEL.META_ARCHITECTURE == "OVSegmentor" and not args.no_background
+    has_threshold = cfg.MODEL.META_ARCHITECTURE == "OVSegmentor"
+    if has_threshold and args.no_background and args.bg_thresh is not None:
+        raise OvsegError("--bg_thresh is the threshold of the background, and --no_background leaves it out: give one")
+    has_background = has_threshold and not args.no_background
     if args.bg_thresh is not None:
         opts += ["MODEL.OVSEGMENTOR.BG_THRESH" if has_background else "TEST.BACKGROUND_THRESHOLD", args.bg_thresh]
     given = cfg.published() | {key: value for key, value in vars(args).items() if value}
     check_checkpoint(cfg, args.cfg)
     words = given.get("vocab") or ["ade"]
-    names, is_set = read_words([words] if isinstance(words, str) else words)
+    names, label_set_name = read_words([words] if isinstance(words, str) else words)
     modes = read_modes(given.get("vis"), len(names))
     files = _find_images(given.get("image_folder"))
     folder = given.get("output_folder")
     if not folder:
         raise OvsegError("--output_folder is missing: give the folder to write the results to")
     jobs = list(zip(files, _choose_stems(files, str(folder), modes, str(given["image_folder"])), strict=True))
-    palette = voc_palette() if is_set else word_palette(len(names), background=True)
+    if label_set_name:
+        palette = class_palette(label_set_name, len(names), background=True)
+    else:
+        palette = word_palette(len(names), background=True)
     writer = ModeWriter(Path(folder), modes, names, palette, background=True)
     check_writable(Path(folder) / modes[0] / "a.png")
     from ovseg.segmenter import Segmenter  # takes seconds: only once everything else is known to be good
 
     segmenter = Segmenter.from_config(args.cfg, opts=opts, device=args.device)
-    words = Vocabulary.from_class_names(names if has_background else names[1:], "--vocab")
+    words = segmenter.prepare(Vocabulary.from_class_names(names if has_background else names[1:], "--vocab"))
     failures = write_modes(segmenter, jobs, words, writer, first=0 if has_background else 1)
     return 1 if failures else 0
 
@@ -128,6 +137,17 @@ def write_modes(
     return failures
 
 
+def options_of(args: argparse.Namespace) -> list[Any]:
+    """Return ``--opts`` as alternating keys and values, with that of ``--resume`` last.
+
+    Raises:
+        OvsegError: a key lacks a value.
+    """
+    from ovseg.config.values import option_pairs
+
+    return [*option_pairs(args.opts, set(), ""), *(["MODEL.WEIGHTS", args.resume] if args.resume else [])]
+
+
 def check_checkpoint(cfg: CfgNode, source: str) -> None:
     """Raise OvsegError unless there is a checkpoint: the original segments by random weights without a word."""
     from ovseg.config.limits import needs_checkpoint
@@ -142,8 +162,8 @@ def check_checkpoint(cfg: CfgNode, source: str) -> None:
         raise OvsegError(f"the checkpoint {weights} does not exist: give the path of one (--resume)")
 
 
-def read_words(words: Sequence[str]) -> tuple[tuple[str, ...], bool]:
-    """Return the names of ``--vocab`` behind "background", and whether they are the classes of a data set.
+def read_words(words: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """Return the names of ``--vocab`` behind "background", and the label set that they are the classes of, or "".
 
     A "background" at the beginning of the words is the one that is there in any case.
 
@@ -151,18 +171,18 @@ def read_words(words: Sequence[str]) -> tuple[tuple[str, ...], bool]:
         OvsegError: no word, or one that is blank or comes twice.
     """
     if len(words) == 1 and words[0] in LABEL_SETS:
-        names = label_set_of(LABEL_SETS[words[0]])
-        return (BACKGROUND, *(name for name in names if name != BACKGROUND)), True
+        found = label_set(_label_set_name(LABEL_SETS[words[0]]))
+        return (BACKGROUND, *(name for name in found.registry_names if name != BACKGROUND)), found.name
     own = words[1:] if words[0] == BACKGROUND else words
-    return (BACKGROUND, *Vocabulary.from_words(own, "--vocab").names), False
+    return (BACKGROUND, *Vocabulary.from_words(own, "--vocab").names), ""
 
 
-def label_set_of(name: str) -> tuple[str, ...]:
-    """Return the classes of a data set, by its name in ``evaluate.seg.cfg``."""
+def _label_set_name(name: str) -> str:
+    """Return the label set of a data set, by its name in ``evaluate.seg.cfg``."""
     from ovseg.config.published import TEST_SETS
     from ovseg.data.benchmarks import find_dataset
 
-    return label_set(find_dataset(TEST_SETS[name][0]).label_set).registry_names
+    return find_dataset(TEST_SETS[name][0]).label_set
 
 
 def read_modes(modes: str | Sequence[str] | None, num_classes: int) -> tuple[str, ...]:

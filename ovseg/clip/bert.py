@@ -137,6 +137,8 @@ def _settings(config: str) -> Any:
         if config in PUBLISHED:
             kind, sizes = PUBLISHED[config]
             return library.AutoConfig.for_model(kind, **sizes)
+        if config.endswith(".json") or config.startswith(("/", "./", "../")):
+            raise FileNotFoundError("there is no such file or folder")
         return library.AutoConfig.from_pretrained(config)
     except Exception as error:  # of any type, by transformers or the hub's client
         names = ", ".join(PUBLISHED)

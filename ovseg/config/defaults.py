@@ -356,6 +356,9 @@ DEFAULTS: dict[str, Any] = {
     # ours: "rle" (or True), COCO RLE JSON; "png", label maps of 8 or 16 bit; None or False, no predictions
     "TEST.SAVE_PREDICTIONS": None,
     "TEST.REPORT": False,  # ours: also write report.html, with the worst images; opens offline
+    # ours: images that are also written of each image, to OUTPUT_DIR/vis_imgs/MODE: input, pred, input_pred,
+    # input_pred_label, mask, and of OVSegmentor all_groups, first_group, final_group (docs/ovsegmentor.md)
+    "TEST.VIS_MODES": [],
     "ORACLE": False,  # oracle labels of SimBaseline
     "PSEUDO": False,  # SimBaseline's self-training on pseudo labels
     "PSEUDO_WITH_PRIOR": True,  # pseudo labels of classes that are in the image only

@@ -130,13 +130,16 @@ def merge_parts(folder: Path, remove: bool = False) -> Path:
         path for path in folder.glob("*.csv") if path not in parts and not path.name.startswith(Path(MERGED).stem)
     )
     record, target = _read_record(folder), folder / MERGED
-    wanted = record["parts"] if record else len(parts)
+    numbers = set(map(_number, parts))
+    wanted = set(range(record["parts"] if record else max(numbers, default=-1) + 1))
     if not parts and not others:
         raise OvsegError(f"{folder} has no parts cc12m_<number>.csv: run --mode filter, or name its folder as --dstdir")
-    if [_number(path) for path in parts] != list(range(wanted)):
+    if lacking := sorted(wanted - numbers):
         raise OvsegError(
-            f"{folder} has {len(parts)} of {wanted} parts: run --mode filter again, which makes the others"
+            f"{folder} has {len(parts)} parts, but not cc12m_{lacking[0]}.csv: run --mode filter again, which makes it"
         )
+    if foreign := sorted(numbers - wanted):
+        raise OvsegError(f"{folder}/cc12m_{foreign[0]}.csv is a part of another filter: take it out of the folder")
     tables = [Table(path) for path in (*parts, *others)]
     for table in tables:
         if table.columns != tables[0].columns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import csv
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,7 +36,10 @@ class Table:
 
     def __init__(self, path: str | Path, header: Sequence[str] | None = None):
         self.path = Path(path)
-        check_file(self.path, "table")
+        if not os.path.lexists(path):
+            raise OvsegError(f"there is no table {path}: check the path")
+        if not check_file(self.path, "table").st_size:
+            raise OvsegError(f"the table {path} is empty: make or download it again")
         with _explained(self.path), self.path.open("rb") as file:
             first = file.readline().decode("utf-8-sig", "replace")
             file.seek(0)
@@ -102,7 +106,8 @@ class Table:
         if lacking := [name for name in names if name not in self.columns]:
             shown = ", ".join(map(repr, self.columns))[:200] or "nothing"
             what = " and ".join(lacking)
-            raise OvsegError(f"{self.path} has no column {what}: its first line holds {shown}; {remedy}")
+            alone = " alone, since columns are separated by commas or tabs" if len(self.columns) == 1 else ""
+            raise OvsegError(f"{self.path} has no column {what}: its first line holds {shown}{alone}; {remedy}")
 
     def _checked(self, index: int, cells: list[str]) -> list[str]:
         row = f"row {self._first + index + 1} of {self.path}"

@@ -26,7 +26,7 @@ from ovseg.data.mapper import training_set
 from ovseg.engine.best import BestCheckpoints
 from ovseg.engine.checkpoints import FINAL, CheckpointFolder, numbered
 from ovseg.engine.epochs import in_iterations
-from ovseg.engine.hooks import Every
+from ovseg.engine.hooks import Every, SkippedRows
 from ovseg.engine.metrics import MetricsWriter, start_wandb
 from ovseg.engine.setup import owned_output, seed_everything
 from ovseg.engine.solver import build_lr_scheduler, build_optimizer
@@ -98,7 +98,8 @@ def fit(
         cfg: the configuration.
         resume: continue from the newest checkpoint in ``OUTPUT_DIR``, if there is one.
         make_loader: called with the seed and the number of samples used so far, it returns endless batches of a
-            ``dataset``, whose length counts where ``SOLVER.MAX_EPOCHS`` is set.
+            ``dataset``, whose length counts where ``SOLVER.MAX_EPOCHS`` is set. Its attribute ``skipped``, if it has
+            one, is the number of rows that it could not use.
         make_model: called with the path and the content of the checkpoint, or None, it returns the model, whose call
             with a batch returns losses. Its method ``update_teacher``, if it has one, is called after each iteration.
         state_of: returns what a checkpoint holds of the model.
@@ -131,18 +132,22 @@ def fit(
     if trainer.accumulation > 1:  # the schedule starts before the first step of the optimiser
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
     best = BestCheckpoints(checkpoints.folder, cfg.TEST.SAVE_BEST if evaluate else (), resume=found is not None)
+    skipped = SkippedRows(loader, cfg.LOG_PERIOD) if hasattr(loader, "skipped") else None
     start = 0
     if found is not None:
         path, content = found
         start = content["iteration"] + 1
         with checkpoints.reading(path):
             trainer.load_state_dict(content)
+            if skipped is not None:
+                skipped.before = int(content.get(SkippedRows.NAME, 0))
 
     def save(done: int) -> None:
+        counts = {} if skipped is None else {SkippedRows.NAME: skipped.total()}
         if comm.is_main_process():
             used = position + (done - start) * cfg.SOLVER.IMS_PER_BATCH
             name = FINAL if done >= cfg.SOLVER.MAX_ITER else numbered(done - 1)
-            checkpoints.save(name, {"model": state_of(model), "samples_used": used, **trainer.state_dict()})
+            checkpoints.save(name, {"model": state_of(model), "samples_used": used, **counts, **trainer.state_dict()})
 
     def evaluate_now() -> OrderedDict[str, Any]:
         done = min(trainer.iter + 1, cfg.SOLVER.MAX_ITER)
@@ -155,6 +160,7 @@ def fit(
             hooks.IterationTimer(),
             hooks.LRScheduler(optimizer, scheduler),
             Every(1, lambda done: model.update_teacher()) if hasattr(model, "update_teacher") else None,
+            skipped,
             Every(cfg.SOLVER.CHECKPOINT_PERIOD, save),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_now) if evaluate else None,
             hooks.PeriodicWriter(_writers(cfg), cfg.LOG_PERIOD) if comm.is_main_process() else None,

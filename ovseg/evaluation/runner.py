@@ -29,6 +29,7 @@ from ovseg.data.protocol import configured_protocol
 from ovseg.errors import OvsegError
 from ovseg.evaluation.crf import DenseCRF
 from ovseg.evaluation.dataset_settings import check_settings, dataset_settings
+from ovseg.evaluation.drawings import check_drawings, draws_groups, mode_drawings
 from ovseg.evaluation.ground_truth import GroundTruth
 from ovseg.evaluation.grounding import GroundingEvaluator, PresentWords, check_grounding
 from ovseg.evaluation.identity import fingerprint, model_digest
@@ -76,6 +77,7 @@ def check_evaluation(cfg: CfgNode) -> None:
     for dataset_name in segmented(cfg):
         check_prepared(dataset_name)
         protocol = configured_protocol(cfg, dataset_name)
+        check_drawings(cfg, len(protocol.class_names))
         if cfg.METRIC == "SG-IoU" and cfg.TEST.SG_IOU_TABLE:
             read_table(cfg.TEST.SG_IOU_TABLE, protocol)
 
@@ -142,9 +144,9 @@ def evaluate_dataset(
     ``confusion.npz``, with TEST.SAVE_PREDICTIONS the predictions, with TEST.REPORT ``report.html``, and at last
     ``results.json`` (:mod:`ovseg.evaluation.record`). Partial counts are kept in ``.partial`` in that folder until the
     evaluation is complete. Keys that matter: TEST.VOCABULARY, TEST.SYNONYMS, TEST.BACKGROUND_THRESHOLD,
-    TEST.MIOU_CONVENTION, TEST.GROUNDING_MIOU, TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.REPORT, TEST.AUG,
-    TEST.SLIDING_*, TEST.MULTI_SCALE.*, TEST.DENSE_CRF, TEST.ORACLE*, METRIC and TEST.SG_IOU_*. During the evaluation
-    the model has the data set's own settings (TEST.PER_DATASET).
+    TEST.MIOU_CONVENTION, TEST.GROUNDING_MIOU, TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.REPORT,
+    TEST.VIS_MODES, TEST.AUG, TEST.SLIDING_*, TEST.MULTI_SCALE.*, TEST.DENSE_CRF, TEST.ORACLE*, METRIC and
+    TEST.SG_IOU_*. During the evaluation the model has the data set's own settings (TEST.PER_DATASET).
 
     Args:
         resume: skip the images that an earlier run has counted, or all of them if there is a result. Only counts with
@@ -191,6 +193,8 @@ def _evaluate(
         independent = viewed is model and getattr(model, "scores_are_independent", False)
         grounding = PresentWords(viewed, GroundTruth(dataset_name), protocol, independent)
     outputs = ["sem_seg" if cfg.TEST.DENSE_CRF else "label_map", *(grounding.needs if grounding else ())]
+    if draws_groups(cfg):
+        outputs.append("group_maps")
     if cfg.TEST.PROPOSAL_RECALL and isinstance(model, PerPixel):
         raise OvsegError(_NO_MASKS)
     recall = ProposalRecallEvaluator(dataset_name) if cfg.TEST.PROPOSAL_RECALL else None
@@ -273,6 +277,8 @@ def _keepers(
         keepers["png"] = PngPredictions(folder / PNG_FOLDER, file_names, len(truth.class_names))
     if cfg.TEST.REPORT:
         keepers["worst"] = WorstImages(folder / WORST_FILE, len(truth.class_names))
+    if cfg.TEST.VIS_MODES:
+        keepers["drawings"] = mode_drawings(cfg, dataset_name, file_names)
     return keepers
 
 

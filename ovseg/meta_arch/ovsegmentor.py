@@ -26,7 +26,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from ovseg.checkpoint.first_weights import POOLER, TEACHER, FirstWeights, freeze_vit, load_vit
+from ovseg.checkpoint.first_weights import POOLER, TEACHER, FirstWeights, check_stage, freeze_vit, load_vit
 from ovseg.errors import OvsegError
 from ovseg.meta_arch.image_text_losses import LossSettings, image_text_losses
 from ovseg.meta_arch.per_pixel import PerPixel
@@ -64,7 +64,7 @@ class OVSegmentor(PerPixel):
 
     # parts of the training, which files may have and models for inference lack
     unused_names = (
-        *("multimodal_groupingblock.", "bridge_projector.", "align_proj_", "img_encoder_momentum.", "logit_scale_mask"),
+        *("multimodal_groupingblock.", "bridge_projector.", "align_proj_", TEACHER, "logit_scale_mask"),
         "multi_label_logit_scale",
         "text_encoder.transformer.embeddings.position_ids",  # a constant of old files
     )
@@ -202,7 +202,7 @@ class OVSegmentor(PerPixel):
             path: their file, ``MODEL.WEIGHTS``.
 
         Raises:
-            OvsegError: they lack the image encoder.
+            OvsegError: they lack the image encoder, or are those of the other stage.
         """
         if image := [name for name in missing if name.startswith("img_encoder.")]:
             raise OvsegError(
@@ -210,6 +210,7 @@ class OVSegmentor(PerPixel):
                 "OVSegmentor as MODEL.WEIGHTS, or a vision transformer as "
                 "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED_CHECKPOINT"
             )
+        check_stage(path, 2 if self.losses.use_maskloss else 1, first=False)
         if any(name.startswith("text_encoder.") and POOLER not in name for name in missing):
             self.text_encoder.start_from(self.first_weights.text, self.first_weights.text_pretrained)
 

@@ -46,12 +46,21 @@ class GroupPixels(Part):
         """Return the scores of each image, float32 (C, H, W), from 0 to 1."""
         return [self._average(image, of_image) for image, of_image in zip(views.images, words, strict=True)]
 
+    def encode_words(self, words: Vocabulary) -> tuple[Vocabulary, Tensor]:
+        """Return the words without a background, and their texts as unit vectors (S, d), which the namer keeps.
+
+        Raises:
+            OvsegError: background is the only word, or the text encoder cannot read them.
+        """
+        if words.names[0] == BACKGROUND:
+            if len(words) == 1:
+                raise OvsegError(f"{BACKGROUND} is the only word: give at least one word to look for")
+            words = words.take(range(1, len(words)))
+        return words, self.namer.text_matrix(words)
+
     def _average(self, image: Tensor, words: Vocabulary) -> Tensor:
         background = words.names[0] == BACKGROUND
-        if background and len(words) == 1:
-            raise OvsegError(f"{BACKGROUND} is the only word: give at least one word to look for")
-        named = words.take(range(1, len(words))) if background else words
-        texts, size = self.namer.text_matrix(named), tuple(image.shape[1:])
+        (named, texts), size = self.encode_words(words), tuple(image.shape[1:])
         parts = (
             (place, self._of_window(image[(slice(None), *place)], named, texts, background))
             for place in windows(size, self.window, self.stride)

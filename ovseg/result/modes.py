@@ -10,15 +10,15 @@ import numpy as np
 import supervision as sv
 from PIL import Image
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, argument
 from ovseg.io.files import atomic_path
 from ovseg.io.images import save_image
 from ovseg.result.drawing import draw_regions, word_color
+from ovseg.result.palettes import LARGEST
 
 GROUP_MODES = ("all_groups", "first_group", "final_group")
 MODES = ("input", "pred", "input_pred", "input_pred_label", *GROUP_MODES, "mask")
 _INDEXED = ("pred", "mask")  # label maps, written as PNG files with a palette
-_MOST_COLORS = 256  # of a palette
 # names in the original's help, which it refuses
 _MEANT = {
     "input_seg": "input_pred",
@@ -29,33 +29,21 @@ _MEANT = {
 
 
 def check_modes(modes: Sequence[str], num_classes: int) -> None:
-    """Raise OvsegError for an unknown mode, or for more classes than the palette of a label map has colours."""
+    """Check modes.
+
+    Raises:
+        OvsegError: an unknown mode, or more classes than the palette of a label map has colours; names the argument
+            ``--vis``, see :func:`ovseg.errors.argument`.
+    """
     for mode in modes:
         if mode not in MODES:
             meant = f"did you mean {_MEANT[mode]}?" if mode in _MEANT else f"choose among {', '.join(MODES)}"
-            raise OvsegError(f"--vis {mode} is not a mode: {meant}")
-        if mode in _INDEXED and num_classes > _MOST_COLORS:
+            raise OvsegError(f"{argument('--vis')} {mode} is not a mode: {meant}")
+        if mode in _INDEXED and num_classes > LARGEST:
             raise OvsegError(
-                f"--vis {mode} writes label maps of 8 bits, for at most {_MOST_COLORS} classes, and there are "
-                f"{num_classes}: give fewer words, or use demo.py, whose label maps have 16 bits"
+                f"{argument('--vis')} {mode} writes label maps of 8 bits, for at most {LARGEST} classes, and there are "
+                f"{num_classes}: give fewer words, or leave it out; demo.py writes label maps of 16 bits"
             )
-
-
-def voc_palette() -> np.ndarray:
-    """Return the palette of PASCAL VOC's label files, (256,3) uint8 RGB: black, then colours by the bits of the index.
-
-    Bits 0, 1, 2 of the index are bit 7 of red, green and blue, bits 3 to 5 their bit 6, and so on.
-    """
-    index = np.arange(_MOST_COLORS)
-    bits = (index[:, None] >> np.arange(9)) & 1  # (256, 9); an index has 8 bits
-    weights = 1 << np.array([7, 6, 5])
-    return np.stack([bits[:, channel::3] @ weights for channel in range(3)], axis=1).astype(np.uint8)
-
-
-def word_palette(count: int, background: bool) -> np.ndarray:
-    """Return the colours of drawings for classes of one's own, (count,3) uint8 RGB, black for a background first."""
-    colors = [word_color(place).as_rgb() for place in range(count - background)]
-    return np.array([(0, 0, 0)] * background + colors, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -81,6 +69,11 @@ class ModeWriter:
         """Whether a mode draws the groups."""
         return not set(GROUP_MODES).isdisjoint(self.modes)
 
+    def path(self, mode: str, stem: str, stage: int = 0) -> Path:
+        """Return the file of a mode, of ``all_groups`` that of a grouping stage."""
+        end = f"_layer{stage}" if mode == "all_groups" else ""
+        return self.folder / mode / f"{stem}{end}{'.png' if mode in _INDEXED else '.jpg'}"
+
     def write(self, stem: str, image: np.ndarray, labels: np.ndarray, groups: Sequence[np.ndarray] = ()) -> list[Path]:
         """Write the images of all modes; existing files are replaced.
 
@@ -98,34 +91,31 @@ class ModeWriter:
         """
         written = []
         for mode in self.modes:
-            for end, drawing in self._images(mode, image, labels, groups):
-                path = self.folder / mode / f"{stem}{end}{'.png' if mode in _INDEXED else '.jpg'}"
-                options = {} if mode in _INDEXED else {"quality": 92}
-                with atomic_path(path) as temporary:
+            options = {} if mode in _INDEXED else {"quality": 92}
+            for stage, drawing in enumerate(self._images(mode, image, labels, groups)):
+                with atomic_path(path := self.path(mode, stem, stage)) as temporary:
                     save_image(drawing, temporary, **options)
                 written.append(path)
         return written
 
     def _images(
         self, mode: str, image: np.ndarray, labels: np.ndarray, groups: Sequence[np.ndarray]
-    ) -> list[tuple[str, Image.Image]]:
-        """Return what follows the stem in the names of a mode's files, and their contents."""
+    ) -> list[Image.Image]:
+        """Return the images of a mode: one for each grouping stage of ``all_groups``, else one."""
         if mode == "input":
-            return [("", Image.fromarray(image))]
+            return [Image.fromarray(image)]
         if mode == "pred":
-            return [("", _indexed(labels, self.palette))]
+            return [_indexed(labels, self.palette)]
         if mode == "mask":
-            return [("", _indexed(labels, np.repeat(np.arange(_MOST_COLORS, dtype=np.uint8)[:, None], 3, axis=1)))]
+            return [_indexed(labels, np.repeat(np.arange(LARGEST, dtype=np.uint8)[:, None], 3, axis=1))]
         if mode in GROUP_MODES:
             drawn = [Image.fromarray(_draw(image, group, [""] * (int(group.max()) + 1))) for group in groups]
-            if mode == "all_groups":
-                return [(f"_layer{stage}", drawing) for stage, drawing in enumerate(drawn)]
-            return [("", drawn[0 if mode == "first_group" else -1])]
+            return drawn if mode == "all_groups" else [drawn[0 if mode == "first_group" else -1]]
         shown = np.where(labels == 0, -1, labels) if self.background else labels
         colors = {k: sv.Color(*map(int, color)) for k, color in enumerate(self.palette[: len(self.names)])}
         named = mode == "input_pred_label"
         drawn = draw_regions(image, shown, self.names, colors, outlined=False, named=named, every_name=named)
-        return [("", Image.fromarray(drawn))]
+        return [Image.fromarray(drawn)]
 
 
 def _draw(image: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> np.ndarray:
@@ -137,5 +127,5 @@ def _draw(image: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> np.nda
 def _indexed(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
     """Return a label map as an image with a palette."""
     drawing = Image.fromarray(labels.astype(np.uint8), "P")
-    drawing.putpalette(palette[:_MOST_COLORS].tobytes())
+    drawing.putpalette(palette[:LARGEST].tobytes())
     return drawing

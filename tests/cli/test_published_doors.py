@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,8 +12,9 @@ import main_demo
 import main_pretrain
 import main_seg
 from ovseg.cli.options import parse_with_options
-from ovseg.result.modes import MODES, voc_palette
-from tests.tiny_published import make_tiny_ovsegmentor
+from ovseg.result.modes import MODES
+from ovseg.result.palettes import voc_palette
+from tests.tiny_published import REPO, make_tiny_ovsegmentor
 
 
 @pytest.fixture(scope="module")
@@ -103,19 +106,16 @@ def test_no_background_gives_every_pixel_a_word(tiny, photos, tmp_path):
         assert set(np.unique(mask)) <= {1, 2}
 
 
-def test_voc_palette():
-    assert voc_palette()[[0, 1, 2, 3, 8, 20, 255]].tolist() == [
-        *([0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [64, 0, 0], [0, 64, 128], [224, 224, 192]),
-    ]
-
-
 def test_bad_input_is_refused_by_name(tiny, photos, tmp_path, capsys):
     good = {
         **{"--cfg": [tiny[0]], "--resume": [tiny[1]], "--image_folder": [photos]},
         **{"--output_folder": [tmp_path / "out"], "--vocab": ["cat", "dog"], "--vis": ["pred"]},
     }
-    empty = tmp_path / "empty"
+    empty, inputs = tmp_path / "empty", tmp_path / "pred"
     empty.mkdir()
+    shutil.copytree(photos, inputs)
+    (tmp_path / "wide").mkdir()
+    other_width = make_tiny_ovsegmentor(tmp_path / "wide", output_dim=12)[1].rename(tmp_path / "wide.safetensors")
     cases = [
         ({"--resume": []}, ["--resume", "random"]),
         ({"--resume": [tmp_path / "no.pth"]}, ["no.pth", "does not exist"]),
@@ -131,9 +131,21 @@ def test_bad_input_is_refused_by_name(tiny, photos, tmp_path, capsys):
         ({"--opts": ["model.nothing=1"]}, ["model.nothing"]),
         ({"--opts": ["NOTHING=1"]}, ["NOTHING"]),
         ({"--cfg": [tmp_path / "no.yml"]}, ["no.yml"]),
+        ({"--output_folder": [tmp_path], "--image_folder": [inputs]}, ["--output_folder", "also an input folder"]),
+        ({"--opts": ["model.img_encoder.depths"]}, ["model.img_encoder.depths lacks a value"]),
+        ({"--opts": ["model.text_encoder.vocab=gone.txt"]}, ["gone.txt", "TEXT_ENCODER.VOCAB"]),
+        ({"--opts": ["model.text_encoder.config=gone.json"]}, ["gone.json", "TEXT_ENCODER.CONFIG", "no such file"]),
+        ({"--bg_thresh": [0.3], "--no_background": [""]}, ["--bg_thresh", "--no_background", "give one"]),
+        ({"--resume": [other_width]}, ["wide.safetensors does not fit this model", "use the --cfg that"]),
+        (
+            {"--resume": [REPO / "weights" / "toy" / "ovseg.safetensors"]},
+            ["not a checkpoint of this model", "as --cfg"],
+        ),
+        ({"--vocab": [""]}, ["word 1 in --vocab is blank"]),
     ]
     for changes, parts in cases:
         options = [word for key, values in (good | changes).items() if values for word in (key, *values)]
+        options = [word for word in options if word != ""] if "--no_background" in changes else options
         message = refusal(capsys, *options)
         assert [part for part in parts if part not in message] == [], message
         assert "Traceback" not in message

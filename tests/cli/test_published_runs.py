@@ -12,10 +12,11 @@ from PIL import Image
 
 import main_pretrain
 import main_seg
-from ovseg.checkpoint.state_dicts import read_state_dict
+from ovseg.checkpoint.state_dicts import read_checkpoint, read_state_dict
 from ovseg.cli.options import parse_with_options
 from ovseg.cli.published_runs import evaluate, pretrain
 from ovseg.errors import OvsegError
+from ovseg.meta_arch.ovsegmentor import OVSegmentor
 from tests.tiny_published import make_tiny_ovsegmentor
 
 CAPTIONS = ["a cat on a bus", "the dog and the cat", "a dog near a boat", "a bus and a boat"]
@@ -87,10 +88,16 @@ def test_stage_1_trains_evaluates_and_keeps_the_best(stage_1):
     assert lines[0]["lr"] == pytest.approx(4.096 * 4 / 4096)
 
 
-def test_stage_2_starts_from_stage_1_and_goes_on_by_itself(world, stage_1):
-    folder = world / "run2"
-    options = ["--cfg", world / "stage2.yml", "--output", folder, "--opts", "print_freq=1"]
+@pytest.fixture(scope="module")
+def stage_2(world, stage_1):
+    options = ["--cfg", world / "stage2.yml", "--output", world / "run2", "--opts", "print_freq=1"]
     start(main_pretrain, pretrain, *options, f"checkpoint.stage1_checkpoint={stage_1 / 'best_miou.pth'}")
+    return world / "run2"
+
+
+def test_stage_2_starts_from_stage_1_and_goes_on_by_itself(world, stage_1, stage_2):
+    folder = stage_2
+    options = ["--cfg", world / "stage2.yml", "--output", folder, "--opts", "print_freq=1"]
     assert {"loss_matching", "loss_entity", "loss_mask"} <= losses(folder)[0].keys()
     first, second = (read_state_dict(path / "model_final.pth") for path in (stage_1, folder))
     assert {name.partition(".")[0] for name in second.keys() - first.keys()} >= {"img_encoder_momentum"}
@@ -100,13 +107,48 @@ def test_stage_2_starts_from_stage_1_and_goes_on_by_itself(world, stage_1):
     assert max(line["iteration"] for line in losses(folder)) == 3
 
 
-def test_evaluation_writes_results_and_images(world, stage_1, capsys):
+def test_a_checkpoint_of_the_other_stage_is_refused(world, stage_1, stage_2, tmp_path):
+    one, two = stage_1 / "model_final.pth", stage_2 / "model_final.pth"
+    resume = "--resume"
+    for stage, options, parts in (
+        (2, [resume, one], [one, "is a checkpoint of stage 1, but stage 2 is trained", "checkpoint.stage1_checkpoint"]),
+        (1, [resume, two], [two, "is a checkpoint of stage 2, but stage 1 is trained"]),
+        (2, ["--opts", f"checkpoint.stage1_checkpoint={two}"], [two, "is a checkpoint of stage 2", "--resume"]),
+        (2, ["--opts", "checkpoint.stage1_checkpoint=nowhere.pth"], ["nowhere.pth"]),
+    ):
+        with pytest.raises(OvsegError) as error:
+            start(main_pretrain, pretrain, "--cfg", world / f"stage{stage}.yml", "--output", tmp_path / "out", *options)
+        assert [part for part in parts if str(part) not in str(error.value)] == [], str(error.value)
+    for number, weights in enumerate((one, two)):  # an evaluation takes either
+        start(main_seg, evaluate, "--cfg", world / "stage1.yml", resume, weights, "--output", tmp_path / str(number))
+
+
+def test_rows_that_cannot_be_used_are_counted(world, tmp_path):
+    lines = (world / "pairs.csv").read_text().splitlines()
+    broken = world / "broken.csv"
+    broken.write_text("\n".join([*lines, *(line.replace(".jpg", "-gone.jpg") for line in lines[1:])]) + "\n")
+    options = ["--cfg", world / "stage1.yml", "--output", tmp_path, "--batch-size", 4]
+    opts = ["--opts", f"data.train.meta_file={broken}", "print_freq=1", "evaluate.task=[seg]"]
+    start(main_pretrain, pretrain, *options, *opts)
+    counts = [line["skipped_rows"] for line in losses(tmp_path)]
+    assert len(counts) == 2 and counts[-1] >= 4  # an epoch has four of them
+    assert read_checkpoint(tmp_path / "model_final.pth")["skipped_rows"] == counts[-1]
+    assert f"in all, {counts[-1]:.0f} draws were of rows that cannot be used" in (tmp_path / "log.txt").read_text()
+    start(main_pretrain, pretrain, *options, *opts, "train.epochs=2")  # resumes, and counts on
+    assert losses(tmp_path)[-1]["skipped_rows"] >= counts[-1] + 4
+
+
+def test_evaluation_writes_results_and_images(world, stage_1, monkeypatch):
+    calls, forward = [], OVSegmentor.forward
+    monkeypatch.setattr(OVSegmentor, "forward", lambda self, batch: calls.append(len(batch)) or forward(self, batch))
     start(
         *(main_seg, evaluate, "--cfg", world / "stage1.yml", "--resume", stage_1 / "model_final.pth"),
         *("--output", world / "seg", "--vis", "pred", "input_pred", "all_groups"),
     )
     folder = world / "seg"
-    assert json.loads((folder / "inference" / "val" / "results.json").read_text())
+    assert sum(calls) == 4  # no image is segmented twice
+    record = json.loads((folder / "inference" / "val" / "results.json").read_text())
+    assert record["protocol"]["background"] == "window threshold" and record["background_threshold"] == 0.95
     drawings = {str(path.relative_to(folder / "vis_imgs")) for path in (folder / "vis_imgs").rglob("*.*")}
     assert {"pred/0.png", "input_pred/3.jpg", "all_groups/2_layer0.jpg"} <= drawings and len(drawings) == 12
     with Image.open(folder / "vis_imgs" / "pred" / "0.png") as pred:

@@ -16,6 +16,7 @@ from ovseg.data.image_text_table import TableRows
 from ovseg.data.tables import Table
 from ovseg.errors import OvsegError
 from ovseg.vocabulary.entities import EntityFinder
+from tests.scripts import load_script
 
 CC12M = Path(__file__).parent / "miniatures/conceptual_captions/cc12m"
 PAIRS = CC12M / "cc12m_filtered_subset_pair.csv"
@@ -70,6 +71,12 @@ def test_partners_of_a_table_without_pairs_share_an_entity():
         ("image_id,text_of\na.jpg,b\n", False, "no column caption: its first line holds 'image_id', 'text_of'"),
         ("image_id,caption\na.jpg,b\n", True, "no column pairindex and pairentity.*makepair"),
         ("image_id,caption\n", False, "no rows"),
+        (
+            "image_id;caption\na.jpg;b\n",
+            False,
+            "'image_id;caption' alone, since columns are separated by commas or tabs",
+        ),
+        ("", False, r"the table .*table\.csv is empty: make or download it again"),
     ],
 )
 def test_tables_without_the_columns(tmp_path, text, paired, match):
@@ -106,7 +113,7 @@ def test_filter_and_merge(tmp_path, name, caplog):
 def test_parts_are_joined_by_number_and_must_be_complete(tmp_path):
     for number in (0, 1, 2, 10):
         (tmp_path / f"cc12m_{number}.csv").write_text(f"image_id,caption,entity\n{number}.jpg,a dog,dog\n")
-    with pytest.raises(OvsegError, match="has 4 of 4 parts"):
+    with pytest.raises(OvsegError, match=r"has 4 parts, but not cc12m_3\.csv: run --mode filter again"):
         cc12m.merge_parts(tmp_path)
     for number in range(3, 10):
         (tmp_path / f"cc12m_{number}.csv").write_text(f"image_id,caption,entity\n{number}.jpg,a dog,dog\n")
@@ -114,6 +121,31 @@ def test_parts_are_joined_by_number_and_must_be_complete(tmp_path):
     assert [row[0] for row in merged[1:]] == [f"{number}.jpg" for number in range(11)]
     with pytest.raises(OvsegError, match="no parts"):
         cc12m.merge_parts(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--processors", "0"], "'0' is not a number of processes: give 1 or more"),
+        (["--processors", "x"], "'x' is not a number of processes"),
+        (["--remove_subfiles", "maybe"], "'maybe' is neither True nor False"),
+        (["--seed", "1"], "--mode filter needs --srcdir"),
+    ],
+)
+def test_options_of_the_command(capsys, words, match):
+    with pytest.raises(SystemExit) as error:
+        load_script("datasets/data_process_cc12m.py").main(["--mode", "filter", *words])
+    assert error.value.code == 2 and match in capsys.readouterr().err
+
+
+def test_a_source_that_is_no_table_of_captions(tmp_path):
+    source = tmp_path / "captions.csv"
+    with pytest.raises(OvsegError, match=r"there is no table .*captions\.csv: check the path"):
+        cc12m.filter_captions(source)
+    for text, match in (("", "is empty"), ("image_id;caption\na;b\n", "has one column")):
+        source.write_text(text)
+        with pytest.raises(OvsegError, match=match):
+            cc12m.filter_captions(source)
 
 
 def test_parts_of_another_source_are_refused(source):
