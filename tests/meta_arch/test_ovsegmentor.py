@@ -384,7 +384,7 @@ def test_what_first_weights_lack(folder, tmp_path):
 
     def start(lacking: str, key: str, **options):
         save_file({name: tensor for name, tensor in state.items() if not name.startswith(lacking)}, file)
-        cfg = tiny_cfg(folder, **options, **({key: str(file)} if key else {}))
+        cfg = tiny_cfg(folder, stage=2 if key else 1, **options, **({key: str(file)} if key else {}))
         if not key:
             cfg.MODEL.WEIGHTS = str(file)
         return load_model(cfg)
