@@ -92,7 +92,7 @@ def print_results(record: Mapping[str, Any], folder: Path) -> None:
         details = ", ".join(f"{key}: {value}" for key, value in oracle.items())
         lines.append(f"WITH AN ORACLE, not a result of the model alone ({details})")
     if (threshold := record["background_threshold"]) is not None:
-        windows = " in a window, or below the best one of the window"
+        windows = ", or below the best one of their window if that is lower"
         capped = windows if record["protocol"]["background"] == "window threshold" else ""
         lines.append(f"background: pixels with a best score below {threshold:g}{capped}")
     if grounding := record["grounding"]:

@@ -138,7 +138,7 @@ def test_rows_that_cannot_be_used_are_counted(world, tmp_path):
     assert losses(tmp_path)[-1]["skipped_rows"] >= counts[-1] + 4
 
 
-def test_evaluation_writes_results_and_images(world, stage_1, monkeypatch):
+def test_evaluation_writes_results_and_images(world, stage_1, monkeypatch, capsys):
     calls, forward = [], OVSegmentor.forward
     monkeypatch.setattr(OVSegmentor, "forward", lambda self, batch: calls.append(len(batch)) or forward(self, batch))
     start(
@@ -149,6 +149,7 @@ def test_evaluation_writes_results_and_images(world, stage_1, monkeypatch):
     assert sum(calls) == 4  # no image is segmented twice
     record = json.loads((folder / "inference" / "val" / "results.json").read_text())
     assert record["protocol"]["background"] == "window threshold" and record["background_threshold"] == 0.95
+    assert "best score below 0.95, or below the best one of their window if that is lower" in capsys.readouterr().out
     drawings = {str(path.relative_to(folder / "vis_imgs")) for path in (folder / "vis_imgs").rglob("*.*")}
     assert {"pred/0.png", "input_pred/3.jpg", "all_groups/2_layer0.jpg"} <= drawings and len(drawings) == 12
     with Image.open(folder / "vis_imgs" / "pred" / "0.png") as pred:
