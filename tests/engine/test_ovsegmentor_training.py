@@ -31,7 +31,7 @@ def uninterrupted(pairs, tmp_path_factory, one_thread):
 
 def test_a_killed_run_goes_on_within_an_epoch(pairs, uninterrupted, tmp_path):
     assert list(toy.read_losses(uninterrupted)) == list(range(5))
-    # the second checkpoint, after 8 of 10 pairs, is cut in the middle
+    # the second checkpoint is cut in the middle: the run goes on after 4 of 10 pairs, of which an epoch has 8
     assert run_processes(ovsegmentor_runs.train, (pairs, tmp_path, False, 3)) == [-signal.SIGKILL]
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
     ovsegmentor_runs.train(pairs, tmp_path, resume=True)
