@@ -16,6 +16,7 @@ from ovseg.data.image_text_rows import Finder, ImageText, Rows
 from ovseg.data.mapper import to_tensor
 from ovseg.data.worlds import words_of
 from ovseg.errors import OvsegError, reason_of
+from ovseg.io.files import is_file
 from ovseg.io.images import decode_image
 from ovseg.vocabulary.entities import EntityFinder, PhraseFinder, answer_text
 from ovseg.vocabulary.templates import get_templates
@@ -103,7 +104,7 @@ class ImageTextMapper:
         return sample | dict(zip(texts, tokens, strict=True))
 
     def _read(self, row: ImageText) -> Tensor:
-        if not isinstance(row.image, bytes) and not row.image.is_file():
+        if not isinstance(row.image, bytes) and not is_file(row.image):
             raise OvsegError(f"there is no image {row.name}")
         return self.augment(Image.fromarray(decode_image(row.open(), row.name, self.exif)))
 
