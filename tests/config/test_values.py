@@ -142,12 +142,24 @@ def test_options_that_mean_nothing(options, message):
         ("DATALOADER.NUM_WORKERS", "-1", "from 0 to"),
         ("MODEL.MASK_FORMER.NHEADS", "7", "a divisor of HIDDEN_DIM"),
         ("MODEL.SWIN.NORM_INDICES", "[-0.5]", "give stages from 0 to 3"),
+        ("LOG_PERIOD", "0", "at least 1"),
+        ("INPUT.TEXT_AUG.MAX_SEQ_LEN", "2", "from 3 to"),
+        ("INPUT.IMG_AUG.IMG_SCALE", "[1.0, 0.4]", "the least share first"),
+        ("MODEL.OVSEGMENTOR.IMG_ENCODER.DEPTHS", "[6, 6, 6]", "give 2 numbers"),
+        ("MODEL.OVSEGMENTOR.IMG_ENCODER.NUM_GROUP_TOKENS", "[64, 8]", "a number and 0"),
+        ("MODEL.OVSEGMENTOR.IMG_ENCODER.NUM_OUTPUT_GROUPS", "[8, 8]", "give 1 number$"),
         ("OUTPUT_DIR", "", "give a name"),
     ],
 )
 def test_values_that_mean_nothing(key, value, message):
     with pytest.raises(OvsegError, match=f"^{key} is .*{message}"):
         load_cfg(TOY, [key, value])
+
+
+@pytest.mark.parametrize("key", ["MODEL.OVSEGMENTOR.MULTI_LABEL", "INPUT.TEXT_AUG.MULTI_LABEL"])
+def test_losses_that_are_not_supported(key):
+    with pytest.raises(OvsegError, match=f"{key} = 3 has no effect.* multi-label loss is not supported"):
+        load_cfg("ovsegmentor_vitB_stage1", [key, 3])
 
 
 @pytest.mark.parametrize(
