@@ -53,9 +53,7 @@ class TextEncoder(nn.Module):
         settings = _settings(config)
         self.transformer = _library().AutoModel.from_config(settings)
         self.width: int = settings.hidden_size
-        # RoBERTa's first two positions are reserved for padding
-        reserved = 2 if settings.model_type == "roberta" else 0
-        self.max_length: int = settings.max_position_embeddings - reserved
+        self.max_length = _max_length(settings)
         if fixed:
             self.requires_grad_(False)
 
@@ -86,14 +84,7 @@ class TextEncoder(nn.Module):
         Raises:
             OvsegError: it cannot be read, or has more tokens than the encoder.
         """
-        tokenizer = load_tokenizer(self.config, self.vocab, self.max_length)
-        rows = self.transformer.get_input_embeddings().num_embeddings
-        if tokenizer.vocab_size > rows:
-            raise OvsegError(
-                f"{self.vocab or self.config} has {tokenizer.vocab_size} tokens, the text encoder {rows}: correct "
-                f"{KEY}.VOCAB"
-            )
-        return tokenizer
+        return _tokenizer(self.config, self.vocab, self.transformer.config)
 
     def start_from(self, weights: str, pretrained: bool) -> None:
         """Load the weights that training starts from.
@@ -122,6 +113,42 @@ class TextEncoder(nn.Module):
         if not pretrained:
             self.transformer.apply(initialise)
         logger.info("text encoder: %d tensors from %s", len(own), source)
+
+
+def check_texts(keys: CfgNode, length: int) -> None:
+    """Check that a text encoder can be trained with texts of a length, without building it.
+
+    Args:
+        keys: ``MODEL.OVSEGMENTOR.TEXT_ENCODER``.
+        length: ``INPUT.TEXT_AUG.MAX_SEQ_LEN``.
+
+    Raises:
+        OvsegError: it takes shorter texts only, or fewer tokens than there are in the list; or one of its files cannot
+            be read.
+    """
+    settings = _settings(keys.CONFIG)
+    if length > (longest := _max_length(settings)):
+        raise OvsegError(
+            f"INPUT.TEXT_AUG.MAX_SEQ_LEN is {length}, but the text encoder {keys.CONFIG} takes up to {longest} tokens: "
+            "set it to that or less"
+        )
+    _tokenizer(keys.CONFIG, keys.VOCAB, settings)
+
+
+def _tokenizer(config: str, vocab: str, settings: Any) -> TextTokenizer:
+    """Return the tokenizer of an encoder with these settings; see :attr:`TextEncoder.tokenizer`."""
+    tokenizer = load_tokenizer(config, vocab, _max_length(settings))
+    if tokenizer.vocab_size > settings.vocab_size:
+        raise OvsegError(
+            f"{vocab or config} has {tokenizer.vocab_size} tokens, the text encoder {settings.vocab_size}: correct "
+            f"{KEY}.VOCAB"
+        )
+    return tokenizer
+
+
+def _max_length(settings: Any) -> int:
+    """Return how many tokens of a text an encoder takes; RoBERTa's first two positions are reserved for padding."""
+    return settings.max_position_embeddings - (2 if settings.model_type == "roberta" else 0)
 
 
 def _settings(config: str) -> Any:

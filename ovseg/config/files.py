@@ -13,7 +13,7 @@ from ovseg.config.errors import explain_config_errors
 from ovseg.config.per_dataset import general_names, is_path, part_of, take_back
 from ovseg.config.values import fit
 from ovseg.errors import OvsegError, shown
-from ovseg.io.files import file_digest, is_dir, is_file
+from ovseg.io.files import file_digest, is_dir, is_file, matches
 from ovseg.io.plain_yaml import load_plain, read_text
 
 BASE = "_BASE_"
@@ -156,8 +156,8 @@ def _resolve_paths(own: dict[str, Any], folder: Path) -> None:
     for section in (part_of(datasets, "IMAGE_TEXT"), part_of(own, "TEST", "ZERO_SHOT")):
         for name in {"ROOT", "FILE"} & section.keys():
             value = section[name]
-            is_folder = isinstance(value, str) and value and is_dir(folder / value)
-            section[name] = os.path.abspath(folder / value) if is_folder else resolve(value, folder)
+            is_here = isinstance(value, str) and value and "://" not in value and matches(folder / value)
+            section[name] = os.path.abspath(folder / value) if is_here else resolve(value, folder)
     entries = part_of(own, "TEST", "PER_DATASET")
     for name in [name for name in entries if is_path(name)]:
         entries[resolve(name, folder)] = entries.pop(name)

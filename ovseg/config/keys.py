@@ -12,7 +12,7 @@ from detectron2.config import CfgNode as Detectron2CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
-from ovseg.config import published_tree
+from ovseg.config import ovsegmentor, published_tree
 from ovseg.config.defaults import DEFAULTS, OPTIONAL, SHORT, WITHOUT_EFFECT
 from ovseg.config.errors import explain_config_errors
 from ovseg.config.files import find_config, load_layers
@@ -176,25 +176,31 @@ def load_cfg(
         processes: of a training by a file in the published format, see :meth:`CfgNode.merge_from_file`.
 
     Raises:
-        OvsegError: see :class:`CfgNode` and :func:`ovseg.config.limits.check_config`.
+        OvsegError: see :class:`CfgNode` and :func:`ovseg.config.limits.check_config`; or OVSegmentor's keys without
+            effect, which files of the original may have, are changed.
     """
     cfg = get_cfg()
     cfg.merge_from_file(find_config(config_file), processes=processes)
     cfg.merge_from_list(opts)
     check_config(cfg)
+    refuse_keys_without_effect(cfg, remedies=ovsegmentor.WITHOUT_EFFECT)
     return cfg
 
 
-def refuse_keys_without_effect(cfg: Detectron2CfgNode, used: Collection[str] = ()) -> None:
+def refuse_keys_without_effect(
+    cfg: Detectron2CfgNode, used: Collection[str] = (), remedies: Mapping[str, str] | None = None
+) -> None:
     """Raise :class:`OvsegError` when a key that has no effect was changed from its default.
-
-    These are those of :data:`WITHOUT_EFFECT`, and those that :mod:`ovseg.config.systems` lists for this system.
 
     Args:
         used: keys that have an effect nevertheless.
+        remedies: what to do in place of each key; default: those of :data:`WITHOUT_EFFECT`, and those that
+            :mod:`ovseg.config.systems` lists for this system.
     """
     defaults = get_cfg()
-    for key, remedy in (WITHOUT_EFFECT | unread_keys(cfg.MODEL.META_ARCHITECTURE)).items():
+    if remedies is None:
+        remedies = WITHOUT_EFFECT | unread_keys(cfg.MODEL.META_ARCHITECTURE)
+    for key, remedy in remedies.items():
         value, default = lookup(cfg, key), lookup(defaults, key)
         if value != default and key not in used:
             raise OvsegError(

@@ -18,6 +18,7 @@ from ovseg.io.files import is_file
 
 # (what to give, test of a number) -> keys; of a list, each element is tested
 _WEIGHT = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
+_STAGES_OF = "MODEL.OVSEGMENTOR.IMG_ENCODER"  # two stages of blocks, the first of which ends in groups
 _COUNT = ("a whole number from 1 to 16384", lambda x: isinstance(x, int) and 1 <= x <= 16384)
 _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     _COUNT: """
@@ -40,11 +41,13 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         MODEL.OVSEGMENTOR.IMG_ENCODER.NUM_HEADS MODEL.OVSEGMENTOR.IMG_ENCODER.EMBED_FACTORS
         MODEL.OVSEGMENTOR.IMG_ENCODER.NUM_OUTPUT_GROUPS MODEL.OVSEGMENTOR.TEXT_ENCODER.WIDTH
         MODEL.OVSEGMENTOR.PROJ_HIDDEN_DIM MODEL.OVSEGMENTOR.OUTPUT_DIM MODEL.OVSEGMENTOR.TOP_CLASSES
-        INPUT.IMG_AUG.IMG_SIZE INPUT.IMG_AUG.RE_COUNT INPUT.TEXT_AUG.MAX_SEQ_LEN""",
+        INPUT.IMG_AUG.IMG_SIZE INPUT.IMG_AUG.RE_COUNT""",
     ("a whole number from 0 to 16384", lambda x: isinstance(x, int) and 0 <= x <= 16384): """
         MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS MODEL.MASK_FORMER.ENC_LAYERS MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH
         MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE INPUT.MIN_SIZE_TEST DATALOADER.NUM_WORKERS MODEL.SELECT_ORI_CLIP_ID
         MODEL.OVSEGMENTOR.IMG_ENCODER.NUM_GROUP_TOKENS MODEL.OVSEGMENTOR.WINDOW MODEL.OVSEGMENTOR.STRIDE""",
+    ("a whole number from 3 to 16384, two for both marks", lambda x: isinstance(x, int) and 3 <= x <= 16384): """
+        INPUT.TEXT_AUG.MAX_SEQ_LEN""",
     ("whole numbers from 0 to 70", lambda x: isinstance(x, int) and 0 <= x <= 70): """
         MODEL.CLIP_ADAPTER.PROMPT_SHAPE MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_SHAPE""",
     ("-1 (all) or a whole number of at least 1", lambda x: isinstance(x, int) and (x == -1 or x >= 1)): """
@@ -56,7 +59,8 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     ("a whole number up to 16384", lambda x: x <= 16384): """
         MODEL.MASK_FORMER.SIZE_DIVISIBILITY INPUT.SIZE_DIVISIBILITY""",
     ("a whole number of at least 1", lambda x: isinstance(x, int) and x >= 1): """
-        MODEL.SEM_SEG_HEAD.NUM_CLASSES MODEL.MASK_FORMER.TRAIN_NUM_POINTS SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD""",
+        MODEL.SEM_SEG_HEAD.NUM_CLASSES MODEL.MASK_FORMER.TRAIN_NUM_POINTS SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD
+        LOG_PERIOD""",
     ("a number of at least 0", lambda x: x >= 0): """
         MODEL.MASK_FORMER.NO_OBJECT_WEIGHT MODEL.MASK_FORMER.CLASS_WEIGHT MODEL.MASK_FORMER.DICE_WEIGHT
         MODEL.MASK_FORMER.MASK_WEIGHT SOLVER.BASE_LR SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM
@@ -114,6 +118,8 @@ _LENGTHS = {
     "INPUT.CROP.SIZE": 2,
     "SOLVER.BETAS": 2,
     "INPUT.IMG_AUG.IMG_SCALE": 2,
+    **{f"{_STAGES_OF}.{name}": 2 for name in ("DEPTHS", "NUM_HEADS", "EMBED_FACTORS", "NUM_GROUP_TOKENS")},
+    f"{_STAGES_OF}.NUM_OUTPUT_GROUPS": 1,
     "MODEL.OVSEGMENTOR.WINDOW": 2,
     "MODEL.OVSEGMENTOR.STRIDE": 2,
     "MODEL.CLIP_ADAPTER.PROMPT_SHAPE": 2,
@@ -247,7 +253,7 @@ def check_config(cfg: CfgNode) -> None:
                 raise _refusal(key, value, wanted)
     for key, length in _LENGTHS.items():
         if len(lookup(cfg, key)) != length:
-            raise _refusal(key, lookup(cfg, key), f"{length} numbers")
+            raise _refusal(key, lookup(cfg, key), f"{length} number{'s' * (length > 1)}")
     for key, choices in _TEXTS.items():
         value = lookup(cfg, key)
         kinds = [(type(choice), choice) for choice in choices]  # 1 is not True here
@@ -339,7 +345,11 @@ def _check_together(cfg: CfgNode) -> None:
         if task not in cfg.TEST.TASKS:
             wanted = f"scores of {', '.join(cfg.TEST.TASKS)}, or add {task} to TEST.TASKS"
             raise _refusal("TEST.SAVE_BEST", cfg.TEST.SAVE_BEST, wanted)
-    windows = cfg.MODEL.OVSEGMENTOR
+    if (scale := cfg.INPUT.IMG_AUG.IMG_SCALE)[0] > scale[1]:
+        raise _refusal("INPUT.IMG_AUG.IMG_SCALE", scale, "the least share first, then the largest, such as [0.08, 1.0]")
+    windows, tokens = cfg.MODEL.OVSEGMENTOR, cfg.MODEL.OVSEGMENTOR.IMG_ENCODER.NUM_GROUP_TOKENS
+    if not tokens[0] or tokens[1]:
+        raise _refusal(f"{_STAGES_OF}.NUM_GROUP_TOKENS", tokens, "a number and 0, such as [64, 0]")
     if any(step > side or (side and not step) for side, step in zip(windows.WINDOW, windows.STRIDE, strict=True)):
         wanted = f"numbers from 1 to those of MODEL.OVSEGMENTOR.WINDOW, {windows.WINDOW}; [0, 0] for windows of [0, 0]"
         raise _refusal("MODEL.OVSEGMENTOR.STRIDE", windows.STRIDE, wanted)

@@ -101,7 +101,8 @@ DEFAULTS: dict[str, Any] = {
     "INPUT.IMG_AUG.RE_COUNT": 1,  # rectangles that are erased, at most
     "INPUT.IMG_AUG.FLIP_PROB": 0.5,  # ours: of mirrored images; 0 where captions name left and right
     "INPUT.IMG_AUG.EXIF": False,  # ours: True rotates images as their EXIF data say; the original does not
-    "INPUT.TEXT_AUG.MAX_SEQ_LEN": 77,  # tokens of a text, padded or truncated
+    # tokens of a text with the marks of its start and end, padded or truncated; at most what TEXT_ENCODER takes
+    "INPUT.TEXT_AUG.MAX_SEQ_LEN": 77,
     "INPUT.TEXT_AUG.MULTI_LABEL": 0,  # words drawn from each caption for the multi-label loss
     "INPUT.TEXT_AUG.WORD_TYPE": "noun",  # which words: noun, or, ours, entity (those of ENTITIES)
     # ours: questions as in the original, each "s" removed from both ends of words ("itting on the ofa"); False removes

@@ -157,6 +157,8 @@ def translate(tree: Mapping[str, Any], source: str, processes: int = 1, images: 
             pass
         else:
             ours[_in_capitals(key, source)] = value
+    if (key := "train.epochs") in values and fit(values[key], 0, key) < 1:
+        raise OvsegError(f"{source}: {key} is {shown(values[key])}: give a number of epochs, at least 1")
     if "model.type" in values:
         ours |= SYSTEM
     ours |= _batch(values, processes, images, source) | _clipping(values) | _evaluation(values, source)

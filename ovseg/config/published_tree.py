@@ -17,6 +17,7 @@ import yaml
 
 from ovseg.config.per_dataset import part_of
 from ovseg.errors import OvsegError, shown
+from ovseg.io.files import matches
 from ovseg.io.plain_yaml import load_plain
 
 BASE = "_base_"
@@ -57,7 +58,7 @@ def locate(content: Mapping[Any, Any], folder: Path) -> None:
         *sections, name = key.split(".")
         section = part_of(content, *sections)
         if isinstance(value := section.get(name), str) and value and "\0" not in value and "://" not in value:
-            found = [place for place in (folder / value, Path(value)) if os.path.exists(place)]
+            found = [place for place in (folder / value, Path(value)) if matches(place)]
             section[name] = os.path.abspath(found[0]) if found else value
 
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ovseg.data.image_text_shards import write_shard
-from ovseg.data.shared_entities import SharedEntities
+from ovseg.data.shared_entities import SharedEntities, split_entities
 from ovseg.data.tables import Table
 from ovseg.errors import OvsegError, reason_of, shown
 from ovseg.io.cpus import usable_cpus
@@ -80,8 +80,7 @@ def filter_captions(source: Path, folder: Path | None = None, processes: int = 1
     filter_entities("a dog")  # imports the tokenizer once for all processes, which takes a second
     for (path, part), (kept, bad) in zip(jobs, _spread(_filter_part, jobs, processes), strict=True):
         logger.info("%s: %d of %d rows have entities", path, kept, len(part))
-        if bad:
-            logger.warning("%d rows are damaged and left out, such as: %s", len(bad), bad[0])
+        _report(bad)
     return paths
 
 
@@ -162,27 +161,34 @@ def make_pairs(metafile: Path, seed: int = 0) -> Path:
 
     For each pair an entity of the row is drawn, then a row that has it, perhaps the row itself. ``pairindex`` holds the
     numbers of these rows, from 0, and ``pairentity`` the entities, both as Python lists. A table whose rows are sorted
-    or selected afterwards needs new pairs.
+    or selected afterwards needs new pairs. Damaged rows are left out, and counted in the log.
 
     Raises:
         OvsegError: the table has no column ``entity``, or a row has no entity.
     """
     table = Table(metafile)
     table.need(["entity"], "make it by --mode filter and --mode merge")
-    shared = SharedEntities(list(dict.fromkeys(filter(None, cell.split(",")))) for cell in table.column("entity"))
-    for row in range(len(shared)):
-        if not shared.count(row):
-            raise OvsegError(f"row {row + 1} of {metafile} has no entity: run --mode filter again")
+    bad: list[str] = []
+    shared = SharedEntities(_entities(table, bad))
+    _report(bad)
     rng, target = np.random.default_rng(seed), metafile.with_name(f"{metafile.stem}_pair.csv")
     columns = [name for name in table.columns if name not in ("pairindex", "pairentity")]
     with atomic_path(target) as temporary, _rows_to(temporary, [*columns, "pairindex", "pairentity"]) as write:
-        for first in range(0, len(table), _CHUNK):
-            numbers = np.arange(first, min(first + _CHUNK, len(table)))
+        kept = table.rows(bad=[])
+        for first in range(0, len(shared), _CHUNK):
+            numbers = np.arange(first, min(first + _CHUNK, len(shared)))
             rows, entities = shared.draw_many(numbers, PAIRS_OF_A_ROW, rng)
-            for cells, index, entity in zip(table.rows(first, first + _CHUNK), rows.tolist(), entities, strict=True):
+            for index, entity, cells in zip(rows.tolist(), entities, kept, strict=False):  # kept is the longest
                 write([*(cells[name] for name in columns), index, [shared.names[number] for number in entity]])
-    logger.info("pairs of %d rows in %s", len(table), target)
+    logger.info("pairs of %d rows in %s", len(shared), target)
     return target
+
+
+def _entities(table: Table, bad: list[str]) -> Iterator[list[str]]:
+    for number, row in enumerate(table.rows(bad=bad), 1):
+        if not (entities := split_entities(row["entity"])):
+            raise OvsegError(f"row {number + len(bad)} of {table.path} has no entity: run --mode filter again")
+        yield entities
 
 
 def json_to_csv(source: Path, folder: Path | None = None) -> Path:
@@ -209,7 +215,8 @@ def json_to_csv(source: Path, folder: Path | None = None) -> Path:
 def make_shards(metafile: Path, images: Path, folder: Path, processes: int = 1) -> list[Path]:
     """Write the images and captions of a table as WebDataset shards ``cc12m-<number>.tar``; whole ones are kept.
 
-    Images that are missing are left out, and counted. Partners of rows are drawn by the entities that shards hold.
+    Rows that are damaged or whose image is missing are left out, and counted. Partners of rows are drawn by the
+    entities that shards hold.
 
     Raises:
         OvsegError: the table lacks the columns image_id and caption, or no image is found.
@@ -224,24 +231,30 @@ def make_shards(metafile: Path, images: Path, folder: Path, processes: int = 1) 
         for path, start in zip(paths, starts, strict=True)
         if not path.is_file()
     ]
-    written, lacking = 0, []
-    for done, without in _spread(partial(_write_shard, images), jobs, processes):
-        written, lacking = written + done, lacking + without
+    written, lacking, damaged = 0, [], []
+    for done, without, bad in _spread(partial(_write_shard, images), jobs, processes):
+        written, lacking, damaged = written + done, lacking + without, damaged + bad
+    _report(damaged)
     if lacking and not written:
         raise OvsegError(f"there is none of the images of {metafile} in {images}, such as {lacking[0]}: give --imgdir")
     logger.info("%d samples written to %s, %d images are missing", written, folder, len(lacking))
     return paths
 
 
-def _write_shard(images: Path, job: tuple[Path, int, Table]) -> tuple[int, list[str]]:
+def _write_shard(images: Path, job: tuple[Path, int, Table]) -> tuple[int, list[str], list[str]]:
     path, start, table = job
-    return write_shard(
-        path,
-        (
-            (number, images / row["image_id"], row["caption"], list(filter(None, row.get("entity", "").split(","))))
-            for number, row in enumerate(table.rows(), start)
-        ),
+    bad: list[str] = []
+    rows = (
+        (number + len(bad), images / row["image_id"], row["caption"], split_entities(row.get("entity", "")))
+        for number, row in enumerate(table.rows(bad=bad), start)
     )
+    return *write_shard(path, rows), bad
+
+
+def _report(bad: Sequence[str]) -> None:
+    """Log how many rows are damaged."""
+    if bad:
+        logger.warning("%d rows are damaged and left out, such as: %s", len(bad), bad[0])
 
 
 def _number(path: Path) -> int:

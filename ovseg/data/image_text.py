@@ -95,7 +95,8 @@ def image_text_loader(cfg: CfgNode, *, seed: int, start: int = 0, tokenize: Toke
     """Return endless batches of this process's share of ``SOLVER.IMS_PER_BATCH`` image-text pairs.
 
     Sample ``i`` of the run is the same whatever the number of workers and processes and however often the run was
-    resumed. Each epoch is a new permutation of the rows; the original repeats the same one.
+    resumed. Each epoch is a new permutation of the rows, without those at its end that fill no batch: a row that a
+    contrastive batch held twice would be its own negative. The original repeats the same permutation.
 
     Args:
         cfg: the configuration.
@@ -104,7 +105,8 @@ def image_text_loader(cfg: CfgNode, *, seed: int, start: int = 0, tokenize: Toke
         tokenize: see :class:`ImageTextMapper`; default: the tokenizer of ``MODEL.OVSEGMENTOR.TEXT_ENCODER``.
 
     Raises:
-        OvsegError: a table that cannot be used, a data set that is not prepared, or an option that cannot work.
+        OvsegError: a table that cannot be used, a data set that is not prepared, fewer rows than in a batch, or an
+            option that cannot work.
     """
     batch_size, world_size = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
     if batch_size < 1 or batch_size % world_size:
@@ -114,8 +116,14 @@ def image_text_loader(cfg: CfgNode, *, seed: int, start: int = 0, tokenize: Toke
     if cfg.DATASETS.TRAIN_WEIGHTS:
         raise OvsegError("DATASETS.TRAIN_WEIGHTS has no effect on image-text pairs: set it to ()")
     rows, text = image_text_rows(cfg), cfg.MODEL.OVSEGMENTOR.TEXT_ENCODER
+    if len(rows) < batch_size:
+        raise OvsegError(
+            f"SOLVER.IMS_PER_BATCH is {batch_size}, but there are {len(rows)} image-text pairs: lower it, since a pair "
+            "that is twice in a batch would be its own negative"
+        )
     tokenize = tokenize or load_tokenizer(text.CONFIG, text.VOCAB)
-    sampler = StreamBatchSampler(len(rows), batch_size, seed, start=start, rank=comm.get_rank(), world_size=world_size)
+    stream = {"start": start, "rank": comm.get_rank(), "world_size": world_size}
+    sampler = StreamBatchSampler(len(rows), batch_size, seed, **stream, drop_last=True)
     dataset = ImageTextDataset(rows, ImageTextMapper(cfg, tokenize), seed)
     return ImageTextLoader(dataset, sampler, cfg.DATALOADER.NUM_WORKERS)
 

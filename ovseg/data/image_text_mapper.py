@@ -16,6 +16,7 @@ from ovseg.data.image_text_rows import Finder, ImageText, Rows
 from ovseg.data.mapper import to_tensor
 from ovseg.data.worlds import words_of
 from ovseg.errors import OvsegError, reason_of
+from ovseg.io.files import is_file
 from ovseg.io.images import decode_image
 from ovseg.vocabulary.entities import EntityFinder, PhraseFinder, answer_text
 from ovseg.vocabulary.templates import get_templates
@@ -129,7 +130,7 @@ class ImageTextMapper:
         return [self.answers[template].format(words[word]) for template, word in zip(templates, drawn, strict=True)]
 
     def _read(self, row: ImageText) -> Tensor:
-        if not isinstance(row.image, bytes) and not row.image.is_file():
+        if not isinstance(row.image, bytes) and not is_file(row.image):
             raise OvsegError(f"there is no image {row.name}")
         return self.augment(Image.fromarray(decode_image(row.open(), row.name, self.exif)))
 

@@ -22,14 +22,16 @@ logger = logging.getLogger(__name__)
 
 IMAGES = ("jpg", "jpeg", "png", "webp")  # parts of a sample, in the order in which they are looked for
 TEXTS = ("json", "txt")
+_ABSENT = (-1, 0)  # offset and size of a part that a sample lacks
+_IMAGE, _JSON, _TEXT = 1, 3, 5  # columns of the offsets
 _NEED = "a sample needs an image (.jpg, .png, .webp) and .txt or .json with its caption"
 
 
 class ShardRows:
     """Rows of shards, in the order of shards and of samples within them, read at random.
 
-    Only positions are held in memory (48 bytes a row). A caption is the text of ``KEY.txt``, or ``caption`` of
-    ``KEY.json``. Partners share an ``entity`` of the JSON, a list of words, or else what a finder finds in the caption;
+    Only positions are held in memory (56 bytes a row). A caption is ``caption`` of ``KEY.json``, or else the text of
+    ``KEY.txt``. Partners share an ``entity`` of the JSON, a list of words, or else what a finder finds in the caption;
     the shards are read for that when training starts.
 
     Args:
@@ -50,8 +52,8 @@ class ShardRows:
             found = [_spans(parts) for parts in samples.values()]
             self.left_out += found.count(None)
             kept = [(number, *span) for span in found if span is not None]
-            spans.append(np.array(kept, np.int64).reshape(-1, 6))
-        # (N, 6): shard, offset and size of image and text, whether it is JSON
+            spans.append(np.array(kept, np.int64).reshape(-1, 7))
+        # (N, 7): shard; offset and size of the image, of JSON and of text
         self._spans = np.concatenate(spans)
         if not len(self._spans):
             raise OvsegError(f"{self.shards[0]} holds no image-text pair: {_NEED}")
@@ -64,10 +66,10 @@ class ShardRows:
 
     def __getitem__(self, row: int) -> ImageText:
         name = f"sample {row} of {self._shard(row)}"
-        caption = str(self._content(row).get("caption") or "").strip()
+        caption = self._content(row)["caption"]
         if not caption:
             raise OvsegError(f"{name} has no caption: {_NEED}")
-        return ImageText(name, self._read(row, 1), (caption,))
+        return ImageText(name, self._read(row, _IMAGE), (caption,))
 
     def draw_partner(self, row: int, rng: np.random.Generator) -> tuple[int, str]:
         """Draw an entity of a row, then a row with it; see :class:`ovseg.data.image_text_rows.Rows`."""
@@ -81,18 +83,21 @@ class ShardRows:
         except OvsegError:  # it is counted when it is drawn
             return ()
         found = content.get("entity")
-        return list(map(str, found)) if isinstance(found, list) else finder.shared(str(content.get("caption") or ""))
+        return list(map(str, found)) if isinstance(found, list) else finder.shared(content["caption"])
 
     def _content(self, row: int) -> Mapping[str, Any]:
-        data = self._read(row, 3)
+        """Return the JSON of a row, with its ``caption``, stripped; "" for none."""
+        has_json, has_text = (self._spans[row, [_JSON, _TEXT]] >= 0).tolist()
         try:
-            text = data.decode("utf-8")
-            content = json.loads(text) if self._spans[row, 5] else {"caption": text}
+            content = json.loads(self._read(row, _JSON).decode("utf-8")) if has_json else {}
             if not isinstance(content, Mapping):
                 raise ValueError("its JSON is no object")
+            caption = str(content.get("caption") or "").strip()
+            if not caption and has_text:
+                caption = self._read(row, _TEXT).decode("utf-8").strip()
         except (ValueError, RecursionError) as error:
             raise OvsegError(f"sample {row} of {self._shard(row)} is damaged ({reason_of(error)})") from error
-        return content
+        return {**content, "caption": caption}
 
     def _read(self, row: int, column: int) -> bytes:
         start, size = self._spans[row, column : column + 2].tolist()
@@ -176,6 +181,9 @@ def _index(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
         raise OvsegError(f"cannot read {shard} ({error.strerror or error}): check its permissions") from error
 
 
-def _spans(parts: Mapping[str, tuple[int, int]]) -> tuple[int, int, int, int, bool] | None:
-    image, text = (next((kind for kind in kinds if kind in parts), None) for kinds in (IMAGES, TEXTS))
-    return None if image is None or text is None else (*parts[image], *parts[text], text == "json")
+def _spans(parts: Mapping[str, tuple[int, int]]) -> tuple[int, ...] | None:
+    """Return offset and size of the image, the JSON and the text of a sample; None for one that is no pair."""
+    image = next((parts[kind] for kind in IMAGES if kind in parts), None)
+    if image is None or parts.keys().isdisjoint(TEXTS):
+        return None
+    return (*image, *(number for kind in TEXTS for number in parts.get(kind, _ABSENT)))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from ovseg.data.caption_files import CAPTION_COLUMNS, IMAGE_COLUMNS
 from ovseg.data.image_text_rows import ImageText
-from ovseg.data.shared_entities import SharedEntities
+from ovseg.data.shared_entities import SharedEntities, split_entities
 from ovseg.data.tables import Table
 from ovseg.errors import OvsegError, shown
+
+logger = logging.getLogger(__name__)
 
 PAIRS = ("pairindex", "pairentity")
 _MAKE = "make them by datasets/data_process_cc12m.py --mode makepair"
@@ -21,7 +24,8 @@ class TableRows:
     """Rows of a table: an image and its caption, and the rows that share an entity with it.
 
     Partners are those of the columns ``pairindex`` and ``pairentity``, lists of row numbers from 0 and of words; ours
-    draws them from the column ``entity``, words separated by commas, where these two are missing.
+    draws them from the column ``entity``, words separated by commas, where these two are missing. Damaged rows, which
+    raise an error when they are read, have no entities.
 
     Args:
         path: csv or tsv, with the columns ``image_id``, a file below ``root``, and ``caption`` (other usual names are
@@ -43,7 +47,10 @@ class TableRows:
             raise OvsegError(f"{path} has no rows: name another table as DATASETS.IMAGE_TEXT.FILE")
         self._shared = None
         if paired and "entity" in self.table.columns and not set(PAIRS) <= set(self.table.columns):
-            self._shared = SharedEntities(cell.split(",") if cell else [] for cell in self.table.column("entity"))
+            bad: list[str] = []
+            self._shared = SharedEntities(map(split_entities, self.table.column("entity", bad)))
+            if bad:
+                logger.warning("%d rows are damaged and pair with no other, such as: %s", len(bad), bad[0])
         elif paired:
             self.table.need(PAIRS, _MAKE)
 

@@ -59,6 +59,11 @@ class SharedEntities:
         return self._members[_draw_between(self._member_ends, entities, entities.shape, rng)], entities
 
 
+def split_entities(cell: str) -> list[str]:
+    """Return the words of a cell of the column ``entity``, which commas separate, each once, without blanks around."""
+    return [word for word in dict.fromkeys(map(str.strip, cell.split(","))) if word]
+
+
 def _draw_between(ends: np.ndarray, index: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     first, end = ends[index], ends[index + 1]
     return first + (rng.random(shape) * (end - first)).astype(np.int64)

@@ -74,18 +74,7 @@ class Table:
             first, end: numbers of rows.
             bad: what is wrong with damaged rows is added to it, and they are left out; None raises the error.
         """
-        with _explained(self.path), self.path.open("rb") as file:
-            for index in range(len(self))[first:end]:
-                file.seek(self._starts[index])
-                cells = next(csv.reader(_Lines(file), **self._format), [])
-                try:
-                    row = dict(zip(self.columns, self._checked(index, cells), strict=True))
-                except OvsegError as error:
-                    if bad is None:
-                        raise
-                    bad.append(str(error))
-                    continue
-                yield row
+        return (row for row in self._rows(first, end, bad) if row is not None)
 
     def part(self, first: int, end: int) -> Table:
         """Return the table of some of the rows, which a worker process takes at little cost."""
@@ -93,9 +82,14 @@ class Table:
         part._starts, part._first = self._starts[first:end], self._first + first
         return part
 
-    def column(self, name: str) -> Iterator[str]:
-        """Yield the cells of a column."""
-        return (row[name] for row in self.rows())
+    def column(self, name: str, bad: list[str] | None = None) -> Iterator[str]:
+        """Yield the cells of a column, one for each row.
+
+        Args:
+            name: of the column.
+            bad: what is wrong with damaged rows is added to it, and their cells are ""; None raises the error.
+        """
+        return ("" if row is None else row[name] for row in self._rows(bad=bad))
 
     def need(self, names: Sequence[str], remedy: str) -> None:
         """Check that the table has columns.
@@ -108,6 +102,23 @@ class Table:
             what = " and ".join(lacking)
             alone = " alone, since columns are separated by commas or tabs" if len(self.columns) == 1 else ""
             raise OvsegError(f"{self.path} has no column {what}: its first line holds {shown}{alone}; {remedy}")
+
+    def _rows(
+        self, first: int = 0, end: int | None = None, bad: list[str] | None = None
+    ) -> Iterator[dict[str, str] | None]:
+        """Yield rows in order, None for those that are damaged and added to ``bad``."""
+        with _explained(self.path), self.path.open("rb") as file:
+            for index in range(len(self))[first:end]:
+                file.seek(self._starts[index])
+                cells = next(csv.reader(_Lines(file), **self._format), [])
+                try:
+                    row = dict(zip(self.columns, self._checked(index, cells), strict=True))
+                except OvsegError as error:
+                    if bad is None:
+                        raise
+                    bad.append(str(error))
+                    row = None
+                yield row
 
     def _checked(self, index: int, cells: list[str]) -> list[str]:
         row = f"row {self._first + index + 1} of {self.path}"

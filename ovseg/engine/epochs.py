@@ -15,8 +15,10 @@ def in_iterations(cfg: CfgNode, size: int) -> CfgNode:
     """Return a configuration whose training counts iterations alone.
 
     With ``SOLVER.MAX_EPOCHS``, ``MAX_ITER``, ``WARMUP_ITERS``, ``CHECKPOINT_PERIOD`` and ``TEST.EVAL_PERIOD`` become
-    so many epochs of whole batches, of which samples that fill no batch are left out, and no step of the optimiser
-    reaches into the next epoch.
+    so many epochs, each of them as many iterations as there are whole batches, rounded down to whole steps of the
+    optimiser (``ACCUMULATION_STEPS``). These are numbers alone: which samples a batch holds is up to the loader. That
+    of image-text pairs leaves out what fills no batch, so that without accumulation its permutations are these epochs;
+    the other ones go on with the next permutation within a batch.
 
     Args:
         size: samples of the training data.

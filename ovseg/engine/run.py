@@ -19,6 +19,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
 from ovseg.checkpoint import load_model, skip_initialisation
+from ovseg.clip.bert import check_texts
 from ovseg.config.limits import check_kind, needs_checkpoint
 from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import build_train_loader
@@ -64,6 +65,8 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
         check_prepared(name)
     if cfg.MODEL.META_ARCHITECTURE not in ("OpenSeg", "OVSegmentor"):  # they train on no classes
         training_set(cfg)  # the number of classes, before anything is built
+    if cfg.MODEL.META_ARCHITECTURE == "OVSegmentor":
+        check_texts(cfg.MODEL.OVSEGMENTOR.TEXT_ENCODER, cfg.INPUT.TEXT_AUG.MAX_SEQ_LEN)
     single_view = _single_view(cfg)
     check_evaluation(single_view)  # it is needed after hours only
     results: OrderedDict[str, Any] = OrderedDict()

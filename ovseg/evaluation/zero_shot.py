@@ -23,6 +23,7 @@ from ovseg.data.tables import Table
 from ovseg.errors import OvsegError, shown
 from ovseg.evaluation.report import write_json
 from ovseg.evaluation.top_hits import TopHits
+from ovseg.io.files import is_file
 from ovseg.io.images import decode_image
 from ovseg.vocabulary import Vocabulary
 
@@ -69,7 +70,7 @@ class LabelledImages(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int] | OvsegError:
         path = self.root / self.table[index]["image_id"].strip()
         try:
-            if not path.is_file():
+            if not is_file(path):
                 raise OvsegError(f"there is no image {path}: correct {ROOT}, the folder of the images")
             image = Image.fromarray(decode_image(path, str(path), self.upright))
         except OvsegError as error:

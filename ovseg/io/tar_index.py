@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from pathlib import Path
 
 _END = 1024  # zero bytes that close every tar archive
+_BLOCK = 512  # bytes; members begin at multiples
+_NAME = re.compile(r"(?:\./)*((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # key, part
 
 
 def index_tar(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     """Return the samples of an archive in order: by key, the offset and size of each part in bytes.
 
-    The name of a file is the key up to its first dot, and the part after it: ``00017.jpg`` is part "jpg" of "00017".
+    As in WebDataset, the name of a file is the key up to the first dot behind its folder, and the part after that, in
+    lower case: ``./v1.0/00017.JPG`` is part "jpg" of "v1.0/00017". Folders, and files without a key or a part, such as
+    ``._00017.jpg`` and ``LICENSE``, are left out.
 
     Raises:
         OSError: the archive cannot be read.
@@ -22,13 +27,14 @@ def index_tar(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # it would keep every member in memory
+            end = member.offset_data
             if member.isdir():
                 continue
             if not member.isreg() or member.issparse():
                 raise tarfile.ReadError(f"{member.name[:100]!r} is not a plain file")
-            key, _, part = member.name.partition(".")
-            samples.setdefault(key, {})[part] = (member.offset_data, member.size)
-            end = member.offset_data + -(-member.size // 512) * 512
+            end += -(-member.size // _BLOCK) * _BLOCK
+            if found := _NAME.fullmatch(member.name):
+                samples.setdefault(found[1], {})[found[2].lower()] = (member.offset_data, member.size)
         file.seek(end)  # tarfile takes the end of the file for the end of the archive
         if file.read(_END) != bytes(_END):
             raise tarfile.ReadError("it ends too early")

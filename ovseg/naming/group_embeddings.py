@@ -158,7 +158,12 @@ class GroupEmbeddings(Part):
         Args:
             names: C words.
             templates: prompts with ``{}``, or the name of a set; default: those of the model.
+
+        Raises:
+            OvsegError: there are no words, or templates are not such ones.
         """
+        if not names:
+            raise OvsegError("there are no words to embed: give at least one name")
         templates = self.templates if templates is None else template_set(templates)
         key = (tuple(names), templates, self._version())
         if self._known is not None and self._known[0] == key and not self.training and not torch.is_grad_enabled():

@@ -128,7 +128,6 @@ class GroupEncoder(nn.Module):
         projection: int = 0,
     ):
         super().__init__()
-        _check_stages(depths, num_heads, embed_factors, num_group_tokens, num_output_groups)
         self.img_size, self.patch_size = img_size, patch_size
         first, last = (embed_dim * factor for factor in embed_factors)
         for dim, heads in zip((first, last), num_heads, strict=True):
@@ -246,27 +245,3 @@ class GroupTokens(Part):
 def one_group_per_pixel(maps: Tensor) -> Tensor:
     """Return maps (K, H, W) with 1 for the largest of each pixel, the first among equals, and 0 elsewhere."""
     return torch.zeros_like(maps).scatter_(0, maps.argmax(dim=0, keepdim=True), 1.0)
-
-
-def _check_stages(
-    depths: Sequence[int],
-    num_heads: Sequence[int],
-    embed_factors: Sequence[int],
-    num_group_tokens: Sequence[int],
-    num_output_groups: Sequence[int],
-) -> None:
-    """Raise OvsegError unless the lists describe two stages, the first of which has groups."""
-    prefix = "MODEL.OVSEGMENTOR.IMG_ENCODER"
-    lists = {
-        "DEPTHS": depths,
-        "NUM_HEADS": num_heads,
-        "EMBED_FACTORS": embed_factors,
-        "NUM_GROUP_TOKENS": num_group_tokens,
-    }
-    for name, values in lists.items():
-        if len(values) != 2:
-            raise OvsegError(f"{prefix}.{name} is {list(values)}: give two numbers, other stages are not supported")
-    if not num_group_tokens[0] or num_group_tokens[1]:
-        raise OvsegError(f"{prefix}.NUM_GROUP_TOKENS is {list(num_group_tokens)}: give a number and 0, such as [64, 0]")
-    if len(num_output_groups) != 1:
-        raise OvsegError(f"{prefix}.NUM_OUTPUT_GROUPS is {list(num_output_groups)}: give one number, such as [8]")

@@ -62,7 +62,8 @@ _EXCEPTIONS = {
     "mice": "mouse",
     "women": "woman",
 }
-_NOUNS = frozenset(_ENTITY_OF) | {"ski"}  # "ski" is the lemma of "skis", so that "skis" is never found
+# Lemmas: those two plurals are exceptions only ("childrens" has none); that of "skis" is "ski", so it is never found.
+_NOUNS = frozenset(_ENTITY_OF) - {"children", "women", "skis"} | {"ski"}
 _SENTENCE = re.compile(r"(?<=[.?!])\s+|(?<=[.?!][\"')\]”’])\s+")
 _ANY_WORD = re.compile("|".join(sorted(map(re.escape, FILTER_WORDS), key=len, reverse=True)))
 _POSSESSIVE = re.compile(r"(['’]s|(?<=s)['’])$")

@@ -94,10 +94,10 @@ def read_vocabulary(path: str | Path, max_length: int | None = None) -> TextToke
     try:
         if (size := Path(path).stat().st_size) > LARGEST:
             raise OvsegError(f"{path} has {size} bytes: give a list of tokens, vocab.txt, as {KEY}")
-        tokens = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8")  # with "\n" for each kind of line end
     except (OSError, ValueError) as error:
         raise OvsegError(f"the list of tokens {path} cannot be read ({reason_of(error)}): correct {KEY}") from error
-    tokens = [token.rstrip("\r\n") for token in tokens]
+    tokens = text.removesuffix("\n").split("\n")  # splitlines() would also split at U+0085 and U+2028
     if absent := [token for token in SPECIAL if token not in tokens]:
         raise OvsegError(f"{path} lacks the token {absent[0]}: give the vocab.txt of an uncased BERT as {KEY}")
     return TextTokenizer(

@@ -56,6 +56,18 @@ def test_image_text_pairs_count_from_the_file(folders):
     assert str(folders / "b/x-{0..3}.tar") == cfg.DATASETS.IMAGE_TEXT.FILE
 
 
+@pytest.mark.parametrize("text", ["DATASETS: {{IMAGE_TEXT: {{FILE: '{}'}}}}", "data: {{train: {{meta_file: '{}'}}}}"])
+@pytest.mark.parametrize("pattern", ["[sh]/x-{0..3}.tar", "[sh]/x-*.tar", "[sh]/{x,y}-0.tar"])
+def test_patterns_of_shards_count_from_the_file(folders, text, pattern):
+    path = folders / "a" / "shards.yaml"
+    path.write_text(text.format(pattern))
+    for place, expected in (("absent", pattern), ("[sh]", pattern), ("a/[sh]", str(folders / "a" / pattern))):
+        (folders / place).mkdir()
+        (folders / place / "x-0.tar").touch()
+        found = load_cfg(path).DATASETS.IMAGE_TEXT.FILE
+        assert os.path.abspath(found) == os.path.abspath(expected), "the working folder, where none is next to the file"
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [

@@ -169,6 +169,7 @@ def test_the_published_keys_stay_known(tmp_path):
         ("data: {train: {use_entity: true}}", ["data.train.use_entity", "${model.use_entityloss}"]),
         ("data: {train: {batch_size: 0}}", ["data.train.batch_size", "at least 1"]),
         ("data: {train: {batch_size: many}}", ["data.train.batch_size", "whole number"]),
+        ("train: {epochs: 0}", ["train.epochs is 0", "at least 1"]),
         ("train: {lr_scheduler: {name: linear}}", ["train.lr_scheduler.name", "cosine"]),
         ("evaluate: {seg: {cfg: cityscapes}}", ["evaluate.seg.cfg", "pascal_voc12"]),
         ("evaluate: {seg: {opts: [bg=1]}}", ["evaluate.seg.opts", "bg=1", "test_cfg.bg_thresh"]),

@@ -18,7 +18,7 @@ from ovseg.data.image_text import ImageTextDataset, ImageTextLoader, image_text_
 from ovseg.data.image_text_mapper import MEAN, ImageTextMapper, build_augmentation
 from ovseg.data.image_text_rows import RecordRows
 from ovseg.data.loader import build_train_loader
-from ovseg.data.sampler import StreamBatchSampler
+from ovseg.data.sampler import StreamBatchSampler, seeded
 from ovseg.data.shared_entities import SharedEntities
 from ovseg.errors import OvsegError
 from ovseg.toy import CLASS_NAMES, make_scene
@@ -68,7 +68,8 @@ def cfg():
 
 def loader(cfg, records, start=0, rank=0, world_size=1, workers=0):
     rows = RecordRows(records, EntityFinder(), True, "these")
-    sampler = StreamBatchSampler(len(rows), 4, 7, start=start, rank=rank, world_size=world_size)
+    stream = {"start": start, "rank": rank, "world_size": world_size}
+    sampler = StreamBatchSampler(len(rows), min(4, len(rows)), 7, **stream, drop_last=True)
     return ImageTextLoader(ImageTextDataset(rows, ImageTextMapper(cfg, tokenize), 7), sampler, workers)
 
 
@@ -156,6 +157,13 @@ def test_damaged_images_are_skipped_counted_and_named(cfg, records, caplog):
     assert all("5.png" in message and "skipped" in message for message in named)
 
 
+def test_images_whose_name_no_file_can_have_are_skipped(cfg, records, caplog):
+    records[0]["file_name"] = records[0]["file_name"].replace("0.png", "x" * 300 + ".png")
+    with caplog.at_level(logging.WARNING):
+        assert all(len(batch) == 4 for batch in take(loader(cfg, records), 3))
+    assert any("there is no image" in record.getMessage() and "xxx" in record.getMessage() for record in caplog.records)
+
+
 def test_damaged_images_alone_end_the_training(cfg, records):
     with pytest.raises(OvsegError, match=r"none of 32 rows .*5\.png.*DATASETS.IMAGE_TEXT"):
         take(loader(cfg, records[-1:]), 1)
@@ -182,6 +190,18 @@ def test_the_loader_of_a_configuration(cfg, tmp_path):
 def build_train_loader_of(cfg):
     cfg.MODEL.META_ARCHITECTURE = "OVSegmentor"
     return build_train_loader(cfg, seed=5)
+
+
+def test_no_batch_holds_a_pair_twice(cfg, records):
+    cfg.DATASETS.IMAGE_TEXT.FILE = str(CC12M / "cc12m_filtered_subset_pair.csv")  # five rows
+    cfg.DATASETS.IMAGE_TEXT.ROOT = str(CC12M / "images")
+    cfg.MODEL.OVSEGMENTOR.TEXT_ENCODER.VOCAB, cfg.SOLVER.IMS_PER_BATCH = str(TOY_TOKENS), 3
+    sampler = build_train_loader_of(cfg).batch_sampler
+    for keys in take(sampler, 20):
+        assert len({row for _, row in keys}) == 3
+    cfg.SOLVER.IMS_PER_BATCH = 6
+    with pytest.raises(OvsegError, match=r"SOLVER\.IMS_PER_BATCH is 6, but there are 5 image-text pairs: lower it"):
+        build_train_loader_of(cfg)
 
 
 def test_tokens_of_the_toy_world():
@@ -225,7 +245,8 @@ def test_partners_share_an_entity_evenly():
 def test_both_augmentations(cfg):
     image = Image.fromarray(np.full((40, 30, 3), 90, np.uint8))
     torch.manual_seed(0)
-    strong = [build_augmentation(cfg)(image) for _ in range(30)]
+    with seeded(0):  # timm draws from Python's generator, which other tests leave in any state
+        strong = [build_augmentation(cfg)(image) for _ in range(30)]
     assert all(pixels.shape == (3, SIDE, SIDE) and pixels.dtype == torch.float32 for pixels in strong)
     assert sum((pixels < 0).any().item() for pixels in strong) in range(2, 16)  # noise around the mean in a quarter
     cfg.INPUT.IMG_AUG.DEIT_AUG = False

@@ -171,6 +171,41 @@ def test_pairs_share_their_entity_and_are_seeded(tmp_path):
         cc12m.make_pairs(Path(shutil.copy(CC12M / "cc12m.csv", tmp_path)))
 
 
+@pytest.fixture
+def damaged(tmp_path):
+    """A table of four rows: the second one has too few cells, and words are separated by commas and blanks."""
+    for name in "abcd":
+        shutil.copy(CC12M / "images/00000.jpg", tmp_path / f"{name}.jpg")
+    path = tmp_path / "table.csv"
+    path.write_text('image_id,caption,entity\na.jpg,x,"dog, cat"\nb.jpg\nc.jpg,y, cat\nd.jpg,z,"dog,,dog "\n')
+    return path
+
+
+def test_damaged_rows_pair_with_no_other(damaged, caplog):
+    rows = TableRows(damaged, paired=True)
+    assert "1 rows are damaged" in caplog.text and "row 2 of" in caplog.text
+    assert {rows.draw_partner(0, RNG) for _ in range(200)} == {(0, "dog"), (3, "dog"), (0, "cat"), (2, "cat")}
+    for read in (lambda: rows[1], lambda: rows.draw_partner(1, RNG)):  # skipped and counted in training
+        with pytest.raises(OvsegError, match="row 2 of"):
+            read()
+
+
+def test_damaged_rows_are_left_out_of_pairs_and_shards(damaged, caplog):
+    table = Table(cc12m.make_pairs(damaged, seed=1))
+    assert "1 rows are damaged" in caplog.text and "row 2 of" in caplog.text
+    assert [row["image_id"] for row in table.rows()] == ["a.jpg", "c.jpg", "d.jpg"]
+    rows = TableRows(table.path, paired=True)
+    assert {rows.draw_partner(0, RNG) for _ in range(200)} <= {(0, "dog"), (2, "dog"), (0, "cat"), (1, "cat")}
+    caplog.clear()
+    (shard,) = cc12m.make_shards(damaged, damaged.parent, damaged.parent / "shards")
+    with tarfile.open(shard) as tar:
+        assert tar.getnames()[::2] == ["000000000.jpg", "000000002.jpg", "000000003.jpg"]
+    assert "row 2 of" in caplog.text
+    damaged.write_text("image_id,caption,entity\na.jpg\nb.jpg,x,dog\nc.jpg,y, \n")
+    with pytest.raises(OvsegError, match=r"row 3 of .* has no entity"):
+        cc12m.make_pairs(damaged)
+
+
 def test_json_lines_become_a_table(tmp_path):
     source = tmp_path / "captions.jsonl"
     source.write_text('{"image_id": "a.jpg", "caption": "x"}\n\n{"image_id": "b.jpg", "label": 3}\n')

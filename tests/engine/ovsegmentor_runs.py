@@ -55,7 +55,7 @@ def configuration(folder: Path, output: Path | str = "unused", stage: int = 2, *
         "SOLVER.LR_SCHEDULER_NAME": "EpochCosine",
         "SOLVER.BASE_LR": 1e-3,
         "SOLVER.IMS_PER_BATCH": 4,
-        "SOLVER.MAX_ITER": 5,  # two epochs, which end within an iteration
+        "SOLVER.MAX_ITER": 5,  # two epochs, of two batches each, and the beginning of a third one
         "SOLVER.WARMUP_ITERS": 2,
         "SOLVER.CHECKPOINT_PERIOD": 1,
         "TEST.EVAL_PERIOD": 3,

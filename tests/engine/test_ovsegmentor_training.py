@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from ovseg.checkpoint.state_dicts import read_checkpoint
+from ovseg.engine import run
+from ovseg.errors import OvsegError
 from tests.engine import ovsegmentor_runs, toy
 from tests.processes import run_processes
 
@@ -31,7 +33,7 @@ def uninterrupted(pairs, tmp_path_factory, one_thread):
 
 def test_a_killed_run_goes_on_within_an_epoch(pairs, uninterrupted, tmp_path):
     assert list(toy.read_losses(uninterrupted)) == list(range(5))
-    # the second checkpoint, after 8 of 10 pairs, is cut in the middle
+    # the second checkpoint is cut in the middle: the run goes on after 4 of 10 pairs, of which an epoch has 8
     assert run_processes(ovsegmentor_runs.train, (pairs, tmp_path, False, 3)) == [-signal.SIGKILL]
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
     ovsegmentor_runs.train(pairs, tmp_path, resume=True)
@@ -61,6 +63,14 @@ def test_stage_1_has_no_teacher(pairs, tmp_path):
     ovsegmentor_runs.train(pairs, tmp_path, stage=1)
     weights = read_checkpoint(tmp_path / "model_final.pth")["model"]
     assert not any(name.startswith("img_encoder_momentum") for name in weights)
+
+
+def test_texts_that_are_too_long_are_refused_before_anything_starts(pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "fit", lambda *_, **__: pytest.fail("the training has begun"))
+    ovsegmentor_runs.register(pairs)
+    cfg = ovsegmentor_runs.configuration(pairs, tmp_path, 1, "INPUT.TEXT_AUG.MAX_SEQ_LEN", 25)
+    with pytest.raises(OvsegError, match=r"MAX_SEQ_LEN is 25, but the text encoder .* takes up to 24 tokens"):
+        run.train(cfg)
 
 
 def test_two_processes_equal_one(pairs, tmp_path):

@@ -107,6 +107,12 @@ def test_tables_that_cannot_be_used(cfg, tmp_path, table, message):
         check_evaluation(cfg)
 
 
+def test_a_name_that_no_file_can_have(cfg, tmp_path):
+    (tmp_path / "val.csv").write_text(f"image_id,label,label_name\n{'x' * 300}.png,0,red\n")
+    with pytest.raises(OvsegError, match=r"there is no image .*xxx\.png: correct TEST\.ZERO_SHOT\.ROOT"):
+        zero_shot_classification(cfg, MeanColor())
+
+
 def test_settings_that_cannot_work(cfg, tmp_path):
     (tmp_path / "3.png").unlink()
     with pytest.raises(OvsegError, match=r"there is no image .*3\.png: correct TEST\.ZERO_SHOT\.ROOT"):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ovseg.checkpoint import load_model, load_weights
 from ovseg.checkpoint.first_weights import vit_in_stages
+from ovseg.clip.bert import check_texts
 from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
 from ovseg.grounding.batch_norm import SharedBatchNorm
@@ -23,6 +24,7 @@ from ovseg.naming.windows import windows
 from ovseg.proposals.views import PROPOSERS, Views
 from ovseg.segmenter import Segmenter
 from ovseg.vocabulary.templates import get_templates
+from ovseg.vocabulary.wordpiece import SPECIAL, read_vocabulary
 from tests.tiny_ovsegmentor import SIDE, request, tiny_cfg, tiny_model, training_batch
 
 MANIFESTS = Path(__file__).parents[1] / "data" / "manifests"
@@ -337,9 +339,33 @@ def test_other_text_encoders(folder, kind):
     assert model.train()(training_batch())["loss_entity"].isfinite()
 
 
+def test_texts_must_fit_the_text_encoder(folder, tmp_path):
+    keys = tiny_cfg(folder).MODEL.OVSEGMENTOR.TEXT_ENCODER
+    check_texts(keys, 24)
+    with pytest.raises(OvsegError, match=r"INPUT\.TEXT_AUG\.MAX_SEQ_LEN is 25, .* up to 24 tokens: set it to that"):
+        check_texts(keys, 25)
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, *(f"word{index}" for index in range(28))]))
+    with pytest.raises(OvsegError, match=r"vocab\.txt has 33 tokens, the text encoder 32: correct .*\.VOCAB"):
+        check_texts(
+            tiny_cfg(folder, TEXT_ENCODER__VOCAB=str(tmp_path / "vocab.txt")).MODEL.OVSEGMENTOR.TEXT_ENCODER, 24
+        )
+
+
+def test_each_line_is_a_token(tmp_path):
+    (tmp_path / "lines.txt").write_bytes("\r\n".join([*SPECIAL, "a\u2028b", "c\u0085", "d", ""]).encode())
+    tokenizer = read_vocabulary(tmp_path / "lines.txt")
+    assert tokenizer.vocab_size == len(SPECIAL) + 3
+    assert tokenizer(["d"])[0].tolist() == [[2, len(SPECIAL) + 2, 3]]
+
+
+def test_no_words(folder):
+    with pytest.raises(OvsegError, match="no words to embed"):
+        tiny_model(folder).class_embeddings([], "simple")
+
+
 def test_mistakes(folder, tmp_path):
     for options, message in (
-        ({"IMG_ENCODER__DEPTHS": [1, 1, 1]}, "give two numbers"),
+        ({"IMG_ENCODER__DEPTHS": [1, 1, 1]}, "give 2 numbers"),
         ({"IMG_ENCODER__NUM_HEADS": [5, 2]}, "divisors of 24"),
         ({"TEXT_ENCODER__WIDTH": 20}, "has 16 channels"),
         ({"TEXT_ENCODER__CONFIG": str(tmp_path / "absent.json")}, "TEXT_ENCODER.CONFIG"),

@@ -45,6 +45,7 @@ def test_number_of_words():
         ("glasses and buses", "glasse and buse", []),
         ("Skis. and skis", "Skis. and ki", []),
         ("a dog!  a dog.", "a dog!  a [MASK]", ["dog"]),
+        ("childrens. womens. mens.", "childrens. [MASK] [MASK]", ["people"]),  # "children" is no lemma of WordNet
     ],
 )
 def test_the_originals_strip(caption, question, entities):
