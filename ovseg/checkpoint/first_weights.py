@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ovseg.checkpoint.loading import load_weights
 from ovseg.checkpoint.state_dicts import read_state_dict, tensor_names
@@ -59,7 +61,8 @@ class FirstWeights:
 
     Attributes:
         stage1: checkpoint of stage 1; "" for the others.
-        kind: of the image encoder's: ``dino``, ``dinob8``, ``dinos16``, ``dinos8``, ``imgnet``, ``clip`` or ``none``.
+        kind: of the image encoder's: ``dino``, ``dinob8``, ``dinos16``, ``dinos8``, ``imgnet``, ``clip``, ``vit`` (with
+            names of timm or CLIP, whatever its patches) or ``none``.
         image: file of these.
         fixed: do not train them, but for the positions.
         text: file or folder of the text encoder's; "" for those of its name.
@@ -144,6 +147,8 @@ def load_vit(encoder: nn.Module, kind: str, path: str, first_depth: int) -> None
         raise OvsegError(f"{KEY} is {kind}, but no file is named: set {KEY}_CHECKPOINT, or {KEY} to none")
     with argument_names({"weights": f"{KEY}_CHECKPOINT"}):
         state, own = vit_in_stages(read_state_dict(path), first_depth), encoder.state_dict()
+    if kind == "vit":
+        state = _other_patches(state, own, path)
     found = {name: tensor for name, tensor in state.items() if name in own}
     wrong = [name for name, tensor in found.items() if tensor.shape != own[name].shape]
     absent = [name for name in own if name.startswith(VIT) and name not in found]
@@ -157,6 +162,27 @@ def load_vit(encoder: nn.Module, kind: str, path: str, first_depth: int) -> None
         raise OvsegError(f"{path} is not a vision transformer of this size ({reason}): correct {KEY}_CHECKPOINT")
     encoder.load_state_dict(found, strict=False)
     logger.info("image encoder: %d tensors from %s", len(found), path)
+
+
+def _other_patches(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+    """Return the tensors of a vision transformer for other sides of images and patches, and without a bias of patches.
+
+    The kernel of smaller patches is the mean of the larger one's pixels: their tokens are those of enlarged patches.
+    """
+    state = {"patch_embed.proj.bias": torch.zeros_like(own["patch_embed.proj.bias"])} | dict(state)
+    kernel, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
+    size, count = own["patch_embed.proj.weight"].shape[2:], len(own["pos_embed"])
+    if kernel is not None and kernel.dim() == 4 and kernel.shape[2:] != size:
+        logger.info("%s has patches of %d pixels: its kernel is resized to %d", path, kernel.shape[2], size[0])
+        factor = kernel.shape[2] * kernel.shape[3] / (size[0] * size[1])
+        state["patch_embed.proj.weight"] = F.interpolate(kernel.float(), size, mode="area") * factor
+    if positions is not None and len(positions) != count:
+        logger.info("%s has %d positions: they are resized to %d", path, len(positions), count)
+        before, after = (round(number**0.5) for number in (len(positions), count))
+        table = positions.float().T.unflatten(1, (before, -1))[None]
+        table = F.interpolate(table, (after, after), mode="bicubic", align_corners=False)
+        state["pos_embed"] = table[0].flatten(1).T
+    return state
 
 
 def freeze_vit(encoder: nn.Module, kind: str) -> None:

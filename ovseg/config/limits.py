@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY as HEADS
 
+from ovseg.config.ovsegmentor import PRETRAINED
 from ovseg.config.systems import SIMBASELINE_PER_PIXEL
 from ovseg.config.values import leaves
 from ovseg.errors import OvsegError, shown
@@ -156,15 +157,7 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.OPENSEG.SYNONYM_MAX": ("region", "pixel"),
     "MODEL.OPENSEG.TEST_PROPOSALS": ("predicted", "none", "gt"),
     "MODEL.OVSEGMENTOR.IMG_ENCODER.TYPE": ("GroupViT",),
-    "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED": (
-        "dino",
-        "dinob8",
-        "dinos16",
-        "dinos8",
-        "imgnet",
-        "clip",
-        "none",
-    ),
+    "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED": PRETRAINED,
     "MODEL.OVSEGMENTOR.PROJ_NUM_LAYERS": (2, 0, -1),
     "MODEL.OVSEGMENTOR.COST_TYPE": ("L2", "cosine"),
     "MODEL.OVSEGMENTOR.TEMPLATES": ("simple", "subset", "full", "identity"),

@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.OVSEGMENTOR.IMG_ENCODER.DROP_PATH_RATE": 0.1,  # stochastic depth of the last block; rises linearly from 0
     "MODEL.OVSEGMENTOR.IMG_ENCODER.PATCH_NORM": False,  # LayerNorm after the patch embedding
     # weights that training starts from: dino (ViT-B/16), dinob8, dinos16, dinos8, imgnet (timm), clip (OpenAI's
-    # ViT-B/16), or, ours, none
+    # ViT-B/16), or, ours, vit (names of timm or CLIP, positions and patches resized where they differ) or none
     "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED": "dino",
     "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED_CHECKPOINT": "",  # file of these weights; read by training only
     "MODEL.OVSEGMENTOR.IMG_ENCODER.FIXED": False,  # do not train what these weights contain, except the positions
@@ -125,7 +125,7 @@ DEFAULTS: dict[str, Any] = {
     "TEST.ZERO_SHOT.NAMES": "imagenet",
 }
 
-PRETRAINED = ("dino", "dinob8", "dinos16", "dinos8", "imgnet", "clip", "none")
+PRETRAINED = ("dino", "dinob8", "dinos16", "dinos8", "imgnet", "clip", "vit", "none")
 WITHOUT_EFFECT = {
     "MODEL.OVSEGMENTOR.TOPMASK_RATIO": "set MODEL.OVSEGMENTOR.GROUP_RATIO",
     "MODEL.OVSEGMENTOR.NUM_DEEP_STAGES": "it has none in the original, either",

@@ -312,6 +312,23 @@ def test_weights_that_training_starts_from(folder, tmp_path):
         load_model(tiny_cfg(folder, IMG_ENCODER__IMGNET_PRETRAINED="dino"))
 
 
+def test_a_vision_transformer_with_other_patches(folder, tmp_path):
+    """The tokens are those that its own patches have of the enlarged image."""
+    torch.manual_seed(0)
+    source, file = tiny_model(folder, stage=0, seed=5), tmp_path / "vit.safetensors"
+    kernel = torch.randn(24, 3, 16, 16)
+    state = {name: tensor for name, tensor in dino(source).items() if name != "patch_embed.proj.bias"}
+    save_file(state | {"patch_embed.proj.weight": kernel, "pos_embed": torch.ones(1, 1 + 4, 24)}, file)
+    options = {"IMG_ENCODER__IMGNET_PRETRAINED": "vit", "IMG_ENCODER__IMGNET_PRETRAINED_CHECKPOINT": str(file)}
+    encoder = load_model(tiny_cfg(folder, stage=0, **options)).img_encoder
+    image = torch.randn(1, 3, SIDE, SIDE)
+    enlarged = F.conv2d(image.repeat_interleave(2, 2).repeat_interleave(2, 3), kernel, stride=16)
+    torch.testing.assert_close(encoder.patch_embed(image)[0], enlarged.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
+    assert encoder.pos_embed.shape == (16, 24) and torch.allclose(encoder.pos_embed, torch.ones(16, 24), atol=1e-5)
+    with pytest.raises(OvsegError, match="not a vision transformer of this size"):
+        load_model(tiny_cfg(folder, **options | {"IMG_ENCODER__IMGNET_PRETRAINED": "imgnet"}))
+
+
 def test_the_names_of_clip():
     block = (
         "ln_1.weight",
