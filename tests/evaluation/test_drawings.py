@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import evaluation_standin as standin
 import numpy as np
 import pytest
 from PIL import Image
 
 from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
+from ovseg.evaluation import runner
 from ovseg.evaluation.confusion import label_runs
 from ovseg.evaluation.drawings import ModeDrawings, check_drawings
 from ovseg.evaluation.predictions import distinct_stems
@@ -63,3 +65,16 @@ def test_modes_are_checked_before_an_evaluation(modes, classes, system, message)
     else:
         with pytest.raises(OvsegError, match=message):
             check_drawings(cfg, classes)
+
+
+def test_an_evaluation_of_another_system_draws_what_it_has_counted(data_folder):
+    options = ("TEST.VIS_MODES", ["mask", "input_pred"], "TEST.SAVE_PREDICTIONS", "png", "TEST.PROPOSAL_RECALL", False)
+    model = standin.StandIn()
+    runner.evaluate_all(standin.configuration(data_folder / "out", *options), model)
+    assert len(model.requests) == standin.NUM_IMAGES
+    drawn = data_folder / "out" / "vis_imgs"
+    names = [f"{index}.{suffix}" for index in range(standin.NUM_IMAGES) for suffix in ("jpg", "png")]
+    assert sorted(path.name for path in drawn.rglob("*.*")) == names
+    for saved in (data_folder / "out").glob("inference/*/predictions/*.png"):
+        with Image.open(saved) as predicted, Image.open(drawn / "mask" / saved.name) as mask:
+            assert np.array_equal(np.asarray(predicted), np.asarray(mask))
