@@ -37,5 +37,5 @@ def test_only_what_is_missing_is_drawn(tmp_path):
 
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "web").write_text("")
-    with pytest.raises(OvsegError, match="cannot keep the toy scenes .* OVSEG_CACHE"):
+    with pytest.raises(OvsegError, match=r"cannot keep the toy scenes .* OVSEG_CACHE"):
         render_web(range(1), tmp_path)
