@@ -23,6 +23,7 @@ from ovseg.vocabulary.templates import get_templates
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in [0, 1]
 CROSS_PROMPT = "A photo of {}"
+_DRAWS = 20  # of an augmentation that fails
 
 Tokenize = Callable[
     [Sequence[str], int], tuple[Tensor, Tensor]
@@ -206,9 +207,22 @@ class _Steps:
         self.erase = erase
 
     def __call__(self, image: Image.Image) -> Tensor:
-        pixels = to_tensor(np.asarray(self.steps(image)))
+        pixels = to_tensor(np.asarray(self._draw(image)))
         if self.erase is None:
             return pixels
         noise = self.erase(torch.full(pixels.shape, torch.nan))  # of normalised pixels, NaN where nothing is erased
         noise = (noise * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
         return torch.where(noise.isnan(), pixels.float(), noise)
+
+    def _draw(self, image: Image.Image) -> Image.Image:
+        """Return the augmented image.
+
+        Strong policies now and then reduce colours to 0 bits, which current versions of Pillow refuse: the draw is
+        repeated.
+        """
+        for _ in range(_DRAWS - 1):
+            try:
+                return self.steps(image)
+            except ValueError:
+                continue
+        return self.steps(image)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ovseg.config import get_cfg
 from ovseg.data.cc12m import make_shards
@@ -252,6 +252,21 @@ def test_both_augmentations(cfg):
     cfg.INPUT.IMG_AUG.DEIT_AUG = False
     weak = build_augmentation(cfg)(image)
     assert weak.dtype == torch.uint8 and (weak == 90).all()
+
+
+def test_a_draw_that_pillow_refuses_is_repeated(cfg):
+    draws = []
+
+    def step(image):
+        draws.append(image)
+        return ImageOps.posterize(image, 0 if len(draws) < 3 else 4)
+
+    augment = build_augmentation(cfg)
+    augment.steps.transforms = [step]
+    assert augment(Image.new("RGB", (SIDE, SIDE))).shape == (3, SIDE, SIDE) and len(draws) == 3
+    augment.steps.transforms = [lambda image: ImageOps.posterize(image, 0)]
+    with pytest.raises(ValueError, match="bits"):
+        augment(Image.new("RGB", (SIDE, SIDE)))
 
 
 def test_erasing_by_the_mean_colour(cfg):
