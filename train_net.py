@@ -10,14 +10,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import TYPE_CHECKING
 
-import ovseg
 from ovseg.cli.options import parse_with_options
+from ovseg.cli.train import launch_all, read_cfg
 from ovseg.errors import OvsegError, user_errors
-
-if TYPE_CHECKING:
-    from ovseg.config import CfgNode
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,39 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Train or evaluate, in each process of the run."""
-    ovseg.register()
-    from ovseg.engine.run import evaluate, train
-    from ovseg.engine.setup import owned_output, setup
-
-    with owned_output(cfg):
-        setup(cfg, args)
-        (evaluate if args.eval_only else train)(cfg, resume=args.resume)
-
-
-def launch_all(args: argparse.Namespace) -> None:
-    """Read the configuration, then start the processes that the command line asks for.
-
-    Raises:
-        OvsegError: the configuration cannot work, or a process has failed.
-    """
-    ovseg.register()
-    from ovseg.config import load_cfg
-    from ovseg.engine.launch import World, choose_device, launch
-
-    cfg = load_cfg(args.config_file, args.opts)
-    cfg.MODEL.DEVICE = choose_device(cfg.MODEL.DEVICE, args.num_gpus)
-    cfg.freeze()
-    cuda = cfg.MODEL.DEVICE.startswith("cuda")
-    world = World(max(args.num_gpus, 1), args.num_machines, args.machine_rank, args.dist_url, cuda=cuda)
-    launch(main, world, (cfg, args))
-
-
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     arguments = parse_with_options(build_parser(), bare=True)
     with user_errors():
         if not arguments.config_file:
             raise OvsegError("--config-file is missing: give one of configs/*.yaml")
-        launch_all(arguments)
+        launch_all(read_cfg(arguments, arguments.opts), arguments)

@@ -3,11 +3,13 @@
 
 python datasets/prepare_coco_stuff.py [--archives train2017.zip val2017.zip stuffthingmaps_trainval2017.zip]
 python datasets/prepare_coco_stuff.py --split 156-15
+python datasets/prepare_coco_stuff.py --background --splits val2017
 python datasets/prepare_coco_stuff.py --verify
 
 Reads coco/stuffthingmaps/{train2017,val2017}, writes coco/stuffthingmaps_detectron2/{train2017,val2017}; with
 --split 156-15 also {train2017,val2017}_{base,novel}, the 156 seen and the 15 unseen classes of the zero-shot split,
-each counted from 0. Images without any labelled pixel get no file.
+each counted from 0. With --background also {train2017,val2017}_background, for OVSegmentor's evaluation: everything
+else is 0, and the classes follow it. Images without any labelled pixel get no file.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ def conversions(args: argparse.Namespace) -> Iterator[prepare.Conversion]:
     variants = {"": "coco_stuff_171"}
     if args.split:
         variants |= {"_base": "coco_stuff_156_seen", "_novel": "coco_stuff_15_unseen"}
+    if args.background:
+        variants |= {"_background": "coco_stuff_172"}
     id_maps = {variant: prepare.class_table(name, 182, offset=-1, void=255) for variant, name in variants.items()}
     sources = {split: args.root / "coco/stuffthingmaps" / split for split in SPLITS}
     for split in prepare.find_splits(sources, args.splits):
@@ -49,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status."""
     parser = prepare.parser(__doc__, TREE, SPLITS)
     parser.add_argument("--split", choices=["156-15"], help="also the labels of seen and of unseen classes alone")
+    parser.add_argument("--background", action="store_true", help="also labels in which background is a class, 0")
     return prepare.run(parser.parse_args(argv), "coco_stuff", TREE, conversions)
 
 

@@ -46,7 +46,9 @@ def _is_command() -> bool:
     if not script:
         return False
     script = Path(script).resolve()
-    return script.parent in (root / "tools", root / "datasets") or script in (root / "demo.py", root / "train_net.py")
+    doors = ("demo", "train_net", "main_demo", "main_seg", "main_pretrain")
+    folders = ("tools", "datasets", "convert_dataset")
+    return script in [root / f"{name}.py" for name in doors] or script.parent in [root / name for name in folders]
 
 
 def _handle_signals() -> None:

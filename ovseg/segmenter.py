@@ -23,6 +23,7 @@ from ovseg.evaluation.tta import augmented_model
 from ovseg.io.devices import configured_device, find_device
 from ovseg.io.images import ImageLike, as_rgb, resize_transform
 from ovseg.meta_arch.embeddings import embeddings_of, text_space_of
+from ovseg.meta_arch.pixel_scores import resize
 from ovseg.result.explanation import MaskScores
 from ovseg.result.features import ImageFeatures
 from ovseg.result.segmentation import Segmentation
@@ -49,6 +50,7 @@ class Segmenter:
         model: model with weights, in evaluation mode, that supports ``outputs=("label_map",)``.
         min_size: the shorter side of images is resized to this number of pixels; 0 for no resizing.
         max_size: limit of the longer side, pixels.
+        antialias: see :func:`ovseg.io.images.resize_transform`.
         class_chunk_size: number of classes that the model renders at a time, which limits the size of maps.
         image_format: "RGB" or "BGR", the channels of the model's input.
         many_views: ``model`` with a sliding window or test-time augmentation
@@ -62,6 +64,7 @@ class Segmenter:
         *,
         min_size: int,
         max_size: int,
+        antialias: bool = True,
         class_chunk_size: int = 64,
         image_format: str = "RGB",
         many_views: nn.Module | None = None,
@@ -74,6 +77,7 @@ class Segmenter:
         self.name, self.min_score = name, min_score
         self.min_size = min_size
         self.max_size = max_size
+        self.antialias = antialias
         self.class_chunk_size = class_chunk_size
         self._last: tuple[tuple[str, ...] | None, Vocabulary | None] = None, None
         self._warned: set[str] = set()
@@ -130,6 +134,7 @@ class Segmenter:
             model,
             min_size=cfg.INPUT.MIN_SIZE_TEST,
             max_size=cfg.INPUT.MAX_SIZE_TEST,
+            antialias=cfg.INPUT.ANTIALIAS_TEST,
             class_chunk_size=cfg.MODEL.MASK_FORMER.TEST.CLASS_CHUNK_SIZE,
             image_format=cfg.INPUT.FORMAT,
             many_views=None if viewed is model else viewed,
@@ -153,6 +158,8 @@ class Segmenter:
         vocabulary = Vocabulary.of(words)
         if (clip_adapter := getattr(self.model, "clip_adapter", None)) is not None:  # a namer need not use CLIP
             clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
+        if hasattr(scorer := getattr(self.model, "scorer", None), "encode_words"):  # OVSegmentor's text encoder
+            scorer.encode_words(vocabulary)
         if unknown := [name for name in self.unfamiliar(vocabulary) if name not in self._warned]:
             self._warned.update(unknown)
             logger.warning(
@@ -306,6 +313,21 @@ class Segmenter:
             return self.model([request])[0]["soft_proposals"]
 
     @torch.inference_mode()
+    def groups(self, image: ImageLike) -> np.ndarray:
+        """Return the group that each pixel of one image belongs to, of OVSegmentor: (H, W) int64, of the whole image.
+
+        Raises:
+            OvsegError: the model has no groups, the image cannot be read, or the memory is not sufficient.
+        """
+        proposer = getattr(getattr(self.model, "scorer", None), "proposer", None)
+        if not hasattr(proposer, "group_maps"):
+            raise OvsegError(f"{type(self.model).__name__} has no groups of patches: only OVSegmentor has")
+        pixels, source = as_rgb(image)
+        with _explain_memory(source or "the image"):
+            maps = proposer.group_maps(self._model_input(pixels).to(self.model.device).float())  # (K, h, w)
+            return resize(maps, pixels.shape[:2]).argmax(dim=0).cpu().numpy()
+
+    @torch.inference_mode()
     def features(
         self,
         image: ImageLike,
@@ -359,7 +381,7 @@ class Segmenter:
 
     def _model_input(self, pixels: np.ndarray) -> torch.Tensor:
         """Return the model's input (3, h, w), resized, with the channels of ``image_format``."""
-        resized = resize_transform(*pixels.shape[:2], self.min_size, self.max_size).apply_image(pixels)
+        resized = resize_transform(*pixels.shape[:2], self.min_size, self.max_size, self.antialias).apply_image(pixels)
         return torch.from_numpy(np.array(resized if self.image_format == "RGB" else resized[:, :, ::-1])).permute(
             2, 0, 1
         )

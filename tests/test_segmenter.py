@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 from ovseg import Segmenter, segmenter
 from ovseg.checkpoint import save_safetensors
 from ovseg.checkpoint.state_dicts import read_state_dict
+from ovseg.data.mapper import TestResize
 from ovseg.errors import OvsegError
 from ovseg.vocabulary import Vocabulary
 from tests.tiny_model import make_tiny_model
@@ -35,8 +37,8 @@ class LeftAndRight(torch.nn.Module):
         return [{"label_map": labels, "score_map": scores}]
 
 
-def stand_in(others=False, min_size=64, max_size=256):
-    return Segmenter(LeftAndRight(others), min_size=min_size, max_size=max_size)
+def stand_in(others=False, min_size=64, max_size=256, antialias=True):
+    return Segmenter(LeftAndRight(others), min_size=min_size, max_size=max_size, antialias=antialias)
 
 
 def make_image(height=30, width=40):
@@ -90,6 +92,18 @@ def test_model_sees_what_the_test_mapper_would_give_it():
     (request,) = segment.model.requests
     assert np.array_equal(request["image"].permute(1, 2, 0).numpy(), wanted)
     assert (request["height"], request["width"]) == (30, 500)
+
+
+def test_model_sees_pixels_that_opencv_resized():
+    segment = stand_in(antialias=False)
+    image = make_image(200, 150)
+    segment(image, ["cat"])
+    (request,) = segment.model.requests
+    wanted = cv2.resize(image, (64, 85), interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(request["image"].permute(1, 2, 0).numpy(), wanted)
+    mapped = T.AugInput(image)
+    TestResize(64, 256, antialias=False)(mapped)
+    assert np.array_equal(mapped.image, wanted)
 
 
 def test_files_arrays_and_pillow_images_are_the_same_image(tmp_path):

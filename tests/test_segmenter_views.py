@@ -13,6 +13,7 @@ from ovseg.config import get_cfg, load_cfg
 from ovseg.data.mapper import ResizeShortestEdge, SemSegTestMapper
 from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import SlidingWindow, augmented_model
+from ovseg.naming.windows import windows
 from ovseg.vocabulary import Vocabulary
 from tests.tiny_model import make_tiny_model
 
@@ -95,7 +96,7 @@ def test_many_words_on_a_large_image_need_bounded_memory(tiny, image_file, monke
     segment = Segmenter(Noting(), min_size=0, max_size=0, many_views=window)
     result = segment(np.zeros((300, 400, 3), np.uint8), [f"word {k}" for k in range(10)])
     assert result.label_map.shape == (300, 400) and np.isclose(result.scores[0], 1)
-    tiles = len(list(window._spans(300))) * len(list(window._spans(400)))
+    tiles = len(list(windows((300, 400), (64, 64), (32, 32))))
     assert len(held) == tiles and max(held) < 5000 * 64 * 64 / (300 * 400) * 1.5
 
 

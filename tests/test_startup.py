@@ -13,7 +13,8 @@ from ovseg.config import get_cfg
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "detectron2", "open_clip", "cv2", "scipy", "supervision", "matplotlib")
-SCRIPTS = ["demo.py", "train_net.py", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("[dt]*s/*.py"))]
+DOORS = ["demo.py", "train_net.py", "main_demo.py", "main_seg.py", "main_pretrain.py"]
+SCRIPTS = [*DOORS, *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("[dt]*s/*.py"))]
 SCRIPTS = [name for name in SCRIPTS if not name.startswith(("docs/", "tests/", "tools/detectron2_patches"))]
 
 

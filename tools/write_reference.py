@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/configuration.md, the reference of ovseg's configuration keys, from ovseg/config/defaults.py.
+"""Write docs/configuration.md, the reference of ovseg's configuration keys, from the files of ovseg/config/.
 
 python tools/write_reference.py            # write the page
 python tools/write_reference.py --check    # exit with status 1 if the page is out of date
@@ -14,6 +14,7 @@ import re
 import sys
 import tokenize
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from ovseg.errors import user_errors
@@ -28,7 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     parse_args()  # --help and mistakes are answered before what takes seconds is imported
 
-from ovseg.config import defaults
+from ovseg.config import defaults, ovsegmentor
 from ovseg.io.files import atomic_path
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -40,13 +41,14 @@ default. A configuration file sets keys in YAML and names the file that it exten
 published systems; keys marked *new* are ovseg's own. Keys marked *fixed* are accepted for the published files' sake:
 any value other than the default is refused.
 
-This page is generated: edit the comments in `ovseg/config/defaults.py`, then run `python tools/write_reference.py`.
+This page is generated: edit the comments in `ovseg/config/defaults.py` or `ovsegmentor.py`, then run
+`python tools/write_reference.py`.
 """
 SECTION = re.compile(r"# --- (.*?) -+$")
 
 
 def described_keys(source: str) -> Iterator[tuple[str, str, str]]:
-    """Yield (section, key, comment) for each key of the dict DEFAULTS in the source text of ovseg/config/defaults.py.
+    """Yield (section, key, comment) for each key of the dict DEFAULTS in the source text of a file of ovseg/config/.
 
     The comment of a key is the text of the comment lines before it and of the comment on its own line.
     """
@@ -73,7 +75,8 @@ def described_keys(source: str) -> Iterator[tuple[str, str, str]]:
 def reference() -> str:
     """Return the text of the page."""
     lines, current = [HEAD], None
-    for section, key, comment in described_keys(inspect.getsource(defaults)):
+    sources = (inspect.getsource(module) for module in (defaults, ovsegmentor))
+    for section, key, comment in chain.from_iterable(map(described_keys, sources)):
         if section != current:
             lines.append(f"\n## {section[0].upper()}{section[1:]}\n\n| key | default | meaning |\n|---|---|---|\n")
             current = section

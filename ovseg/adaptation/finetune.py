@@ -40,8 +40,8 @@ from ovseg.data.sampler import StreamBatchSampler
 from ovseg.engine.checkpoints import CheckpointFolder
 from ovseg.engine.hooks import Meter, ProgressBar
 from ovseg.engine.metrics import MetricsWriter, cut_lines
+from ovseg.engine.schedules import WarmupCosineLR
 from ovseg.engine.setup import log_to_terminal
-from ovseg.engine.solver import WarmupCosineLR
 from ovseg.engine.trainer import Trainer, autocast
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path

@@ -20,12 +20,12 @@ from webdataset import TarWriter
 from ovseg.adaptation.image_root import ImageRoot
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path
+from ovseg.io.tar_index import index_tar
 
 SUMMARY = "summary.json"
 SHARD = "pairs-{:05d}.tar"
 SHARDS = "pairs-*.tar"
 PARTS = ("png", "mask.png", "json")  # of each sample
-_END = 1024  # zero bytes that close every tar archive
 
 
 @dataclass(frozen=True)
@@ -240,20 +240,8 @@ def find_shards(path: Path) -> list[Path]:
 
 def _index(shard: Path) -> tuple[list[str], list[list[int]]]:
     """Return the keys of a shard and, for each, offset and size of its ``PARTS``."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # it would keep every member in memory
-                key, _, part = member.name.partition(".")
-                if not member.isreg() or member.issparse():
-                    raise tarfile.ReadError(f"{member.name[:100]!r} is not a plain file")
-                samples.setdefault(key, {})[part] = (member.offset_data, member.size)
-                end = member.offset_data + -(-member.size // 512) * 512
-            # tarfile takes the end of the file for the end of the archive
-            file.seek(end if samples else 0)
-            if file.read(_END) != bytes(_END):
-                raise tarfile.ReadError("it ends too early")
+        samples = index_tar(shard)
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise _damaged(shard, error) from error
     except OSError as error:

@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -20,11 +19,11 @@ from ovseg.adaptation.pair_list import PairList
 from ovseg.clip.preprocessing import OPENAI, Preprocessing
 from ovseg.data.worlds import World, find_world
 from ovseg.errors import OvsegError
+from ovseg.evaluation.top_hits import TopHits
 from ovseg.io.images import read_image
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _CROPS_AT_A_TIME = 64
-_TOP = 5
 Region = tuple[np.ndarray, int]  # mask, bool (H, W), and class number
 
 
@@ -171,23 +170,15 @@ def zero_shot(encode: Callable[..., Tensor], words: Tensor, data: ValidationSet,
         OvsegError: an image cannot be read.
     """
     share = Subset(data.crops, range(comm.get_rank(), len(data.crops), comm.get_world_size()))
-    counts = words.new_zeros(len(words), 3, dtype=torch.float64)  # crops, right at first, right among the first five
+    hits = TopHits(words)
     for *inputs, labels in _batches(DataLoader(share, batch_size=None, num_workers=workers)):
-        labels = labels.to(words.device)
-        features = encode(*(tensor.to(words.device) for tensor in inputs)).float()
-        ranked = (features @ words.T).topk(min(_TOP, len(words))).indices == labels[:, None]
-        hits = torch.stack([torch.ones_like(labels), ranked[:, 0].long(), ranked.any(1).long()], dim=1)
-        counts.index_add_(0, labels, hits.double())
-    if comm.get_world_size() > 1:
-        dist.all_reduce(counts)
-    result = {"crops": float(counts[:, 0].sum())}
+        hits.add(encode(*(tensor.to(words.device) for tensor in inputs)), labels)
+    hits.add_other_processes()
+    result = {"crops": float(hits.counts[:, 0].sum())}
     for name, members in {"all": range(len(words)), **data.groups}.items():
-        crops, first, five = counts[list(members)].sum(0).tolist()
         prefix = "" if name == "all" else f"{name}_"
-        result |= {f"{prefix}top1": 100 * first / max(crops, 1), f"{prefix}top5": 100 * five / max(crops, 1)}
-    shown = counts[counts[:, 0] > 0]
-    result["mean_class_top1"] = float((100 * shown[:, 1] / shown[:, 0]).mean())
-    return result
+        result[f"{prefix}top1"], result[f"{prefix}top5"] = hits.accuracies(members)
+    return result | {"mean_class_top1": hits.mean_class_top1()}
 
 
 def _batches(loader: DataLoader) -> Iterator[tuple[Tensor, ...]]:

@@ -19,14 +19,14 @@ from ovseg.checkpoint.skip_init import skip_initialisation
 from ovseg.checkpoint.state_dicts import (
     MASK_PROMPT_FWD,
     constant_names,
-    missing_signals,
+    implied_tensors,
     of_size,
     read_checkpoint,
     read_settings,
     tensor_names,
     tensors_of,
 )
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, argument
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
     constants = constant_names(model)
     state = {name: tensor for name, tensor in state.items() if name not in constants}
     state = {name: of_size(name, tensor, own) for name, tensor in state.items()}
-    state |= missing_signals(state, model)
+    state |= implied_tensors(state, model)
     state = _without_unused(state, own, model)
     own |= _loadable(model, state)
     report = LoadReport(
@@ -141,8 +141,12 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
         if clip_adapter is not None:
             clip_adapter.require_weights()
             _warn_of_prompts({}, model, "")
+        if hasattr(model, "load_first_weights"):  # those that training starts from
+            model.load_first_weights()
         return model
     report = load_weights(model, cfg.MODEL.WEIGHTS, complete=complete)
+    if not complete and hasattr(model, "complete_weights"):
+        model.complete_weights(report.missing, _local_path(cfg.MODEL.WEIGHTS))
     read_with_clip = CLIP_PREFIXES if clip_adapter is not None and clip_adapter.source.fetch_weights else ()
     if complete and not all(name.startswith(read_with_clip) for name in report.missing):
         model = build_model(cfg)  # initialises tensors that the file lacks
@@ -264,7 +268,8 @@ def _refuse_partial(report: LoadReport, path: str | Path, model: nn.Module) -> N
     frozen = (CLIP_ADAPTER, REGION_CLIP_ADAPTER)  # prompts of another file, an unused embedding of "no object"
     trained = {name for name, p in model.named_parameters() if p.requires_grad or not name.startswith(frozen)}
     trained |= {name for name, _ in model.named_buffers() if name.endswith((".running_mean", ".running_var"))}
-    needed = [name for name in report.missing if name in trained and not name.startswith(CLIP_PREFIXES)]
+    unused = (*CLIP_PREFIXES, *getattr(model, "unused_names", ()))  # read elsewhere, or of no use at inference
+    needed = [name for name in report.missing if name in trained and not name.startswith(unused)]
     if needed:
         raise OvsegError(
             f"{path} holds only a part of the model ({len(needed)} tensors are missing, such as {needed[0]}): give a "
@@ -323,14 +328,15 @@ def _fitting_configuration(state: Mapping[str, Tensor]) -> str:
     """Return a hint with the configuration that fits a checkpoint, the end of a message; "" if there is none."""
     if f"{PREDICTOR}bg_feature" in state:
         depth = "R101" if "backbone.res4.6.conv1.weight" in state else "R50"
-        return f"it looks made with ZegFormer: give configs/zegformer_{depth}_coco171_eval.yaml as --config-file"
+        name = f"configs/zegformer_{depth}_coco171_eval.yaml"
+        return f"it looks made with ZegFormer: give {name} as {argument('--config-file')}"
     embedding = state.get(f"{CLIP_ADAPTER}non_object_embedding")
     swin, resnet = (any(name.startswith(f"backbone.{part}") for name in state) for part in ("layers.0.", "res2."))
     if embedding is None or embedding.dim() != 2 or swin == resnet:
         return ""
     kind = "scan" if any(name.startswith("fusion_decoder.") for name in state) else "ovseg"
     files = _CONFIGURATIONS.get((kind, "swin" if swin else "resnet", embedding.shape[1]))
-    return f"it looks made with {files}: give that as --config-file" if files else ""
+    return f"it looks made with {files}: give that as {argument('--config-file')}" if files else ""
 
 
 # By system, backbone and dimension of CLIP's joint space.
@@ -351,14 +357,14 @@ def _shape_remedy(mis_shaped: Mapping[str, tuple], state: Mapping[str, Tensor]) 
         return fitting
     if any(name.startswith("clip_adapter.") for name in mis_shaped):
         return "it was made with another CLIP: set MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME and SEM_SEG_HEAD.EMBEDDING_DIM"
-    return "use the --config-file that it was trained with"
+    return f"use the {argument('--config-file')} that it was trained with"
 
 
 # Kinds of files, by a part of their names; the first that matches is used.
 _SIGNATURES = (
     ("sem_seg_head.predictor.query_feat.", "a Mask2Former-based checkpoint (SCAN)"),
     ("pretrained.act_postprocess1.", "an LSeg checkpoint: use configs/lseg_vitL16_384.yaml"),
-    ("img_encoder.", "an OVSegmentor or GroupViT checkpoint"),
+    ("img_encoder.", "an OVSegmentor or GroupViT checkpoint: use configs/ovsegmentor_vitB_stage1.yaml"),
     ("visual.transformer.resblocks.", "a CLIP model: give it as MODEL.CLIP_ADAPTER.CLIP_WEIGHTS"),
     ("layers.0.blocks.0.attn.qkv", "a Swin backbone of other sizes"),
     ("res2.0.conv1", "a Detectron2 ResNet: set MODEL.BACKBONE.NAME to build_resnet_deeplab_backbone"),

@@ -19,6 +19,10 @@ from ovseg.checkpoint.pickles import Call, Damaged, NeedsCode, StandIn, plain_ke
 _REPEATED_BYTES, _REPEATED_TIMES = 1 << 30, 16
 _NUMPY_TYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"}
 _OTHER_NUMPY_TYPES = re.compile(r"[USVOMm]\d{0,6}|f16|c32")  # texts, objects, dates, and so on
+_OMEGACONF = (
+    *("dictconfig.DictConfig", "listconfig.ListConfig", "base.Metadata", "base.ContainerMetadata"),
+    *(f"nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean", "Path", "Bytes")),
+)
 _TORCH_TYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
 
@@ -85,6 +89,12 @@ def _ordered_dict(items: Any = ()) -> dict:
     return {plain_key(key): value for key, value in items}
 
 
+def _dict_of_dicts(kind: Any = None) -> dict:
+    if kind != "dict":  # that of OmegaConf
+        raise NeedsCode("collections.defaultdict")
+    return {}
+
+
 def _set(values: Any = ()) -> set:
     return set(map(plain_key, values))
 
@@ -148,6 +158,11 @@ STAND_INS: dict[str, Any] = {
     "argparse.Namespace": Call(lambda: {}),
     "pytorch_lightning.utilities.parsing.AttributeDict": Call(lambda: {}),
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint": "ModelCheckpoint",  # a key
+    # settings of OmegaConf next to the weights of GroupViT and OVSegmentor, which are not read
+    **{f"omegaconf.{name}": Call(lambda *_: StandIn(lambda state: None)) for name in _OMEGACONF},
+    **{f"builtins.{name}": name for name in ("dict", "list", "tuple", "str", "int", "long", "float", "bool")},
+    "collections.defaultdict": Call(_dict_of_dicts),
+    "typing.Any": "Any",
     "builtins.set": Call(_set),
     "builtins.frozenset": Call(lambda values=(): frozenset(_set(values))),
     "builtins.bytes": Call(lambda: b""),

@@ -146,6 +146,25 @@ def missing_signals(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
     return found
 
 
+def implied_tensors(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return tensors that a file lacks, but which follow from others of it: see :func:`missing_signals`.
+
+    Args:
+        state: of the file, under the model's names.
+        model: its attribute ``copied_names`` maps prefixes of names to the prefixes of the tensors that they copy;
+            tensors of ``initial_names`` keep their value.
+    """
+    own, found = model.state_dict(), missing_signals(state, model)
+    for prefix, origin in getattr(model, "copied_names", {}).items():
+        if not any(name.startswith(prefix) for name in state):
+            names = (name for name in own if name.startswith(prefix))
+            sources = {name: origin + name.removeprefix(prefix) for name in names}
+            found |= {name: state[source] for name, source in sources.items() if source in state}
+    return found | {
+        name: own[name] for name in getattr(model, "initial_names", ()) if name in own and name not in state
+    }
+
+
 def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict with floating-point tensors as float16."""
     return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
@@ -272,8 +291,11 @@ def of_size(name: str, tensor: Tensor, own: Mapping[str, Tensor]) -> Tensor:
     """Return a tensor in the size of the model's, where sizes may differ.
 
     Mask prompts may be stored once for all patches, (depth, 1, width) (specification, section 5); positions of
-    OpenSeg's canvas (D, h, w) may be those of a canvas of another size.
+    OpenSeg's canvas (D, h, w) may be those of a canvas of another size; positions of OVSegmentor's patches may have a
+    first axis of 1.
     """
+    if name.endswith("pos_embed") and name in own and tensor.dim() == own[name].dim() + 1 == 3 and len(tensor) == 1:
+        return tensor[0]
     if name.endswith("visual.mask_embedding") and name in own and tensor.dim() == 3 and tensor.shape[1] == 1:
         return tensor.expand(-1, own[name].shape[1], -1)
     if name.startswith("position.") and name in own and tensor.shape[:1] == own[name].shape[:1] and tensor.dim() == 3:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 # What keys look like; which of them there are is known only when Detectron2 is imported, which takes seconds.
 SECTIONS = ("MODEL", "DATASETS", "DATALOADER", "INPUT", "SOLVER", "TEST", "GLOBAL", "WANDB")
 ALONE = (
-    *("OUTPUT_DIR", "SEED", "METRIC", "VERSION", "CUDNN_BENCHMARK", "VIS_PERIOD", "FLOAT32_PRECISION"),
+    *("OUTPUT_DIR", "SEED", "LOG_PERIOD", "METRIC", "VERSION", "CUDNN_BENCHMARK", "VIS_PERIOD", "FLOAT32_PRECISION"),
     *("ORACLE", "PSEUDO", "PSEUDO_WITH_PRIOR", "PSEUDO_REJECT_THRESHOLD", "PSEUDO_FLAG_NAME"),  # SimBaseline's
 )
 _KEY = re.compile(rf"(?:{'|'.join(SECTIONS)})(?:\.[A-Z][A-Z0-9_]*)+|TEST\.PER_DATASET\..+")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ovseg.config import ovsegmentor
+
 DEFAULTS: dict[str, Any] = {
     # --- Swin backbone -------------------------------------------------------------------------------------
     "MODEL.SWIN.PRETRAIN_IMG_SIZE": 224,  # side in pixels; determines the size of the absolute position embedding only
@@ -137,6 +139,7 @@ DEFAULTS: dict[str, Any] = {
     # ours: its batch normalisation: BN; SyncBN, over all processes; or FrozenBN, which does not train
     "MODEL.TIMM.NORM": "BN",
     "MODEL.TIMM.DROP_PATH_RATE": 0.0,  # ours: its stochastic depth; 0 for none
+    **ovsegmentor.DEFAULTS,
     # --- ZegFormer: a fixed classifier of queries, and crops by RoIAlign ------------------------------------------
     # JSON list of names for training requests with neither words nor a data set; the default stands for DATASETS.TRAIN
     "MODEL.SEM_SEG_HEAD.TRAIN_CLASS_JSON": "ADE20K_847.json",
@@ -289,6 +292,8 @@ DEFAULTS: dict[str, Any] = {
     "INPUT.CAPTION.TAGGER": "textblob",
     "INPUT.CAPTION.STOP_WORDS": False,  # ours: leave out words that no region shows, such as "photo" and "many"
     "INPUT.FORMAT": "RGB",  # order of the channels of a model's input; Detectron2's default is BGR
+    # ours: average pixels when test images shrink, as Detectron2 does; False: OpenCV's bilinear interpolation
+    "INPUT.ANTIALIAS_TEST": True,
     "INPUT.COLOR_AUG_SSD": False,  # random brightness, contrast, saturation and hue in training
     "INPUT.SIZE_DIVISIBILITY": -1,  # side in pixels that the mapper pads training crops to; <= 0 = no padding
     "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",  # mapper of training data
@@ -301,7 +306,19 @@ DEFAULTS: dict[str, Any] = {
     "SOLVER.TEST_IMS_PER_BATCH": 1,  # images per batch in evaluation
     "SOLVER.WEIGHT_DECAY_EMBED": 0.0,  # weight decay of embeddings
     "SOLVER.BACKBONE_MULTIPLIER": 0.1,  # learning rate of the backbone relative to BASE_LR
+    # ours: passes over the training data; above 0, MAX_ITER and WARMUP_ITERS follow from the size of the data, and
+    # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD count epochs
+    "SOLVER.MAX_EPOCHS": 0,
+    "SOLVER.WARMUP_EPOCHS": 0,  # ours: of MAX_EPOCHS, those of the warm-up
+    "SOLVER.WARMUP_LR": 0.0,  # ours: of EpochCosine, the learning rate at which the warm-up starts
+    "SOLVER.MIN_LR": 0.0,  # ours: of EpochCosine, the learning rate at the end
+    "SOLVER.BETAS": [0.9, 0.999],  # ours: of ADAMW
+    "SOLVER.EPS": 1.0e-8,  # ours: of ADAMW
+    # ours: iterations whose mean gradient makes a step of the optimiser; 0 and 1 for a step after each
+    "SOLVER.ACCUMULATION_STEPS": 1,
     # --- test ----------------------------------------------------------------------------------------------
+    # ours: scores of the evaluations during a training, such as mIoU, whose best weights are kept in best_<score>.pth
+    "TEST.SAVE_BEST": [],
     "TEST.SLIDING_WINDOW": False,  # segment in overlapping tiles, and average them
     "TEST.SLIDING_TILE_SIZE": 224,  # side of a tile in pixels
     "TEST.SLIDING_OVERLAP": 2 / 3,  # overlap of tiles relative to their side
@@ -339,12 +356,16 @@ DEFAULTS: dict[str, Any] = {
     # ours: "rle" (or True), COCO RLE JSON; "png", label maps of 8 or 16 bit; None or False, no predictions
     "TEST.SAVE_PREDICTIONS": None,
     "TEST.REPORT": False,  # ours: also write report.html, with the worst images; opens offline
+    # ours: images that are also written of each image, to OUTPUT_DIR/vis_imgs/MODE: input, pred, input_pred,
+    # input_pred_label, mask, and of OVSegmentor all_groups, first_group, final_group (docs/ovsegmentor.md)
+    "TEST.VIS_MODES": [],
     "ORACLE": False,  # oracle labels of SimBaseline
     "PSEUDO": False,  # SimBaseline's self-training on pseudo labels
     "PSEUDO_WITH_PRIOR": True,  # pseudo labels of classes that are in the image only
     "PSEUDO_REJECT_THRESHOLD": 0.0,  # lowest score of a pseudo label
     "PSEUDO_FLAG_NAME": "trainable_flag",  # metadata with the classes that keep their labels
     # --- logging -------------------------------------------------------------------------------------------
+    "LOG_PERIOD": 20,  # ours: iterations between two lines of the log and of metrics.json
     "WANDB.ENABLED": False,  # ours: log to Weights & Biases
     "WANDB.PROJECT": "open_vocab_seg",  # project of Weights & Biases
     "WANDB.NAME": None,  # name of the run in Weights & Biases
@@ -364,7 +385,7 @@ SHORT = {"MODEL.RENDERING": "NAME"}
 
 # Keys that the originals define but never use: values other than the default would be ignored silently, so they
 # are refused.
-WITHOUT_EFFECT = {
+WITHOUT_EFFECT = ovsegmentor.WITHOUT_EFFECT | {
     "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": "the stride of the mask features is always 4",
     "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": "set MODEL.MASK_FORMER.DICE_WEIGHT and MASK_WEIGHT",
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": "the deformable encoder always samples 4 points",

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ovseg.config import published_tree
 from ovseg.config.errors import explain_config_errors
-from ovseg.config.per_dataset import LIMITS, is_path, part_of, take_back
+from ovseg.config.per_dataset import general_names, is_path, part_of, take_back
 from ovseg.config.values import fit
 from ovseg.errors import OvsegError, shown
-from ovseg.io.files import file_digest, is_dir, is_file
+from ovseg.io.files import file_digest, is_dir, is_file, matches
 from ovseg.io.plain_yaml import load_plain, read_text
 
 BASE = "_BASE_"
@@ -33,10 +34,17 @@ PATHS = (
     "MODEL.SEM_SEG_HEAD.TEST_CLASS_JSON",
     "MODEL.NAMER.REGIONS",
     "MODEL.PROPOSER.SAM.MODEL",
+    "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED_CHECKPOINT",
+    "MODEL.OVSEGMENTOR.TEXT_ENCODER.CONFIG",
+    "MODEL.OVSEGMENTOR.TEXT_ENCODER.VOCAB",
+    "MODEL.OVSEGMENTOR.TEXT_ENCODER.WEIGHTS",
+    "MODEL.OVSEGMENTOR.STAGE1_CHECKPOINT",
     "INPUT.CAPTION.WORD_FILE",
     "INPUT.CAPTION.WORDS",
+    "INPUT.TEXT_AUG.ENTITIES",
     "TEST.SG_IOU_TABLE",
     "TEST.VOCABULARY",
+    "TEST.ZERO_SHOT.NAMES",
 )
 _PLAIN = (str, int, float, bool, type(None), list)
 
@@ -64,7 +72,9 @@ def find_config(name: str | Path) -> str:
 def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the contents of a YAML file over those of its ``_BASE_`` files; later ones win over earlier ones.
 
-    Relative paths of :data:`PATHS` and of data sets (``*.yaml``) are made absolute: see :func:`resolve`.
+    Relative paths of :data:`PATHS` and of data sets (``*.yaml``) are made absolute: see :func:`resolve`. Keys in
+    OVSegmentor's published format, with ``_base_`` files, are not translated: see
+    :mod:`ovseg.config.published_tree`.
 
     Args:
         path: file of this machine.
@@ -84,12 +94,18 @@ def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]
     if not isinstance(own, dict):
         raise OvsegError(f"{path} must hold lines of KEY: VALUE, not {shown(own)}")
     _resolve_paths(own, Path(path).parent)
+    published_tree.locate(own, Path(path).parent)
+    bases = [base for key in (BASE, published_tree.BASE) for base in _bases(own.pop(key, None), path, key)]
     merged: dict[str, Any] = {}
-    for base in _bases(own.pop(BASE, None), path):
+    for base in bases:
         _merge(load_layers(Path(path).parent / Path(base).expanduser(), (*above, place)), merged, base)
+    if merged and published_tree.is_published(own) and not published_tree.is_published(merged):
+        raise OvsegError(
+            f"{path} is in the published format, but its base {', '.join(bases)} in ours, whose keys would win over "
+            "it: write both in one format"
+        )
     _merge(own, merged, str(path))
-    general, entries = part_of(own, "MODEL", "CLIP_ADAPTER"), part_of(own, "TEST", "PER_DATASET")
-    take_back(part_of(merged, "TEST", "PER_DATASET"), [name for name in LIMITS if name in general], entries)
+    take_back(part_of(merged, "TEST", "PER_DATASET"), general_names(own), part_of(own, "TEST", "PER_DATASET"))
     return merged
 
 
@@ -124,7 +140,7 @@ def by_content(values: Any) -> Any:
 def _resolve_paths(own: dict[str, Any], folder: Path) -> None:
     for key in PATHS:
         *sections, name = key.split(".")
-        if name in (section := part_of(own, *sections)) and section[name] not in ("names", "synonyms"):
+        if name in (section := part_of(own, *sections)) and section[name] not in ("names", "synonyms", "imagenet"):
             section[name] = resolve(section[name], folder)
     for name, value in (datasets := part_of(own, "DATASETS")).items():
         if name in ("TRAIN", "TEST") and ".y" in str(value).lower():
@@ -137,18 +153,23 @@ def _resolve_paths(own: dict[str, Any], folder: Path) -> None:
             datasets["PSEUDO_MASKS"] = [
                 os.path.abspath(folder / name) if is_dir(folder / name) else resolve(name, folder) for name in names
             ]
+    for section in (part_of(datasets, "IMAGE_TEXT"), part_of(own, "TEST", "ZERO_SHOT")):
+        for name in {"ROOT", "FILE"} & section.keys():
+            value = section[name]
+            is_here = isinstance(value, str) and value and "://" not in value and matches(folder / value)
+            section[name] = os.path.abspath(folder / value) if is_here else resolve(value, folder)
     entries = part_of(own, "TEST", "PER_DATASET")
     for name in [name for name in entries if is_path(name)]:
         entries[resolve(name, folder)] = entries.pop(name)
 
 
-def _bases(value: Any, path: str | Path) -> list[str]:
+def _bases(value: Any, path: str | Path, key: str) -> list[str]:
     bases = [] if value is None else value if isinstance(value, list) else [value]
     for base in bases:
         if not isinstance(base, str) or not base:
-            raise OvsegError(f"{BASE} in {path} is {shown(value)}: name a file, or a list of files")
+            raise OvsegError(f"{key} in {path} is {shown(value)}: name a file, or a list of files")
         if "://" in base:
-            raise OvsegError(f"{BASE} in {path} is {shown(base)}: download that file and name your copy")
+            raise OvsegError(f"{key} in {path} is {shown(base)}: download that file and name your copy")
     return bases
 
 

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY as HEADS
 
+from ovseg.config.ovsegmentor import PRETRAINED
 from ovseg.config.systems import SIMBASELINE_PER_PIXEL
 from ovseg.config.values import leaves
 from ovseg.errors import OvsegError, shown
@@ -18,6 +19,7 @@ from ovseg.io.files import is_file
 
 # (what to give, test of a number) -> keys; of a list, each element is tested
 _WEIGHT = "MODEL.CLIP_ADAPTER.CLIP_ENSEMBLE_WEIGHT"
+_STAGES_OF = "MODEL.OVSEGMENTOR.IMG_ENCODER"  # two stages of blocks, the first of which ends in groups
 _COUNT = ("a whole number from 1 to 16384", lambda x: isinstance(x, int) and 1 <= x <= 16384)
 _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     _COUNT: """
@@ -35,41 +37,64 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
         MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_DIM MODEL.LSEG.NUM_FEATURES
         MODEL.OPENSEG.NUM_PROPOSALS MODEL.OPENSEG.HEAD_DIM MODEL.OPENSEG.NUM_HEADS MODEL.OPENSEG.FFN_DIM
         MODEL.OPENSEG.CANVAS INPUT.CAPTION.MAX_WORDS MODEL.LSEG_PLUS.HEAD_DIM TEST.MULTI_SCALE.BASE_SIZE
-        TEST.MULTI_SCALE.CROP_SIZE MODEL.DENSE.BLOCKS""",
+        TEST.MULTI_SCALE.CROP_SIZE MODEL.DENSE.BLOCKS MODEL.OVSEGMENTOR.IMG_ENCODER.IMG_SIZE
+        MODEL.OVSEGMENTOR.IMG_ENCODER.PATCH_SIZE MODEL.OVSEGMENTOR.IMG_ENCODER.EMBED_DIM
+        MODEL.OVSEGMENTOR.IMG_ENCODER.NUM_HEADS MODEL.OVSEGMENTOR.IMG_ENCODER.EMBED_FACTORS
+        MODEL.OVSEGMENTOR.IMG_ENCODER.NUM_OUTPUT_GROUPS MODEL.OVSEGMENTOR.TEXT_ENCODER.WIDTH
+        MODEL.OVSEGMENTOR.PROJ_HIDDEN_DIM MODEL.OVSEGMENTOR.OUTPUT_DIM MODEL.OVSEGMENTOR.TOP_CLASSES
+        INPUT.IMG_AUG.IMG_SIZE INPUT.IMG_AUG.RE_COUNT""",
     ("a whole number from 0 to 16384", lambda x: isinstance(x, int) and 0 <= x <= 16384): """
         MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS MODEL.MASK_FORMER.ENC_LAYERS MODEL.CLIP_ADAPTER.MASK_PROMPT_DEPTH
-        MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE INPUT.MIN_SIZE_TEST DATALOADER.NUM_WORKERS MODEL.SELECT_ORI_CLIP_ID""",
+        MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE INPUT.MIN_SIZE_TEST DATALOADER.NUM_WORKERS MODEL.SELECT_ORI_CLIP_ID
+        MODEL.OVSEGMENTOR.IMG_ENCODER.NUM_GROUP_TOKENS MODEL.OVSEGMENTOR.WINDOW MODEL.OVSEGMENTOR.STRIDE""",
+    ("a whole number from 3 to 16384, two for both marks", lambda x: isinstance(x, int) and 3 <= x <= 16384): """
+        INPUT.TEXT_AUG.MAX_SEQ_LEN""",
     ("whole numbers from 0 to 70", lambda x: isinstance(x, int) and 0 <= x <= 70): """
         MODEL.CLIP_ADAPTER.PROMPT_SHAPE MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_SHAPE""",
     ("-1 (all) or a whole number of at least 1", lambda x: isinstance(x, int) and (x == -1 or x >= 1)): """
         DATASETS.SAMPLE_PER_CLASS""",
     ("a whole number from 1 to 100", lambda x: isinstance(x, int) and 1 <= x <= 100): """
-        MODEL.MASK_FORMER.DEC_LAYERS MODEL.OPENSEG.NUM_BLOCKS""",
+        MODEL.MASK_FORMER.DEC_LAYERS MODEL.OPENSEG.NUM_BLOCKS MODEL.OVSEGMENTOR.IMG_ENCODER.DEPTHS
+        MODEL.OVSEGMENTOR.CROSS_LAYERS""",
     ("a whole number from 0 to 100", lambda x: isinstance(x, int) and 0 <= x <= 100): "MODEL.LSEG.BLOCK_DEPTH",
     ("a whole number up to 16384", lambda x: x <= 16384): """
         MODEL.MASK_FORMER.SIZE_DIVISIBILITY INPUT.SIZE_DIVISIBILITY""",
     ("a whole number of at least 1", lambda x: isinstance(x, int) and x >= 1): """
-        MODEL.SEM_SEG_HEAD.NUM_CLASSES MODEL.MASK_FORMER.TRAIN_NUM_POINTS SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD""",
+        MODEL.SEM_SEG_HEAD.NUM_CLASSES MODEL.MASK_FORMER.TRAIN_NUM_POINTS SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD
+        LOG_PERIOD""",
     ("a number of at least 0", lambda x: x >= 0): """
         MODEL.MASK_FORMER.NO_OBJECT_WEIGHT MODEL.MASK_FORMER.CLASS_WEIGHT MODEL.MASK_FORMER.DICE_WEIGHT
         MODEL.MASK_FORMER.MASK_WEIGHT SOLVER.BASE_LR SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM
         SOLVER.WEIGHT_DECAY_EMBED SOLVER.POLY_LR_POWER SOLVER.BACKBONE_MULTIPLIER SOLVER.WARMUP_ITERS
         MODEL.OPENSEG.SEG_LOSS_WEIGHT MODEL.OPENSEG.GROUNDING_LOSS_WEIGHT DATASETS.TRAIN_WEIGHTS TEST.EVAL_PERIOD
-        MODEL.PROPOSER.SAM.STABILITY_OFFSET""",
+        MODEL.PROPOSER.SAM.STABILITY_OFFSET MODEL.OVSEGMENTOR.ENTITY_WEIGHT MODEL.OVSEGMENTOR.MASKLOSS_WEIGHT
+        MODEL.OVSEGMENTOR.MULTI_LABEL_LOSS_WEIGHT
+        INPUT.IMG_AUG.COLOR_JITTER""",
     ("a number of at least 1", lambda x: x >= 1): "MODEL.MASK_FORMER.OVERSAMPLE_RATIO",
     ("a number above 0", lambda x: x > 0): """
         MODEL.PIXEL_STD MODEL.CLIP_PIXEL_STD MODEL.SEM_SEG_HEAD.TEMPERATURE MODEL.SWIN.MLP_RATIO MODEL.FREQUENCY_SIGMA
         MODEL.CLIP_ADAPTER.MASK_EXPAND_RATIO SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE
         MODEL.OPENSEG.TAU_INIT MODEL.OPENSEG.TAU_MIN
-        INPUT.CROP.SIZE MODEL.LSEG_PLUS.TAU_INIT MODEL.LSEG_PLUS.TAU_MIN TEST.MULTI_SCALE.SCALES""",
+        INPUT.CROP.SIZE MODEL.LSEG_PLUS.TAU_INIT MODEL.LSEG_PLUS.TAU_MIN TEST.MULTI_SCALE.SCALES
+        MODEL.OVSEGMENTOR.IMG_ENCODER.MLP_RATIO MODEL.OVSEGMENTOR.CONTRAST_TEMPERATURE""",
     ("a number from 0 to 1", lambda x: 0 <= x <= 1): """
         MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE MODEL.MASK_FORMER.DROPOUT
         MODEL.TIMM.DROP_PATH_RATE
         MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO MODEL.CLIP_ADAPTER.MASK_THR MODEL.CLIP_ADAPTER.REPLACE_RATIO
         INPUT.CROP.SINGLE_CATEGORY_MAX_AREA SOLVER.MOMENTUM SOLVER.WARMUP_FACTOR MODEL.DENSE.KS_THRESH
         MODEL.DENSE.PD_THRESH MODEL.FUSION.VOID_BY_CLIP MODEL.RENDERING.GRANULARITY INPUT.CAPTION.KEEP_PROB
-        MODEL.PROPOSER.SAM.IOU_THRESHOLD MODEL.PROPOSER.SAM.STABILITY_THRESHOLD MODEL.PROPOSER.SAM.NMS_THRESHOLD""",
+        MODEL.PROPOSER.SAM.IOU_THRESHOLD MODEL.PROPOSER.SAM.STABILITY_THRESHOLD MODEL.PROPOSER.SAM.NMS_THRESHOLD
+        MODEL.OVSEGMENTOR.IMG_ENCODER.DROP_RATE MODEL.OVSEGMENTOR.IMG_ENCODER.ATTN_DROP_RATE
+        MODEL.OVSEGMENTOR.IMG_ENCODER.DROP_PATH_RATE MODEL.OVSEGMENTOR.CROSS_THRESHOLD MODEL.OVSEGMENTOR.GROUP_RATIO
+        MODEL.OVSEGMENTOR.MOMENTUM MODEL.OVSEGMENTOR.BG_THRESH INPUT.IMG_AUG.RE_PROB INPUT.IMG_AUG.FLIP_PROB""",
     ("a number up to 1 (0 or below means CLIP only)", lambda x: x <= 1): _WEIGHT,
+    # epochs, and the zero-shot classification
+    ("numbers from 0 to below 1", lambda x: 0 <= x < 1): "SOLVER.BETAS",
+    ("a number from 0 to 1000", lambda x: 0 <= x <= 1000): "SOLVER.WARMUP_LR SOLVER.MIN_LR",
+    ("a number above 0 and up to 1", lambda x: 0 < x <= 1): "SOLVER.EPS INPUT.IMG_AUG.IMG_SCALE",
+    ("a whole number from 0 to 1000000", lambda x: isinstance(x, int) and 0 <= x <= 1000000): """
+        SOLVER.MAX_EPOCHS SOLVER.WARMUP_EPOCHS SOLVER.ACCUMULATION_STEPS""",
+    ("a whole number from 1 to 4096", lambda x: isinstance(x, int) and 1 <= x <= 4096): "TEST.ZERO_SHOT.BATCH",
     ("a number from -1 to 1", lambda x: -1 <= x <= 1): "TEST.SG_IOU_THRESHOLD",
     ("a share of the tile from 0 to below 1", lambda x: 0 <= x < 1): "TEST.SLIDING_OVERLAP",
     # Segment Anything
@@ -78,6 +103,8 @@ _NUMBERS: dict[tuple[str, Callable[[float], bool]], str] = {
     ("a whole number from 1 to 256", lambda x: isinstance(x, int) and 1 <= x <= 256): """
         MODEL.PROPOSER.SAM.POINTS_PER_SIDE""",
     ("a whole number from 0 to 4", lambda x: isinstance(x, int) and 0 <= x <= 4): "MODEL.PROPOSER.SAM.CROP_LAYERS",
+    ("a whole number from 0 to 64", lambda x: isinstance(x, int) and 0 <= x <= 64): """
+        MODEL.OVSEGMENTOR.MULTI_LABEL INPUT.TEXT_AUG.MULTI_LABEL""",
     ("a whole number of at least 0", lambda x: isinstance(x, int) and x >= 0): "MODEL.PROPOSER.SAM.MIN_AREA",
     ("a share from 0 to below 1", lambda x: 0 <= x < 1): "MODEL.PROPOSER.SAM.CROP_OVERLAP",
     ("a number", lambda x: True): """
@@ -90,11 +117,17 @@ _LENGTHS = {
     "MODEL.CLIP_PIXEL_MEAN": 3,
     "MODEL.CLIP_PIXEL_STD": 3,
     "INPUT.CROP.SIZE": 2,
+    "SOLVER.BETAS": 2,
+    "INPUT.IMG_AUG.IMG_SCALE": 2,
+    **{f"{_STAGES_OF}.{name}": 2 for name in ("DEPTHS", "NUM_HEADS", "EMBED_FACTORS", "NUM_GROUP_TOKENS")},
+    f"{_STAGES_OF}.NUM_OUTPUT_GROUPS": 1,
+    "MODEL.OVSEGMENTOR.WINDOW": 2,
+    "MODEL.OVSEGMENTOR.STRIDE": 2,
     "MODEL.CLIP_ADAPTER.PROMPT_SHAPE": 2,
     "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_SHAPE": 2,
 }
 _MAY_BE_NONE = {"MODEL.RENDERING.GRANULARITY"}
-_MAY_BE_EMPTY = {"DATASETS.TRAIN_WEIGHTS"}
+_MAY_BE_EMPTY = {"DATASETS.TRAIN_WEIGHTS", "TEST.SAVE_BEST"}
 _STAGES = ("res2", "res3", "res4", "res5")
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN")
 _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
@@ -123,7 +156,16 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.OPENSEG.DICE_FORM": ("vnet", "linear"),
     "MODEL.OPENSEG.SYNONYM_MAX": ("region", "pixel"),
     "MODEL.OPENSEG.TEST_PROPOSALS": ("predicted", "none", "gt"),
+    "MODEL.OVSEGMENTOR.IMG_ENCODER.TYPE": ("GroupViT",),
+    "MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED": PRETRAINED,
+    "MODEL.OVSEGMENTOR.PROJ_NUM_LAYERS": (2, 0, -1),
+    "MODEL.OVSEGMENTOR.COST_TYPE": ("L2", "cosine"),
+    "MODEL.OVSEGMENTOR.TEMPLATES": ("simple", "subset", "full", "identity"),
     "MODEL.MASK_FORMER.TEST.PAINTING": ("mask_sum", "class_winner"),
+    "INPUT.IMG_AUG.INTERPOLATION": ("bilinear", "bicubic", "random"),
+    "INPUT.IMG_AUG.RE_MODE": ("pixel", "rand", "const"),
+    "INPUT.TEXT_AUG.WORD_TYPE": ("noun", "entity"),
+    "INPUT.TEXT_AUG.TEMPLATES": ("full", "subset", "simple", "identity"),
     "MODEL.CLIP_ADAPTER.TEXT_TEMPLATES": ("vild", "imagenet", "maskclip", "predefined"),
     "MODEL.CLIP_ADAPTER.PROMPT_LEARNER": ("vild", "imagenet", "predefined", "learnable"),
     "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.PROMPT_LEARNER": ("vild", "imagenet", "predefined", "learnable"),
@@ -138,18 +180,22 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT": ("auto", "plain", "log"),
     "MODEL.RENDERING.RESIZE": ("bilinear", "nearest"),
     "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
-    "SOLVER.LR_SCHEDULER_NAME": ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR"),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR", "EpochCosine"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
     "TEST.MIOU_CONVENTION": ("union", "ground_truth"),
     "TEST.VOCABULARY": ("names", "synonyms"),
     "TEST.SYNONYMS": ("region", "pixel"),
+    "TEST.TASKS": ("seg", "cls"),
+    "TEST.ZERO_SHOT.TEMPLATES": ("simple", "subset", "full", "identity"),
+    "TEST.ZERO_SHOT.NAMES": ("imagenet", ""),
+    "TEST.SAVE_BEST": ("mIoU", "pACC", "mACC", "fwIoU", "top1", "top5"),
     "TEST.ORACLE": ("none", "masks", "labels", "words"),
     "TEST.ORACLE_LABEL": ("iou", "intersection", "soft_iou"),
     "TEST.SAVE_PREDICTIONS": (None, False, True, "rle", "png"),
     "METRIC": ("Vanilla", "SG-IoU"),
 }
-_OR_FILES = ("TEST.VOCABULARY",)  # keys whose value may also be the path of a file
+_OR_FILES = ("TEST.VOCABULARY", "TEST.ZERO_SHOT.NAMES")  # keys whose value may also be the path of a file
 _REGISTERED = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
@@ -200,11 +246,13 @@ def check_config(cfg: CfgNode) -> None:
                 raise _refusal(key, value, wanted)
     for key, length in _LENGTHS.items():
         if len(lookup(cfg, key)) != length:
-            raise _refusal(key, lookup(cfg, key), f"{length} numbers")
+            raise _refusal(key, lookup(cfg, key), f"{length} number{'s' * (length > 1)}")
     for key, choices in _TEXTS.items():
         value = lookup(cfg, key)
         kinds = [(type(choice), choice) for choice in choices]  # 1 is not True here
         if key in _OR_FILES and isinstance(value, str) and is_file(value):
+            continue
+        if key in _MAY_BE_EMPTY and not value:
             continue
         if not all((type(part), part) in kinds for part in _parts(value)):
             raise OvsegError(
@@ -280,6 +328,24 @@ def _check_together(cfg: CfgNode) -> None:
         raise _refusal("DATASETS.TRAIN_WEIGHTS", weights, wanted)
     if cfg.INPUT.CAPTION.FORM != "known" and cfg.INPUT.CAPTION.WORDS:
         raise _refusal("INPUT.CAPTION.WORDS", cfg.INPUT.CAPTION.WORDS, "'', or set INPUT.CAPTION.FORM known")
+    solver = cfg.SOLVER
+    for key in () if solver.MAX_EPOCHS else ("MAX_ITER", "CHECKPOINT_PERIOD"):
+        if solver[key] % max(solver.ACCUMULATION_STEPS, 1):
+            wanted = f"a multiple of SOLVER.ACCUMULATION_STEPS, {solver.ACCUMULATION_STEPS}"
+            raise _refusal(f"SOLVER.{key}", solver[key], wanted)
+    for score in cfg.TEST.SAVE_BEST:
+        task = "cls" if score in ("top1", "top5") else "seg"
+        if task not in cfg.TEST.TASKS:
+            wanted = f"scores of {', '.join(cfg.TEST.TASKS)}, or add {task} to TEST.TASKS"
+            raise _refusal("TEST.SAVE_BEST", cfg.TEST.SAVE_BEST, wanted)
+    if (scale := cfg.INPUT.IMG_AUG.IMG_SCALE)[0] > scale[1]:
+        raise _refusal("INPUT.IMG_AUG.IMG_SCALE", scale, "the least share first, then the largest, such as [0.08, 1.0]")
+    windows, tokens = cfg.MODEL.OVSEGMENTOR, cfg.MODEL.OVSEGMENTOR.IMG_ENCODER.NUM_GROUP_TOKENS
+    if not tokens[0] or tokens[1]:
+        raise _refusal(f"{_STAGES_OF}.NUM_GROUP_TOKENS", tokens, "a number and 0, such as [64, 0]")
+    if any(step > side or (side and not step) for side, step in zip(windows.WINDOW, windows.STRIDE, strict=True)):
+        wanted = f"numbers from 1 to those of MODEL.OVSEGMENTOR.WINDOW, {windows.WINDOW}; [0, 0] for windows of [0, 0]"
+        raise _refusal("MODEL.OVSEGMENTOR.STRIDE", windows.STRIDE, wanted)
     adapter = cfg.MODEL.CLIP_ADAPTER
     if (adapter.TEXT_ENCODER == "table") != bool(adapter.TEXT_TABLE):
         wanted = (

@@ -4,7 +4,8 @@
       PER_DATASET:
         ade20k_sem_seg_val: {MASK_THR: 0.55, CLIP_ENSEMBLE_WEIGHT: 0.75}
 
-An entry wins over ``MODEL.CLIP_ADAPTER``'s key of that name on that data set. Whoever says that key for all data sets
+An entry wins over the key of that name of ``MODEL.CLIP_ADAPTER`` (``BG_THRESH``: of ``MODEL.OVSEGMENTOR``) on that data
+set. Whoever says that key for all data sets
 *later*, in a file that has this one as its ``_BASE_`` or on the command line, takes the entries back: the published
 commands, which set the keys themselves, mean what they say.
 """
@@ -23,8 +24,14 @@ from ovseg.errors import OvsegError, shown
 from ovseg.io.plain_yaml import load_plain
 
 KEY = "TEST.PER_DATASET"
-GENERAL = "MODEL.CLIP_ADAPTER."  # where the keys are for all data sets
-LIMITS = {"MASK_THR": (0.0, 1.0), "CLIP_ENSEMBLE_WEIGHT": (-1.0, 1.0), "REPLACE_RATIO": (0.0, 1.0)}
+LIMITS = {
+    "MASK_THR": (0.0, 1.0),
+    "CLIP_ENSEMBLE_WEIGHT": (-1.0, 1.0),
+    "REPLACE_RATIO": (0.0, 1.0),
+    "BG_THRESH": (0.0, 1.0),
+}
+# the sections of the keys for all data sets
+GENERAL = {name: ("MODEL", "OVSEGMENTOR" if name == "BG_THRESH" else "CLIP_ADAPTER") for name in LIMITS}
 
 
 def take_back(entries: dict[str, Any], names: Iterable[str], keep: Mapping[str, Any] | None = None) -> None:
@@ -64,7 +71,7 @@ def prepare_for_merge(cfg: CfgNode, options: Sequence[Any] = ()) -> list[Any]:
     new_node = type(cfg)
     entries.set_new_allowed(True)  # yacs remembers this for each node, the entries' own among them
     keys = [str(key) for key in options[0::2]]
-    take_back(entries, [name for name in LIMITS if f"{GENERAL}{name}" in keys])
+    take_back(entries, [name for name, sections in GENERAL.items() if ".".join((*sections, name)) in keys])
     for key in keys:
         dataset, _, name = key.removeprefix(f"{KEY}.").partition(".")
         if key.startswith(f"{KEY}.") and name in LIMITS:
@@ -76,6 +83,11 @@ def prepare_for_merge(cfg: CfgNode, options: Sequence[Any] = ()) -> list[Any]:
                 raise ValueError(f"{KEY} is {shown(content)}: write {{DATA_SET: {{MASK_THR: 0.4}}}}")
             options[place] = new_node(_read_texts(content), new_allowed=True)
     return options
+
+
+def general_names(content: Any) -> list[str]:
+    """Return the settings that a YAML file has for all data sets."""
+    return [name for name, sections in GENERAL.items() if name in part_of(content, *sections)]
 
 
 def is_path(name: Any) -> bool:
@@ -106,7 +118,8 @@ def config_of(cfg: CfgNode, dataset_name: str) -> CfgNode:
     """
     effective = cfg.clone()
     effective.defrost()
-    effective.MODEL.CLIP_ADAPTER.update(settings_of(cfg, dataset_name))
+    for name, value in settings_of(cfg, dataset_name).items():
+        part_of(effective, *GENERAL[name])[name] = value
     effective.TEST.PER_DATASET.clear()
     if cfg.is_frozen():
         effective.freeze()
@@ -123,8 +136,8 @@ def check_values(cfg: CfgNode) -> None:
         if not isinstance(settings, dict):
             raise OvsegError(f"{KEY}.{dataset} is {settings!r}: write {{MASK_THR: 0.4}}, or any of {', '.join(LIMITS)}")
         for name, value in settings.items():
-            if name not in LIMITS or name not in cfg.MODEL.CLIP_ADAPTER:
-                known = [key for key in LIMITS if key in cfg.MODEL.CLIP_ADAPTER]
+            known = [key for key, sections in GENERAL.items() if key in part_of(cfg, *sections)]
+            if name not in known:
                 raise OvsegError(f"{KEY}.{dataset} sets {name}: only {', '.join(known)} can be set for a data set")
             low, high = LIMITS[name]
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:

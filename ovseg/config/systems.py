@@ -23,10 +23,20 @@ _ZEGFORMER = (
     "MASK_FORMER.GZERO_CALIBRATE",
 )
 _CAPTION = ("KEEP_PROB", "POS", "FORM", "MAX_WORDS", "WORD_FILE", "WORDS", "TAGGER", "STOP_WORDS")
+_IMAGE_TEXT = (
+    *(f"DATASETS.IMAGE_TEXT.{name}" for name in ("ROOT", "FILE")),
+    *(f"INPUT.IMG_AUG.{name}" for name in ("DEIT_AUG", "IMG_SIZE", "IMG_SCALE", "COLOR_JITTER", "AUTO_AUGMENT")),
+    *(f"INPUT.IMG_AUG.{name}" for name in ("INTERPOLATION", "RE_PROB", "RE_MODE", "RE_COUNT", "FLIP_PROB", "EXIF")),
+    *(
+        f"INPUT.TEXT_AUG.{name}"
+        for name in ("MAX_SEQ_LEN", "LEGACY_STRIP", "ENTITIES", "TEMPLATES", "MULTI_LABEL", "WORD_TYPE")
+    ),
+)
+_ZERO_SHOT = ("ROOT", "FILE", "BATCH", "TEMPLATES", "NAMES")
 _PARTS = ("PROPOSER.NAME", "PROPOSER.MASKS", "NAMER.NAME", "FUSION.NAME", "RENDERING.NAME")
 _OF_ALIGNED_CROPS = ("CLIP_PIXEL_MEAN", "CLIP_PIXEL_STD", "CLIP_CLS_STYLE", "MASK_FORMER.ENSEMBLING_ALL_CLS")
 
-WITHOUT_MASKS = ("LSeg", "LSegPlus", "DenseCLIP", *SIMBASELINE_PER_PIXEL)  # they score each pixel
+WITHOUT_MASKS = ("OVSegmentor", "LSeg", "LSegPlus", "DenseCLIP", *SIMBASELINE_PER_PIXEL)  # they score each pixel
 
 # Systems that read a key, and what to set in others. The second CLIP's own keys have no effect without
 # SEPERATE_ADAPTER, but configurations of the originals have them in any case.
@@ -42,7 +52,9 @@ ONLY_IN: dict[str, tuple[tuple[str, ...], str]] = {
         for name in _PARTS
     },
     **{f"INPUT.CAPTION.{name}": (("OpenSeg",), "only OpenSeg trains on captions") for name in _CAPTION},
+    **dict.fromkeys(_IMAGE_TEXT, (("OVSegmentor",), "only OVSegmentor trains on image-text pairs alone")),
     "DATASETS.PSEUDO_MASKS": (("OpenSeg",), "only OpenSeg trains on masks without classes"),
+    **{f"TEST.ZERO_SHOT.{name}": (("OVSegmentor",), "only OVSegmentor classifies images") for name in _ZERO_SHOT},
     f"{_CLIP}.REGION_RESIZED": (SIMBASELINE, "only SimBaseline takes crops of other sizes than CLIP's input"),
 }
 
@@ -53,12 +65,23 @@ _WITHOUT_PROMPTS = {
     f"{_CLIP}.MASK_PROMPT_FWD": "only OVSeg has mask prompts",
     f"{_CLIP}.MASK_PROMPT_DEPTH": "only OVSeg has mask prompts",
 }
+_WITHOUT_CLIP = {  # OVSegmentor has encoders, windows and a background of its own
+    f"{_CLIP}.CLIP_MODEL_NAME": "set MODEL.OVSEGMENTOR.TEXT_ENCODER.CONFIG",
+    f"{_CLIP}.CLIP_WEIGHTS": "set MODEL.OVSEGMENTOR.TEXT_ENCODER.WEIGHTS",
+    f"{_CLIP}.TEXT_TEMPLATES": "set MODEL.OVSEGMENTOR.TEMPLATES",
+    f"{_CLIP}.PREDEFINED_PROMPT_TEMPLATES": "set MODEL.OVSEGMENTOR.TEMPLATES",
+    f"{_CLIP}.TEXT_ENCODER": "set MODEL.OVSEGMENTOR.TEXT_ENCODER.CONFIG",
+    "MODEL.RENDERING.GRANULARITY": "a pixel belongs to one group",
+    "TEST.SLIDING_WINDOW": "set MODEL.OVSEGMENTOR.WINDOW and STRIDE",
+    "TEST.BACKGROUND_THRESHOLD": "set MODEL.OVSEGMENTOR.BG_THRESH",
+}
 _BARE_WORDS = 'words are encoded by CLIP without a prompt; give "templates" in the requests, or use LSegPlus'
 NOT_IN: dict[tuple[str, ...], dict[str, str]] = {
-    (*ZEGFORMER, *SIMBASELINE_PER_PIXEL, "LSeg", "LSegPlus", "OpenSeg", "DenseCLIP", "Mask2Former"): {
+    (*ZEGFORMER, *SIMBASELINE_PER_PIXEL, "LSeg", "LSegPlus", "OpenSeg", "DenseCLIP", "Mask2Former", "OVSegmentor"): {
         "MODEL.FUSION.VOID_BY_CLIP": "only OVSeg, SCAN, SimBaseline and ProposeAndName read it"
     },
     _BOTH: _WITHOUT_PROMPTS,
+    ("OVSegmentor",): _WITHOUT_CLIP,
     ("LSeg",): {
         f"{_CLIP}.{name}": _BARE_WORDS for name in ("TEXT_TEMPLATES", "PREDEFINED_PROMPT_TEMPLATES", "TEXT_ENCODER")
     },

@@ -78,10 +78,10 @@ class SemSegDataset:
 
 
 def _read_table() -> tuple[SemSegDataset, ...]:
-    """Read ``benchmarks.json``: by section, the fields that all of its data sets share, and one line for each."""
+    """Read ``benchmarks.json``: by section, the fields of its data sets, and one line for each with its own."""
     sections = json.loads(resources.files(__package__).joinpath("benchmarks.json").read_text(encoding="utf-8"))
     return tuple(
-        SemSegDataset(section=section, aliases=tuple(row.pop("aliases", ())), **content["common"], **row)
+        SemSegDataset(section=section, aliases=tuple(row.pop("aliases", ())), **{**content["common"], **row})
         for section, content in sections.items()
         for row in content["datasets"]
     )

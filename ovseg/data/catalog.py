@@ -62,7 +62,7 @@ def _register(name: str, dataset: SemSegDataset, root: Path) -> None:
     )
     if dataset.panoptic:
         metadata.set(panoptic_root=str(root / dataset.panoptic), panoptic_json=str(root / dataset.panoptic_json))
-    if dataset.label_set.startswith("coco_stuff"):
+    if dataset.label_set.startswith("coco_stuff") and None not in classes.dataset_ids:
         # COCO's result format has COCO's category ids
         metadata.set(stuff_dataset_id_to_contiguous_id={id_: i for i, id_ in enumerate(classes.dataset_ids)})
     if dataset.label_set == "ade20k_847":

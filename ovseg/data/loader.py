@@ -6,24 +6,23 @@ cannot be taken up in the middle, and in 0.6 the test loader has no batch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ovseg.data.caption_mapper import CaptionMapper
 from ovseg.data.caption_records import captioned_records
 from ovseg.data.catalog import check_prepared
+from ovseg.data.image_text import image_text_loader
 from ovseg.data.mapper import SemSegTestMapper, SemSegTrainMapper
+from ovseg.data.sample_loader import SampleLoader
 from ovseg.data.sampler import MixedBatchSampler, StreamBatchSampler, mix, seeded
 from ovseg.errors import OvsegError
-from ovseg.io.cpus import usable_cpus
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -59,47 +58,6 @@ class MappedDataset(Dataset):
             return error
 
 
-class SampleLoader(DataLoader):
-    """A ``DataLoader`` which raises the errors that a data set returns in place of samples, as ``MappedDataset`` does.
-
-    There are at most as many worker processes as CPUs: published numbers of workers suit published machines.
-
-    Args:
-        dataset: its items are samples or an OvsegError.
-        batch_sampler: lists of keys.
-        num_workers: processes.
-        collate: makes a batch of a list of samples; by default, it stays a list.
-        options: further ones of ``DataLoader``.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        batch_sampler: Iterable[Sequence[Any]],
-        num_workers: int,
-        collate: Callable[[list[Any]], Any] = list,
-        **options: Any,
-    ):
-        super().__init__(
-            dataset,
-            batch_sampler=batch_sampler,
-            num_workers=min(num_workers, usable_cpus()),
-            collate_fn=partial(_first_error_or_batch, collate),
-            worker_init_fn=_one_thread,
-            **options,
-        )
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in super().__iter__():
-            if isinstance(batch, OvsegError):
-                raise batch
-            yield batch
-
-
-def _first_error_or_batch(collate: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
-    return next((sample for sample in samples if isinstance(sample, OvsegError)), None) or collate(samples)
-
-
 def build_train_loader(cfg: CfgNode, *, seed: int, start: int = 0, mapper: Mapper | None = None) -> SampleLoader:
     """Return endless batches of this process's share of ``SOLVER.IMS_PER_BATCH`` samples of ``DATASETS.TRAIN``.
 
@@ -112,7 +70,8 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start: int = 0, mapper: Mappe
     Args:
         seed: of order and augmentation.
         start: number of samples used so far.
-        mapper: default :class:`SemSegTrainMapper`, for OpenSeg :class:`CaptionMapper`.
+        mapper: default :class:`SemSegTrainMapper`, for OpenSeg :class:`CaptionMapper`; not for OVSegmentor, which has
+            image-text pairs, see :func:`ovseg.data.image_text.image_text_loader`.
 
     Raises:
         OvsegError: a data set is not prepared or empty, or an option cannot work; while iterating, unusable files.
@@ -124,6 +83,8 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start: int = 0, mapper: Mappe
         raise OvsegError(
             f"SOLVER.IMS_PER_BATCH = {batch_size} cannot be shared by {world_size} processes: choose a multiple of it"
         )
+    if mapper is None and cfg.MODEL.META_ARCHITECTURE == "OVSegmentor":
+        return image_text_loader(cfg, seed=seed, start=start)
     sets = training_records(cfg)
     if mapper is None and cfg.MODEL.META_ARCHITECTURE == "OpenSeg":
         sets = captioned_records(cfg, sets)
@@ -188,7 +149,3 @@ def _records(dataset_name: str) -> list[dict[str, Any]]:
     if not records:
         raise OvsegError(f"data set {dataset_name!r} is empty: check the folders it was registered with")
     return records
-
-
-def _one_thread(_: int) -> None:
-    cv2.setNumThreads(0)

@@ -16,7 +16,7 @@ from fvcore.transforms.transform import PadTransform
 
 from ovseg.data.protocol import configured_protocol, seen_words
 from ovseg.errors import OvsegError
-from ovseg.io.images import keep_a_pixel, read_image, read_labels
+from ovseg.io.images import keep_a_pixel, read_image, read_labels, resize_transform
 from ovseg.vocabulary import Vocabulary
 
 IMAGE_PAD_VALUE = 128
@@ -27,6 +27,19 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         return keep_a_pixel(super().get_transform(image))
+
+
+class TestResize(T.Augmentation):
+    """Resize for evaluation; see :func:`ovseg.io.images.resize_transform`."""
+
+    __test__ = False  # not a test case of pytest, despite its name
+
+    def __init__(self, min_size: int, max_size: int, antialias: bool = True):
+        super().__init__()
+        self.sizes, self.antialias = (min_size, max_size), antialias
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return resize_transform(*image.shape[:2], *self.sizes, self.antialias)
 
 
 class _CropSize(T.RandomCrop):
@@ -218,7 +231,7 @@ class SemSegTestMapper:
             "vocabulary": protocol.vocabulary,
             "seen": seen_words(protocol),
             "outputs": outputs,
-            "resize": ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+            "resize": TestResize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.ANTIALIAS_TEST),
             "image_format": cfg.INPUT.FORMAT,
         }
 

@@ -47,7 +47,8 @@ class Protocol:
         to_class: the class of each of the Q words; None when the words are the classes.
         ignore_label: the value of pixels that do not count; None when there is none.
         background: what becomes of pixels outside all things: "none", "ignored", "word", "leftover words" or
-            "synonyms", see :attr:`ovseg.vocabulary.LabelSet.background`; or "threshold".
+            "synonyms", see :attr:`ovseg.vocabulary.LabelSet.background`; "threshold"; or "window threshold", which
+            OVSegmentor applies itself, in each window: see :class:`ovseg.naming.group_pixels.GroupPixels`.
         synonyms: where the maximum over the texts of a class is taken: "region", of the scores of a mask, or of a place
             of a dense map, before they are rendered to pixels; "pixel", of the scores of a pixel, each text being a
             word of its own until then; "none" if every class has one text.
@@ -119,6 +120,8 @@ def configured_protocol(cfg: CfgNode, dataset_name: str) -> Protocol:
     """Return the protocol of a registered data set with the keys of ``cfg.TEST``; see :func:`protocol_of`."""
     test = cfg.TEST
     protocol = protocol_of(dataset_name, test.VOCABULARY, test.SYNONYMS, test.BACKGROUND_THRESHOLD)
+    if cfg.MODEL.META_ARCHITECTURE == "OVSegmentor" and protocol.vocabulary.names[0] == BACKGROUND:
+        protocol = replace(protocol, tag=_with_t(protocol.tag), background="window threshold")
     return replace(protocol, words="present") if test.ORACLE == "words" else protocol
 
 
@@ -248,13 +251,18 @@ def _with_threshold(protocol: Protocol, threshold: float) -> Protocol:
     words = tuple(index for index in range(len(protocol.class_names)) if index != background)
     return replace(
         protocol,
-        tag=f"{protocol.tag}{'' if protocol.tag[-1].isdigit() else '-'}t",
+        tag=_with_t(protocol.tag),
         vocabulary=protocol.vocabulary.take(words),
         to_class=words,
         background="threshold",
         threshold=float(threshold),
         background_id=background,
     )
+
+
+def _with_t(tag: str) -> str:
+    """Return the tag of a protocol with a threshold for background."""
+    return f"{tag}{'' if tag[-1].isdigit() else '-'}t"
 
 
 def seen_words(protocol: Protocol) -> list[bool] | None:

@@ -26,6 +26,11 @@ class StreamBatchSampler(Sampler):
         rank, world_size: of this process.
         epochs: None for an endless stream, whose epochs follow each other without a gap. Else so many epochs, of which
             samples that do not fill a batch are left out.
+        drop_last: leave these out of the epochs of an endless stream, too, so that no batch holds a sample twice. Such
+            a stream has whole batches only: one that is to start within a batch starts with the next one.
+
+    Raises:
+        ValueError: processes cannot share a batch; or, with ``drop_last``, there are fewer samples than in one.
     """
 
     def __init__(
@@ -37,16 +42,20 @@ class StreamBatchSampler(Sampler):
         rank: int = 0,
         world_size: int = 1,
         epochs: int | None = None,
+        drop_last: bool = False,
     ):
         if batch_size % world_size:
             raise ValueError(f"a batch of {batch_size} cannot be shared by {world_size} processes")
-        self.size, self.batch_size, self.seed, self.start, self.rank = size, batch_size, seed, start, rank
+        if drop_last and size < batch_size:
+            raise ValueError(f"{size} samples fill no batch of {batch_size}")
+        self.size, self.batch_size, self.seed, self.rank = size, batch_size, seed, rank
+        self.start = start + (-start % batch_size if drop_last else 0)
         self.share = batch_size // world_size
-        self.epochs = epochs
+        self.epochs, self.whole = epochs, drop_last or epochs is not None
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield lists of (position in the stream, index in the data set); with ``epochs``, of (epoch, index)."""
-        length = self.size if self.epochs is None else self.size - self.size % self.batch_size
+        length = self.size - (self.size % self.batch_size if self.whole else 0)
         starts = count(self.start, self.batch_size)
         if self.epochs is not None:
             starts = range(self.start, length * self.epochs, self.batch_size)

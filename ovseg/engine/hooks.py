@@ -7,9 +7,11 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from rich.console import Console
 
 from ovseg.io.progress import progress_bar
@@ -32,6 +34,34 @@ class Every(HookBase):
         done = self.trainer.iter + 1
         if done >= self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
             self.action(done)
+
+
+class SkippedRows(HookBase):
+    """Counts the rows that the loaders of all processes could not use: a scalar, and a line of the log at the end.
+
+    Args:
+        loader: of this process, whose attribute ``skipped`` is the count so far.
+        period: iterations between scalars; the last iteration has one, too.
+        before: rows that were skipped before this run was resumed.
+    """
+
+    NAME = "skipped_rows"
+
+    def __init__(self, loader: Any, period: int, before: int = 0):
+        self.loader, self.period, self.before = loader, period, before
+
+    def total(self) -> int:
+        """Return the count of all processes, each of which calls this."""
+        return self.before + sum(comm.all_gather(self.loader.skipped))
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done < self.trainer.max_iter and done % self.period:
+            return
+        total = self.total()
+        self.trainer.storage.put_scalar(self.NAME, total, smoothing_hint=False)
+        if done >= self.trainer.max_iter and total:
+            logger.warning("in all, %d draws were of rows that cannot be used; others were drawn in their place", total)
 
 
 class Meter(HookBase):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,22 +19,24 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from torch import nn
 
 from ovseg.checkpoint import load_model, skip_initialisation
+from ovseg.clip.bert import check_texts
 from ovseg.config.limits import check_kind, needs_checkpoint
 from ovseg.data.catalog import check_prepared
 from ovseg.data.loader import build_train_loader
 from ovseg.data.mapper import training_set
+from ovseg.engine.best import BestCheckpoints
 from ovseg.engine.checkpoints import FINAL, CheckpointFolder, numbered
-from ovseg.engine.hooks import Every
+from ovseg.engine.epochs import in_iterations
+from ovseg.engine.hooks import Every, SkippedRows
 from ovseg.engine.metrics import MetricsWriter, start_wandb
 from ovseg.engine.setup import owned_output, seed_everything
 from ovseg.engine.solver import build_lr_scheduler, build_optimizer
 from ovseg.engine.trainer import Trainer, parallel
 from ovseg.errors import OvsegError
-from ovseg.evaluation.runner import check_evaluation, evaluate_all
+from ovseg.evaluation.runner import check_evaluation, evaluate_all, evaluates
 
 logger = logging.getLogger(__name__)
 
-LOG_PERIOD = 20  # iterations
 REMEDY = (
     "lower SOLVER.BASE_LR, raise SOLVER.WARMUP_ITERS or set SOLVER.AMP.ENABLED False, and resume from the last "
     "checkpoint with --resume"
@@ -60,8 +63,10 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
     check_kind(cfg, "MODEL.META_ARCHITECTURE")
     for name in cfg.DATASETS.TRAIN:
         check_prepared(name)
-    if cfg.MODEL.META_ARCHITECTURE != "OpenSeg":  # its masks have no classes
+    if cfg.MODEL.META_ARCHITECTURE not in ("OpenSeg", "OVSegmentor"):  # they train on no classes
         training_set(cfg)  # the number of classes, before anything is built
+    if cfg.MODEL.META_ARCHITECTURE == "OVSegmentor":
+        check_texts(cfg.MODEL.OVSEGMENTOR.TEXT_ENCODER, cfg.INPUT.TEXT_AUG.MAX_SEQ_LEN)
     single_view = _single_view(cfg)
     check_evaluation(single_view)  # it is needed after hours only
     results: OrderedDict[str, Any] = OrderedDict()
@@ -76,7 +81,7 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any]:
         resume,
         make_loader=lambda seed, start: build_train_loader(cfg, seed=seed, start=start),
         make_model=lambda found: load_model(cfg) if found is None else _restored_model(cfg, *found),
-        evaluate=evaluate_now if cfg.DATASETS.TEST else None,
+        evaluate=evaluate_now if evaluates(cfg) else None,
     )
     return results
 
@@ -95,9 +100,11 @@ def fit(
     Args:
         cfg: the configuration.
         resume: continue from the newest checkpoint in ``OUTPUT_DIR``, if there is one.
-        make_loader: called with the seed and the number of samples used so far, it returns endless batches.
+        make_loader: called with the seed and the number of samples used so far, it returns endless batches of a
+            ``dataset``, whose length counts where ``SOLVER.MAX_EPOCHS`` is set. Its attribute ``skipped``, if it has
+            one, is the number of rows that it could not use.
         make_model: called with the path and the content of the checkpoint, or None, it returns the model, whose call
-            with a batch returns losses.
+            with a batch returns losses. Its method ``update_teacher``, if it has one, is called after each iteration.
         state_of: returns what a checkpoint holds of the model.
         evaluate: called every ``TEST.EVAL_PERIOD`` iterations with the model and the number of iterations.
     """
@@ -106,6 +113,8 @@ def fit(
     seed, position = _progress(cfg, found)
     seed_everything(seed)  # the same in all processes: the model starts the same
     loader = make_loader(seed, position)
+    if cfg.SOLVER.MAX_EPOCHS:
+        cfg = in_iterations(cfg, len(loader.dataset))
     model = make_model(found)
     if cfg.SOLVER.CHANNELS_LAST:
         model = model.to(memory_format=torch.channels_last)
@@ -121,30 +130,43 @@ def fit(
         autocast_dtype=dtype,
         scale_losses=dtype is torch.float16,
         remedy=REMEDY,
+        accumulation=max(cfg.SOLVER.ACCUMULATION_STEPS, 1),
     )
+    if trainer.accumulation > 1:  # the schedule starts before the first step of the optimiser
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+    best = BestCheckpoints(checkpoints.folder, cfg.TEST.SAVE_BEST if evaluate else (), resume=found is not None)
+    skipped = SkippedRows(loader, cfg.LOG_PERIOD) if hasattr(loader, "skipped") else None
     start = 0
     if found is not None:
         path, content = found
         start = content["iteration"] + 1
         with checkpoints.reading(path):
             trainer.load_state_dict(content)
+            if skipped is not None:
+                skipped.before = int(content.get(SkippedRows.NAME, 0))
 
     def save(done: int) -> None:
+        counts = {} if skipped is None else {SkippedRows.NAME: skipped.total()}
         if comm.is_main_process():
             used = position + (done - start) * cfg.SOLVER.IMS_PER_BATCH
             name = FINAL if done >= cfg.SOLVER.MAX_ITER else numbered(done - 1)
-            checkpoints.save(name, {"model": state_of(model), "samples_used": used, **trainer.state_dict()})
+            checkpoints.save(name, {"model": state_of(model), "samples_used": used, **counts, **trainer.state_dict()})
 
     def evaluate_now() -> OrderedDict[str, Any]:
-        return evaluate(model, min(trainer.iter + 1, cfg.SOLVER.MAX_ITER))
+        done = min(trainer.iter + 1, cfg.SOLVER.MAX_ITER)
+        results = evaluate(model, done)
+        best.update(results, done, lambda: state_of(model))
+        return results
 
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(optimizer, scheduler),
+            Every(1, lambda done: model.update_teacher()) if hasattr(model, "update_teacher") else None,
+            skipped,
             Every(cfg.SOLVER.CHECKPOINT_PERIOD, save),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_now) if evaluate else None,
-            hooks.PeriodicWriter(_writers(cfg), LOG_PERIOD) if comm.is_main_process() else None,
+            hooks.PeriodicWriter(_writers(cfg), cfg.LOG_PERIOD) if comm.is_main_process() else None,
         ]
     )
     trainer.train(start, cfg.SOLVER.MAX_ITER)

@@ -1,8 +1,7 @@
-"""Optimisers and learning rate schedules of segmenters (specification, section 9.3) and of CLIP (section 12.2)."""
+"""Optimisers of segmenters (specification, section 9.3) and of CLIP (section 12.2)."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.projects.deeplab import build_lr_scheduler as build_deeplab_lr_scheduler
 from torch import nn
 
+from ovseg.engine.schedules import EpochCosineLR
 from ovseg.errors import OvsegError
 
 NORM_TYPES = (
@@ -58,6 +58,7 @@ class GradientClip:
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Return AdamW or SGD with one parameter group for each trainable tensor, in the order of the model's modules.
 
+    OVSegmentor has the groups of :func:`two_parameter_groups`, and one learning rate. In all other systems,
     ``BACKBONE_MULTIPLIER`` scales the learning rate below modules named backbone, and of LSeg's image network. Swin's
     position tables and temperatures have no weight decay, norms ``WEIGHT_DECAY_NORM``, embeddings
     ``WEIGHT_DECAY_EMBED``, everything else, biases too, ``WEIGHT_DECAY``. ``CLIP_GRADIENTS`` is done by
@@ -67,11 +68,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         OvsegError: unknown optimiser or way of clipping, or nothing to train.
     """
     solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
-    groups = list(parameter_groups(cfg, model))
+    in_two_groups = cfg.MODEL.META_ARCHITECTURE == "OVSegmentor"
+    groups = list((two_parameter_groups if in_two_groups else parameter_groups)(cfg, model))
     if not groups:
         raise OvsegError("the model has no trainable parameter")
     if solver.OPTIMIZER == "ADAMW":
-        optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+        options = {"betas": tuple(solver.BETAS), "eps": solver.EPS}
+        optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **options)
     elif solver.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     else:
@@ -105,12 +108,35 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> Iterator[dict[str, Any]]
             }
 
 
+def two_parameter_groups(cfg: CfgNode, model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Yield the trainable tensors with weight decay, then those without: biases and all others of one dimension.
+
+    Temperatures, which have none, decay (specification of OVSegmentor, section 6).
+    """
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for group, decayed in (("decayed", True), ("undecayed", False)):
+        tensors = [p for name, p in trained if (p.ndim != 1 and not name.endswith(".bias")) is decayed]
+        if tensors:
+            decay = cfg.SOLVER.WEIGHT_DECAY if decayed else 0.0
+            yield {"params": tensors, "name": group, "lr": cfg.SOLVER.BASE_LR, "weight_decay": decay}
+
+
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """Return ``WarmupPolyLR`` or one of Detectron2's own schedules, by ``SOLVER.LR_SCHEDULER_NAME``.
+    """Return the schedule of ``SOLVER.LR_SCHEDULER_NAME``: ``EpochCosine``, ``WarmupPolyLR``, or one of Detectron2's.
 
     Raises:
         OvsegError: unknown name.
     """
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME == "EpochCosine":
+        return EpochCosineLR(
+            optimizer,
+            total=solver.MAX_ITER,
+            warmup=solver.WARMUP_ITERS,
+            warmup_lr=solver.WARMUP_LR,
+            min_lr=solver.MIN_LR,
+            accumulation=max(solver.ACCUMULATION_STEPS, 1),
+        )
     try:
         return build_deeplab_lr_scheduler(cfg, optimizer)
     except ValueError as error:
@@ -139,24 +165,3 @@ def build_adamw(
         groups[group_of(name, parameter)].append(parameter)
     options = [{"params": ps, "weight_decay": d} for ps, d in zip(groups, weight_decays, strict=True) if ps]
     return torch.optim.AdamW(options, lr=lr, betas=betas, eps=eps)
-
-
-class WarmupCosineLR(torch.optim.lr_scheduler.LRScheduler):
-    """Linear warm-up, ``lr * (step + 1) / warmup``, then half a cosine to zero; ``step`` counts from 0.
-
-    Args:
-        optimizer: whose learning rates are the highest ones.
-        warmup: steps.
-        steps: of the whole training.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, warmup: int, steps: int):
-        self.warmup, self.steps = warmup, steps
-        super().__init__(optimizer)
-
-    def get_lr(self) -> list[float]:
-        """Return the learning rate of each parameter group at ``last_epoch``, the number of steps done."""
-        step, warmup = self.last_epoch, self.warmup
-        if step < warmup:
-            return [lr * (step + 1) / warmup for lr in self.base_lrs]
-        return [lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup))) for lr in self.base_lrs]

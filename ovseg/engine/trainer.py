@@ -41,6 +41,8 @@ class Trainer(TrainerBase):
         autocast_dtype: of mixed precision around the whole step, None for full precision or a step that sees to it.
         scale_losses: as float16 needs it.
         remedy: what the user can do against an infinite loss.
+        accumulation: iterations whose mean gradient makes a step of the optimiser, which comes after the last of them.
+            A run starts, stops and keeps its state between steps, at multiples of this number.
     """
 
     def __init__(
@@ -54,11 +56,12 @@ class Trainer(TrainerBase):
         autocast_dtype: torch.dtype | None = None,
         scale_losses: bool = False,
         remedy: str = "lower the learning rate",
+        accumulation: int = 1,
     ):
         super().__init__()
         self.step, self.batches = step, batches
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.seed, self.remedy = seed, remedy
+        self.seed, self.remedy, self.accumulation = seed, remedy, accumulation
         self.device = optimizer.param_groups[0]["params"][0].device
         self.autocast_dtype = autocast_dtype
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scale_losses)
@@ -96,12 +99,17 @@ class Trainer(TrainerBase):
         batch = next(self._iterator)
         data_time = time.perf_counter() - began
         torch.manual_seed(mix(self.seed, self.iter, comm.get_rank()))
-        self.optimizer.zero_grad()
-        with autocast(self.device, self.autocast_dtype):
-            losses = self.step(batch)
-            total = torch.stack(list(losses.values())).sum()
-        self._record(losses, data_time)
-        self.scaler.scale(total).backward()
+        if self.iter % self.accumulation == 0:
+            self.optimizer.zero_grad()
+        complete = (self.iter + 1) % self.accumulation == 0  # all gradients of a step are there
+        with contextlib.nullcontext() if complete else self._local_gradients():
+            with autocast(self.device, self.autocast_dtype):
+                losses = self.step(batch)
+                total = torch.stack(list(losses.values())).sum()
+            self._record(losses, data_time)
+            self.scaler.scale(total / self.accumulation).backward()
+        if not complete:
+            return
         if not isinstance(self.step, DistributedDataParallel):
             average_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         self.scaler.step(self.optimizer)
@@ -136,6 +144,10 @@ class Trainer(TrainerBase):
         if state["grad_scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["grad_scaler"])
 
+    def _local_gradients(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which gradients are added up in each process on its own."""
+        return self.step.no_sync() if isinstance(self.step, DistributedDataParallel) else contextlib.nullcontext()
+
     def _record(self, losses: dict[str, Tensor], data_time: float) -> None:
         """Put the losses, averaged over processes, into the storage; one synchronisation with the device."""
         values = torch.stack([loss.detach().double() for loss in losses.values()])
@@ -156,14 +168,20 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """Wrap a model for several processes, where there are several."""
+    """Wrap a model for several processes, where there are several.
+
+    A model says by ``has_unused_parameters`` that some of its trainable parameters have no part in the losses.
+    """
     if comm.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # before PyTorch 2.13
     return DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None, **{buffers: False}
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        find_unused_parameters=getattr(model, "has_unused_parameters", False),
+        **{buffers: False},
     )
 
 

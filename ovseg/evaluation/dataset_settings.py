@@ -12,7 +12,12 @@ from ovseg.config.per_dataset import KEY
 from ovseg.errors import OvsegError
 
 # settings and their attributes of the model or of its parts
-_ATTRIBUTES = {"MASK_THR": "mask_threshold", "CLIP_ENSEMBLE_WEIGHT": "weight", "REPLACE_RATIO": "replace_ratio"}
+_ATTRIBUTES = {
+    "MASK_THR": "mask_threshold",
+    "CLIP_ENSEMBLE_WEIGHT": "weight",
+    "REPLACE_RATIO": "replace_ratio",
+    "BG_THRESH": "bg_thresh",
+}
 
 
 def check_settings(model: nn.Module, settings: Iterable[str]) -> None:
@@ -46,7 +51,7 @@ def _owners(model: nn.Module, name: str) -> list[Any]:
     parts = (
         model,
         *getattr(model, "parts", ()),
-        *(getattr(model, part, None) for part in ("mask_namer", "fuse", "render")),
+        *(getattr(model, part, None) for part in ("mask_namer", "fuse", "render", "scorer")),
     )
     owners = [part for part in parts if hasattr(part, _ATTRIBUTES[name])]
     if not owners:

@@ -110,6 +110,15 @@ def narrow(label_map: np.ndarray, num_classes: int) -> np.ndarray:
     return label_map.astype(np.uint8 if num_classes <= 256 else np.uint16)
 
 
+def distinct_stems(file_names: Sequence[str]) -> list[str]:
+    """Return names for the results of images: relative paths without suffix, or with it where two would be equal."""
+    absolute = [os.path.abspath(name) for name in file_names]
+    common = os.path.commonpath([os.path.dirname(name) for name in absolute])
+    relative = [os.path.relpath(name, common) for name in absolute]
+    stems = [os.path.splitext(name)[0] for name in relative]
+    return stems if len(set(stems)) == len(stems) else relative
+
+
 class PngPredictions(Keeper):
     """Keeper that saves each label map as ``<folder>/<image>.png``: class indices, 8 bit up to 256 classes, else 16.
 
@@ -123,12 +132,7 @@ class PngPredictions(Keeper):
 
     def __init__(self, folder: str | Path, file_names: Sequence[str], num_classes: int) -> None:
         self._folder = Path(folder)
-        # relative names; the images' suffixes are kept only if names would clash without them
-        absolute = [os.path.abspath(name) for name in file_names]
-        common = os.path.commonpath([os.path.dirname(name) for name in absolute])
-        relative = [os.path.relpath(name, common) for name in absolute]
-        stems = [os.path.splitext(name)[0] for name in relative]
-        self._names = [f"{name}.png" for name in (stems if len(set(stems)) == len(stems) else relative)]
+        self._names = [f"{stem}.png" for stem in distinct_stems(file_names)]
         self._num_classes = num_classes
 
     def see(self, seen: SeenImage) -> None:

@@ -15,6 +15,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from ovseg.data.protocol import Protocol
 from ovseg.errors import OvsegError
 from ovseg.evaluation.confusion import MIOU_CONVENTIONS, denominators
 from ovseg.evaluation.grounding import PresentWords
@@ -74,7 +75,7 @@ def results_record(
         "miou_convention": semantic.convention,
         "denominators": denominators(semantic.confusion),
         "oracle": describe_oracle(cfg),
-        "background_threshold": semantic.protocol.threshold,
+        "background_threshold": _background_threshold(cfg, semantic.protocol),
         "grounding": None if grounding is None else {"words": "of the classes of each image", "how": grounding.how},
         "proposal_recall": None if recall is None else recall.describe(),
         "views": {
@@ -184,6 +185,11 @@ def _complete_earlier(content: dict[str, Any]) -> None:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _background_threshold(cfg: CfgNode, protocol: Protocol) -> float | None:
+    """Return the threshold of the protocol, or of the model where this one decides what is background."""
+    return cfg.MODEL.OVSEGMENTOR.BG_THRESH if protocol.background == "window threshold" else protocol.threshold
 
 
 def _multi_scale(settings: CfgNode) -> dict[str, Any]:

@@ -92,7 +92,9 @@ def print_results(record: Mapping[str, Any], folder: Path) -> None:
         details = ", ".join(f"{key}: {value}" for key, value in oracle.items())
         lines.append(f"WITH AN ORACLE, not a result of the model alone ({details})")
     if (threshold := record["background_threshold"]) is not None:
-        lines.append(f"background: pixels with a best score below {threshold:g}")
+        windows = ", or below the best one of their window if that is lower"
+        capped = windows if record["protocol"]["background"] == "window threshold" else ""
+        lines.append(f"background: pixels with a best score below {threshold:g}{capped}")
     if grounding := record["grounding"]:
         lines.append(f"Grounding mIoU: words {grounding['words']} ({grounding['how']})")
     if recall := record.get("proposal_recall"):

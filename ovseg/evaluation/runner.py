@@ -29,6 +29,7 @@ from ovseg.data.protocol import configured_protocol
 from ovseg.errors import OvsegError
 from ovseg.evaluation.crf import DenseCRF
 from ovseg.evaluation.dataset_settings import check_settings, dataset_settings
+from ovseg.evaluation.drawings import check_drawings, draws_groups, mode_drawings
 from ovseg.evaluation.ground_truth import GroundTruth
 from ovseg.evaluation.grounding import GroundingEvaluator, PresentWords, check_grounding
 from ovseg.evaluation.identity import fingerprint, model_digest
@@ -43,6 +44,7 @@ from ovseg.evaluation.sg_iou import sg_scores
 from ovseg.evaluation.sg_table import build_table, read_table
 from ovseg.evaluation.tally import Stopwatch, add_other_processes
 from ovseg.evaluation.tta import augmented_model
+from ovseg.evaluation.zero_shot import FOLDER, TASK, check_zero_shot, zero_shot_classification
 from ovseg.io.progress import progress_bar
 from ovseg.meta_arch.per_pixel import PerPixel
 
@@ -58,6 +60,7 @@ def check_evaluation(cfg: CfgNode) -> None:
         OvsegError: a data set is not prepared, or an option cannot work.
     """
     check_config(cfg)
+    check_zero_shot(cfg)
     if cfg.TEST.PROPOSAL_RECALL and (
         cfg.MODEL.META_ARCHITECTURE in WITHOUT_MASKS
         or (cfg.MODEL.META_ARCHITECTURE == "OpenSeg" and cfg.MODEL.OPENSEG.TEST_PROPOSALS == "none")
@@ -71,9 +74,10 @@ def check_evaluation(cfg: CfgNode) -> None:
             "False, or the threshold to None"
         )
     check_per_dataset(cfg)
-    for dataset_name in cfg.DATASETS.TEST:
+    for dataset_name in segmented(cfg):
         check_prepared(dataset_name)
         protocol = configured_protocol(cfg, dataset_name)
+        check_drawings(cfg, len(protocol.class_names))
         if cfg.METRIC == "SG-IoU" and cfg.TEST.SG_IOU_TABLE:
             read_table(cfg.TEST.SG_IOU_TABLE, protocol)
 
@@ -88,23 +92,40 @@ def evaluate_all(
 ) -> OrderedDict[str, OrderedDict]:
     """Evaluate on every data set of ``DATASETS.TEST``; see :func:`evaluate_dataset`.
 
+    With ``cls`` in ``TEST.TASKS``, images are classified, too, see :mod:`ovseg.evaluation.zero_shot`; without ``seg``,
+    nothing else is done.
+
     Returns:
-        results by data set; each is empty outside the main process.
+        results by data set, that of the classification as "zero_shot"; each is empty outside the main process.
 
     Raises:
         OvsegError: no data set is named, a data set is not prepared, or an option cannot work for it; all are checked
             before the first evaluation starts.
     """
-    if not cfg.DATASETS.TEST:
+    if not evaluates(cfg):
         raise OvsegError("DATASETS.TEST is empty: name the data sets to evaluate on")
     check_evaluation(cfg)
     model = _bare(model)
-    for dataset_name in cfg.DATASETS.TEST:
+    for dataset_name in segmented(cfg):
         check_settings(model, settings_of(cfg, dataset_name))
         if cfg.METRIC == "SG-IoU":
             build_table(cfg, model, configured_protocol(cfg, dataset_name))
     options = {"resume": resume, "iteration": iteration, "digest": model_digest(model), "limit": limit}
-    return OrderedDict((name, evaluate_dataset(cfg, model, name, **options)) for name in cfg.DATASETS.TEST)
+    results = OrderedDict((name, evaluate_dataset(cfg, model, name, **options)) for name in segmented(cfg))
+    if TASK in cfg.TEST.TASKS:
+        scores = zero_shot_classification(cfg, model, iteration)
+        results[FOLDER] = OrderedDict(scores if comm.is_main_process() else ())
+    return results
+
+
+def segmented(cfg: CfgNode) -> Sequence[str]:
+    """Return the data sets that an evaluation segments."""
+    return cfg.DATASETS.TEST if "seg" in cfg.TEST.TASKS else ()
+
+
+def evaluates(cfg: CfgNode) -> bool:
+    """Return whether an evaluation has anything to do."""
+    return bool(segmented(cfg)) or TASK in cfg.TEST.TASKS
 
 
 def evaluate_dataset(
@@ -123,9 +144,9 @@ def evaluate_dataset(
     ``confusion.npz``, with TEST.SAVE_PREDICTIONS the predictions, with TEST.REPORT ``report.html``, and at last
     ``results.json`` (:mod:`ovseg.evaluation.record`). Partial counts are kept in ``.partial`` in that folder until the
     evaluation is complete. Keys that matter: TEST.VOCABULARY, TEST.SYNONYMS, TEST.BACKGROUND_THRESHOLD,
-    TEST.MIOU_CONVENTION, TEST.GROUNDING_MIOU, TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.REPORT, TEST.AUG,
-    TEST.SLIDING_*, TEST.MULTI_SCALE.*, TEST.DENSE_CRF, TEST.ORACLE*, METRIC and TEST.SG_IOU_*. During the evaluation
-    the model has the data set's own settings (TEST.PER_DATASET).
+    TEST.MIOU_CONVENTION, TEST.GROUNDING_MIOU, TEST.PROPOSAL_RECALL, TEST.SAVE_PREDICTIONS, TEST.REPORT,
+    TEST.VIS_MODES, TEST.AUG, TEST.SLIDING_*, TEST.MULTI_SCALE.*, TEST.DENSE_CRF, TEST.ORACLE*, METRIC and
+    TEST.SG_IOU_*. During the evaluation the model has the data set's own settings (TEST.PER_DATASET).
 
     Args:
         resume: skip the images that an earlier run has counted, or all of them if there is a result. Only counts with
@@ -172,6 +193,8 @@ def _evaluate(
         independent = viewed is model and getattr(model, "scores_are_independent", False)
         grounding = PresentWords(viewed, GroundTruth(dataset_name), protocol, independent)
     outputs = ["sem_seg" if cfg.TEST.DENSE_CRF else "label_map", *(grounding.needs if grounding else ())]
+    if draws_groups(cfg):
+        outputs.append("group_maps")
     if cfg.TEST.PROPOSAL_RECALL and isinstance(model, PerPixel):
         raise OvsegError(_NO_MASKS)
     recall = ProposalRecallEvaluator(dataset_name) if cfg.TEST.PROPOSAL_RECALL else None
@@ -254,6 +277,8 @@ def _keepers(
         keepers["png"] = PngPredictions(folder / PNG_FOLDER, file_names, len(truth.class_names))
     if cfg.TEST.REPORT:
         keepers["worst"] = WorstImages(folder / WORST_FILE, len(truth.class_names))
+    if cfg.TEST.VIS_MODES:
+        keepers["drawings"] = mode_drawings(cfg, dataset_name, file_names)
     return keepers
 
 

@@ -28,6 +28,7 @@ class SeenImage:
         label_file: file of the ground-truth labels.
         label_map: (H,W) integers, the predicted classes.
         runs: run-length encoding of prediction and ground truth.
+        groups: (H,W) integers, the group of each pixel; None unless the model's ``group_maps`` were asked for.
     """
 
     index: int
@@ -35,6 +36,7 @@ class SeenImage:
     label_file: str
     label_map: np.ndarray
     runs: LabelRuns
+    groups: np.ndarray | None = None
 
 
 class Keeper(Tally):
@@ -119,7 +121,9 @@ class SemSegEvaluator(DatasetEvaluator, Tally):
             runs.add_to(self.confusion)
             if self._keepers:
                 index = sample.get("index", self.num_images)
-                seen = SeenImage(index, str(sample["file_name"]), label_file, pred, runs)
+                maps = output.get("group_maps")  # (K,H,W)
+                groups = None if maps is None else maps.argmax(dim=0).cpu().numpy()
+                seen = SeenImage(index, str(sample["file_name"]), label_file, pred, runs, groups)
                 for keeper in self._keepers:
                     keeper.see(seen)
             self.num_images += 1

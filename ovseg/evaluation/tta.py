@@ -6,7 +6,7 @@ Both wrap a model and have the inputs and outputs of a meta-architecture, so the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ovseg.data.requested_words import requested_words
 from ovseg.errors import OvsegError
 from ovseg.io.images import resize_transform
+from ovseg.naming.windows import Place, average, windows
 
 
 def augmented_model(cfg: CfgNode, model: nn.Module, largest_sum: int | None = None) -> nn.Module:
@@ -156,19 +157,17 @@ class SlidingWindow(_ManyViews):
         image = sample["image"]
         scale = self._scale(sample)
         height, width = (max(1, round(side * scale)) for side in image.shape[-2:])
-        total: Tensor | None = None
-        count: Tensor | None = None
-        for rows in self._spans(image.shape[1]):
-            for columns in self._spans(image.shape[2]):
-                place = _scaled(rows, scale, height), _scaled(columns, scale, width)
-                size = [span.stop - span.start for span in place]
-                scores = self._scores_of_view(sample, image[:, rows, columns], *size)
-                if total is None or count is None:
-                    total = scores.new_zeros(scores.shape[0], height, width)
-                    count = scores.new_zeros(height, width)
-                total[(slice(None), *place)] += scores
-                count[place] += 1
-        return sem_seg_postprocess(total.div_(count), (height, width), sample["height"], sample["width"])
+        tile, stride = (self.tile_size, self.tile_size), (self.stride, self.stride)
+        places = windows(tuple(image.shape[1:]), tile, stride)
+        parts = (self._part(sample, place, scale, (height, width)) for place in places)
+        total = average(parts, (height, width))
+        return sem_seg_postprocess(total, (height, width), sample["height"], sample["width"])
+
+    def _part(self, sample: dict, place: Place, scale: float, size: tuple[int, int]) -> tuple[Place, Tensor]:
+        """Return the place of a tile in scores of ``size``, and its scores."""
+        smaller = tuple(_scaled(span, scale, length) for span, length in zip(place, size, strict=True))
+        height, width = (span.stop - span.start for span in smaller)
+        return smaller, self._scores_of_view(sample, sample["image"][(slice(None), *place)], height, width)
 
     def _scale(self, sample: dict) -> float:
         """Return the factor on the sides of the image at which scores are summed."""
@@ -176,12 +175,6 @@ class SlidingWindow(_ManyViews):
             return 1.0
         classes = len(requested_words(sample)) + 1  # 1: the model may add "others"
         return min(1.0, (self.largest_sum / (classes * sample["image"][0].numel())) ** 0.5)
-
-    def _spans(self, length: int) -> Iterator[slice]:
-        """Yield the spans of the tiles of one row or column in [0, length)."""
-        last = max(length - self.tile_size, 0)
-        for start in [*range(0, last, self.stride), last]:
-            yield slice(start, min(start + self.tile_size, length))
 
 
 class MultiScale(_ManyViews):

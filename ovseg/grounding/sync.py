@@ -31,9 +31,19 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()  # autograd may share the gradient with others
-        dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
+        return _summed(gradient).chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over processes; the gradient of each part is the sum of the gradients in all processes."""
+
+    @staticmethod
+    def forward(ctx, part: Tensor) -> Tensor:
+        return _summed(part)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
 
 
 def num_processes() -> int:
@@ -51,6 +61,18 @@ def gather_rows(rows: Tensor) -> Tensor:
         (W n, ...) in the order of the processes; ``rows`` itself if there is one process.
     """
     return rows if num_processes() == 1 else _GatherRows.apply(rows)
+
+
+def sum_over_processes(part: Tensor) -> Tensor:
+    """Add up tensors of all processes, with gradient.
+
+    Args:
+        part: of the same shape in all processes; every one must call, and compute the gradient or not.
+
+    Returns:
+        the sum; ``part`` itself if there is one process.
+    """
+    return part if num_processes() == 1 else _Sum.apply(part)
 
 
 def gather_words(words: Tensor, num_words: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,3 +108,10 @@ def _concatenated(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
+
+
+def _summed(part: Tensor) -> Tensor:
+    """Return the sum of tensors of the same shape over all processes, without gradient."""
+    total = part.contiguous().clone()  # autograd may share a gradient with others
+    dist.all_reduce(total)
+    return total

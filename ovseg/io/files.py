@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import logging
 import os
@@ -56,6 +57,17 @@ try:  # outside of this machine or container, process numbers have no meaning
 except OSError:
     _PROCESSES = ""
 _MACHINE = hashlib.sha256(f"{socket.gethostname()} {_PROCESSES}".encode()).hexdigest()[:6]
+
+
+def matches(path: str | Path) -> bool:
+    """Return whether a path is there, or one that fits a pattern such as ``shards/{0000..0099}.tar`` or ``*.tar``.
+
+    The part in braces fits any text here, so that the pattern is found although some of its files are missing.
+    """
+    if os.path.exists(path):
+        return True
+    pattern = re.sub(r"\{[^{}/]*\}", "*", str(path).replace("[", "[[]"))
+    return "*" in pattern and "\0" not in pattern and any(True for _ in glob.iglob(pattern))
 
 
 @contextlib.contextmanager

@@ -56,12 +56,21 @@ def read_image(path: str | Path) -> np.ndarray:
         raise
 
 
-def decode_image(file: Path | io.BytesIO, name: str) -> np.ndarray:
-    """Decode an existing file, or the content of a file, like :func:`read_image`; ``name`` is for messages."""
+def decode_image(file: Path | io.BytesIO, name: str, upright: bool = True) -> np.ndarray:
+    """Decode an existing file, or the content of a file, like :func:`read_image`.
+
+    Args:
+        file: the file, or its content.
+        name: for messages.
+        upright: False leaves out the EXIF orientation.
+
+    Raises:
+        OvsegError: see :func:`read_image`.
+    """
     with _explained(name, file), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # raised at half of our limit
         with open_image(file) as image:
-            return to_rgb(image)
+            return to_rgb(image, upright)
 
 
 def opened_to_rgb(image: Image.Image) -> np.ndarray:
@@ -103,7 +112,7 @@ def open_image(file: str | Path | BinaryIO) -> Image.Image:
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
     """Convert an opened Pillow image to RGB.
 
     16-bit grey is divided by 257 (0..65535 -> 0..255). 32-bit integers and floats are kept if they lie within 0..255,
@@ -113,6 +122,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
     Args:
         image: any mode; loaded here when it is still lazy.
+        upright: apply the EXIF orientation.
 
     Returns:
         (H,W,3) uint8 RGB, contiguous and writable.
@@ -122,7 +132,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     """
     image.load()
     width, height = image.size
-    orientation = orientation_of(image)
+    orientation = orientation_of(image) if upright else 1
     result = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
     target = _AS_STORED.get(orientation, lambda upright: upright)(result)
     convert = _grey_to_8_bit(image) if image.mode.startswith(("I", "F")) else _colours
@@ -314,20 +324,36 @@ def _bad_shape(values: np.ndarray | torch.Tensor, kind: str) -> OvsegError:
     )
 
 
-def resize_transform(height: int, width: int, min_size: int, max_size: int) -> T.Transform:
+def resize_transform(height: int, width: int, min_size: int, max_size: int, antialias: bool = True) -> T.Transform:
     """The resize of Detectron2's ``ResizeShortestEdge`` for one size; a long image keeps a pixel of its short side.
 
     Args:
         height, width: of the image, pixels.
         min_size: its shortest side becomes this many pixels; 0 or less leaves the image as it is.
         max_size: unless its longest side would be more than this.
+        antialias: average pixels when the image shrinks, as Pillow does; False for OpenCV's bilinear interpolation.
     """
     from detectron2.data import transforms as T
 
     if min_size <= 0:
         return T.NoOpTransform()
     new_size = T.ResizeShortestEdge.get_output_shape(height, width, min_size, max_size)
-    return keep_a_pixel(T.ResizeTransform(height, width, *new_size, Image.Resampling.BILINEAR))
+    resize = keep_a_pixel(T.ResizeTransform(height, width, *new_size, Image.Resampling.BILINEAR))
+    return resize if antialias else _opencv_resize(resize)
+
+
+def _opencv_resize(resize: T.ResizeTransform) -> T.Transform:
+    """Return the transform to the same size that interpolates images as OpenCV does."""
+    import cv2
+    from detectron2.data import transforms as T
+
+    class OpenCVResize(T.ResizeTransform):
+        def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+            if interp is not None:
+                return super().apply_image(img, interp)
+            return cv2.resize(img, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
+
+    return OpenCVResize(resize.h, resize.w, resize.new_h, resize.new_w, resize.interp)
 
 
 def keep_a_pixel(transform: T.Transform) -> T.Transform:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovseg.errors import OvsegError, explain_system_error, reason_of, shown
+from ovseg.errors import OvsegError, argument, explain_system_error, reason_of, shown
 from ovseg.io.files import shorten
 
 IMAGE_SUFFIXES = frozenset(
@@ -35,19 +35,17 @@ def find_inputs(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[str, s
     """
     files: dict[str, Path] = {}
     missing: list[tuple[str, str]] = []
-    for argument in arguments:
-        if not argument:
+    for given in arguments:
+        if not given:
             raise OvsegError("an input is empty text: give files, folders or patterns")
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", argument):
-            raise OvsegError(
-                f"{argument} is a web address, and nothing is downloaded: save the file, then give its path"
-            )
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", given):
+            raise OvsegError(f"{given} is a web address, and nothing is downloaded: save the file, then give its path")
         try:
-            found, reason = _find(argument)
+            found, reason = _find(given)
         except (OSError, ValueError) as error:  # no permission, a name too long, a byte 0 in it
             found, reason = [], explain_system_error(error) or reason_of(error)
         if not found:
-            missing.append((argument, reason))
+            missing.append((given, reason))
         for file in found:
             files.setdefault(os.path.realpath(file), file)
     return list(files.values()), missing
@@ -95,24 +93,25 @@ def choose_outputs(files: Sequence[Path], output: str, arguments: Sequence[str])
             an invalid name.
     """
     if not output:
-        raise OvsegError("--output is empty text: give a folder")
+        raise OvsegError(f"{argument('--output')} is empty text: give a folder")
     try:
         os.stat(output)
     except (FileNotFoundError, NotADirectoryError):
         pass  # it will be created; writing reports errors
     except (OSError, ValueError) as error:  # no permission, a name too long, links in a circle, a byte 0 in it
-        raise OvsegError(f"--output {shown(output)}: {explain_system_error(error) or reason_of(error)}") from error
+        reason = explain_system_error(error) or reason_of(error)
+        raise OvsegError(f"{argument('--output')} {shown(output)}: {reason}") from error
     target = Path(output)
     suffix = target.suffix.lower()
     if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not target.is_dir():
         return [_single_output(files, target, suffix)] if files else []
     if target.exists() and not target.is_dir():
-        raise OvsegError(f"--output {output} exists and is not a folder: choose another name")
-    for argument in arguments:
-        if os.path.isdir(argument) and os.path.realpath(argument) == os.path.realpath(target):
+        raise OvsegError(f"{argument('--output')} {output} exists and is not a folder: choose another name")
+    for given in arguments:
+        if os.path.isdir(given) and os.path.realpath(given) == os.path.realpath(target):
             raise OvsegError(
-                f"--output {output} is also an input folder, and the results would be taken for inputs the next time: "
-                "choose another folder"
+                f"{argument('--output')} {output} is also an input folder, and the results would be taken for inputs "
+                "the next time: choose another folder"
             )
     taken = {_key(file) for file in files} | {str(file.absolute()).casefold() for file in files}
     folder = target.absolute()

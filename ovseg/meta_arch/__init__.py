@@ -6,6 +6,7 @@ from ovseg.meta_arch.lseg_plus import LSegPlus
 from ovseg.meta_arch.mask2former import Mask2Former
 from ovseg.meta_arch.openseg import OpenSeg
 from ovseg.meta_arch.ovseg import OVSeg, OVSegDEMO
+from ovseg.meta_arch.ovsegmentor import OVSegmentor
 from ovseg.meta_arch.propose_and_name import ProposeAndName
 from ovseg.meta_arch.scan import SCAN, SCANDEMO
 from ovseg.meta_arch.simbaseline import SimBaseline, ZeroShotMaskFormer
@@ -22,6 +23,7 @@ __all__ = [
     "MaskFormer",
     "OVSeg",
     "OVSegDEMO",
+    "OVSegmentor",
     "OpenSeg",
     "ProposeAndName",
     "SimBaseline",

@@ -6,6 +6,7 @@ package registers the backbones and heads with Detectron2.
 
 from ovseg.proposals.boundary_tree import BoundaryTree
 from ovseg.proposals.given_masks import GroundTruth, MaskFiles
+from ovseg.proposals.group_tokens import GroupTokens
 from ovseg.proposals.mask2former import MSDeformAttnPixelDecoder, OpenVocaMask2FormerHead
 from ovseg.proposals.maskformer import BasePixelDecoder, OpenVocabMaskFormerHead, TransformerEncoderPixelDecoder
 from ovseg.proposals.network import Mask2Former, MaskFormer, MaskNetwork
@@ -20,6 +21,7 @@ __all__ = [
     "BoundaryTree",
     "D2SwinTransformer",
     "GroundTruth",
+    "GroupTokens",
     "MSDeformAttnPixelDecoder",
     "Mask2Former",
     "MaskFiles",

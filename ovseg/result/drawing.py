@@ -33,7 +33,14 @@ _LIGHTNESS = (25, 92)  # CIE L*; excludes black and white
 
 
 def draw_regions(
-    image: np.ndarray, label_map: np.ndarray, names: Sequence[str], colors: Mapping[int, sv.Color] | None = None
+    image: np.ndarray,
+    label_map: np.ndarray,
+    names: Sequence[str],
+    colors: Mapping[int, sv.Color] | None = None,
+    *,
+    outlined: bool = True,
+    named: bool = True,
+    every_name: bool = False,
 ) -> np.ndarray:
     """Colour every labelled region, draw its outline, and write its name where there is room.
 
@@ -42,6 +49,8 @@ def draw_regions(
         label_map: (H,W) integers, index into ``names``; negative = unlabelled, left as it is.
         names: K words.
         colors: colour of each label, for series of images; by default those of the labels in the map.
+        outlined, named: draw the outlines, and write the names.
+        every_name: write the name of each label at least once, next to its region if another name is there.
 
     Returns:
         (H,W,3) uint8 RGB, new.
@@ -50,16 +59,20 @@ def draw_regions(
     colors = colors_of(found) if colors is None else colors
     scene = np.ascontiguousarray(image[:, :, ::-1])  # supervision draws in OpenCV's BGR
     thickness = max(1, round(max(image.shape[:2]) / 500))
-    tags = []
+    tags, others = [], []
     # one word at a time: masks do not overlap, and K full-size masks could exceed the memory
     for k in found:
         mask, color = label_map == k, colors[k]
         region = sv.Detections(xyxy=sv.mask_to_xyxy(mask[None]), mask=mask[None], class_id=np.array([k]))
         scene = sv.MaskAnnotator(color=color, opacity=_OPACITY).annotate(scene, region)
-        scene = sv.PolygonAnnotator(color=color, thickness=thickness).annotate(scene, region)
-        tags += [(point, names[k], color) for point in _name_places(mask)]
+        if outlined:
+            scene = sv.PolygonAnnotator(color=color, thickness=thickness).annotate(scene, region)
+        if named:
+            first, *rest = [(point, names[k], color) for point in _name_places(mask, every_name)] or [None]
+            tags += [first] if first else []
+            (others if every_name else tags).extend(rest)
     drawn = Image.fromarray(np.ascontiguousarray(scene[:, :, ::-1]))
-    _write_names(drawn, tags)
+    _write_names(drawn, tags + others, len(tags) if every_name else 0)
     return np.array(drawn)
 
 
@@ -163,13 +176,17 @@ def _shares(fractions: np.ndarray) -> list[tuple[int, float]]:
     return found + [(-1, rest)] * (rest > 1e-9)
 
 
-def _name_places(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Return (x,y) of the innermost point of each connected part of a mask that is large enough to be named."""
+def _name_places(mask: np.ndarray, largest_first: bool = False) -> list[tuple[int, int]]:
+    """Return (x,y) of the innermost point of each connected part of a mask that is large enough to be named.
+
+    With ``largest_first`` the first is that of the largest part, of any size.
+    """
     count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    order = np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable") + 1 if largest_first else np.arange(1, count)
     places = []
-    for part in range(1, count):
+    for part in order.tolist():
         x, y, w, h, area = stats[part].tolist()
-        if area < _SMALLEST_NAMED * mask.size:
+        if area < _SMALLEST_NAMED * mask.size and (places or not largest_first):
             continue
         # a frame of zeros, so that the border of the image counts as an edge
         inside = np.pad((parts[y : y + h, x : x + w] == part).astype(np.uint8), 1)
@@ -179,12 +196,16 @@ def _name_places(mask: np.ndarray) -> list[tuple[int, int]]:
     return places
 
 
-def _write_names(image: Image.Image, tags: Sequence[tuple[tuple[int, int], str, sv.Color]]) -> None:
-    """Write each name on a plate of its word's colour; plates that would overlap an earlier one are left out."""
+def _write_names(image: Image.Image, tags: Sequence[tuple[tuple[int, int], str, sv.Color]], moved: int = 0) -> None:
+    """Write each name on a plate of its word's colour.
+
+    Plates that would overlap an earlier one are left out, except that the first ``moved`` are moved up or down to the
+    nearest free place.
+    """
     size = _text_size(image.size)
     draw = ImageDraw.Draw(image)
     taken: list[tuple[float, float, float, float]] = []
-    for (x, y), name, color in tags:
+    for index, ((x, y), name, color) in enumerate(tags):
         font = text_font(name, size)
         half_width = draw.textlength(name, font=font) / 2 + size * 0.4
         half_height = size * 0.75
@@ -192,9 +213,15 @@ def _write_names(image: Image.Image, tags: Sequence[tuple[tuple[int, int], str, 
             continue
         x = min(max(x, half_width), image.width - half_width)
         y = min(max(y, half_height), image.height - half_height)
-        box = (x - half_width, y - half_height, x + half_width, y + half_height)
-        if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+        steps = range(round(image.height / half_height) if index < moved else 1)
+        heights = (
+            min(max(y + s * k * half_height, half_height), image.height - half_height) for k in steps for s in (1, -1)
+        )
+        boxes = ((x - half_width, y - half_height, x + half_width, y + half_height) for y in heights)
+        free = (a for a in boxes if not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in taken))
+        if (box := next(free, None)) is None:
             continue
+        y = (box[1] + box[3]) / 2
         taken.append(box)
         draw.rounded_rectangle(box, radius=size * 0.3, fill=color.as_rgb())
         draw.text((x, y), name, font=font, fill=_ink(color), anchor="mm")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -117,7 +118,7 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
     first, total = SPLITS[split]
     seeds = range(first, first + min(total, num_scenes or total))
     labelled = _labelled(split)
-    try:
+    with cannot_keep(folder):
         if _missing(folder, seeds):  # a complete cache may be read-only
             folder.mkdir(parents=True, exist_ok=True)
             with file_lock(str(folder)):
@@ -127,11 +128,24 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
                     task = progress.add_task("drawing toy scenes", total=len(missing))
                     for _ in pool.map(partial(write_scene, folder, labelled=labelled), missing):
                         progress.advance(task)
+    return [read_record(folder, seed) for seed in seeds]
+
+
+@contextlib.contextmanager
+def cannot_keep(folder: Path) -> Iterator[None]:
+    """Raise OvsegError in place of an OSError when scenes are written."""
+    try:
+        yield
     except OSError as error:
         raise OvsegError(
             f"cannot keep the toy scenes in {folder} ({error.strerror}): set OVSEG_CACHE to a folder that you can write"
         ) from error
-    return [read_record(folder, seed) for seed in seeds]
+
+
+def captions_only(split: str) -> list[dict[str, Any]]:
+    """Return the dataset dicts of a split without what is of its labels."""
+    kept = ("file_name", "image_id", "height", "width", "captions")
+    return [{key: record[key] for key in kept} for record in render_split(split)]
 
 
 def scenes_folder() -> Path:
@@ -148,14 +162,20 @@ def _missing(folder: Path, seeds: Sequence[int]) -> list[int]:
 
 
 def register_toy() -> None:
-    """Register ``toy_sem_seg_train`` (base words), ``_tune`` and ``_val`` (base and novel), ``toy_captions_train``.
+    """Register ``toy_sem_seg_train`` (base words), ``_tune`` and ``_val`` (base and novel), and two without labels.
 
-    Nothing is drawn. ``toy_captions_train``, the split "captions", has no labels, and its metadata no words.
+    ``toy_captions_train`` is the split "captions"; ``toy_image_text_train`` has the images and captions of the split
+    "train", and nothing else; ``toy_web_train`` has views of them, with captions. Their metadata have no words. Nothing
+    is drawn.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog  # takes seconds, which drawing scenes does not need
 
     if "toy_captions_train" not in DatasetCatalog.list():
         DatasetCatalog.register("toy_captions_train", partial(render_split, "captions"))
+    if "toy_image_text_train" not in DatasetCatalog.list():
+        DatasetCatalog.register("toy_image_text_train", partial(captions_only, "train"))
+    if "toy_web_train" not in DatasetCatalog.list():
+        DatasetCatalog.register("toy_web_train", _web)
     for split in filter(_labelled, SPLITS):
         name = f"toy_sem_seg_{split}"
         if name in DatasetCatalog.list():
@@ -168,6 +188,13 @@ def register_toy() -> None:
             base = len(BASE_CLASSES)
             metadata.set(evaluation_set={"base": list(range(base)), "novel": list(range(base, len(CLASS_NAMES)))})
             metadata.set(trainable_flag=[int(index < base) for index in range(len(CLASS_NAMES))])
+
+
+def _web() -> list[dict[str, Any]]:
+    from ovseg.toy.web import render_web  # imports open_clip
+
+    first, count = SPLITS["train"]
+    return render_web(range(first, first + count))
 
 
 def regions(record: dict[str, Any]) -> list[tuple[np.ndarray, int]]:

@@ -1,4 +1,4 @@
-"""Label sets derived from others: reordered, a subset, or with background as a class.
+"""Label sets derived from others: reordered, renamed, a subset, or with background as a class.
 
 Each is a dict in the format of the label set files, with ``classes``, one dict per train id.
 """
@@ -85,6 +85,49 @@ def _with_voc_background(read: Read) -> Data:
     return {**data, "background_words": leftover, "classes": [background, *data["classes"]]}
 
 
+def _coco_stuff_172(read: Read) -> Data:
+    """Return COCO-Stuff as in GroupViT and OVSegmentor: background (pixels without a label), then the classes."""
+    data = read("coco_stuff_171")
+    data.pop("splits")
+    return {
+        **data,
+        **{"tag": "COCO-Stuff-172", "title": "COCO-Stuff, background + 171 classes"},
+        **{"background": "word", "background_id": 0, "classes": [_background(None), *data["classes"]]},
+    }
+
+
+def _ovsegmentor_voc_21(read: Read) -> Data:
+    data = read("pascal_voc_20")
+    names = {"diningtable": "table", "pottedplant": "plant", "tvmonitor": "monitor"}
+    data |= {"background": "word", "background_id": 0, "classes": [_background(0), *data["classes"]]}
+    return _in_words_of_ovsegmentor(data, "PAS-21", names)
+
+
+def _ovsegmentor_context_60(read: Read) -> Data:
+    names = {"aeroplane": "airplane", "pottedplant": "plant", "tvmonitor": "monitor"}
+    return _in_words_of_ovsegmentor(_pascal_context_60(read), "PC-60", names)
+
+
+def _ovsegmentor_ade20k_150(read: Read) -> Data:
+    data = read("ade20k_150")
+    names = {entry["name"]: entry["name"].split(",")[0] for entry in data["classes"]}
+    other = {"window": "windowpane", "tub": "bathtub", "rail": "railing", "street lamp": "streetlight"}
+    other |= {"tv": "television receiver", "plane": "airplane", "clothes": "apparel", "pool": "swimming pool"}
+    other |= {"falls": "waterfall", "trash can": "ashcan", "bed": "bed "}  # the blank is in the published list
+    return _in_words_of_ovsegmentor(data, "A-150", names | other)
+
+
+def _in_words_of_ovsegmentor(data: Data, tag: str, names: dict[str, str]) -> Data:
+    """Return a label set with the names of OVSegmentor's evaluation (its specification, appendix C)."""
+    classes = [
+        {**entry, "name": name.strip(), "registry_name": name}
+        for entry in data["classes"]
+        for name in (names.get(entry["name"], entry["name"]),)
+    ]
+    title = f"{data['title'].partition(' (')[0]}, in the words of OVSegmentor"
+    return {**data, "tag": f"{tag}-OVSegmentor", "title": title, "classes": classes}
+
+
 def _background(dataset_id: int | None, synonyms: list[str] | None = None) -> Data:
     return {"name": "background", "dataset_id": dataset_id, "synonyms": synonyms or ["background"]}
 
@@ -93,6 +136,10 @@ DERIVED: dict[str, Callable[[Read], Data]] = {
     "coco_object_80": _coco_object,
     "coco_stuff_15_unseen": _coco_stuff_unseen,
     "coco_stuff_156_seen": _coco_stuff_seen,
+    "coco_stuff_172": _coco_stuff_172,
+    "ovsegmentor_ade20k_150": _ovsegmentor_ade20k_150,
+    "ovsegmentor_context_60": _ovsegmentor_context_60,
+    "ovsegmentor_voc_21": _ovsegmentor_voc_21,
     "pascal_context_59_alphabetical": _pascal_context_alphabetical,
     "pascal_context_60": _pascal_context_60,
     "pascal_voc_20b": _pascal_voc_20b,

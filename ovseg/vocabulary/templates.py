@@ -31,6 +31,11 @@ SELECTED = (  # the seven best of ImageNet's, by CLIP's authors
     "art of the {}.",
     "a photo of the small {}.",
 )
+OVSEGMENTOR = {  # its sets by their names; "full" is that of ImageNet
+    "simple": ("a photo of a {}.",),
+    "subset": (SELECTED[0], "a bad photo of a {}.", *SELECTED[2:]),
+    "identity": ("{}",),
+}
 _PHOTOS = (("bad photo", "the"), ("photo", "the large"), ("photo", "the small"), ("cropped photo", "a"))
 _SCENES = ("There is a", "There is the", "This is a", "This is the", "This is one")
 
@@ -44,6 +49,8 @@ def _published() -> dict[str, tuple[str, ...]]:
         "single": SCENE,
         "imagenet_select": SELECTED + SCENE,
         "zegformer_crops": _of_zegformer_crops(),
+        **OVSEGMENTOR,
+        "full": published["imagenet"],
     }
 
 
@@ -71,7 +78,8 @@ def get_templates(name: str, predefined: Sequence[str] = DEFAULT_PREDEFINED) -> 
 
     Args:
         name: ``"vild"`` (14 templates), ``"imagenet"`` (80), ``"maskclip"`` (85) or ``"predefined"``; ZegFormer's
-            ``"single"`` (1), ``"imagenet_select"`` (8) and ``"zegformer_crops"`` (32).
+            ``"single"`` (1), ``"imagenet_select"`` (8) and ``"zegformer_crops"`` (32); OVSegmentor's
+            ``"simple"`` (1), ``"subset"`` (7), ``"full"`` (80) and ``"identity"`` (the word alone).
         predefined: templates of ``"predefined"``; the key ``MODEL.CLIP_ADAPTER.PREDEFINED_PROMPT_TEMPLATES``.
 
     Raises:

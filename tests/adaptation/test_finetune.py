@@ -28,7 +28,7 @@ from ovseg.clip.vit import encode_masked_image
 from ovseg.data.sampler import StreamBatchSampler
 from ovseg.engine import metrics
 from ovseg.engine.launch import World, launch
-from ovseg.engine.solver import WarmupCosineLR
+from ovseg.engine.schedules import WarmupCosineLR
 from ovseg.errors import OvsegError, argument
 from ovseg.naming.crops import crop_regions, mask_boxes
 from tests.adaptation import tiny

@@ -46,6 +46,28 @@ def test_each_file_counts_from_its_own_folder(folders):
     assert settings_of(cfg, "a/mine.yaml") == {"MASK_THR": 0.2} and settings_of(cfg, "b/mine.yaml") == {}
 
 
+def test_image_text_pairs_count_from_the_file(folders):
+    (folders / "a/pairs.csv").touch()
+    cfg = load_cfg(config(folders, "DATASETS: {IMAGE_TEXT: {ROOT: ../b/sub, FILE: pairs.csv}}"))
+    assert str(folders / "b/sub") == cfg.DATASETS.IMAGE_TEXT.ROOT
+    assert str(folders / "a/pairs.csv") == cfg.DATASETS.IMAGE_TEXT.FILE
+    cfg = load_cfg(config(folders, "DATASETS: {IMAGE_TEXT: {ROOT: /absent, FILE: '../b/x-{0..3}.tar'}}"))
+    assert cfg.DATASETS.IMAGE_TEXT.ROOT == "/absent"
+    assert str(folders / "b/x-{0..3}.tar") == cfg.DATASETS.IMAGE_TEXT.FILE
+
+
+@pytest.mark.parametrize("text", ["DATASETS: {{IMAGE_TEXT: {{FILE: '{}'}}}}", "data: {{train: {{meta_file: '{}'}}}}"])
+@pytest.mark.parametrize("pattern", ["[sh]/x-{0..3}.tar", "[sh]/x-*.tar", "[sh]/{x,y}-0.tar"])
+def test_patterns_of_shards_count_from_the_file(folders, text, pattern):
+    path = folders / "a" / "shards.yaml"
+    path.write_text(text.format(pattern))
+    for place, expected in (("absent", pattern), ("[sh]", pattern), ("a/[sh]", str(folders / "a" / pattern))):
+        (folders / place).mkdir()
+        (folders / place / "x-0.tar").touch()
+        found = load_cfg(path).DATASETS.IMAGE_TEXT.FILE
+        assert os.path.abspath(found) == os.path.abspath(expected), "the working folder, where none is next to the file"
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [

@@ -55,6 +55,18 @@ def test_an_alias_has_the_entry_of_what_it_stands_for_unless_it_has_its_own(base
     assert settings_of(own, alias) == {"MASK_THR": 0.2}
 
 
+def test_the_threshold_of_background_of_ovsegmentor(base):
+    entries = f"TEST: {{PER_DATASET: {{{ADE}: {{BG_THRESH: 0.35}}}}}}"
+    path = derived(base, entries)
+    cfg = load_cfg(path)
+    assert settings_of(cfg, ADE) == {"MASK_THR": 0.3, "CLIP_ENSEMBLE_WEIGHT": 0.6, "BG_THRESH": 0.35}
+    assert config_of(cfg, ADE).MODEL.OVSEGMENTOR.BG_THRESH == 0.35 and cfg.MODEL.OVSEGMENTOR.BG_THRESH == 0.95
+    again = load_cfg(path, ["MODEL.OVSEGMENTOR.BG_THRESH", "0.5"])
+    assert "BG_THRESH" not in settings_of(again, ADE) and config_of(again, ADE).MODEL.OVSEGMENTOR.BG_THRESH == 0.5
+    path.write_text(path.read_text() + "MODEL: {OVSEGMENTOR: {BG_THRESH: 0.6}}\n")
+    assert settings_of(load_cfg(path), ADE)["BG_THRESH"] == 0.35, "set together"
+
+
 def test_the_path_of_a_yaml_file_may_have_an_entry(base):
     cfg = load_cfg(base, ["TEST.PER_DATASET", "{data/mine.yaml: {MASK_THR: 0.2}}"])
     check_per_dataset(cfg)

@@ -17,7 +17,7 @@ MINIATURES = Path(__file__).with_name("miniatures")
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ade20k_150": ("ade20k_150", ()),
     "ade20k_847": ("ade20k_847", ("--splits", "training", "validation")),
-    "coco_stuff": ("coco", ("--split", "156-15")),
+    "coco_stuff": ("coco", ("--split", "156-15", "--background")),
     "coco_object": ("coco", ()),
     "coco_panoptic": ("coco", ()),
     "voc": ("pascal_voc", ()),

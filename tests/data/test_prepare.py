@@ -80,6 +80,8 @@ def test_output_and_second_run(name, expected, tmp_path, monkeypatch, capsys):
     if name == "voc":  # the miniature expects less of the augmented training set than there is
         wanted |= {place: None for place in written if "/train_aug/" in place}
         assert sum("/train_aug/" in place for place in wanted) == 6
+    if name == "coco_stuff":  # nor the labels with a background
+        wanted |= {place: None for place in written if "_background/" in place}
     if name == "ade20k_847":
         wanted |= {place.replace("annotations", "images").replace(".tif", ".jpg"): None for place in list(wanted)}
     assert written == wanted.keys()
@@ -285,6 +287,21 @@ def test_panoptic_json_that_is_none(tmp_path):
         prepare("coco_panoptic", root, "--splits", "val2017")
 
 
+def test_coco_stuff_with_a_background(tmp_path):
+    """Everything that is no class of the 171 is 0, and they follow it."""
+    root = copy_miniature("coco", tmp_path)
+    assert prepare("coco_stuff", root) == 0
+    folder = root / "coco/stuffthingmaps_detectron2"
+    files = sorted((folder / "train2017_background").glob("*.png"))
+    assert len(files) == 3 > len(list((folder / "train2017").glob("*.png")))
+    for path in files:
+        labels = load(path)
+        if (without := folder / "train2017" / path.name).exists():
+            np.testing.assert_array_equal(labels, load(without) + 1)  # 255 + 1 is 0 in uint8
+        else:
+            assert not labels.any()
+
+
 def test_detail_json_that_is_none(tmp_path):
     root = copy_miniature("pascal_context", tmp_path)
     (root / "VOCdevkit/VOC2010/trainval_merged.json").write_text("[]")
@@ -296,7 +313,7 @@ def test_every_script_is_known_to_the_catalog_and_in_the_readme():
     readme = (SCRIPTS / "README.md").read_text(encoding="utf-8")
     scripts = {f"datasets/{path.name}" for path in SCRIPTS.glob("*.py")}
     named = {dataset.script for dataset in benchmarks.DATASETS if dataset.script}
-    assert named == scripts - {"datasets/check_captions.py"}
+    assert named == scripts - {"datasets/check_captions.py", "datasets/data_process_cc12m.py"}
     assert all(f"python {name}" in readme for name in scripts)
     headings = {line[3:].strip() for line in readme.splitlines() if line.startswith("## ")}
     assert {dataset.section for dataset in benchmarks.DATASETS} <= headings

@@ -23,6 +23,7 @@ MAPS = {
     "cityscapes_19": (34, {}),
     "coco_object_80": (182, {"offset": -1, "void": 255}),
     "coco_stuff_171": (182, {"offset": -1, "void": 255}),
+    "coco_stuff_172": (182, {"offset": -1, "void": 255}),
     "coco_stuff_156_seen": (182, {"offset": -1, "void": 255}),
     "coco_stuff_15_unseen": (182, {"offset": -1, "void": 255}),
     "pascal_context_59": (460, {}),
@@ -105,9 +106,10 @@ def test_pascal_context_agrees_with_itself(raw):
 
 @given(arrays(np.uint8, sizes, elements=st.sampled_from([*range(182), 255])))
 def test_coco_stuff_seen_and_unseen_share_the_pixels(raw):
-    whole, seen, unseen = (
-        look_up(map_of(f"coco_stuff_{part}"), raw, Path("a.png")) for part in ("171", "156_seen", "15_unseen")
+    whole, seen, unseen, behind_background = (
+        look_up(map_of(f"coco_stuff_{part}"), raw, Path("a.png")) for part in ("171", "156_seen", "15_unseen", "172")
     )
+    np.testing.assert_array_equal(behind_background, whole + np.uint8(1), "background is what is ignored")
     np.testing.assert_array_equal((seen != 255) | (unseen != 255), whole != 255)
     assert not ((seen != 255) & (unseen != 255)).any()
 

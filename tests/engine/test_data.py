@@ -137,6 +137,22 @@ def test_stream_is_the_same_from_anywhere_and_for_any_number_of_processes():
         StreamBatchSampler(7, 4, 5, world_size=3)
 
 
+def test_epochs_of_whole_batches_hold_no_sample_twice_in_a_batch():
+    def stream(start=0, rank=0, world=1, batches=6):
+        return list(islice(StreamBatchSampler(11, 4, 5, start, rank, world, drop_last=True), batches))
+
+    whole = stream()
+    assert [position for batch in whole for position, _ in batch] == list(range(24))
+    epochs = [{index for batch in whole[first : first + 2] for _, index in batch} for first in (0, 2, 4)]
+    assert [len(epoch) for epoch in epochs] == [8, 8, 8] and len(set.union(*epochs)) == 11
+    assert stream(start=12, batches=3) == whole[3:]
+    assert stream(start=9, batches=3) == whole[3:], "after a run with another batch"
+    halves = [stream(rank=rank, world=2) for rank in (0, 1)]
+    assert [first + second for first, second in zip(*halves, strict=True)] == whole
+    with pytest.raises(ValueError, match="3 samples fill no batch of 4"):
+        StreamBatchSampler(3, 4, 5, drop_last=True)
+
+
 def test_samples_do_not_depend_on_workers_or_start(dataset, tmp_path):
     def images(workers: int, start: int, batches: int):
         loader = build_train_loader(toy.small_cfg(tmp_path, DATALOADER__NUM_WORKERS=workers), seed=3, start=start)

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ovseg.engine.hooks import Every, Meter
 from ovseg.engine.metrics import MetricsWriter, cut_lines
-from ovseg.engine.solver import WarmupCosineLR
+from ovseg.engine.schedules import WarmupCosineLR
 from ovseg.engine.trainer import Trainer
 
 

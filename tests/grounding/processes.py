@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from ovseg.grounding.batch_norm import SharedBatchNorm
+from ovseg.grounding.contrast import multi_label_loss
 from ovseg.grounding.sync import gather_rows, gather_words
 
 
@@ -42,3 +44,40 @@ def in_processes(inputs: dict[str, Tensor], folder: Path) -> None:
         dist.all_reduce(parameter.grad)
         parameter.grad /= world
     torch.save({"loss": loss.detach(), "weight": weight.grad, "tau": tau.grad}, folder / f"{rank}.pt")
+
+
+def labels_in_processes(images: Tensor, labels: Tensor, scale: Tensor, folder: Path) -> None:
+    """Compute the multi-label loss of the rows of this process, and the gradients of these rows."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    images, labels = (rows.chunk(world)[rank].clone().requires_grad_() for rows in (images, labels))
+    loss = multi_label_loss(images, labels, scale)
+    loss.backward()
+    torch.save({"loss": loss.detach(), "images": images.grad, "labels": labels.grad}, folder / f"{rank}.pt")
+
+
+def normalise(x: Tensor, target: Tensor, norm: torch.nn.Module) -> dict[str, Tensor]:
+    """Train a norm on the sum of its output times a target; return outputs, gradients and statistics."""
+    x = x.clone().requires_grad_()
+    out = norm(x)
+    (out * target).sum().backward()
+    found = {"out": out.detach(), "x": x.grad, "weight": norm.weight.grad, "bias": norm.bias.grad}
+    return found | {name: buffer.clone() for name, buffer in norm.named_buffers()}
+
+
+def normalise_in_processes(
+    cases: list[tuple[Tensor, Tensor]], state: dict[str, Tensor], shares: tuple[int, ...], folder: Path
+) -> None:
+    """Normalise the share of this process of each case, and average the gradients of the parameters."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    results = []
+    for case in cases:
+        x, target = (tensor.split(shares)[rank] for tensor in case)
+        norm = SharedBatchNorm(x.shape[1]).double()
+        norm.load_state_dict(state)
+        found = normalise(x, world * target, norm)  # averaging takes the factor away
+        found["x"] /= world
+        for name in ("weight", "bias"):
+            dist.all_reduce(found[name])
+            found[name] /= world
+        results.append(found)
+    torch.save(results, folder / f"{rank}.pt")

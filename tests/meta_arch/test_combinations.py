@@ -35,7 +35,8 @@ NAMINGS = {  # namers and their keys
     "own and pooled": (["QueryEmbedding", "PooledMap"], False),
 }
 CONVOLUTIONAL = {"TrainedRegions"}  # needs another CLIP than the toy's: tests/naming/test_pooled.py
-UNTRAINED = {"RegionQueries"}  # it has random weights here: test_masks_without_classes
+# they have random weights here: test_masks_without_classes, tests/meta_arch/test_ovsegmentor.py
+UNTRAINED = {"RegionQueries", "GroupTokens"}
 OURS = [name for name, proposer in PROPOSERS if proposer.__module__.startswith("ovseg.") and name not in UNTRAINED]
 
 

@@ -14,6 +14,26 @@ REGISTERED = {  # name: (tag, classes, ignored pixel value, digest)
     "coco_stuff_171": ("COCO-Stuff-171", 171, 255, "8ea44449837dceb30923012b201fe0152adc612160d0d040c9cfcd77e95f6801"),
     "pascal_context_59": ("PC-59", 59, 255, "d19f875de36b2b482ebafb2171ef1fc85ae3791f5dd845f690a39dc724beea9d"),
     "pascal_context_459": ("PC-459", 459, 65535, "c9fe8ff7083d2572021691666a700755d8f4e1c634585ba9919a3f3a2c834538"),
+    "coco_stuff_172": ("COCO-Stuff-172", 172, 255, "c62337afd0673e4704f7c3e7198d7a3a618b82856be30c6fe22c0866780f39a3"),
+    "coco_object_80": ("COCO-Object", 81, 255, "1f17b53017e442257cad2025ab981ddeb28d048af00dcac8ae810bc25a6a9a77"),
+    "ovsegmentor_ade20k_150": (
+        "A-150-OVSegmentor",
+        150,
+        255,
+        "2133f0a0e71146d00a14482f872bc5888f66d706f90f1b1333a7eb5025989af9",
+    ),
+    "ovsegmentor_context_60": (
+        "PC-60-OVSegmentor",
+        60,
+        255,
+        "be95f2a33d51dae392e9098d6fdc76322504ffd3457e73cec0342dc2d778c9b0",
+    ),
+    "ovsegmentor_voc_21": (
+        "PAS-21-OVSegmentor",
+        21,
+        255,
+        "97741c26926f4fe63900ee1b5b4e593654d781741ec2e84d1afb822569a4a8f7",
+    ),
     "pascal_voc_20": ("PAS-20", 20, 255, "7d877f185c807bc51b4cfb4f4202fc0b4e1c6724b782ba245fe36f8d254f0ad7"),
 }
 
@@ -36,7 +56,11 @@ def test_every_published_class_list_is_here():
         "coco_stuff_15_unseen": 15,
         "coco_stuff_156_seen": 156,
         "coco_stuff_171": 171,
+        "coco_stuff_172": 172,
         "mapillary_vistas_65": 65,
+        "ovsegmentor_ade20k_150": 150,
+        "ovsegmentor_context_60": 60,
+        "ovsegmentor_voc_21": 21,
         "pascal_context_59": 59,
         "pascal_context_59_alphabetical": 59,
         "pascal_context_60": 60,
@@ -46,6 +70,15 @@ def test_every_published_class_list_is_here():
         "pascal_voc_21": 21,
     }
     assert label_set("mapillary_vistas_65").ignore_label == 65
+
+
+def test_the_words_of_ovsegmentor_are_other_names_of_the_same_classes():
+    for ours, other in (("voc_21", "pascal_voc_21"), ("context_60", "pascal_context_60"), ("ade20k_150", "ade20k_150")):
+        labels, same = label_set(f"ovsegmentor_{ours}"), label_set(other)
+        assert labels.dataset_ids == same.dataset_ids and labels.background_id == same.background_id
+    assert label_set("ovsegmentor_ade20k_150").registry_names[7] == "bed ", "as published"
+    assert label_set("ovsegmentor_voc_21").names[11] == label_set("ovsegmentor_context_60").names[50] == "table"
+    assert label_set("ovsegmentor_voc_21").synonyms[0] == ("background",)
 
 
 def test_splits_cover_the_classes():

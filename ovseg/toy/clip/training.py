@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from ovseg.adaptation.contrastive import bound_logit_scale
 from ovseg.engine.checkpoints import CheckpointFolder
 from ovseg.engine.hooks import Every, Meter, ProgressBar
-from ovseg.engine.solver import WarmupCosineLR, build_adamw
+from ovseg.engine.schedules import WarmupCosineLR
+from ovseg.engine.solver import build_adamw
 from ovseg.engine.trainer import Trainer
 from ovseg.errors import OvsegError
 from ovseg.toy.clip.batches import PairSampler
