@@ -65,10 +65,10 @@ from ovseg.checkpoint import save_safetensors
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.preprocessing import OPENAI
 from ovseg.io.files import atomic_path
+from ovseg.toy.cache import FORMAT
 from ovseg.toy.clip.batches import PairSampler, ViewRecipe, load_views
 from ovseg.toy.clip.training import Recipe, TrainingRun
 from ovseg.toy.clip.zero_shot import evaluate
-from ovseg.toy.registration import FORMAT
 
 logger = logging.getLogger("train_toy_clip")
 

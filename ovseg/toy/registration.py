@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,17 +16,13 @@ from iopath.common.file_io import file_lock
 from ovseg.data.worlds import World
 from ovseg.errors import OvsegError
 from ovseg.io.cpus import usable_cpus
-from ovseg.io.files import atomic_path, cache_dir
+from ovseg.io.files import atomic_path
 from ovseg.io.progress import progress_bar
+from ovseg.toy.cache import cannot_keep, missing_scenes, record_path, scenes_folder
 from ovseg.toy.classes import BASE_CLASSES, CLASS_INDEX, CLASS_NAMES, IGNORE_LABEL, SPLITS
 from ovseg.toy.scene import Scene, make_scene
 
 KINDS = {"file_name": "images", "sem_seg_file_name": "labels", "instance_file_name": "instances"}  # folder of each file
-
-
-def record_path(folder: Path, seed: int) -> Path:
-    """Return the file that marks a scene as complete."""
-    return folder / "records" / f"{seed:07d}.json"
 
 
 def read_record(folder: Path, seed: int) -> dict[str, Any]:
@@ -86,10 +80,6 @@ def labelled_only(scene: Scene, labelled: tuple[str, ...]) -> tuple[np.ndarray, 
 
 logger = logging.getLogger(__name__)
 
-# Part of the cache's path: raise it when a scene of the same seed gets other pixels, labels or captions, so that nobody
-# reads scenes of the old kind (tests/data/test_cache_formats.py notices).
-FORMAT = 1
-
 
 def render_split(split: str, root: str | Path | None = None, num_scenes: int | None = None) -> list[dict[str, Any]]:
     """Draw what is missing of a split and list it.
@@ -119,10 +109,10 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
     seeds = range(first, first + min(total, num_scenes or total))
     labelled = _labelled(split)
     with cannot_keep(folder):
-        if _missing(folder, seeds):  # a complete cache may be read-only
+        if missing_scenes(folder, seeds):  # a complete cache may be read-only
             folder.mkdir(parents=True, exist_ok=True)
             with file_lock(str(folder)):
-                missing = _missing(folder, seeds)
+                missing = missing_scenes(folder, seeds)
                 logger.info("drawing %d toy scenes (once; they are kept in the cache)", len(missing))
                 with progress_bar(transient=True) as progress, ThreadPoolExecutor(min(8, usable_cpus())) as pool:
                     task = progress.add_task("drawing toy scenes", total=len(missing))
@@ -131,34 +121,14 @@ def render_split(split: str, root: str | Path | None = None, num_scenes: int | N
     return [read_record(folder, seed) for seed in seeds]
 
 
-@contextlib.contextmanager
-def cannot_keep(folder: Path) -> Iterator[None]:
-    """Raise OvsegError in place of an OSError when scenes are written."""
-    try:
-        yield
-    except OSError as error:
-        raise OvsegError(
-            f"cannot keep the toy scenes in {folder} ({error.strerror}): set OVSEG_CACHE to a folder that you can write"
-        ) from error
-
-
 def captions_only(split: str) -> list[dict[str, Any]]:
     """Return the dataset dicts of a split without what is of its labels."""
     kept = ("file_name", "image_id", "height", "width", "captions")
     return [{key: record[key] for key in kept} for record in render_split(split)]
 
 
-def scenes_folder() -> Path:
-    """Return the folder of the user's cache that holds what is made of scenes."""
-    return cache_dir() / "toy" / str(FORMAT)
-
-
 def _labelled(split: str) -> tuple[str, ...]:
     return {"train": BASE_CLASSES, "captions": ()}.get(split, CLASS_NAMES)
-
-
-def _missing(folder: Path, seeds: Sequence[int]) -> list[int]:
-    return [seed for seed in seeds if not record_path(folder, seed).is_file()]
 
 
 def register_toy() -> None:

@@ -15,8 +15,8 @@ from iopath.common.file_io import file_lock
 from ovseg.io.cpus import usable_cpus
 from ovseg.io.files import atomic_path
 from ovseg.io.progress import progress_bar
+from ovseg.toy.cache import cannot_keep, missing_scenes, record_path, scenes_folder
 from ovseg.toy.clip.batches import ViewRecipe, views
-from ovseg.toy.registration import cannot_keep, record_path, scenes_folder
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +41,10 @@ def render_web(seeds: range, root: Path | None = None) -> list[dict[str, Any]]:
     """
     folder = (root or scenes_folder()) / "web"
     with cannot_keep(folder):
-        if _missing(folder, seeds):
+        if missing_scenes(folder, seeds):
             folder.mkdir(parents=True, exist_ok=True)
             with file_lock(str(folder)):
-                missing = _missing(folder, seeds)
+                missing = missing_scenes(folder, seeds)
                 logger.info("drawing views of %d toy scenes (once; they are kept in the cache)", len(missing))
                 with progress_bar(transient=True) as progress, ThreadPoolExecutor(min(8, usable_cpus())) as pool:
                     task = progress.add_task("drawing views of toy scenes", total=len(missing))
@@ -66,7 +66,3 @@ def _write_views(folder: Path, seed: int) -> None:
         records.append(identity | {"captions": list(captions)})
     with atomic_path(record_path(folder, seed)) as path:
         path.write_text(json.dumps(records), encoding="utf-8")
-
-
-def _missing(folder: Path, seeds: range) -> list[int]:
-    return [seed for seed in seeds if not record_path(folder, seed).is_file()]

@@ -9,7 +9,6 @@ from own_folder import CLASSES, load, save, save_image, save_json, write_yaml
 
 from ovseg.data.custom import registration as own_registration
 from ovseg.data.custom.description import read_description
-from ovseg.toy import registration
 from ovseg.toy.scene import make_scene
 
 ADVICE = "other content than before: raise the format number, so that nobody reads old files, then change the digest"
@@ -34,7 +33,7 @@ def test_scenes_of_the_toy_world():
     scenes = [make_scene(seed) for seed in (0, 7, 500_000, 1_000_123)]
     parts = [part for scene in scenes for part in (scene.labels, scene.instances, repr(scene.captions))]
     colours = np.concatenate([scene.image.reshape(-1, 3).mean(axis=0) for scene in scenes])
-    assert (registration.FORMAT, digest(*parts)) == (1, "f3239070b94b8f91"), ADVICE
+    assert (cache.FORMAT, digest(*parts)) == (1, "f3239070b94b8f91"), ADVICE
     assert np.abs(colours - MEANS).max() < 0.01, ADVICE
 
 

@@ -28,6 +28,7 @@ from ovseg.toy import (
     registration,
     render_split,
 )
+from ovseg.toy.cache import record_path
 from ovseg.toy.classes import IGNORE_LABEL, NOVEL_STUFF
 from ovseg.toy.registration import SPLITS
 from ovseg.toy.sentences import names_sides
@@ -224,7 +225,7 @@ def test_cache_is_reused_and_mended(rendered, monkeypatch):
     monkeypatch.setattr(registration, "make_scene", lambda seed: drawn.append(seed) or make(seed))
     assert render_split("train", root, num_scenes=SCENES) == splits["train"]
     assert drawn == []
-    registration.record_path(root / "train", 5).unlink()
+    record_path(root / "train", 5).unlink()
     assert render_split("train", root, num_scenes=SCENES) == splits["train"]
     assert drawn == [5]
 

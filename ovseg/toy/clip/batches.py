@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from ovseg.io.cpus import usable_cpus
 from ovseg.io.files import atomic_path
+from ovseg.toy.cache import scenes_folder
 from ovseg.toy.classes import CLASS_NAMES, COLOURS, SHAPES, STUFF
-from ovseg.toy.registration import scenes_folder
 from ovseg.toy.scene import Scene, make_scene, size_word
 from ovseg.toy.sentences import Thing, describe, names_sides
 from ovseg.vocabulary.templates import get_templates
