@@ -9,6 +9,7 @@ from own_folder import CLASSES, load, save, save_image, save_json, write_yaml
 
 from ovseg.data.custom import registration as own_registration
 from ovseg.data.custom.description import read_description
+from ovseg.toy import cache
 from ovseg.toy.scene import make_scene
 
 ADVICE = "other content than before: raise the format number, so that nobody reads old files, then change the digest"
