@@ -11,4 +11,4 @@ exec srun --partition "${PARTITION:?set PARTITION to the name of a Slurm partiti
         first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
         exec "$PYTHON" -m torch.distributed.run --nnodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" \
             --nproc-per-node "$GPUS" --master-addr "$first" --master-port "$PORT" main_pretrain.py "$@"' \
-    _ --cfg configs/ovsegmentor/ovsegmentor_pretrain_vit_bert_stage1.yml "$@"
+    _ --cfg configs/ovsegmentor/ovsegmentor_pretrain_vit_bert_stage${STAGE:-1}.yml "$@"

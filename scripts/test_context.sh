@@ -1,13 +1,4 @@
 #!/usr/bin/env bash
 # mIoU on PASCAL Context: scripts/test_context.sh [CHECKPOINT] [OPTIONS of main_seg], or edit the path.
-set -eu
 checkpoint=pretrained/ovsegmentor.pth
-case "${1:--}" in
--*) ;;
-*)
-    checkpoint=$(realpath "$1")
-    shift
-    ;;
-esac
-cd "$(dirname "$0")/.."
-exec "${PYTHON:-python}" -u -m main_seg --cfg configs/test_voc_context.yml --resume "$checkpoint" "$@"
+exec "$(dirname "$0")/evaluate.sh" test_voc_context "$checkpoint" "$@"

@@ -168,13 +168,16 @@ def read_words(words: Sequence[str]) -> tuple[tuple[str, ...], str]:
     A "background" at the beginning of the words is the one that is there in any case.
 
     Raises:
-        OvsegError: no word, or one that is blank or comes twice.
+        OvsegError: no word, one that is blank or comes twice, or a "background" elsewhere.
     """
     if len(words) == 1 and words[0] in LABEL_SETS:
         found = label_set(_label_set_name(LABEL_SETS[words[0]]))
         return (BACKGROUND, *(name for name in found.registry_names if name != BACKGROUND)), found.name
     own = words[1:] if words[0] == BACKGROUND else words
-    return (BACKGROUND, *Vocabulary.from_words(own, "--vocab").names), ""
+    names = Vocabulary.from_words(own, "--vocab").names
+    if BACKGROUND in names:
+        raise OvsegError(f"--vocab has {BACKGROUND} behind other words: leave it out, there is one in any case")
+    return (BACKGROUND, *names), ""
 
 
 def _label_set_name(name: str) -> str:

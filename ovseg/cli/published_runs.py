@@ -35,7 +35,7 @@ def pretrain(args: argparse.Namespace) -> None:
     args.config_file, args.num_machines, args.machine_rank = args.cfg, 1, 0
     cfg = _placed(read_cfg(args, opts), args)
     args.eval_only, given = args.eval, args.resume
-    auto = cfg.published().get("checkpoint", {}).get("auto_resume", True)
+    auto = (cfg.published().get("checkpoint") or {}).get("auto_resume", True)
     args.resume = bool(auto) and not args.eval and _has_checkpoints(cfg)
     if args.eval:
         check_checkpoint(cfg, args.cfg)

@@ -259,7 +259,8 @@ def _evaluation(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     for option in filter(None, re.split(r",\s*(?=test_cfg\.)", options)):
         name, equals, value = option.partition("=")
         if name == "test_cfg.mode" and value in ("slide", "whole"):
-            ours |= {f"{OVSEGMENTOR}.WINDOW": [0, 0], f"{OVSEGMENTOR}.STRIDE": [0, 0]} if value == "whole" else {}
+            keys = [f"{OVSEGMENTOR}.{name}" for name in ("WINDOW", "STRIDE")]
+            ours |= {key: [0, 0] if value == "whole" else DEFAULTS[key] for key in keys}
         elif name in WINDOWS and equals:
             ours[WINDOWS[name]] = value
         else:

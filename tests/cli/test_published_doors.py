@@ -127,6 +127,7 @@ def test_bad_input_is_refused_by_name(tiny, photos, tmp_path, capsys):
         ({"--vis": ["heat"]}, ["--vis heat", "final_group"]),
         ({"--vocab": ["cat", "cat"]}, ["--vocab", "twice"]),
         ({"--vocab": ["background"]}, ["--vocab", "at least one word"]),
+        ({"--vocab": ["cat", "background"]}, ["--vocab has background behind other words", "leave it out"]),
         ({"--vocab": [f"word{k}" for k in range(256)]}, ["--vis pred", "257"]),
         ({"--opts": ["model.nothing=1"]}, ["model.nothing"]),
         ({"--opts": ["NOTHING=1"]}, ["NOTHING"]),

@@ -120,6 +120,9 @@ def test_options_go_through_the_table():
     assert read(STAGES[0], {"model": {"cross_layers": 2}}).MODEL.OVSEGMENTOR.CROSS_LAYERS == 2
     whole = read(CONFIGS / "test_voc12.yml", ["evaluate.seg.opts=[test_cfg.mode=whole]"]).MODEL.OVSEGMENTOR
     assert list(whole.STRIDE) == [0, 0]
+    cfg = read(CONFIGS / "test_voc12.yml", ["evaluate.seg.opts=[test_cfg.mode=whole]"])
+    cfg.merge_from_list(["evaluate.seg.opts=[test_cfg.mode=slide]"])  # takes it back
+    assert (list(cfg.MODEL.OVSEGMENTOR.WINDOW), list(cfg.MODEL.OVSEGMENTOR.STRIDE)) == ([448, 448], [224, 224])
 
 
 def test_options_over_a_file_of_ours_keep_its_batch(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ovseg.engine.solver import build_optimizer
 from ovseg.grounding.mask_consistency import cross_maps, maps_at, mask_consistency_loss, match_maps
 from ovseg.meta_arch.image_text_losses import normalised_images
 from tests.parity.ovsegmentor_case import Case, complete
@@ -285,15 +286,15 @@ def test_one_step_and_the_statistics(case):
         if name.startswith("bn_after."):
             case.check(name, state[name.removeprefix("bn_after.")])
     sum(losses.values()).backward()
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    decay = [p for name, p in trained.items() if p.ndim != 1 and not name.endswith(".bias")]
-    rest = [p for name, p in trained.items() if p.ndim == 1 or name.endswith(".bias")]
-    case.check("step1_decay_group_size", torch.tensor(len(decay), dtype=torch.int32))
-    case.check("step1_nodecay_group_size", torch.tensor(len(rest), dtype=torch.int32))
     about = case.published["train"]["adamw"]
-    groups = [{"params": decay, "weight_decay": about["weight_decay"]}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=about["lr"], betas=about["betas"], eps=about["eps"])
-    torch.nn.utils.clip_grad_norm_(trained.values(), about["clip_grad"])
+    clip = ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model")
+    solver = ("SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", about["lr"], "SOLVER.WEIGHT_DECAY", about["weight_decay"])
+    rest = ("SOLVER.BETAS", about["betas"], "SOLVER.EPS", about["eps"])
+    options = (*solver, *rest, *clip, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", about["clip_grad"])
+    optimizer = build_optimizer(case.config(*options), model)
+    for name, decays in (("step1_decay_group_size", True), ("step1_nodecay_group_size", False)):
+        sizes = [len(group["params"]) for group in optimizer.param_groups if (group["weight_decay"] > 0) == decays]
+        case.check(name, torch.tensor(sum(sizes), dtype=torch.int32))
     optimizer.step()
     model.update_teacher()
     state = model.state_dict()
