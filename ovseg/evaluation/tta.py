@@ -39,7 +39,7 @@ def augmented_model(cfg: CfgNode, model: nn.Module, largest_sum: int | None = No
     if cfg.TEST.SLIDING_WINDOW:
         model = SlidingWindow(model, cfg.TEST.SLIDING_TILE_SIZE, cfg.TEST.SLIDING_OVERLAP, largest_sum)
     if cfg.TEST.AUG.ENABLED:
-        model = TestTimeAugmentation(model, DatasetMapperTTA(cfg))
+        model = TestTimeAugmentation(model, DatasetMapperTTA(cfg), cfg.INPUT.ANTIALIAS_TEST)
     return model
 
 
@@ -99,13 +99,14 @@ class TestTimeAugmentation(_ManyViews):
     Args:
         model: a meta-architecture, or a :class:`SlidingWindow`.
         mapper: Detectron2's ``DatasetMapperTTA``, for its sizes: one view per size, and its mirror image.
+        antialias: see :func:`ovseg.io.images.resize_transform`.
     """
 
     __test__ = False  # not a test case of pytest, despite its name
 
-    def __init__(self, model: nn.Module, mapper: DatasetMapperTTA) -> None:
+    def __init__(self, model: nn.Module, mapper: DatasetMapperTTA, antialias: bool = True) -> None:
         super().__init__(model)
-        self.mapper = mapper
+        self.mapper, self.antialias = mapper, antialias
 
     def average_scores(self, sample: dict) -> Tensor:
         """Return the mean scores of one input; views are added to a running sum."""
@@ -114,7 +115,8 @@ class TestTimeAugmentation(_ManyViews):
         mirrored = (False, True) if self.mapper.flip else (False,)
         total: Tensor | None = None
         for size in self.mapper.min_sizes:
-            view = resize_transform(*pixels.shape[:2], size, self.mapper.max_size).apply_image(pixels)
+            resize = resize_transform(*pixels.shape[:2], size, self.mapper.max_size, self.antialias)
+            view = resize.apply_image(pixels)
             image = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
             for mirror in mirrored:
                 scores = self._scores_of_view(sample, image.flip(-1) if mirror else image, height, width)
