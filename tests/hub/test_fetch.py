@@ -11,10 +11,15 @@ import pytest
 
 from ovseg.errors import CannotWrite, OvsegError
 from ovseg.hub.fetch import checksums, fetch
+from ovseg.io.files import cache_dir
 from tests.hub.conftest import SIZE
 from tests.hub.stand_in import COMMIT
 
 FILES = ["config.json", "*.safetensors"]
+
+
+def commits():
+    return [path for path in (cache_dir() / "hub").glob("*/*") if path.is_dir()]
 
 
 def content(hub, name="model.safetensors"):
@@ -48,29 +53,24 @@ def test_a_damaged_part_is_fetched_again(hub):
     with pytest.raises(OvsegError):
         fetch("org/model", ["model.safetensors"])
     hub.down = False
-    (part,) = (hub_folder := next(iter_folders())).glob(".*.part")
+    (hub_folder,) = commits()
+    (part,) = hub_folder.glob(".*.part")
     part.write_bytes(bytes(part.stat().st_size))
     folder = fetch("org/model", ["model.safetensors"])
     assert folder == hub_folder and (folder / "model.safetensors").read_bytes() == content(hub)
     assert hub.requests[-1][1] == 0
 
 
-def iter_folders():
-    from ovseg.io.files import cache_dir
-
-    return (path for path in (cache_dir() / "hub").glob("*/*") if path.is_dir())
-
-
 def test_a_wrong_checksum_is_refused(hub):
     hub.lies["model.safetensors"] = "0" * 64
     with pytest.raises(OvsegError, match=r"model.safetensors of org/model has the sha256 .* but 0000000000000000"):
         fetch("org/model", ["model.safetensors"])
-    assert not any(list(folder.glob("*model*")) for folder in iter_folders())
+    assert not any(list(folder.glob("*model*")) for folder in commits())
 
 
 def test_a_checksum_that_is_known_here_wins(hub):
     known = {"model.safetensors": "1" * 64}
-    with pytest.raises(OvsegError, match="but 1111111111111111... was expected"):
+    with pytest.raises(OvsegError, match=r"but 1111111111111111\.\.\. was expected"):
         fetch("org/model", FILES, sha256=known)
     assert not hub.requests  # nothing was downloaded
 
@@ -118,9 +118,7 @@ def test_no_network_and_offline(hub, monkeypatch):
 
 def test_nobody_answers(hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(
-        OvsegError, match=r"org/model cannot be fetched from the Hugging Face hub \(.*\): check the net"
-    ):
+    with pytest.raises(OvsegError, match=r"org/model cannot be fetched from the Hugging Face hub \(.*\): check"):
         fetch("org/model", FILES)
 
 
@@ -132,13 +130,13 @@ def test_the_cache_of_the_library_serves_without_network(hub, tmp_path):
     (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
     assert fetch("org/model", ["config.json"], network=False) == snapshot
     with pytest.raises(OvsegError, match="is not on this machine"):
-        fetch("org/model", FILES[:1] + ["model.safetensors"], network=False)
+        fetch("org/model", ["config.json", "model.safetensors"], network=False)
 
 
 def test_disk_full(hub, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1000))
-    with pytest.raises(CannotWrite, match="the download needs 3 MB, and .* has 0 MB of free disk: free some space"):
+    with pytest.raises(CannotWrite, match=r"the download needs 3 MB, and .* has 0 MB of free disk: free some space"):
         fetch("org/model", FILES)
     monkeypatch.undo()
 
