@@ -120,7 +120,7 @@ def find(name: str) -> Model:
     near = difflib.get_close_matches(name, models(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`ovseg models` lists the names"
     raise OvsegError(
-        f"there is no model {shown(name)}: {hint} A folder of save_pretrained and {HUB}ORGANISATION/NAME are models, too"
+        f"there is no model {shown(name)}: {hint} Folders of save_pretrained and {HUB}ORGANISATION/NAME are models, too"
     )
 
 
