@@ -18,16 +18,13 @@ from ovseg.config.values import leaves
 from ovseg.errors import OvsegError, shown
 from ovseg.hub.card import ModelCard
 from ovseg.hub.fetch import fetch
-from ovseg.hub.saving import CARD, CONFIG, SECTIONS, WEIGHTS, WORDS, read_words
-from ovseg.hub.table import AUTO, HUB, Model, choose, find
+from ovseg.hub.saving import SECTIONS, read_words
+from ovseg.hub.table import AUTO, CARD, CONFIG, HUB, SAVED, WEIGHTS, WORDS, Model, choose, find
 from ovseg.io.files import expand_user, is_dir, is_file
 from ovseg.io.plain_yaml import load_plain, read_text
 from ovseg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-
-# files of a folder of save_pretrained
-SAVED = (CONFIG, WEIGHTS, f"{CARD}*", f"{WORDS}*", "clip/*", "sam/*", "files/*")
 
 
 @dataclass(frozen=True)

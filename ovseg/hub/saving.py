@@ -34,6 +34,7 @@ from ovseg.config.per_dataset import is_path
 from ovseg.config.values import leaves
 from ovseg.errors import OvsegError
 from ovseg.hub.card import UNKNOWN, ModelCard, is_card_of_ours
+from ovseg.hub.table import CARD, CONFIG, WEIGHTS, WORDS
 from ovseg.io.files import atomic_path, file_digest, is_dir, is_file, locked_folder, write_text
 from ovseg.proposals.boundary_tree import BoundaryTree
 from ovseg.proposals.sam import SAM
@@ -41,7 +42,6 @@ from ovseg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS, WORDS, CARD = "config.yaml", "model.safetensors", "vocabulary.json", "README.md"
 SECTIONS = ("MODEL", "INPUT", "TEST", "VERSION")
 _SAM, _TREE = "MODEL.PROPOSER.SAM.MODEL", "MODEL.PROPOSER.BOUNDARY_TREE"
 _ENCODER, _TOKENS = "MODEL.OVSEGMENTOR.TEXT_ENCODER.CONFIG", "MODEL.OVSEGMENTOR.TEXT_ENCODER.VOCAB"

@@ -18,6 +18,9 @@ from ovseg.errors import OvsegError, shown
 _TABLE = Path(__file__).with_name("models.json")
 AUTO = "auto"
 HUB = "hf-hub:"  # before names of repositories on the Hugging Face hub
+# files of a folder of save_pretrained, and patterns of all that may be in it
+CONFIG, WEIGHTS, WORDS, CARD = "config.yaml", "model.safetensors", "vocabulary.json", "README.md"
+SAVED = (CONFIG, WEIGHTS, f"{CARD}*", f"{WORDS}*", "clip/*", "sam/*", "files/*")
 
 
 @dataclass(frozen=True)
