@@ -53,20 +53,21 @@ _PLAIN = (str, int, float, bool, type(None), list)
 def find_config(name: str | Path) -> str:
     """Return the path of a configuration file, given as a path or as the name of one that comes with the package.
 
-    A name is that of a file in ``configs/`` (``"photo"``, ``"toy/scan_toy"``), with or without this folder and
-    ``.yaml``. A file of that path, seen from the working folder, wins.
+    A name is that of a file in ``configs/`` without ``.yaml`` (``"photo"``, ``"toy/scan_toy"``), or its path that
+    starts with ``configs/``, so that documented commands work in every folder. A file of that path, seen from the
+    working folder, wins.
 
     Raises:
         OvsegError: there is no file of this name.
     """
     name = str(name)
-    if not name or "\0" in name or is_file(name):
+    if not name or is_file(name):
         return name
-    below = name.replace(os.sep, "/").removeprefix("./").removeprefix("configs/")
-    if not os.path.isabs(name) and ".." not in below.split("/"):
-        for place in (CONFIGS / below, CONFIGS / f"{below}.yaml"):
-            if is_file(place):
-                return str(place)
+    parts = Path(name).parts
+    if (is_path := parts[0] == CONFIGS.name) or not (Path(name).suffix or Path(name).is_absolute() or name[0] == "."):
+        place = CONFIGS.joinpath(*parts[1:]) if is_path else CONFIGS / f"{name}.yaml"
+        if ".." not in parts and is_file(place):
+            return str(place)
     if os.path.splitext(name)[1] or os.path.basename(name) != name:
         return name
     names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
