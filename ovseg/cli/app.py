@@ -15,10 +15,11 @@ import typer
 
 import ovseg
 from ovseg.cli.check import check
+from ovseg.cli.label import label
 from ovseg.cli.segment import segment
 from ovseg.errors import user_errors
 
-COMMANDS = (segment, check)
+COMMANDS = (segment, label, check)
 
 app = typer.Typer(
     name="ovseg",
