@@ -70,10 +70,11 @@ def label(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")
     ] = None,
 ) -> int:
-    """Label images with words, in label formats of other programs; a run that was ended goes on where it stopped.
+    """Label images with words, in the formats of other programs.
 
-    Regions are connected parts of a word's pixels. Finished images are kept in OUTPUT, so that the same command with
-    another --format, --min-area, --min-region-score or --tolerance takes seconds.
+    Regions are connected parts of a word's pixels: objects of one word that touch are one region. OUTPUT also gets a
+    manifest and a contact sheet. Run the same command again to resume, or with another --format, --min-area,
+    --min-region-score or --tolerance, which takes seconds.
     """
     vocabulary = read_words(words, label_set, background)
     opts = key_values(set_ or [])

@@ -6,6 +6,7 @@ have this attribute, as those of ``labels.json`` do, which is for the "Raw" tab 
 
 from __future__ import annotations
 
+import re
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -14,7 +15,7 @@ from ovseg.io.files import atomic_path, write_text
 from ovseg.result.formats.labelled_set import LabelledSet, compact_json
 from ovseg.result.regions import LabelledImage, Region
 
-_ENCODING = "xmlcharrefreplace"
+_NOT_XML = re.compile("[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def cvat_image(image: LabelledImage, tolerance: float, number: int = 0) -> str:
@@ -39,7 +40,7 @@ def write_cvat(labelled: LabelledSet) -> None:
     """Write ``annotations.xml``, and ``labels.json`` with the labels of a task."""
     images = list(labelled.images) if not hasattr(labelled.images, "__len__") else labelled.images
     path = labelled.folder / "annotations.xml"
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", errors=_ENCODING) as file:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(_head(labelled.names, len(images)))
         for number, image in enumerate(images):
             file.write(cvat_image(image, labelled.tolerance, number) + "\n")
@@ -50,8 +51,8 @@ def write_cvat(labelled: LabelledSet) -> None:
 
 
 def xml_text(text: str) -> str:
-    """Return a text without characters that XML cannot hold."""
-    return "".join(letter if letter >= " " and letter not in "\ufffe\uffff" else "?" for letter in text)
+    """Return a text with ``?`` for characters that XML cannot hold: control characters and lone surrogates."""
+    return _NOT_XML.sub("?", text)
 
 
 def _head(names: tuple[str, ...], count: int) -> str:
