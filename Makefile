@@ -18,7 +18,7 @@ DEMO := output/demo
 TOY := configs/toy/ovseg_toy.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv packages demo demo-toy test fuzz lint clean requirements
+.PHONY: help setup venv packages demo demo-toy test fuzz lint types clean requirements
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -74,6 +74,9 @@ fuzz: setup  ## Give damaged and odd inputs to everything that reads any (FUZZ_A
 lint: setup  ## Check style with ruff
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+
+types: setup  ## Check the types of the public API with pyright
+	@$(PY) -m basedpyright --pythonpath $(PY)
 
 clean:  ## Remove .venv/, the demo's output, caches and build files (not your training runs in output/)
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache

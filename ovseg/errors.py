@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
 import re
 import reprlib
@@ -125,7 +126,7 @@ def user_errors() -> Iterator[None]:
     in the same way. Any other exception is a defect of this package and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):  # file names may be invalid text
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
     in_main = threading.current_thread() is threading.main_thread()  # signal handlers need the main thread

@@ -77,7 +77,7 @@ class Segmenter:
         min_score: float | None = None,
         config: CfgNode | None = None,
     ):
-        self.model = model
+        self.model: Any = model  # its kind decides what else it has
         self.config = config
         self.vocabulary: Vocabulary | None = None  # for calls without words
         self.card = ModelCard()  # what is known of the model
@@ -226,7 +226,8 @@ class Segmenter:
         vocabulary = Vocabulary.of(words)
         if (clip_adapter := getattr(self.model, "clip_adapter", None)) is not None:  # a namer need not use CLIP
             clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
-        if hasattr(scorer := getattr(self.model, "scorer", None), "encode_words"):  # OVSegmentor's text encoder
+        scorer: Any = getattr(self.model, "scorer", None)
+        if hasattr(scorer, "encode_words"):  # OVSegmentor's text encoder
             scorer.encode_words(vocabulary)
         if unknown := [name for name in self.unfamiliar(vocabulary) if name not in self._warned]:
             self._warned.update(unknown)
@@ -409,7 +410,7 @@ class Segmenter:
         Raises:
             OvsegError: the model has no groups, the image cannot be read, or the memory is not sufficient.
         """
-        proposer = getattr(getattr(self.model, "scorer", None), "proposer", None)
+        proposer: Any = getattr(getattr(self.model, "scorer", None), "proposer", None)
         if not hasattr(proposer, "group_maps"):
             raise OvsegError(f"{type(self.model).__name__} has no groups of patches: only OVSegmentor has")
         pixels, source = as_rgb(image)
@@ -466,7 +467,7 @@ class Segmenter:
         if isinstance(words, Vocabulary):
             return words
         plain = type(words) in (list, tuple) and all(isinstance(word, str) for word in words)
-        key = tuple(words) if plain else None
+        key = tuple(map(str, words)) if plain else None
         last, vocabulary = self._last  # read once: another thread may replace it
         if vocabulary is None or key is None or key != last:
             vocabulary = self.prepare(words)
@@ -475,7 +476,8 @@ class Segmenter:
 
     def _model_input(self, pixels: np.ndarray) -> torch.Tensor:
         """Return the model's input (3, h, w), resized, with the channels of ``image_format``."""
-        resized = resize_transform(*pixels.shape[:2], self.min_size, self.max_size, self.antialias).apply_image(pixels)
+        height, width = pixels.shape[:2]
+        resized: Any = resize_transform(height, width, self.min_size, self.max_size, self.antialias).apply_image(pixels)
         return torch.from_numpy(np.array(resized if self.image_format == "RGB" else resized[:, :, ::-1])).permute(
             2, 0, 1
         )

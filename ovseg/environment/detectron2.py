@@ -21,6 +21,7 @@ import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ovseg.environment.detectron2_patches import MOVED_FOLDERS, NEW_FILES, PATCHES, REPLACED_FILES, Patch
 from ovseg.errors import OvsegError
@@ -52,7 +53,8 @@ def installed_detectron2() -> tuple[str, str]:
 
 def installed_source() -> str:
     """Return "pypi" if the installed Detectron2 is the pure-Python build, else "git"."""
-    places = importlib.util.find_spec("detectron2").submodule_search_locations
+    spec = importlib.util.find_spec("detectron2")
+    places = (spec and spec.submodule_search_locations) or []
     return "pypi" if any(Path(place, *PURE_PYTHON_MARK).is_file() for place in places) else "git"
 
 
@@ -130,7 +132,8 @@ def unpack(archive: Path, folder: Path) -> Path:
             if not inside or not (member.isfile() or member.isdir()):
                 raise OvsegError(f"{archive} contains an unsafe entry, {member.name!r}: it was not extracted")
         # the oldest patch releases of Python 3.10 and 3.11 have no filters; the check above stands alone there
-        tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        tar.extractall(folder, **safe)
     tops = [path for path in folder.iterdir() if path.is_dir()]
     if len(tops) != 1:
         raise OvsegError(f"{archive} holds {len(tops)} top folders instead of one")

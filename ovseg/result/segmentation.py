@@ -172,7 +172,8 @@ class Segmentation:
             )
         if top_k < 1:
             raise OvsegError(f"top_k must be at least 1, not {top_k}")
-        return Explanation.of(self.mask_scores, *self.label_map.shape, top_k)
+        height, width = self.label_map.shape
+        return Explanation.of(self.mask_scores, height, width, top_k)
 
     def overlay(self, image: np.ndarray | None = None, colors: Mapping[int, sv.Color] | None = None) -> np.ndarray:
         """Draw the coloured and named regions on the image, at full size.
@@ -210,7 +211,7 @@ class Segmentation:
         """
         results = []
         for k in self.found:
-            rle = coco_mask.encode(np.asfortranarray(self.label_map == k, dtype=np.uint8))
+            rle: Any = coco_mask.encode(np.asfortranarray(self.label_map == k, dtype=np.uint8))
             mask = {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
             category = {"category_id": k, "category_name": self.names[k]}
             place = {"segmentation": mask, "bbox": coco_mask.toBbox(rle).tolist(), "area": int(self.areas[k])}

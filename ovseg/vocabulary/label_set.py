@@ -16,7 +16,7 @@ from typing import Any
 from ovseg.errors import OvsegError
 from ovseg.vocabulary.derived import DERIVED
 
-_FOLDER = resources.files(__package__).joinpath("label_sets")
+_FOLDER = resources.files("ovseg.vocabulary").joinpath("label_sets")
 
 
 @dataclass(frozen=True)

@@ -220,8 +220,8 @@ class Vocabulary:
             things = tuple(n for index, n in enumerate(labels.names) if index != labels.background_id)
             names = things + labels.background_words
             return cls(names, tuple((n,) for n in names), origin, labels.background_words)
-        texts = [(n,) for n in labels.names]
-        if labels.background == "synonyms":
+        texts: list[tuple[str, ...]] = [(n,) for n in labels.names]
+        if labels.background == "synonyms" and labels.background_id is not None:
             texts[labels.background_id] += labels.background_words
         return cls(labels.names, tuple(texts), origin)
 
