@@ -151,7 +151,7 @@ WRONG = {
     "a negative area": (["--format", "png", "--min-area", "-1"], "--min-area is -1: give pixels"),
     "an area that is not a number": (["--format", "png", "--min-area", "nan"], "--min-area is nan: give a number"),
     "a negative tolerance": (["--format", "png", "--tolerance", "-2"], "--tolerance is -2: give pixels"),
-    "a batch of none": (["--format", "png", "--batch-size", "0"], "'--batch-size': Input should be greater than or"),
+    "a batch of none": (["--format", "png", "--batch-size", "0"], "equal to 1 ("),
     "a key without a value": (["--format", "png", "--set", "SEED"], "is not KEY=VALUE"),
     "a web address": (["--format", "png", "http://a/b.jpg"], "is a web address"),
     "no such model": (["--format", "png", "--model", "absent.yaml"], "absent.yaml"),
