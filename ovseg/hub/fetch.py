@@ -224,6 +224,7 @@ def _download(hub: Any, repository: str, commit: str, file: RemoteFile, folder: 
     if _is_linked(hub.try_to_load_from_cache(repository, file.name, revision=commit), file, target):
         return
     url = hub.hf_hub_url(repository, file.name, revision=commit, endpoint=endpoint)
+    actual = ""
     for _ in range(2):
         start = part.stat().st_size if part.is_file() else 0
         if start > file.size:
