@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ovseg.errors import CannotWrite, OvsegError, reason_of, shown
-from ovseg.io.files import cache_dir, explained_writing, file_digest, write_text
+from ovseg.io.files import atomic_path, cache_dir, explained_writing, file_digest, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def fetch(
     """Return the folder of this machine with files of a repository on the hub, downloaded if necessary.
 
     A branch is pinned: its commit is recorded at the first call, and later calls return the files of this commit
-    without network. A copy in the cache of huggingface_hub (made by ``hf download``) is used where there is no network.
+    without network. Files in the cache of huggingface_hub (of ``hf download``, say) are used, also without network.
 
     Args:
         repository: ``"ORGANISATION/NAME"``.
@@ -221,7 +221,10 @@ def _download(hub: Any, repository: str, commit: str, file: RemoteFile, folder: 
     if target.is_file() and target.stat().st_size == file.size and file.is_of(target):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
+    if _is_linked(hub.try_to_load_from_cache(repository, file.name, revision=commit), file, target):
+        return
     url = hub.hf_hub_url(repository, file.name, revision=commit, endpoint=endpoint)
+    actual = ""
     for _ in range(2):
         start = part.stat().st_size if part.is_file() else 0
         if start > file.size:
@@ -249,6 +252,18 @@ def _download(hub: Any, repository: str, commit: str, file: RemoteFile, folder: 
         if not start:  # else the first part may have been damaged: once more, from the start
             break
     raise OvsegError(_wrong(repository, file.name, actual, file.sha256))
+
+
+def _is_linked(cached: Any, file: RemoteFile, target: Path) -> bool:
+    """Return whether the cache of huggingface_hub has a file, which is then linked or copied from there."""
+    if not isinstance(cached, str) or os.path.getsize(cached) != file.size or not file.is_of(Path(cached)):
+        return False
+    with atomic_path(target) as temporary:
+        try:
+            os.link(os.path.realpath(cached), temporary)
+        except OSError:  # another file system
+            shutil.copyfile(cached, temporary)
+    return True
 
 
 def _wrong(repository: str, name: str, actual: str, expected: str) -> str:
