@@ -1,4 +1,4 @@
-"""Extension of griffe (mkdocs.yml): links in the site for the Sphinx roles of docstrings, such as :class:`Vocabulary`."""
+"""Extension of griffe (mkdocs.yml): Sphinx roles of docstrings, such as :class:`Vocabulary`, are links in the site."""
 
 from __future__ import annotations
 
