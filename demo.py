@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from ovseg.cli.options import parse_with_options
+from ovseg.cli.words import words_of_demo
 from ovseg.errors import user_errors
 from ovseg.vocabulary import label_set_names
 
@@ -111,9 +112,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.opts = ["TEST.BACKGROUND_THRESHOLD", args.min_score, *args.opts]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with user_errors():
-        from ovseg.cli.segment import segment_inputs  # imports slowly: after the arguments are checked
+        vocabulary = words_of_demo(args)
+        from ovseg.cli.segment_inputs import segment_inputs  # imports slowly: after the arguments are checked
 
-        return segment_inputs(args, is_photo=args.config_file == DEFAULT_MODEL)
+        return segment_inputs(
+            args.input,
+            vocabulary,
+            output=args.output,
+            config_file=args.config_file,
+            device=args.device,
+            opts=args.opts,
+            explain=args.explain,
+            skip_existing=args.skip_existing,
+            is_photo=args.config_file == DEFAULT_MODEL,
+        )
 
 
 if __name__ == "__main__":

@@ -38,14 +38,17 @@ def _ignore_deprecations() -> None:
 
 
 def _is_command() -> bool:
-    """Whether this process runs one of our own commands: a script of the repository, or ``python -m ovseg...``."""
+    """Whether this process runs one of our own commands: ``ovseg`` or a script of the repository."""
     if sys.argv[:1] == ["-m"]:  # so it is while Python looks for the module to run
         return sys.orig_argv[sys.orig_argv.index("-m") + 1].split(".")[0] == "ovseg"
     main, root = sys.modules["__main__"], Path(__file__).resolve().parents[1]
     script = getattr(main, "__file__", None) if main.__name__ == "__main__" else None  # not in a process of ours
     if not script:
         return False
-    script = Path(script).resolve()
+    script = Path(script)
+    if "ovseg" in (script.name, script.parent.name.removesuffix(".exe") if script.suffix == ".py" else ""):
+        return True
+    script = script.resolve()
     doors = ("demo", "train_net", "main_demo", "main_seg", "main_pretrain")
     folders = ("tools", "datasets", "convert_dataset")
     return script in [root / f"{name}.py" for name in doors] or script.parent in [root / name for name in folders]

@@ -211,19 +211,40 @@ class Segmenter:
             OvsegError: the image cannot be read, words are not valid, there is not enough memory, several views are
                 to be explained, or the granularity is not valid or the model has no masks.
         """
+        return self.batch([image], words, explain=explain, granularity=granularity, min_score=min_score)[0]
+
+    @torch.inference_mode()
+    def batch(
+        self,
+        images: Sequence[ImageLike],
+        words: str | Sequence[str | Sequence[str]] | Vocabulary,
+        *,
+        explain: bool = False,
+        granularity: float | None = None,
+        min_score: float | None = None,
+    ) -> list[Segmentation]:
+        """Segment several images at a time; arguments, result and errors are those of a call for each.
+
+        Networks pad the images of a batch to one size, so that scores of images of different sizes differ slightly from
+        those of single calls.
+        """
         if explain:
             self.refuse_to_explain_views()
         vocabulary = self._vocabulary(words)
-        pixels, source = as_rgb(image)
-        request = self._request(pixels, source, vocabulary)
-        request["outputs"] = ("label_map", "explanations") if explain else ("label_map",)
-        if granularity is not None:
-            request["granularity"] = granularity
-        with _explain_memory(source or "the image"):
-            result = (self.many_views or self.model)([request])[0]
-            masks = MaskScores.from_model(result["explanations"], vocabulary.names) if explain else None
-            limit = self.min_score if min_score is None else min_score
-            return _segmentation(result, vocabulary, pixels, source, masks, limit)
+        inputs = [as_rgb(image) for image in images]
+        requests = [self._request(pixels, source, vocabulary) for pixels, source in inputs]
+        for request in requests:
+            request["outputs"] = ("label_map", "explanations") if explain else ("label_map",)
+            if granularity is not None:
+                request["granularity"] = granularity
+        limit = self.min_score if min_score is None else min_score
+        found = []
+        with _explain_memory(next((source for _, source in inputs if source), "the image")):
+            results = (self.many_views or self.model)(requests)
+            for (pixels, source), result in zip(inputs, results, strict=True):
+                masks = MaskScores.from_model(result["explanations"], vocabulary.names) if explain else None
+                found.append(_segmentation(result, vocabulary, pixels, source, masks, limit))
+        return found
 
     @torch.inference_mode()
     def adjustable(

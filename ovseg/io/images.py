@@ -112,6 +112,15 @@ def open_image(file: str | Path | BinaryIO) -> Image.Image:
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
+def pixel_count(path: str | Path) -> int:
+    """Return the number of pixels in the header of an image file; 1 if it cannot be read."""
+    try:
+        with open_image(path) as image:
+            return max(1, image.width * image.height)
+    except Exception:  # Pillow raises almost anything on damaged data; reading the image explains it
+        return 1
+
+
 def to_rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
     """Convert an opened Pillow image to RGB.
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import supervision as sv
@@ -19,9 +20,16 @@ from ovseg.io.files import atomic_path, is_dir, shorten, write_text
 from ovseg.io.images import label_areas, save_image
 from ovseg.io.inputs import OUTPUT_SUFFIXES, output_files
 from ovseg.result.explanation import Explanation, MaskScores
+from ovseg.result.formats.png import save_label_map
+from ovseg.result.regions import LabelledImage, checked_tolerance, find_regions
 from ovseg.vocabulary.reading import fold_text
 
+if TYPE_CHECKING:
+    import fiftyone
+
 UNLABELLED = -1
+TOLERANCE = 1.0  # of polygons, pixels
+PNG_LEVEL, JPEG_QUALITY = 4, 92
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,6 +45,8 @@ class Segmentation:
         source: file of the image, or None.
         mask_scores: input of :meth:`explain`; None unless the segmenter was called with ``explain=True``.
         background: words that competed for pixels and whose pixels are unlabelled.
+        score_map: (H,W) float32, the winning score of each pixel, of unlabelled ones, too; 0 where no mask is. None if
+            it is unknown. It takes 4 bytes per pixel: ``dataclasses.replace(result, score_map=None)`` is without it.
     """
 
     label_map: np.ndarray
@@ -46,10 +56,13 @@ class Segmentation:
     source: str | None = None
     mask_scores: MaskScores | None = None
     background: tuple[str, ...] = ()
+    score_map: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.label_map.shape != self.image.shape[:2]:
             raise ValueError(f"label map {self.label_map.shape} and image {self.image.shape} differ in size")
+        if self.score_map is not None and self.score_map.shape != self.label_map.shape:
+            raise ValueError(f"label map {self.label_map.shape} and score map {self.score_map.shape} differ in size")
         if len(self.scores) != len(self.names):
             raise ValueError(f"{len(self.names)} names but {len(self.scores)} scores")
 
@@ -102,7 +115,8 @@ class Segmentation:
             sums += np.bincount(row[shown], weights=row_scores[shown], minlength=len(names))
         counts = label_areas(labels, len(names))
         scores = (sums / np.maximum(counts, 1)).astype(np.float32)
-        return cls(labels, tuple(names), scores, image, source, mask_scores, tuple(background))
+        kept = score_map.astype(np.float32, copy=False)
+        return cls(labels, tuple(names), scores, image, source, mask_scores, tuple(background), kept)
 
     @cached_property
     def areas(self) -> np.ndarray:
@@ -203,6 +217,119 @@ class Segmentation:
             results.append({**category, **place, "score": float(self.scores[k])})
         return results
 
+    def regions(self, min_area: float = 0, min_score: float | None = None) -> LabelledImage:
+        """Return the connected parts of each word, from which all label formats are written.
+
+        Objects of one word that touch are one part, and parts of one object that do not touch are several.
+
+        Args:
+            min_area: smallest part in pixels; a number below 1 is a share of the image.
+            min_score: lowest mean score of a part; None for no limit.
+
+        Raises:
+            OvsegError: an argument is not a number of this kind.
+        """
+        found = find_regions(self.label_map, self.score_map, self.scores.tolist())
+        name = Path(self.source).name if self.source else ""
+        return LabelledImage(name, self.label_map.shape, self.names, found).kept(min_area, min_score)
+
+    def panoptic(self, min_area: float = 0, min_score: float | None = None) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Return one segment per word found: ids (H,W) int32, 0 for unlabelled pixels, and COCO's ``segments_info``.
+
+        Args:
+            min_area, min_score: of the connected parts of words; see :meth:`regions`.
+
+        Returns:
+            see :func:`ovseg.result.formats.coco.segments`.
+        """
+        from ovseg.result.formats.coco import segments
+
+        return segments(self.regions(min_area, min_score))
+
+    def to_coco(
+        self,
+        kind: str = "instances",
+        tolerance: float = TOLERANCE,
+        min_area: float = 0,
+        min_score: float | None = None,
+    ) -> dict[str, Any]:
+        """Return the content of a COCO file for this image, with ``score`` of each annotation or segment.
+
+        Args:
+            kind: "instances", one annotation per connected part: polygons, or compressed run lengths for parts with
+                holes; or "panoptic", one segment per word, whose ids are those of :meth:`panoptic`.
+            tolerance: of polygons, pixels; 0 for the exact edges of pixels.
+            min_area, min_score: see :meth:`regions`.
+
+        Raises:
+            OvsegError: an argument is not valid.
+        """
+        from ovseg.result.formats import coco
+
+        image = self.regions(min_area, min_score)
+        if kind == "panoptic":
+            return coco.coco_panoptic(image)
+        if kind != "instances":
+            raise OvsegError(f"kind is {kind!r}: choose 'instances' or 'panoptic'")
+        return coco.coco_instances(image, checked_tolerance(tolerance))
+
+    def to_yolo(self, tolerance: float = TOLERANCE, min_area: float = 0, min_score: float | None = None) -> str:
+        """Return the lines of an Ultralytics YOLO label file, one per connected part; arguments as :meth:`to_coco`.
+
+        The format has no scores. A slit of no width leads to each hole of a polygon.
+        """
+        from ovseg.result.formats.yolo import yolo_lines
+
+        return yolo_lines(self.regions(min_area, min_score), checked_tolerance(tolerance))
+
+    def to_labelme(
+        self, tolerance: float = TOLERANCE, min_area: float = 0, min_score: float | None = None
+    ) -> dict[str, Any]:
+        """Return the content of a labelme file next to the image; arguments as :meth:`to_coco`.
+
+        Parts with holes are shapes of the type "mask".
+        """
+        from ovseg.result.formats.labelme import labelme_dict
+
+        image = self.regions(min_area, min_score)
+        return labelme_dict(image, checked_tolerance(tolerance), image.name)
+
+    def to_cvat(self, tolerance: float = TOLERANCE, min_area: float = 0, min_score: float | None = None) -> str:
+        """Return a file of the format CVAT for images 1.1, XML; arguments as :meth:`to_coco`.
+
+        Parts with holes are masks.
+        """
+        from ovseg.result.formats.cvat import cvat_xml
+
+        return cvat_xml(self.regions(min_area, min_score), checked_tolerance(tolerance))
+
+    def to_label_studio(
+        self,
+        tolerance: float = TOLERANCE,
+        min_area: float = 0,
+        min_score: float | None = None,
+        url: str | None = None,
+    ) -> dict[str, Any]:
+        """Return a Label Studio task with one prediction; arguments as :meth:`to_coco`.
+
+        Args:
+            url: where Label Studio finds the image; None for its name.
+        """
+        from ovseg.result.formats.label_studio import label_studio_task
+
+        image = self.regions(min_area, min_score)
+        return label_studio_task(image, checked_tolerance(tolerance), image.name if url is None else url)
+
+    def to_fiftyone(self, min_area: float = 0, min_score: float | None = None) -> fiftyone.Detections:
+        """Return the parts as FiftyOne's detections with masks and confidences; arguments as :meth:`regions`.
+
+        Raises:
+            OvsegError: FiftyOne is not installed.
+        """
+        from ovseg.result.formats.fiftyone import fiftyone_detections
+
+        return fiftyone_detections(self.regions(min_area, min_score))
+
     def to_json(self) -> dict:
         """Return everything except the image as a dict for ``json.dump``; ``segments`` is :meth:`to_coco_rle`.
 
@@ -227,7 +354,9 @@ class Segmentation:
 
         return draw_result(self.image, self.label_map, self.names)
 
-    def save(self, where: str | Path) -> tuple[Path, Path, Path]:
+    def save(
+        self, where: str | Path, png_level: int = PNG_LEVEL, jpeg_quality: int = JPEG_QUALITY
+    ) -> tuple[Path, Path, Path]:
         """Write three files atomically; existing files are replaced.
 
         * ``PREFIX.png`` (or ``.jpg``, ``.webp``): :meth:`picture`
@@ -238,6 +367,8 @@ class Segmentation:
         Args:
             where: the first of these files; or PREFIX; or a folder (existing, or with a trailing slash), in which the
                 files are named after the image.
+            png_level: compression of PNG files, from 0 (none, fastest) to 9 (smallest).
+            jpeg_quality: of ``.jpg`` and ``.webp``, 1 to 100.
 
         Returns:
             the three paths.
@@ -246,12 +377,12 @@ class Segmentation:
             OvsegError: the folder cannot be written, the disk is full, or there are more than 65535 words.
         """
         drawing_file, labels_file, json_file = output_files(self._drawing_file(where))
-        if len(self.names) > 65535:
-            raise OvsegError(f"a label map PNG holds at most 65535 words, and there are {len(self.names)}")
-        bits, blank = (np.uint8, 255) if len(self.names) <= 255 else (np.uint16, 65535)
-        labels = np.where(self.label_map < 0, blank, self.label_map).astype(bits)
-        _save_image(self.picture(), drawing_file)
-        _save_image(labels, labels_file)
+        is_png = drawing_file.suffix.lower() == ".png"
+        options = {"compress_level": png_level} if is_png else {"quality": jpeg_quality}
+        drawing = Image.fromarray(self.picture())
+        with atomic_path(drawing_file) as temporary:
+            save_image(drawing, temporary, **options)
+        save_label_map(self.label_map, len(self.names), labels_file, compress_level=png_level)
         write_text(json_file, json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
         return drawing_file, labels_file, json_file
 
@@ -261,9 +392,3 @@ class Segmentation:
             stem = shorten(Path(self.source).stem, len("_labels.png")) if self.source else "segmentation"
             return path / f"{stem}.png"
         return path if path.suffix.lower() in OUTPUT_SUFFIXES else path.with_name(path.name + ".png")
-
-
-def _save_image(array: np.ndarray, path: Path) -> None:
-    options = {"compress_level": 4} if path.suffix.lower() == ".png" else {"quality": 92}
-    with atomic_path(path) as temporary:
-        save_image(Image.fromarray(array), temporary, **options)

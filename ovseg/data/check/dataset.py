@@ -26,6 +26,7 @@ from ovseg.data.prepare.conversion import spread
 from ovseg.data.protocol import class_names_of
 from ovseg.errors import OvsegError
 from ovseg.io.images import read_image, read_labels
+from ovseg.result.sheet import evenly
 
 
 @dataclass(frozen=True)
@@ -275,12 +276,6 @@ def _of_all(subject: Subject, report: Report) -> list[Finding]:
         )
         findings.append(Finding("rare", subject.name, message))
     return findings
-
-
-def evenly(total: int, limit: int | None) -> list[int]:
-    """Return at most ``limit`` of the numbers 0 .. total - 1, evenly spread, ascending."""
-    count = total if limit is None else min(limit, total)
-    return [position * total // count for position in range(count)]
 
 
 def _look(subject: Subject, index: int) -> tuple[int, list[Finding], np.ndarray | None, tuple[dict[str, int], ...]]:
