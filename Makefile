@@ -14,7 +14,7 @@ UV := $(PY) -m uv --no-progress
 # content and sources of the environment: if both are those of the last set-up, nothing is to do
 STATE := $(VENV)/.state
 FINGERPRINT = { $(PY) -VV; ls -d $(VENV)/lib/python*/site-packages/*.dist-info; pwd; cat requirements.txt \
-  pyproject.toml tools/install_detectron2.py tools/detectron2_patches.py; } 2>&1 | cksum
+  pyproject.toml ovseg/environment/*.py; } 2>&1 | cksum
 DEMO := output/demo
 TOY := configs/toy/ovseg_toy.yaml
 

@@ -1,12 +1,14 @@
 """ovseg: segment any image into any words.
 
-Importing the package registers its models and data sets with Detectron2; nothing is read or downloaded. The commands of
-this repository register them when their arguments are right, so that ``--help`` and mistakes are answered at once.
+Importing the package registers its models and data sets with Detectron2, if that is installed; nothing is read or
+downloaded. The commands of this package register them when their arguments are right, so that ``--help`` and mistakes
+are answered at once.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import signal
 import sys
@@ -14,16 +16,39 @@ import threading
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ovseg.environment.requirements import has_detectron2, require_detectron2
+from ovseg.errors import OvsegError
+
+if TYPE_CHECKING:
+    from ovseg.result.compete import compete
+    from ovseg.result.segmentation import Segmentation
+    from ovseg.segmenter import Segmenter
+    from ovseg.vocabulary import Vocabulary
 
 __version__ = "0.1.0"
+__all__ = ["OvsegError", "Segmentation", "Segmenter", "Vocabulary", "compete", "register"]
+
+# imported on first use: drawing libraries take a second
+_PLACES = {
+    "Segmentation": "ovseg.result.segmentation",
+    "Segmenter": "ovseg.segmenter",
+    "Vocabulary": "ovseg.vocabulary",
+    "compete": "ovseg.result.compete",
+}
 
 
 @functools.cache  # once is enough
 def register() -> None:
-    """Register models and data sets with Detectron2, which is imported here: it takes seconds, and only once."""
+    """Register models and data sets with Detectron2, which is imported here: it takes seconds, and only once.
+
+    Raises:
+        OvsegError: Detectron2 or PyTorch is not installed, or does not import.
+    """
     with warnings.catch_warnings():
         _ignore_deprecations()
+        require_detectron2()
         from ovseg import meta_arch, proposals  # noqa: F401  (each registers its classes)
         from ovseg.config.detectron2_hints import add_hints
         from ovseg.data.catalog import register_all
@@ -72,16 +97,17 @@ def _end_in_one_line(number: int, frame: FrameType | None) -> None:
 if _is_command():
     _handle_signals()
     _ignore_deprecations()
-else:
+elif has_detectron2():
     register()
 
 
 def __getattr__(name: str) -> Any:
-    # on first use: drawing libraries take a second to import
-    if name in ("Segmenter", "Segmentation", "compete"):
-        from ovseg.result.compete import compete
-        from ovseg.result.segmentation import Segmentation
-        from ovseg.segmenter import Segmenter
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "Segmenter":
+        register()
+    return getattr(importlib.import_module(_PLACES[name]), name)
 
-        return {"Segmenter": Segmenter, "Segmentation": Segmentation, "compete": compete}[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -29,6 +29,7 @@ _ALL = _SYSTEM | {"evaluation", "engine", "segmenter", "adaptation"}
 # What each floor may import, from the ground up; all but the last may import themselves.
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
+    "environment": _GROUND,
     "io": _GROUND,
     "grounding": _GROUND,
     "vocabulary": _LOW,
@@ -45,8 +46,9 @@ FLOORS: dict[str, set[str]] = {
     "segmenter": _SYSTEM | {"evaluation"},
     "adaptation": _ALL - {"adaptation"},
     "toy": _ALL,
-    "": _ALL | {"toy"},  # ovseg/__init__.py, a door as the commands are
-    "cli": _ALL | {"toy", ""},
+    "": _ALL | {"toy", "environment"},  # ovseg/__init__.py, a door as the commands are
+    "cli": _ALL | {"toy", "environment", ""},
+    "__main__": {"cli"},
 }
 
 

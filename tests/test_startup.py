@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "detectron2", "open_clip", "cv2", "scipy", "supervision", "matplotlib")
 DOORS = ["demo.py", "train_net.py", "main_demo.py", "main_seg.py", "main_pretrain.py"]
 SCRIPTS = [*DOORS, *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("[dt]*s/*.py"))]
-SCRIPTS = [name for name in SCRIPTS if not name.startswith(("docs/", "tests/", "tools/detectron2_patches"))]
+SCRIPTS = [name for name in SCRIPTS if not name.startswith(("docs/", "tests/"))]
 
 
 def imported_by(*arguments: str) -> set[str]:

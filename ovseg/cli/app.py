@@ -15,10 +15,14 @@ import typer
 
 import ovseg
 from ovseg.cli.check import check
+from ovseg.cli.doctor import doctor
+from ovseg.cli.install_detectron2 import install_detectron2
 from ovseg.cli.segment import segment
+from ovseg.cli.train import PARSED_HERE, evaluate, train
 from ovseg.errors import user_errors
 
-COMMANDS = (segment, check)
+COMMANDS = (segment, train, evaluate, check, doctor, install_detectron2)
+PASSED_ON = (train, evaluate)  # argparse reads their arguments
 
 app = typer.Typer(
     name="ovseg",
@@ -28,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in COMMANDS:  # in the order of the help; install_detectron2 is `ovseg install-detectron2`
-    app.command()(command)
+    app.command(context_settings=PARSED_HERE if command in PASSED_ON else None)(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""The work of ``train_net.py``, ``main_pretrain.py`` and ``main_seg.py``: training and evaluation by processes."""
+"""``ovseg train``, ``ovseg evaluate`` and the work of ``train_net.py``, ``main_*.py``: training and evaluation."""
 
 from __future__ import annotations
 
@@ -6,10 +6,71 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 import ovseg
+from ovseg.cli.options import parse_with_options
+from ovseg.errors import OvsegError
 
 if TYPE_CHECKING:
     from ovseg.config import CfgNode
+
+
+PARSED_HERE = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+OF_TRAIN_NET = """Train and evaluate: Detectron2's command line, with KEY VALUE pairs of the configuration anywhere.
+
+python train_net.py --config-file configs/toy/ovseg_toy.yaml --num-gpus 0
+python train_net.py --config-file CONFIG --num-gpus 8 --eval-only MODEL.WEIGHTS checkpoint.pth
+torchrun --nproc-per-node 8 train_net.py --config-file CONFIG
+"""
+OF_TRAIN = """Train the model of a configuration, then evaluate it; KEY VALUE pairs of the configuration stand anywhere.
+
+ovseg train --config-file configs/toy/ovseg_toy.yaml --num-gpus 0 OUTPUT_DIR output/mine
+ovseg train --config-file configs/toy/ovseg_toy.yaml --num-gpus 0 OUTPUT_DIR output/mine --resume
+torchrun --nproc-per-node 8 -m ovseg train --config-file CONFIG
+"""
+OF_EVALUATE = """Evaluate a model on data sets; KEY VALUE pairs of the configuration stand anywhere.
+
+ovseg evaluate --config-file configs/toy/ovseg_toy.yaml --num-gpus 0
+ovseg evaluate --config-file CONFIG --num-gpus 8 MODEL.WEIGHTS checkpoint.pth DATASETS.TEST ade20k_sem_seg_val
+"""
+
+
+def train(context: typer.Context) -> None:
+    """Train the model of a configuration: train_net.py's options and KEY VALUE pairs; --help lists them."""
+    run(train_parser("ovseg train", OF_TRAIN), context.args)
+
+
+def evaluate(context: typer.Context) -> None:
+    """Evaluate a model on data sets: train_net.py's options and KEY VALUE pairs; --help lists them."""
+    run(train_parser("ovseg evaluate", OF_EVALUATE), [*context.args, "--eval-only"])
+
+
+def train_parser(prog: str | None = None, description: str = OF_TRAIN_NET) -> argparse.ArgumentParser:
+    """Return the parser of Detectron2's tools, to be used by :func:`ovseg.cli.options.parse_with_options`."""
+    parser = argparse.ArgumentParser(prog, None, description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", metavar="FILE", help="one of configs/*.yaml")
+    parser.add_argument("--resume", action="store_true", help="go on from what OUTPUT_DIR holds")
+    only = argparse.SUPPRESS if description == OF_EVALUATE else "evaluate MODEL.WEIGHTS, do not train"
+    parser.add_argument("--eval-only", action="store_true", help=only)
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of this machine; 0: the CPU (default: 1)")
+    parser.add_argument("--num-machines", type=int, default=1, help="machines in all (default: 1)")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of the first of several machines")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override configuration keys; KEY=VALUE, too")
+    return parser
+
+
+def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> None:
+    """Train or evaluate as a command line of ``parser`` says; None for this process's.
+
+    Raises:
+        OvsegError: the options or the configuration cannot work, or a process has failed.
+    """
+    args = parse_with_options(parser, argv, bare=True)
+    if not args.config_file:
+        raise OvsegError("--config-file is missing: give one of configs/*.yaml")
+    launch_all(read_cfg(args, args.opts), args)
 
 
 def main(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -15,9 +15,10 @@ from ovseg.config.values import fit
 from ovseg.errors import OvsegError, shown
 from ovseg.io.files import file_digest, is_dir, is_file, matches
 from ovseg.io.plain_yaml import load_plain, read_text
+from ovseg.io.shipped import shipped
 
 BASE = "_BASE_"
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = shipped("configs")
 # Keys whose value may be the path of a file; names such as ViT-L/14, tags such as openai and URLs are no paths.
 PATHS = (
     "MODEL.WEIGHTS",
@@ -50,23 +51,30 @@ _PLAIN = (str, int, float, bool, type(None), list)
 
 
 def find_config(name: str | Path) -> str:
-    """Return the path of a configuration file, given as a path or as the name of a file of ``configs/`` ("photo").
+    """Return the path of a configuration file, given as a path or as the name of one that comes with the package.
 
-    A name is that of the file without ``.yaml``, and has no folder. A file of that name in the working folder wins.
+    A name is that of a file in ``configs/`` without ``.yaml`` (``"photo"``, ``"toy/scan_toy"``), or its path that
+    starts with ``configs/``, so that documented commands work in every folder. A file of that path, seen from the
+    working folder, wins.
 
     Raises:
         OvsegError: there is no file of this name.
     """
     name = str(name)
-    if os.path.splitext(name)[1] or os.path.basename(name) != name or os.path.isfile(name):
+    if not name or is_file(name):
+        return name
+    parts = Path(name).parts
+    if (is_path := parts[0] == CONFIGS.name) or not (Path(name).suffix or Path(name).is_absolute() or name[0] == "."):
+        place = CONFIGS.joinpath(*parts[1:]) if is_path else CONFIGS / f"{name}.yaml"
+        if ".." not in parts and is_file(place):
+            return str(place)
+    if os.path.splitext(name)[1] or os.path.basename(name) != name:
         return name
     names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-    if name not in names:
-        raise OvsegError(
-            f"there is no configuration file {shown(name)}, nor one of this name in configs/: give a YAML file, or one "
-            f"of {', '.join(names)}"
-        )
-    return str(CONFIGS / f"{name}.yaml")
+    raise OvsegError(
+        f"there is no configuration file {shown(name)}, nor one of this name in configs/: give a YAML file, or one of "
+        f"{', '.join(names)}"
+    )
 
 
 def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -288,6 +288,11 @@ def text_font(text: str, size: int) -> ImageFont.FreeTypeFont:
     return _load_font(_font_file(frozenset(text)), size)
 
 
+def has_font(text: str) -> bool:
+    """Return whether an installed font has all letters of ``text``."""
+    return _has_letters(_font_file(frozenset(text)), frozenset(text))
+
+
 @functools.lru_cache(maxsize=1024)
 def _font_file(letters: frozenset[str]) -> str:
     shipped = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")

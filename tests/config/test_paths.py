@@ -117,7 +117,8 @@ def test_configurations_by_name(tmp_path, monkeypatch):
     assert find_config("toy") == str(CONFIGS / "toy.yaml")
     assert values("toy") == values(CONFIGS / "toy" / "ovseg_toy.yaml")
     assert find_config("photo") == str(CONFIGS / "photo.yaml")
-    for other in ("toy.yaml", "./toy", "data/my_dataset"):
+    assert find_config("toy/scan_toy") == find_config("configs/toy/scan_toy.yaml") == str(CONFIGS / "toy/scan_toy.yaml")
+    for other in ("toy.yaml", "./toy", "data/nothing", "configs/nothing.yaml", "configs/../README.md"):
         assert find_config(other) == other
     (tmp_path / "toy").write_text("SEED: 7")
     assert load_cfg("toy").SEED == 7  # a file of the working folder wins

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import demo
-import train_net
 from ovseg.cli.options import parse_with_options
 from ovseg.config import get_cfg, load_cfg
 from ovseg.config.limits import check_config, lookup
@@ -285,7 +284,7 @@ def test_long_values_are_cut():
     ],
 )
 def test_command_lines_of_training(line, opts):
-    args = parse_with_options(train_net.build_parser(), line.split(), bare=True)
+    args = parse_with_options(train_parser(), line.split(), bare=True)
     assert (args.opts, args.config_file, args.resume) == (opts, "c", True)
 
 

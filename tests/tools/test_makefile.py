@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = ("Makefile", "requirements.txt", "pyproject.toml", "tools/install_detectron2.py", "tools/detectron2_patches.py")
+FILES = ("Makefile", "requirements.txt", "pyproject.toml", "ovseg/environment/detectron2.py")
 PYTHON = """#!/bin/sh
 echo "$@" >> calls
 case "$*" in
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 @pytest.fixture
 def project(tmp_path):
     for name in FILES:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)

@@ -11,15 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from ovseg.environment import detectron2 as tool
+from ovseg.errors import OvsegError
+
 TOOLS = Path(__file__).parents[2] / "tools"
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import install_detectron2
-
-    return install_detectron2
 
 
 def write_tree(folder: Path, patches, moved, replaced) -> None:
@@ -51,7 +46,7 @@ def tar_gz(path: Path, members: dict[str, bytes], link: tuple[str, str] | None =
     return path
 
 
-def test_every_patch_applies_to_the_text_it_declares(tool, tmp_path):
+def test_every_patch_applies_to_the_text_it_declares(tmp_path):
     write_tree(tmp_path, tool.PATCHES, tool.MOVED_FOLDERS, tool.REPLACED_FILES)
     tool.prepare_tree(tmp_path)
 
@@ -66,30 +61,30 @@ def test_every_patch_applies_to_the_text_it_declares(tool, tmp_path):
 
 
 @pytest.mark.parametrize("occurrences", [0, 1, 3])
-def test_mend_that_occurs_another_number_of_times_is_an_error(tool, tmp_path, occurrences):
+def test_patch_that_occurs_another_number_of_times_is_an_error(tmp_path, occurrences):
     (tmp_path / "a.py").write_text("x = np.bool\n" * occurrences)
     patch = tool.Patch("a.py", "np.bool", "bool", 2, "NumPy")
-    with pytest.raises(tool.InstallError, match=rf"a\.py: 'np\.bool' occurs {occurrences} times, expected 2"):
+    with pytest.raises(OvsegError, match=rf"a\.py: 'np\.bool' occurs {occurrences} times, expected 2"):
         tool.apply_patches(tmp_path, [patch])
     assert (tmp_path / "a.py").read_text() == "x = np.bool\n" * occurrences
 
 
-def test_mend_of_a_missing_file_is_an_error(tool, tmp_path):
-    with pytest.raises(tool.InstallError, match=r"gone\.py"):
+def test_patch_of_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(OvsegError, match=r"gone\.py"):
         tool.apply_patches(tmp_path, [tool.Patch("gone.py", "a", "b", 1, "")])
 
 
-def test_checksum(tool, tmp_path):
+def test_checksum(tmp_path):
     file = tmp_path / "source.tar.gz"
     file.write_bytes(b"source")
     tool.verify_checksum(file, hashlib.sha256(b"source").hexdigest())
-    with pytest.raises(tool.InstallError, match="not the expected"):
+    with pytest.raises(OvsegError, match="not the expected"):
         tool.verify_checksum(file, tool.SDIST_SHA256)
-    with pytest.raises(tool.InstallError, match="no such file"):
+    with pytest.raises(OvsegError, match="no such file"):
         tool.verify_checksum(tmp_path / "none.tar.gz", tool.SDIST_SHA256)
 
 
-def test_unpack_returns_the_top_folder(tool, tmp_path):
+def test_unpack_returns_the_top_folder(tmp_path):
     archive = tar_gz(tmp_path / "a.tar.gz", {"top/detectron2/__init__.py": b"x = 1\n"})
     (tmp_path / "out").mkdir()
     tree = tool.unpack(archive, tmp_path / "out")
@@ -98,19 +93,19 @@ def test_unpack_returns_the_top_folder(tool, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../escaped.py", "top/../../escaped.py", "/tmp_of_nobody/escaped.py"])
-def test_unpack_refuses_paths_that_leave_the_folder(tool, tmp_path, name):
+def test_unpack_refuses_paths_that_leave_the_folder(tmp_path, name):
     archive = tar_gz(tmp_path / "a.tar.gz", {"top/a.py": b"", name: b"evil"})
     (tmp_path / "out").mkdir()
-    with pytest.raises(tool.InstallError, match=r"unsafe entry.*escaped\.py"):
+    with pytest.raises(OvsegError, match=r"unsafe entry.*escaped\.py"):
         tool.unpack(archive, tmp_path / "out")
     assert not (tmp_path / "escaped.py").exists()
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_unpack_refuses_links(tool, tmp_path):
+def test_unpack_refuses_links(tmp_path):
     archive = tar_gz(tmp_path / "a.tar.gz", {"top/a.py": b""}, link=("top/link", "../../secret"))
     (tmp_path / "out").mkdir()
-    with pytest.raises(tool.InstallError, match="unsafe entry"):
+    with pytest.raises(OvsegError, match="unsafe entry"):
         tool.unpack(archive, tmp_path / "out")
 
 
@@ -125,24 +120,24 @@ def test_does_nothing_where_detectron2_imports():
     assert result.stdout.startswith("Detectron2 is installed already: ")
 
 
-def test_wrong_sdist_is_refused_before_it_is_opened(tool, tmp_path, monkeypatch):
+def test_wrong_sdist_is_refused_before_it_is_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "installed_detectron2", lambda: ("missing", ""))
     archive = tar_gz(tmp_path / "a.tar.gz", {"top/setup.py": b"raise SystemExit"})
-    with pytest.raises(tool.InstallError, match="not the expected"):
-        tool.main(["--sdist", str(archive)])
+    with pytest.raises(OvsegError, match="not the expected"):
+        tool.install(sdist=archive)
 
 
-@pytest.mark.parametrize(("options", "replaced"), [("", False), ("--source pypi", False), ("--source git", True)])
-def test_a_named_source_replaces_another_build(tool, monkeypatch, options, replaced):
+@pytest.mark.parametrize(("source", "replaced"), [(None, False), ("pypi", False), ("git", True)])
+def test_a_named_source_replaces_another_build(monkeypatch, source, replaced):
     calls = []
     monkeypatch.setattr(tool, "installed_detectron2", lambda: ("ok", "0.6"))
     monkeypatch.setattr(tool, "installed_source", lambda: "pypi")
     monkeypatch.setattr(tool, "install_official", lambda: calls.append("git"))
-    tool.main(options.split())
+    tool.install(source)
     assert bool(calls) == replaced
 
 
-def test_the_installed_build_is_recognised(tool, tmp_path, monkeypatch):
+def test_the_installed_build_is_recognised(tmp_path, monkeypatch):
     (tmp_path / "detectron2" / "utils").mkdir(parents=True)
     (tmp_path / "detectron2" / "__init__.py").touch()
     monkeypatch.setattr(
@@ -157,26 +152,26 @@ def test_the_installed_build_is_recognised(tool, tmp_path, monkeypatch):
     assert tool.installed_source() == "pypi"
 
 
-def test_broken_detectron2_is_not_installed_over(tool, monkeypatch):
+def test_broken_detectron2_is_not_installed_over(monkeypatch):
     monkeypatch.setattr(tool, "installed_detectron2", lambda: ("broken", "ImportError: libtorch.so"))
-    with pytest.raises(tool.InstallError, match=r"does not import \(ImportError: libtorch\.so\).*uninstall"):
-        tool.main([])
+    with pytest.raises(OvsegError, match=r"does not import \(ImportError: libtorch\.so\).*uninstall"):
+        tool.install()
 
 
-def test_unreachable_git_host_is_a_clear_error(tool, monkeypatch, tmp_path):
+def test_unreachable_git_host_is_a_clear_error(monkeypatch, tmp_path):
     monkeypatch.setattr(tool, "installed_detectron2", lambda: ("missing", ""))
     monkeypatch.setattr(tool.shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(tool, "GIT_URL", str(tmp_path / "no-repository"))
-    with pytest.raises(tool.InstallError, match=r"cannot reach .*no-repository.*--source pypi"):
-        tool.main(["--source", "git"])
+    with pytest.raises(OvsegError, match=r"cannot reach .*no-repository.*--source pypi"):
+        tool.install("git")
 
 
-def test_git_commit_is_pinned_in_full(tool):
+def test_git_commit_is_pinned_in_full():
     assert len(tool.GIT_COMMIT) == 40
     assert int(tool.GIT_COMMIT, 16)
 
 
-def test_missing_compiled_operator_names_itself_and_the_remedy(tool):
+def test_missing_compiled_operator_names_itself_and_the_remedy():
     module = types.ModuleType("missing_ops")
     exec(tool.NEW_FILES["detectron2/utils/missing_ops.py"], module.__dict__)
     with pytest.raises(RuntimeError, match=r"'box_iou_rotated'.*--source git"):

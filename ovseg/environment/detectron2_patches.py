@@ -1,4 +1,4 @@
-"""Patches with which Detectron2 0.6 runs on current libraries and without its C++ code; data of install_detectron2.py.
+"""Patches with which Detectron2 0.6 runs on current libraries and without its C++ code; data of ``detectron2.py``.
 
 Each :class:`Patch` names a file of the source tree, the exact text to replace, and the number of its occurrences, so
 that a source other than the expected one is detected instead of being partly patched.
@@ -119,8 +119,7 @@ class _MissingOps:
     def __getattr__(self, name):
         raise RuntimeError(
             f"Detectron2's compiled operator '{name}' is not in this pure-Python build: build the official "
-            "Detectron2 where a C++ compiler is (ovseg: python tools/install_detectron2.py --source git, "
-            "after uninstalling this one)"
+            "Detectron2 where a C++ compiler is (ovseg install-detectron2 --source git)"
         )
 
 
