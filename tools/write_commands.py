@@ -134,6 +134,10 @@ def _cell(text: str) -> str:
 def typer_section(command: Callable[..., Any]) -> str:
     """Return the section of a command of ``ovseg``."""
     name = command.__name__.replace("_", "-")
+    if typer.Context in get_type_hints(command).values():  # passes its arguments on to a parser of argparse
+        from ovseg.cli.app import main as run
+
+        return script_section(f"ovseg {name}", parser_of(lambda: run([name]), ["ovseg"])) + "\n"
     return f"### ovseg {name}\n\n{inspect.getdoc(command)}\n\n{table(typer_rows(command))}"
 
 
