@@ -40,9 +40,9 @@ Segmenter.from_pretrained("my_model")               # a folder of segmenter.save
 Segmenter.from_pretrained("hf-hub:organisation/name")
 ```
 
-Nothing is fetched from the hub unless a model that needs it is asked for. Downloads resume, are compared with the sha256
-where it is known, and `HF_HUB_OFFLINE=1` forbids them: then the files must be there. A folder of `save_pretrained` needs
-no network.
+Nothing is fetched from the hub unless a model that needs it is asked for. Downloads resume, are compared with the
+sha256 where it is known, and `HF_HUB_OFFLINE=1` forbids them: then the files must be there. A folder of
+`save_pretrained` needs no network.
 
 This page is generated: edit `ovseg/hub/models.json`, then run `python tools/write_models.py`.
 
