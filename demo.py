@@ -82,6 +82,15 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also print each mask's best words by each classifier, and write them to the JSON",
     )
+    parser.add_argument(
+        "--batch-size", type=_count, default=1, metavar="N", help="images that the model takes at a time (default: 1)"
+    )
+    parser.add_argument(
+        "--drawing", choices=("png", "jpg", "webp"), default="png", help="format of drawings (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--png-level", type=int, choices=range(10), default=4, help="compression of PNG files: 1 is fast, 9 is small"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: MODEL.DEVICE, or cpu without a GPU)")
     parser.add_argument(
         "--opts", nargs="*", metavar="KEY VALUE", help="override configuration keys, as KEY VALUE or KEY=VALUE"
@@ -97,6 +106,12 @@ def _share(text: str) -> float:
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 (coarse) to 1 (precise)")
     return number
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,6 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             explain=args.explain,
             skip_existing=args.skip_existing,
             is_photo=args.config_file == DEFAULT_MODEL,
+            batch_size=args.batch_size,
+            drawing=args.drawing,
+            png_level=args.png_level,
         )
 
 

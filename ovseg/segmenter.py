@@ -1,4 +1,4 @@
-"""The Python API: ``Segmenter.from_config(config, weights)("photo.jpg", ["cat", "sofa"]) -> Segmentation``."""
+"""The Python API: ``Segmenter.from_pretrained(name)("photo.jpg", ["cat", "sofa"]) -> Segmentation``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from ovseg.checkpoint import load_model
-from ovseg.config import load_cfg
+from ovseg.config import joined_options, load_cfg
 from ovseg.config.limits import needs_checkpoint
 from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import augmented_model
+from ovseg.hub.card import ModelCard
+from ovseg.hub.opening import open_model
+from ovseg.hub.saving import save
 from ovseg.io.devices import configured_device, find_device
 from ovseg.io.images import ImageLike, as_rgb, resize_transform
 from ovseg.meta_arch.embeddings import embeddings_of, text_space_of
@@ -56,6 +60,7 @@ class Segmenter:
         many_views: ``model`` with a sliding window or test-time augmentation
             (:func:`ovseg.evaluation.tta.augmented_model`); None for one view of each image.
         name, min_score: of the configuration; see :meth:`__call__`.
+        config: the configuration, for :meth:`save_pretrained`.
     """
 
     def __init__(
@@ -70,8 +75,12 @@ class Segmenter:
         many_views: nn.Module | None = None,
         name: str = "",
         min_score: float | None = None,
+        config: CfgNode | None = None,
     ):
         self.model = model
+        self.config = config
+        self.vocabulary: Vocabulary | None = None  # for calls without words
+        self.card = ModelCard()  # what is known of the model
         self.many_views = many_views
         self.image_format = image_format
         self.name, self.min_score = name, min_score
@@ -104,6 +113,7 @@ class Segmenter:
                 valid; or the device is unknown or missing.
         """
         cfg = load_cfg(str(config_file), opts)
+        configured = cfg.clone()
         weights = str(weights or cfg.MODEL.WEIGHTS)
         if not weights and needs_checkpoint(cfg):
             raise OvsegError(
@@ -140,7 +150,65 @@ class Segmenter:
             many_views=None if viewed is model else viewed,
             name=Path(config_file).stem,
             min_score=cfg.TEST.BACKGROUND_THRESHOLD,
+            config=configured,
         )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        device: str | None = None,
+        opts: Sequence[Any] | Mapping[str, Any] = (),
+        revision: str = "",
+        local_files_only: bool = False,
+    ) -> Segmenter:
+        """Return a model by its name, from a folder, or from the Hugging Face hub.
+
+        Args:
+            source: a name of the table of models (``ovseg models``); "auto" for the best of the compositions under
+                permissive licences that the device can run; a folder of :meth:`save_pretrained`; or
+                "hf-hub:ORGANISATION/NAME", with such a folder in it. Weights that are not on this machine are
+                downloaded, resumed after an interruption, and verified by checksum.
+            device, opts: see :meth:`from_config`.
+            revision: branch, tag or commit on the hub. The commit of a branch is recorded at the first download, and
+                used until ``ovseg models download --update``.
+            local_files_only: download nothing, as with ``HF_HUB_OFFLINE=1``.
+
+        Raises:
+            OvsegError: there is no such model; it cannot be downloaded, or is damaged; or see :meth:`from_config`.
+        """
+        found = open_model(source, revision=revision, network=not local_files_only, device=device)
+        segmenter = cls.from_config(found.config, opts=joined_options(found.opts, opts), device=device)
+        segmenter.name, segmenter.vocabulary, segmenter.card = found.name, found.vocabulary, found.card
+        return segmenter
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        words: str | Sequence[str | Sequence[str]] | Vocabulary | None = None,
+        card: ModelCard | Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the model to a folder that :meth:`from_pretrained` takes on any machine, without a network.
+
+        The folder has ``config.yaml``, ``model.safetensors``, ``vocabulary.json``, and a model card, ``README.md``. Of
+        the model ``photo``, the weights that Python packages ship must be installed where it is loaded.
+
+        Args:
+            folder: new, or one of an earlier call, which is replaced.
+            words: of calls without words, in any form of a call; None for those of the folder it was loaded from.
+            card: licence, data, protocol, figures: see :class:`ovseg.hub.card.ModelCard`; None for those of the table
+                or folder it was loaded from.
+
+        Raises:
+            OvsegError: the model was not made by :meth:`from_config`, or has masks of particular images; or the folder
+                cannot be written.
+        """
+        if self.config is None:
+            raise OvsegError("this segmenter has no configuration: make it by Segmenter.from_config, then save it")
+        vocabulary = self.vocabulary if words is None else Vocabulary.of(words)
+        save(Path(folder), self.model, self.config, self.card if card is None else ModelCard.of(card), vocabulary)
 
     @torch.inference_mode()
     def prepare(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> Vocabulary:
@@ -179,7 +247,7 @@ class Segmenter:
     def __call__(
         self,
         image: ImageLike,
-        words: str | Sequence[str | Sequence[str]] | Vocabulary,
+        words: str | Sequence[str | Sequence[str]] | Vocabulary | None = None,
         *,
         explain: bool = False,
         granularity: float | None = None,
@@ -197,7 +265,8 @@ class Segmenter:
         Args:
             image: see :func:`ovseg.io.images.as_rgb`: file name, Pillow image, uint8 array (H, W, 3) RGB or
                 (H, W) grey, uint8 tensor, or the content of a file as bytes or file object.
-            words: K words, or sequences of synonyms, or a text like "person, child; dog", or a :class:`Vocabulary`.
+            words: K words, or sequences of synonyms, or a text like "person, child; dog", or a :class:`Vocabulary`;
+                None for :attr:`vocabulary`, the words of the folder that the model was loaded from.
             explain: store the scores of all masks for :meth:`Segmentation.explain`; not with several views.
             granularity: number from 0 (coarse) to 1 (precise) in place of ``MODEL.RENDERING.GRANULARITY``: each word
                 keeps the masks with a score above this share of its best one, or with 1 its best mask. To try several,
@@ -388,8 +457,12 @@ class Segmenter:
         """
         return text_space_of(self.model).word_embeddings(Vocabulary.of(words)).cpu().numpy()
 
-    def _vocabulary(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> Vocabulary:
+    def _vocabulary(self, words: str | Sequence[str | Sequence[str]] | Vocabulary | None) -> Vocabulary:
         """Return the words as a vocabulary; a list of texts that equals that of the last call is not checked again."""
+        if words is None:
+            if self.vocabulary is None:
+                raise OvsegError('this model has no words of its own: give some, such as ["cat", "sofa"]')
+            return self.vocabulary
         if isinstance(words, Vocabulary):
             return words
         plain = type(words) in (list, tuple) and all(isinstance(word, str) for word in words)

@@ -120,12 +120,12 @@ def test_one_bad_file_does_not_stop_the_rest(here, halves, capfd):
 def test_an_unexpected_error_is_shown_and_does_not_stop_the_rest(here, monkeypatch, capfd):
     class Fragile(Halves):
         def __call__(self, image, vocabulary):
-            if Path(image).stem == "a":
+            if image.shape[:2] == (7, 7):
                 raise ZeroDivisionError("a defect")
             return super().__call__(image, vocabulary)
 
     monkeypatch.setattr(Segmenter, "from_config", classmethod(lambda cls, *args, **kwargs: Fragile()))
-    save_image(here / "in" / "a.png")
+    save_image(here / "in" / "a.png", size=(7, 7))
     save_image(here / "in" / "b.png")
     assert demo.main(["--class-names", "cat", "--input", "in", "--output", "out"]) == 1
     assert "b.png" in names(here / "out")

@@ -17,11 +17,13 @@ import ovseg
 from ovseg.cli.check import check
 from ovseg.cli.doctor import doctor
 from ovseg.cli.install_detectron2 import install_detectron2
+from ovseg.cli.label import label
+from ovseg.cli.models import models
 from ovseg.cli.segment import segment
 from ovseg.cli.train import PARSED_HERE, evaluate, train
 from ovseg.errors import user_errors
 
-COMMANDS = (segment, train, evaluate, check, doctor, install_detectron2)
+COMMANDS = (segment, label, models, train, evaluate, check, doctor, install_detectron2)
 PASSED_ON = (train, evaluate)  # argparse reads their arguments
 
 app = typer.Typer(

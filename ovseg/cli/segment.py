@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -49,6 +49,13 @@ def segment(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave out inputs that have results for the same words.")
     ] = False,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the model takes at a time.")] = 1,
+    drawing: Annotated[
+        Literal["png", "jpg", "webp"], typer.Option(help="Format of the drawings; jpg and webp are faster to write.")
+    ] = "png",
+    png_level: Annotated[
+        int, typer.Option(metavar="N", min=0, max=9, help="Compression of PNG files: 1 is fast, 9 is small.")
+    ] = 4,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")
     ] = None,
@@ -72,6 +79,9 @@ def segment(
         explain=explain,
         skip_existing=skip_existing,
         is_photo=model == DEFAULT_MODEL,
+        batch_size=batch_size,
+        drawing=drawing,
+        png_level=png_level,
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +15,20 @@ from rich.table import Table
 from rich.text import Text
 
 import ovseg
-from ovseg.errors import CannotWrite, OvsegError, explain_system_error
+from ovseg.errors import CannotWrite
 from ovseg.io.files import check_writable
 from ovseg.io.inputs import choose_outputs, find_inputs, is_video
 from ovseg.io.progress import progress_bar
-from ovseg.result.segmentation import Segmentation, output_files
+from ovseg.labelling.stream import Job, reason_of_failure, segment_stream
+from ovseg.result.segmentation import PNG_LEVEL, Segmentation, output_files
 from ovseg.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from ovseg.segmenter import Segmenter
 
-logger = logging.getLogger("ovseg.demo")
-
 WORDS_IN_A_LINE = 5
+DRAWINGS = ("png", "jpg", "webp")  # formats
+DRAWING = DRAWINGS[0]
 PHOTO_NOTE = (
     "model: photo, a small demonstration that knows 119 names of COCO; for any words, give published weights with "
     "--config-file (README.md, Published models)"
@@ -45,6 +46,9 @@ def segment_inputs(
     explain: bool = False,
     skip_existing: bool = False,
     is_photo: bool = False,
+    batch_size: int = 1,
+    drawing: str = DRAWING,
+    png_level: int = PNG_LEVEL,
 ) -> int:
     """Segment every input of a command line, and print what is found.
 
@@ -56,6 +60,9 @@ def segment_inputs(
         explain: also print and save the best words of each mask.
         skip_existing: leave out inputs that have results for the same words.
         is_photo: the model is the small one for photographs, whose limits are printed.
+        batch_size: images that the model segments at a time.
+        drawing: format of drawings in a folder, one of :data:`DRAWINGS`.
+        png_level: compression of PNG files, 0 to 9.
 
     Returns:
         0, or 1 when an input failed.
@@ -65,7 +72,7 @@ def segment_inputs(
     """
     console, errors = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
     files, failures = find_inputs(inputs)
-    jobs = list(zip(files, choose_outputs(files, output, inputs), strict=True))
+    jobs = list(zip(files, choose_outputs(files, output, inputs, f".{drawing}"), strict=True))
     if skip_existing:
         waiting = [job for job in jobs if not _is_done(*job, vocabulary, explain)]
         if len(waiting) < len(jobs):
@@ -83,7 +90,9 @@ def segment_inputs(
         if explain:
             segmenter.refuse_to_explain_views()
         segmenter.prepare(vocabulary)
-        done, stopped = _segment_all(jobs, segmenter, vocabulary, explain, failures, console, errors)
+        stages = {"options": {"explain": True} if explain else {}, "batch": batch_size, "ahead": max(4, batch_size)}
+        arguments = segmenter, vocabulary, png_level, stages, failures, console, errors
+        done, stopped = _segment_all(jobs, *arguments)
         console.print(f"{done} of {done + len(failures)} done; results in {output}", markup=False)
     if failures:
         errors.print(f"{len(failures)} could not be segmented:", markup=False)
@@ -95,10 +104,11 @@ def segment_inputs(
 
 
 def _segment_all(
-    jobs: Sequence[tuple[Path, Path]],
+    jobs: Sequence[Job],
     segmenter: Segmenter,
     vocabulary: Vocabulary,
-    explain: bool,
+    png_level: int,
+    stages: Mapping[str, Any],
     failures: list[tuple[str, str]],
     console: Console,
     errors: Console,
@@ -110,28 +120,31 @@ def _segment_all(
     """
     done = 0
     single = len(jobs) == 1 and not is_video(jobs[0][0])
+
+    def save(job: Job, result: Segmentation) -> Segmentation:
+        result.save(job[1], png_level)
+        return result
+
     with progress_bar(console=errors, show=not single, transient=True) as progress:
         overall = progress.add_task("inputs", total=len(jobs))
-        for source, target in jobs:
+
+        def video(job: Job) -> None:
+            _segment_video(segmenter, job[0], vocabulary, job[1], progress)
+
+        with contextlib.closing(segment_stream(segmenter, jobs, vocabulary, save, video=video, **stages)) as outcomes:
             try:
-                if is_video(source):
-                    _segment_video(segmenter, source, vocabulary, target, progress)
-                    console.print(f"{source} -> {target}", markup=False)
-                else:
-                    result = segmenter(source, vocabulary, **({"explain": True} if explain else {}))
-                    result.save(target)
-                    _show(result, target, console, as_table=single)
-                done += 1
+                for outcome in outcomes:
+                    source, target = outcome.item
+                    if outcome.error is not None:
+                        failures.append((str(source), reason_of_failure(source, outcome.error)))
+                    elif is_video(source):
+                        console.print(f"{source} -> {target}", markup=False)
+                    else:
+                        _show(outcome.value, target, console, as_table=single)
+                    done += outcome.error is None
+                    progress.advance(overall)
             except CannotWrite as error:
                 return done, error
-            except OvsegError as error:
-                failures.append((str(source), str(error)))
-            except Exception as error:  # a defect of ours, but hours of other inputs must not be lost by it
-                if (reason := explain_system_error(error)) is None:
-                    logger.exception("unexpected error with %s", source)
-                    reason = f"unexpected {type(error).__name__} (see above): please report it"
-                failures.append((str(source), reason))
-            progress.advance(overall)
     return done, None
 
 

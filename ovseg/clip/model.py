@@ -336,7 +336,12 @@ def _from_json(name: str, path: Path, weights: tuple[Callable[[], str] | None, s
     other, config = _config_next_to(weights[1])
     preprocessing = _preprocessing(content, path) or _preprocessing(config, other) or OPENAI
     base = content.get("base_weights", {}) if path in SHIPPED.values() else {}
-    return ClipSource(name, _architecture(content, path), *weights, preprocessing, base)
+    architecture = _architecture(content, path)
+    for key in ("hf_tokenizer_name", "hf_model_name"):  # folders next to the JSON, of a saved segmenter
+        value = architecture["text_cfg"].get(key)
+        if isinstance(value, str) and value.startswith("./"):
+            architecture["text_cfg"][key] = str(path.parent / value)
+    return ClipSource(name, architecture, *weights, preprocessing, base)
 
 
 def _config_next_to(weights: str) -> tuple[Path, Any]:

@@ -187,6 +187,12 @@ def load_cfg(
     return cfg
 
 
+def joined_options(first: Sequence[Any] | Mapping[str, Any], second: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
+    """Return ``[KEY, VALUE, ...]`` of two options in any form that ``opts`` of :func:`load_cfg` has; later ones win."""
+    known = {key for key, _ in leaves(get_cfg())}
+    return [part for options in (first, second) for part in option_pairs(options, known, PER_DATASET)]
+
+
 def refuse_keys_without_effect(
     cfg: Detectron2CfgNode, used: Collection[str] = (), remedies: Mapping[str, str] | None = None
 ) -> None:

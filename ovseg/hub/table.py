@@ -18,6 +18,9 @@ from ovseg.errors import OvsegError, shown
 _TABLE = Path(__file__).with_name("models.json")
 AUTO = "auto"
 HUB = "hf-hub:"  # before names of repositories on the Hugging Face hub
+# files of a folder of save_pretrained, and patterns of all that may be in it
+CONFIG, WEIGHTS, WORDS, CARD = "config.yaml", "model.safetensors", "vocabulary.json", "README.md"
+SAVED = (CONFIG, WEIGHTS, f"{CARD}*", f"{WORDS}*", "clip/*", "sam/*", "files/*")
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def find(name: str) -> Model:
     near = difflib.get_close_matches(name, models(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`ovseg models` lists the names"
     raise OvsegError(
-        f"there is no model {shown(name)}: {hint} A folder of save_pretrained and {HUB}ORGANISATION/NAME are models, too"
+        f"there is no model {shown(name)}: {hint} Folders of save_pretrained and {HUB}ORGANISATION/NAME are models, too"
     )
 
 

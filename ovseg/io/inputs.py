@@ -80,13 +80,16 @@ def _is_wanted(file: Path) -> bool:
     return known and not file.name.startswith(".") and file.is_file()
 
 
-def choose_outputs(files: Sequence[Path], output: str, arguments: Sequence[str]) -> list[Path]:
+def choose_outputs(
+    files: Sequence[Path], output: str, arguments: Sequence[str], image_suffix: str = ".png"
+) -> list[Path]:
     """Return the image or video to write for each input: distinct files, none of which is an input.
 
     Args:
         files: inputs.
         output: a folder; or, for a single input, a file ``.png``, ``.jpg``, ``.webp`` (``.mp4`` for a video).
         arguments: the inputs as given by the user.
+        image_suffix: of the results of images in a folder, one of :data:`OUTPUT_SUFFIXES`.
 
     Raises:
         OvsegError: ``output`` is a file but there are several inputs, a file of the wrong kind, an input folder, or
@@ -119,7 +122,7 @@ def choose_outputs(files: Sequence[Path], output: str, arguments: Sequence[str])
     numbers: dict[tuple[str, str], int] = {}  # outputs so far of a stem and a suffix
     outputs = []
     for file in files:
-        suffix = ".mp4" if is_video(file) else ".png"
+        suffix = ".mp4" if is_video(file) else image_suffix
         stem = shorten(file.stem, _LONGEST_ENDING)
         while True:
             number = numbers[stem, suffix] = numbers.get((stem, suffix), 0) + 1

@@ -1,8 +1,8 @@
 """Records of labelled images: lines of JSON that are appended as images are done, so that any end of a run keeps them.
 
 A line holds an image's regions, or the reason for which it failed. Each process of a run appends to a file of its own,
-``records-0.jsonl``, ``records-1.jsonl``, ... in the output folder. Files are read line by line, and only an index of them
-is kept in memory.
+``records-0.jsonl``, ``records-1.jsonl``, ... in the output folder. Files are read line by line, and only an index of
+them is kept in memory.
 """
 
 from __future__ import annotations

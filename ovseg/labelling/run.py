@@ -1,7 +1,7 @@
 """A labelling run: images to records, records to label formats, a manifest and a contact sheet.
 
-The records are written while images are segmented. Formats are written from the records, so that another format, area or
-tolerance needs no model: the same command with other such options takes seconds.
+The records are written while images are segmented. Formats are written from the records, so that another format, area
+or tolerance needs no model: the same command with other such options takes seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ovseg import __version__
+import ovseg
 from ovseg.errors import OvsegError
 from ovseg.io.files import locked_folder, write_text
 from ovseg.io.progress import progress_bar
@@ -40,6 +40,7 @@ def run_labelling(arguments: Sequence[str], model: Model, target: Target) -> int
     """
     console, errors = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
     inputs = find_images(arguments, target.folder)
+    ovseg.register()
     with locked_folder(target.folder):
         _check_settings(target.folder, _settings(model))
         index = read_index(target.folder)
@@ -143,7 +144,7 @@ class _Outputs:
         from ovseg.result.formats.labelled_set import json_list, rounded
 
         head = {
-            "made_by": f"ovseg {__version__}",
+            "made_by": f"ovseg {ovseg.__version__}",
             "model": self.model.config_file,
             "words": list(names),
             "background": list(self.model.vocabulary.background),
@@ -152,8 +153,8 @@ class _Outputs:
             "min_area": self.target.min_area,
             "min_region_score": self.target.min_score,
             "tolerance": self.target.tolerance,
-            "note": "regions are connected parts of the pixels of a word, before min_area and min_region_score; touching "
-            "objects of one word are one region",
+            "note": "regions are connected parts of the pixels of a word, before min_area and min_region_score; "
+            "touching objects of one word are one region",
             "labelled": sum(entry.reason is None for entry in self.entries.values()),
             "failed": len(failures),
         }

@@ -65,6 +65,11 @@ class BoundaryTree(Part):
         self._hed = _Constant(load_hed(packaged_weights("hed"))) if with_hed else None
         self._deep = _Constant(DeepFeatures()) if with_ranking else None
 
+    @property
+    def chosen(self) -> dict[str, str]:
+        """The keys of ``MODEL.PROPOSER.BOUNDARY_TREE`` that "auto" decided on, which depend on what is installed."""
+        return {"BOUNDARY": self.kind, "RANKING": "tree" if self._deep is None else "network"}
+
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         keys = cfg.MODEL.PROPOSER.BOUNDARY_TREE

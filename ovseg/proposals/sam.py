@@ -6,6 +6,7 @@ networks are the classes of the library transformers.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -56,6 +57,11 @@ class SAM(Part):
             min_area=keys.MIN_AREA,
         )
         return {"model": keys.MODEL, "grid": grid}
+
+    def save(self, folder: Path) -> None:
+        """Write the network and its image processor to a folder, which ``model`` takes."""
+        self._predictor.network.save_pretrained(folder)
+        self._predictor.processor.save_pretrained(folder)
 
     @torch.no_grad()
     def forward(self, views: Views) -> list[Masks]:

@@ -9,6 +9,7 @@ import pytest
 
 import demo
 from ovseg.cli.options import parse_with_options
+from ovseg.cli.train import train_parser
 from ovseg.config import get_cfg, load_cfg
 from ovseg.config.limits import check_config, lookup
 from ovseg.engine.launch import choose_device

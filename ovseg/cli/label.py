@@ -1,0 +1,89 @@
+"""``ovseg label``: label files of a folder of images, to train on or to correct."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ovseg.cli.segment import DEFAULT_MODEL, key_values
+from ovseg.cli.words import Background, LabelSetName, Words, read_words
+from ovseg.errors import OvsegError, argument_names
+from ovseg.result.formats import FORMATS
+
+FLAGS = {"min_area": "--min-area", "min_score": "--min-region-score", "tolerance": "--tolerance"}
+
+
+def label(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Images, folders, or patterns such as 'photos/**/*.jpg'.")
+    ],
+    words: Words = None,
+    label_set: LabelSetName = None,
+    background: Background = "",
+    format: Annotated[
+        list[str] | None,
+        typer.Option("--format", "-f", metavar="FORMAT", help=f"{', '.join(FORMATS)}; repeatable, or with commas."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Label files in it are replaced.")
+    ] = Path("labels"),
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "--config-file", "-m", metavar="NAME|FILE", help="Name of a model, or a configuration file."
+        ),
+    ] = DEFAULT_MODEL,
+    min_score: Annotated[
+        float | None, typer.Option(metavar="S", help="Pixels whose best score is lower are unlabelled.")
+    ] = None,
+    min_region_score: Annotated[
+        float | None, typer.Option(metavar="S", help="Regions whose mean score is lower are left out.")
+    ] = None,
+    min_area: Annotated[
+        float,
+        typer.Option(metavar="A", help="Smaller regions are left out: pixels; or below 1, a share of the image."),
+    ] = 0.001,
+    tolerance: Annotated[
+        float, typer.Option(metavar="PIXELS", help="Polygons may be so far from the edges of masks; 0 is exact.")
+    ] = 1.0,
+    granularity: Annotated[
+        float | None, typer.Option(metavar="G", min=0, max=1, help="From 0 (coarse) to 1 (precise).")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps; default: a GPU if any.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the model takes at a time.")] = 1,
+    processes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Each has a model of its own; and a GPU of its own if there are.")
+    ] = 1,
+    copy_images: Annotated[
+        bool, typer.Option("--copy-images", help="For yolo-seg and fiftyone: copy images in place of links to them.")
+    ] = False,
+    sheet_images: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Images of the contact sheet; 0 for no sheet.")
+    ] = 24,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")
+    ] = None,
+) -> int:
+    """Label images with words, in label formats of other programs; a run that was ended goes on where it stopped.
+
+    Regions are connected parts of a word's pixels. Finished images are kept in OUTPUT, so that the same command with
+    another --format, --min-area, --min-region-score or --tolerance takes seconds.
+    """
+    vocabulary = read_words(words, label_set, background)
+    opts = key_values(set_ or [])
+    if granularity is not None:
+        opts = ["MODEL.RENDERING.GRANULARITY", granularity, *opts]
+    if min_score is not None:
+        opts = ["TEST.BACKGROUND_THRESHOLD", min_score, *opts]
+    if not format:
+        raise OvsegError(f"--format is missing: give one or more of {', '.join(FORMATS)}")
+    from ovseg.labelling.options import Model, Target, read_formats
+    from ovseg.labelling.run import run_labelling
+
+    with argument_names(FLAGS):
+        target = Target(output, read_formats(format), min_area, min_region_score, tolerance, copy_images, sheet_images)
+        return run_labelling(inputs, Model(model, tuple(opts), device, vocabulary, batch_size, processes), target)
