@@ -149,6 +149,8 @@ def read_index(output: Path) -> dict[str, Entry]:
 
 
 def _entry(line: bytes, path: Path, offset: int) -> tuple[str, Entry] | None:
+    if not line.endswith(b"\n"):  # the next writer removes it
+        return None
     try:
         content = json.loads(line)
         stamp = tuple(content["stamp"])
