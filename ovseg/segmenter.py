@@ -286,7 +286,7 @@ class Segmenter:
     def batch(
         self,
         images: Sequence[ImageLike],
-        words: str | Sequence[str | Sequence[str]] | Vocabulary,
+        words: str | Sequence[str | Sequence[str]] | Vocabulary | None = None,
         *,
         explain: bool = False,
         granularity: float | None = None,

@@ -25,7 +25,7 @@ _DATA = _LOW | {
     "grounding",
 }  # the latter for an index that is a pickle (ADE20K)
 _SYSTEM = _META_ARCH | _DATA | {"meta_arch", "data"}
-_ALL = _SYSTEM | {"evaluation", "engine", "segmenter", "adaptation", "labelling"}
+_ALL = _SYSTEM | {"evaluation", "engine", "hub", "segmenter", "adaptation", "labelling"}
 # What each floor may import, from the ground up; all but the last may import themselves.
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
@@ -43,11 +43,12 @@ FLOORS: dict[str, set[str]] = {
     "meta_arch": _META_ARCH,
     "evaluation": _SYSTEM,
     "engine": _SYSTEM | {"evaluation"},
-    "segmenter": _SYSTEM | {"evaluation"},
+    "hub": _CLIP | {"clip", "config", "proposals"},
+    "segmenter": _SYSTEM | {"evaluation", "hub"},
     "adaptation": _ALL - {"adaptation", "labelling"},
     "labelling": _ALL | {""},
-    "toy": _ALL,
-    "": _ALL | {"toy", "environment"},  # ovseg/__init__.py, a door as the commands are
+    "toy": _ALL - {"labelling"},
+    "": _ALL - {"labelling"} | {"toy", "environment"},  # ovseg/__init__.py, a door as the commands are
     "cli": _ALL | {"toy", "environment", ""},
     "__main__": {"cli"},
 }

@@ -15,9 +15,9 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 from ovseg.errors import OvsegError, user_errors
 from ovseg.io.files import write_text
@@ -36,8 +36,7 @@ WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 124, 44, 26, 24, 14  # of boxes and the ga
 FONT, LINE = 12, 14  # size of letters, height of a line, pixels
 
 
-@dataclass
-class Box:
+class Box(NamedTuple):
     """A box of a figure; ``x`` and ``y`` are pixels of its centre."""
 
     column: float
@@ -54,13 +53,12 @@ class Box:
         return MARGIN + self.row * (HEIGHT + GAP_Y) + HEIGHT / 2
 
 
-@dataclass
-class Figure:
+class Figure(NamedTuple):
     """A figure: its title, boxes by name, and arrows (from, kind, to)."""
 
     title: str
-    boxes: dict[str, Box] = field(default_factory=dict)
-    arrows: list[tuple[str, str, str]] = field(default_factory=list)
+    boxes: dict[str, Box]
+    arrows: list[tuple[str, str, str]]
 
 
 def read_figures(text: str) -> dict[str, Figure]:
@@ -74,9 +72,9 @@ def read_figures(text: str) -> dict[str, Figure]:
         if not line.strip() or line.startswith("#"):
             continue
         if title := re.fullmatch(r"\[(\w+)\] (.+)", line):
-            figures[title[1]] = figure = Figure(title[2])
+            figures[title[1]] = figure = Figure(title[2], {}, [])
         elif line.startswith("->"):
-            figure.arrows += [match.groups() for match in re.finditer(r"(\w+)([>|-])(\w+)", line[2:])]
+            figure.arrows.extend(match.groups() for match in re.finditer(r"(\w+)([>|-])(\w+)", line[2:]))
         elif box := re.fullmatch(rf"(\w+) +([\d.]+),([\d.]+) +({'|'.join(KINDS)}) +(.+)", line):
             figure.boxes[box[1]] = Box(float(box[2]), float(box[3]), box[4], box[5].split("/"))
         else:

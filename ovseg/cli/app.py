@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(error: typer.TyperException) -> int:
     """Print what is wrong with the arguments in one sentence, and where their help is; return the exit status."""
-    message = error.format_message()
+    message = error.format_message().replace("Value error, ", "").replace("Input should", "it should")
     context = getattr(error, "ctx", None)
     if not message:
         return error.exit_code

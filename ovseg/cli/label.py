@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+import ovseg
 from ovseg.cli.segment import DEFAULT_MODEL, key_values
 from ovseg.cli.words import Background, LabelSetName, Words, read_words
 from ovseg.errors import OvsegError, argument_names
+from ovseg.hub.table import is_model
 from ovseg.result.formats import FORMATS
 
 FLAGS = {"min_area": "--min-area", "min_score": "--min-region-score", "tolerance": "--tolerance"}
@@ -84,6 +86,11 @@ def label(
     from ovseg.labelling.options import Model, Target, read_formats
     from ovseg.labelling.run import run_labelling
 
+    if is_model(model):
+        from ovseg.hub.opening import located  # imports Detectron2
+
+        ovseg.register()
+        model, opts = located(model, opts, device)
     with argument_names(FLAGS):
         target = Target(output, read_formats(format), min_area, min_region_score, tolerance, copy_images, sheet_images)
         return run_labelling(inputs, Model(model, tuple(opts), device, vocabulary, batch_size, processes), target)

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from ovseg.cli.words import Background, LabelSetName, Words, read_words
+from ovseg.errors import OvsegError
+from ovseg.io.inputs import find_inputs
 
 DEFAULT_MODEL = "photo"
 
@@ -62,6 +64,9 @@ def segment(
 ) -> int:
     """Segment images and videos into words: a drawing, a label map and JSON for each."""
     vocabulary = read_words(words, label_set, background)
+    files, missing = find_inputs(inputs)
+    if not files:
+        raise OvsegError("; ".join(f"{name}: {reason}" for name, reason in missing))
     opts = key_values(set_ or [])
     if granularity is not None:
         opts = ["MODEL.RENDERING.GRANULARITY", granularity, *opts]

@@ -16,6 +16,7 @@ from rich.text import Text
 
 import ovseg
 from ovseg.errors import CannotWrite
+from ovseg.hub.table import is_model
 from ovseg.io.files import check_writable
 from ovseg.io.inputs import choose_outputs, find_inputs, is_video
 from ovseg.io.progress import progress_bar
@@ -56,7 +57,8 @@ def segment_inputs(
         inputs: images, videos, folders and patterns.
         vocabulary: the words.
         output: a folder, or for one input a file.
-        config_file, device, opts: see :meth:`ovseg.segmenter.Segmenter.from_config`.
+        config_file: name of a model or its folder, or a configuration file.
+        device, opts: see :meth:`ovseg.segmenter.Segmenter.from_config`.
         explain: also print and save the best words of each mask.
         skip_existing: leave out inputs that have results for the same words.
         is_photo: the model is the small one for photographs, whose limits are printed.
@@ -86,7 +88,8 @@ def segment_inputs(
         ovseg.register()
         from ovseg.segmenter import Segmenter  # takes seconds: only once words and inputs are known to be good
 
-        segmenter = Segmenter.from_config(config_file, opts=opts, device=device)
+        make = Segmenter.from_pretrained if is_model(config_file) else Segmenter.from_config
+        segmenter = make(config_file, opts=opts, device=device)
         if explain:
             segmenter.refuse_to_explain_views()
         segmenter.prepare(vocabulary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -46,9 +46,17 @@ def evaluate(context: typer.Context) -> None:
     run(train_parser("ovseg evaluate", OF_EVALUATE), [*context.args, "--eval-only"])
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of the ``ovseg`` command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise OvsegError(f"{message} ({self.prog} --help lists what there is)")
+
+
 def train_parser(prog: str | None = None, description: str = OF_TRAIN_NET) -> argparse.ArgumentParser:
     """Return the parser of Detectron2's tools, to be used by :func:`ovseg.cli.options.parse_with_options`."""
-    parser = argparse.ArgumentParser(prog, None, description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kind = argparse.ArgumentParser if prog is None else _Parser
+    parser = kind(prog, None, description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", metavar="FILE", help="one of configs/*.yaml")
     parser.add_argument("--resume", action="store_true", help="go on from what OUTPUT_DIR holds")
     only = argparse.SUPPRESS if description == OF_EVALUATE else "evaluate MODEL.WEIGHTS, do not train"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ovseg.config import joined_options
 from ovseg.config.errors import explain_config_errors
 from ovseg.config.files import BASE, CONFIGS, PATHS
 from ovseg.config.values import leaves
@@ -77,6 +78,12 @@ def open_model(source: str | Path, *, revision: str = "", network: bool = True, 
     if "/" in text or os.sep in text:
         raise OvsegError(f"there is no folder {text}: give one that save_pretrained has written")
     return open_row(_automatic(device) if text == AUTO else find(text), network)
+
+
+def located(name: str, opts: Sequence[Any] = (), device: str | None = None) -> tuple[str, list[Any]]:
+    """Return configuration file and options of a model by its name, for ``from_config``; see :func:`open_model`."""
+    found = open_model(name, device=device)
+    return found.config, joined_options(found.opts, opts)
 
 
 def open_row(row: Model, network: bool = True, update: bool = False) -> Found:

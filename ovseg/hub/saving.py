@@ -157,7 +157,7 @@ def _values(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _written(folder: Path, model: nn.Module, cfg: CfgNode) -> Iterator[tuple[str, Any]]:
-    """Write what keys name besides the weights; yield each such key, and its new value."""
+    """Write what keys name, except the weights; yield each such key, and its new value."""
     values = dict(leaves(cfg, PER_DATASET))
     adapters = {adapter.source.name: adapter for adapter in _modules(model) if isinstance(adapter, ClipAdapter)}
     for key, weights in _CLIPS.items():

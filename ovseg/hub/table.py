@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ovseg.errors import OvsegError, shown
+from ovseg.io.files import is_dir, is_file
+from ovseg.io.shipped import shipped
 
 _TABLE = Path(__file__).with_name("models.json")
 AUTO = "auto"
@@ -125,6 +127,18 @@ def find(name: str) -> Model:
     raise OvsegError(
         f"there is no model {shown(name)}: {hint} Folders of save_pretrained and {HUB}ORGANISATION/NAME are models, too"
     )
+
+
+def is_model(name: str) -> bool:
+    """Return whether a name is for ``from_pretrained``, not for ``from_config``; also of a model that is misspelt.
+
+    The names of configuration files win.
+    """
+    if name == AUTO or name.startswith(HUB):
+        return True
+    if is_file(name) or is_file(shipped("configs") / f"{name}.yaml"):
+        return False
+    return is_dir(name) or name in models() or bool(difflib.get_close_matches(name, models(), n=1, cutoff=0.7))
 
 
 def choose(device: str, memory: float, extras: bool = True) -> Model:

@@ -25,6 +25,7 @@ class Hub:
     Attributes:
         requests: (path, start of the range) of the files that were asked for.
         cut: number of bytes after which the next answer with a file breaks off; None for no break.
+        stall: number of bytes after which the next answer with a file waits for ``resumed``; None for no wait.
         down: answer files with status 503.
         lies: sha256 that is stated for a file, by its name, in place of its own.
         gated: repositories that need an accepted licence.
@@ -35,6 +36,8 @@ class Hub:
         self.requests: list[tuple[str, int]] = []
         self.asked = 0  # lists of files
         self.cut: int | None = None
+        self.stall: int | None = None
+        self.resumed = threading.Event()
         self.down = False
         self.lies: dict[str, str] = {}
         self.gated: set[str] = set()
@@ -98,6 +101,12 @@ def serving(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[Hub]:
             if found:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.end_headers()
+            if (stall := hub.stall) is not None and len(content) > stall:
+                hub.stall = None
+                self.wfile.write(content[start : start + stall])
+                self.wfile.flush()
+                hub.resumed.wait(60)
+                start += stall
             self.wfile.write(content[start:] if cut is None else content[start : start + cut])
             if cut is not None:
                 self.wfile.flush()
@@ -113,7 +122,11 @@ def serving(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[Hub]:
             self.end_headers()
             self.wfile.write(body)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: Any) -> None:  # clients are killed
+            pass
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -121,6 +134,7 @@ def serving(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.resumed.set()
         server.shutdown()
         server.server_close()
         thread.join()

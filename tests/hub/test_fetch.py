@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +19,7 @@ from ovseg.io.files import cache_dir
 from tests.hub.conftest import SIZE
 from tests.hub.stand_in import COMMIT
 
+REPO = Path(__file__).parents[2]
 FILES = ["config.json", "*.safetensors"]
 
 
@@ -176,3 +181,26 @@ def test_names_that_leave_the_folder_are_refused(hub):
     hub.repositories["org/model"]["../../evil.safetensors"] = b"x"
     with pytest.raises(OvsegError, match="would leave its folder"):
         fetch("org/model", FILES)
+
+
+def test_a_killed_download_is_continued(hub, tmp_path):
+    """The command is killed by -9 after 16 of 24 MB, of which the library has given us 10 MiB."""
+    repository = {"config.yaml": b"MODEL: {}", "model.safetensors": bytes(range(256)) * 93_750}
+    hub.repositories["org/large"] = repository
+    environment = os.environ | {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(REPO), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, "-m", "ovseg", "models", "download", "hf-hub:org/large"]
+    hub.stall = 16_000_000
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path)
+    try:
+        for _ in range(600):
+            if any(part.stat().st_size for part in (tmp_path / "cache").rglob(".model*.part")):
+                break
+            hub.resumed.wait(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    hub.resumed.set()
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert hub.requests[-1] == ("model.safetensors", 10 * 2**20)
+    assert hashlib.sha256(repository["model.safetensors"]).hexdigest() in run.stdout
