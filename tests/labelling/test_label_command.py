@@ -52,6 +52,7 @@ def test_all_formats_at_once(here, bands, capfd):
     for folder, file in folders.items():
         assert set(agreements(read_coco_instances(here / "out" / folder, file), expected).values()) == {1.0}
     assert min(agreements(read_yolo(here / "out" / "yolo-seg"), expected).values()) > 0.4  # OpenCV draws edges, too
+    assert main(["check", "out/png/dataset.yaml"]) == 0  # a data set of ours
     assert (here / "out" / "yolo-seg" / "images" / "000.png").is_symlink()
     assert Image.open(here / "out" / "contact_sheet.jpg").width == 1840
     written = manifest()
