@@ -25,11 +25,7 @@ _DATA = _LOW | {
     "grounding",
 }  # the latter for an index that is a pickle (ADE20K)
 _SYSTEM = _META_ARCH | _DATA | {"meta_arch", "data"}
-<<<<<<< HEAD
-_ALL = _SYSTEM | {"evaluation", "engine", "hub", "segmenter", "adaptation", "labelling"}
-=======
-_ALL = _SYSTEM | {"evaluation", "engine", "segmenter", "adaptation"}
->>>>>>> fix/label
+_ALL = _SYSTEM | {"evaluation", "engine", "hub", "segmenter", "adaptation"}
 # What each floor may import, from the ground up; all but the last may import themselves.
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
@@ -47,22 +43,13 @@ FLOORS: dict[str, set[str]] = {
     "meta_arch": _META_ARCH,
     "evaluation": _SYSTEM,
     "engine": _SYSTEM | {"evaluation"},
-<<<<<<< HEAD
     "hub": _CLIP | {"clip", "config", "proposals"},
     "segmenter": _SYSTEM | {"evaluation", "hub"},
-    "adaptation": _ALL - {"adaptation", "labelling"},
-    "labelling": _ALL | {""},
-    "toy": _ALL - {"labelling"},
-    "": _ALL - {"labelling"} | {"toy", "environment"},  # ovseg/__init__.py, a door as the commands are
-    "cli": _ALL | {"toy", "environment", ""},
-=======
-    "segmenter": _SYSTEM | {"evaluation"},
     "adaptation": _ALL - {"adaptation"},
     "labelling": _ALL | {""},  # its processes register the models
     "toy": _ALL,
     "": _ALL | {"toy", "environment"},  # ovseg/__init__.py, a door as the commands are
     "cli": _ALL | {"labelling", "toy", "environment", ""},
->>>>>>> fix/label
     "__main__": {"cli"},
 }
 
