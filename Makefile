@@ -8,6 +8,7 @@ DETECTRON2 ?=
 UV_VERSION := 0.13.8
 
 VENV := .venv
+DOCS_VENV := .venv-docs
 PY := $(VENV)/bin/python
 UV := $(PY) -m uv --no-progress
 # content and sources of the environment: if both are those of the last set-up, nothing is to do
@@ -18,7 +19,7 @@ DEMO := output/demo
 TOY := configs/toy/ovseg_toy.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv packages demo demo-toy test fuzz lint types clean requirements
+.PHONY: help setup venv packages demo demo-toy test fuzz lint types docs clean requirements
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -78,8 +79,14 @@ lint: setup  ## Check style with ruff
 types: setup  ## Check the types of the public API with pyright
 	@$(PY) -m basedpyright --pythonpath $(PY)
 
-clean:  ## Remove .venv/, the demo's output, caches and build files (not your training runs in output/)
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache
+docs: venv  ## Build the site of the documents, output/site, in .venv-docs/ (without PyTorch); a warning is an error
+	@$(UV) venv --quiet --allow-existing --python $(PY) $(DOCS_VENV)
+	@$(UV) pip install --quiet --python $(DOCS_VENV)/bin/python --group docs
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	@echo "open output/site/index.html"
+
+clean:  ## Remove .venv/, .venv-docs/, the demo's output, caches and build files (not your training runs in output/)
+	rm -rf $(VENV) $(DOCS_VENV) $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 requirements: venv  ## Compile requirements.txt anew from pyproject.toml (for maintainers)

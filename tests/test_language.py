@@ -26,7 +26,9 @@ WORDS = {
 # a phrase may continue on the next line
 AVOIDED = re.compile("|".join(rf"\b(?:{words})\b" for words in WORDS).replace(" ", r"[ #*\n]+"), re.IGNORECASE)
 ALLOWED = (
-    re.compile(r"\bratio_of(:| ==) \"?picture\b|^ +\"picture\",$|\(\"picture\", \"crop\"\)", re.MULTILINE),  # recipes
+    re.compile(
+        r"\bratio_of(:| ==) \"?picture\b|^ +\"picture\",$|\(\"picture\", \"crop\"\)|\{picture,crop\}.*", re.MULTILINE
+    ),  # recipes
     re.compile(r"\bpicture\(\)|def picture\b|`picture`"),  # Segmentation.picture
     re.compile(r"\.tell\(\)"),  # of files
     re.compile(r"\bdetectron2_mends\b"),  # old name in the changelog
