@@ -71,7 +71,7 @@ def _is_command() -> bool:
     if not script:
         return False
     script = Path(script)
-    if "ovseg" in (script.name, script.parent.name.removesuffix(".exe") if script.suffix == ".py" else ""):
+    if script.name == "ovseg" or script.parent.name == "ovseg.exe":  # the entry point, on Windows in its .exe
         return True
     script = script.resolve()
     doors = ("demo", "train_net", "main_demo", "main_seg", "main_pretrain")
