@@ -74,7 +74,7 @@ def test_the_notebook_runs(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     before = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    nbclient.NotebookClient(notebook, timeout=900, startup_timeout=300, kernel_name="python3").execute()
     after = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     assert printed(after[1]) == printed(before[1])  # the words and shares of the first photograph
 
