@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -30,16 +28,12 @@ from ovseg.meta_arch.embeddings import embeddings_of, text_space_of
 from ovseg.meta_arch.pixel_scores import resize
 from ovseg.result.explanation import MaskScores
 from ovseg.result.features import ImageFeatures
+from ovseg.result.of_model import explained_memory, map_size, segmentation_of
 from ovseg.result.segmentation import Segmentation
 from ovseg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# Limit of numbers of 4 bytes at the size of a map (2 GiB): the scores of a chunk of classes, and the running best.
-# Larger maps are computed at a smaller size and enlarged by nearest neighbour: masks have a quarter of the resolution
-# of the model's input (INPUT.MAX_SIZE_TEST, 2560 in the published files), so no detail is lost.
-LARGEST_MAPS = 2**29
-RUNNING_BEST = 8  # numbers per pixel: labels and scores, old and new
 # Sliding windows and test-time augmentation average the scores of all classes: their sum, the scores of a view, and a
 # temporary copy are in memory. Sliding windows also sum at the size of the model's input.
 COPIES_OF_VIEWS = 3
@@ -309,11 +303,11 @@ class Segmenter:
                 request["granularity"] = granularity
         limit = self.min_score if min_score is None else min_score
         found = []
-        with _explain_memory(next((source for _, source in inputs if source), "the image")):
+        with explained_memory(next((source for _, source in inputs if source), "the image")):
             results = (self.many_views or self.model)(requests)
             for (pixels, source), result in zip(inputs, results, strict=True):
                 masks = MaskScores.from_model(result["explanations"], vocabulary.names) if explain else None
-                found.append(_segmentation(result, vocabulary, pixels, source, masks, limit))
+                found.append(segmentation_of(result, vocabulary, pixels, source, masks, limit))
         return found
 
     @torch.inference_mode()
@@ -342,29 +336,28 @@ class Segmenter:
         vocabulary = self._vocabulary(words)
         pixels, source = as_rgb(image)
         request = self._request(pixels, source, vocabulary) | {"outputs": ("scored_masks",), "granularity": 1.0}
-        with _explain_memory(source or "the image"):
+        with explained_memory(source or "the image"):
             scored = self.model([request])[0]["scored_masks"]
         size = request["height"], request["width"]
 
         @torch.inference_mode()
         def render(granularity: float) -> Segmentation:
             checked = self.model.granularity_of({"granularity": granularity})
-            with _explain_memory(source or "the image"):
+            with explained_memory(source or "the image"):
                 result = self.model.render_scored(*scored, size, ("label_map",), checked)
-                return _segmentation(result, vocabulary, pixels, source, min_score=self.min_score)
+                return segmentation_of(result, vocabulary, pixels, source, min_score=self.min_score)
 
         return render
 
     def _request(self, pixels: np.ndarray, source: str | None, vocabulary: Vocabulary) -> dict[str, Any]:
         """Return the model's input for an image, with the size at which its maps are computed."""
-        height, width = pixels.shape[:2]
         classes = max(len(vocabulary), 2)  # 2: the model may add "others"
         maps = min(classes, self.class_chunk_size) if self.many_views is None else COPIES_OF_VIEWS * classes
-        shrink = min(1.0, (LARGEST_MAPS / ((maps + RUNNING_BEST) * height * width)) ** 0.5)
+        height, width = map_size(*pixels.shape[:2], maps)
         return {
             "image": self._model_input(pixels),
-            "height": max(1, int(height * shrink)),
-            "width": max(1, int(width * shrink)),
+            "height": height,
+            "width": width,
             "class_names": vocabulary,
             "file_name": source,
         }
@@ -400,7 +393,7 @@ class Segmenter:
             "width": max(1, round(pixels.shape[1] * scale)),
             "outputs": ("soft_proposals",),
         }
-        with _explain_memory(source or "the image"):
+        with explained_memory(source or "the image"):
             return self.model([request])[0]["soft_proposals"]
 
     @torch.inference_mode()
@@ -414,7 +407,7 @@ class Segmenter:
         if not hasattr(proposer, "group_maps"):
             raise OvsegError(f"{type(self.model).__name__} has no groups of patches: only OVSegmentor has")
         pixels, source = as_rgb(image)
-        with _explain_memory(source or "the image"):
+        with explained_memory(source or "the image"):
             maps = proposer.group_maps(self._model_input(pixels).to(self.model.device).float())  # (K, h, w)
             return resize(maps, pixels.shape[:2]).argmax(dim=0).cpu().numpy()
 
@@ -443,7 +436,7 @@ class Segmenter:
         """
         text_space_of(self.model)
         pixels, source = as_rgb(image)
-        with _explain_memory(source or "the image"):
+        with explained_memory(source or "the image"):
             found = embeddings_of(self.model, {"image": self._model_input(pixels)}, with_masks)
         arrays = found.pixels.places, normalised and found.pixels.unit, found.regions, found.masks
         axes = found.pixels.axes(found.image, size := pixels.shape[:2])
@@ -481,34 +474,3 @@ class Segmenter:
         return torch.from_numpy(np.array(resized if self.image_format == "RGB" else resized[:, :, ::-1])).permute(
             2, 0, 1
         )
-
-
-def _segmentation(
-    result: Mapping[str, torch.Tensor],
-    vocabulary: Vocabulary,
-    pixels: np.ndarray,
-    source: str | None,
-    masks: MaskScores | None = None,
-    min_score: float | None = None,
-) -> Segmentation:
-    """Return the segmentation of an image from the label and score map of a model, enlarged to the image's size."""
-    height, width = pixels.shape[:2]
-    labels, scores = result["label_map"].cpu().numpy().astype(np.int32), result["score_map"].cpu().numpy()
-    if labels.shape != (height, width):
-        labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
-        scores = cv2.resize(scores, (width, height), interpolation=cv2.INTER_NEAREST)
-    words = vocabulary.foreground, pixels, source, masks, vocabulary.background
-    return Segmentation.from_maps(labels, scores, *words, min_score)
-
-
-@contextlib.contextmanager
-def _explain_memory(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # PyTorch raises RuntimeError on a CPU
-        if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error):
-            raise OvsegError(
-                f"not enough memory to segment {name}: lower INPUT.MAX_SIZE_TEST or "
-                "MODEL.CLIP_ADAPTER.REGION_CHUNK_SIZE, or give fewer words"
-            ) from error
-        raise

@@ -9,11 +9,12 @@ import torch
 from detectron2.data import transforms as T
 from PIL import Image
 
-from ovseg import Segmenter, segmenter
+from ovseg import Segmenter
 from ovseg.checkpoint import save_safetensors
 from ovseg.checkpoint.state_dicts import read_state_dict
 from ovseg.data.mapper import TestResize
 from ovseg.errors import OvsegError
+from ovseg.result import of_model
 from ovseg.vocabulary import Vocabulary
 from tests.tiny_model import make_tiny_model
 
@@ -171,7 +172,7 @@ def test_extreme_shapes(height, width):
 
 
 def test_maps_that_would_fill_the_memory_are_asked_smaller(monkeypatch):
-    monkeypatch.setattr(segmenter, "LARGEST_MAPS", (2 + segmenter.RUNNING_BEST) * 30 * 40)
+    monkeypatch.setattr(of_model, "LARGEST_MAPS", (2 + of_model.RUNNING_BEST) * 30 * 40)
     segment = stand_in()
     assert segment(make_image(60, 80), ["cat", "dog"]).label_map.shape == (60, 80)
     request = segment.model.requests[0]

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 import demo
-from ovseg import Segmentation, Segmenter, segmenter
+from ovseg import Segmentation, Segmenter
 from ovseg.config import get_cfg, load_cfg
 from ovseg.data.mapper import ResizeShortestEdge, SemSegTestMapper
 from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import SlidingWindow, augmented_model
 from ovseg.naming.windows import windows
+from ovseg.result import of_model
 from ovseg.vocabulary import Vocabulary
 from tests.tiny_model import make_tiny_model
 
@@ -91,7 +92,7 @@ def test_many_words_on_a_large_image_need_bounded_memory(tiny, image_file, monke
             held.append(len(sample["class_names"]) * sample["height"] * sample["width"])
             return [{"sem_seg": torch.ones(len(sample["class_names"]), sample["height"], sample["width"])}]
 
-    monkeypatch.setattr(segmenter, "LARGEST_MAPS", 20_000)
+    monkeypatch.setattr(of_model, "LARGEST_MAPS", 20_000)
     window = SlidingWindow(Noting(), 64, 0.5, largest_sum=5000)
     segment = Segmenter(Noting(), min_size=0, max_size=0, many_views=window)
     result = segment(np.zeros((300, 400, 3), np.uint8), [f"word {k}" for k in range(10)])

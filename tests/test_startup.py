@@ -33,6 +33,11 @@ def test_help_and_mistakes_import_nothing_that_takes_seconds(script, argument):
     assert not imported_by(script, argument).intersection(HEAVY)
 
 
+@pytest.mark.parametrize("line", ["--help", "segment --help", "segment a --words missing.txt", "evaluate --nothing"])
+def test_help_and_mistakes_of_the_ovseg_command(line):
+    assert not imported_by("-m", "ovseg", *line.split()).intersection(HEAVY)
+
+
 def test_help_and_mistakes_of_the_toy_world():
     assert not imported_by("-m", "ovseg.toy", "--help").intersection(HEAVY)
     assert not imported_by("-m", "ovseg.toy", "--output", "x", "--first", "999").intersection(HEAVY)

@@ -85,23 +85,6 @@ def test_help_and_version(capsys):
     assert run("train", "--help") == 0 and "--num-gpus" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line", ["--help", "segment --help", "segment a --words missing.txt", "evaluate --help"])
-def test_nothing_slow_is_imported_for_help_and_mistakes(line):
-    code = f"""
-import sys
-sys.argv = ["ovseg", *{line.split()}]
-import ovseg.cli.app
-try:
-    ovseg.cli.app.main()
-except SystemExit:
-    pass
-print(sorted({{"torch", "detectron2", "cv2", "scipy", "matplotlib"}} & sys.modules.keys()), file=sys.stderr)
-"""
-    script = f"import sys; sys.argv[:1] = ['-m']; sys.orig_argv = ['python', '-m', 'ovseg']\n{code}"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1] == "[]", done.stderr
-
-
 def test_arguments_arrive(files, monkeypatch):
     given = {}
     monkeypatch.setattr(segment_inputs, "segment_inputs", lambda inputs, words, **rest: given.update(rest) or 0)
