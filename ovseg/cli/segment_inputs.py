@@ -31,8 +31,8 @@ WORDS_IN_A_LINE = 5
 DRAWINGS = ("png", "jpg", "webp")  # formats
 DRAWING = DRAWINGS[0]
 PHOTO_NOTE = (
-    "model: photo, a small demonstration that knows 119 names of COCO; for any words, give published weights with "
-    "--config-file (README.md, Published models)"
+    "model: photo, a small demonstration that knows 119 names of COCO; for any words, choose one of those that "
+    "`ovseg models` lists"
 )
 
 
