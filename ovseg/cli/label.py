@@ -84,14 +84,18 @@ def label(
         opts = ["TEST.BACKGROUND_THRESHOLD", min_score, *opts]
     if not format:
         raise OvsegError(f"--format is missing: give one or more of {', '.join(FORMATS)}")
-    from ovseg.labelling.options import Model, Target, read_formats
-    from ovseg.labelling.run import run_labelling
+    from ovseg.labelling.options import Model, Target, find_images, read_formats
 
-    if is_model(model):
-        from ovseg.hub.opening import located  # imports Detectron2
-
-        ovseg.register()
-        model, opts = located(model, opts, device)
-    with argument_names(FLAGS):
+    with argument_names(FLAGS):  # all checks that need no model come before one is fetched
         target = Target(output, read_formats(format), min_area, min_region_score, tolerance, copy_images, sheet_images)
-        return run_labelling(inputs, Model(model, tuple(opts), device, vocabulary, batch_size, processes), target)
+        images = find_images(inputs, output)
+        from ovseg.labelling.run import run_labelling
+
+        config = model
+        if is_model(model):
+            from ovseg.hub.opening import located  # imports Detectron2
+
+            ovseg.register()
+            config, opts = located(model, opts, device)
+        of_run = Model(config, tuple(opts), device, vocabulary, batch_size, processes, name=model)
+        return run_labelling(images, of_run, target)
