@@ -76,7 +76,7 @@ def label(
     manifest and a contact sheet. Run the same command again to resume, or with another --format, --min-area,
     --min-region-score or --tolerance, which takes seconds.
     """
-    vocabulary = read_words(words, label_set, background)
+    vocabulary = read_words(words, label_set, background, model)
     opts = key_values(set_ or [])
     if granularity is not None:
         opts = ["MODEL.RENDERING.GRANULARITY", granularity, *opts]
