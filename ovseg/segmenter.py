@@ -20,6 +20,7 @@ from ovseg.config.limits import needs_checkpoint
 from ovseg.errors import OvsegError
 from ovseg.evaluation.tta import augmented_model
 from ovseg.hub.card import ModelCard
+from ovseg.hub.fetch import offline
 from ovseg.hub.opening import open_model
 from ovseg.hub.saving import save
 from ovseg.io.devices import configured_device, find_device
@@ -164,7 +165,7 @@ class Segmenter:
                 permissive licences that the device can run; a folder of :meth:`save_pretrained`; or
                 "hf-hub:ORGANISATION/NAME", with such a folder in it. Weights that are not on this machine are
                 downloaded, resumed after an interruption, and verified by checksum.
-            device, opts: see :meth:`from_config`.
+            device, opts: see :meth:`from_config`. With keys below MODEL, the card has no licence and no figures.
             revision: branch, tag or commit on the hub. The commit of a branch is recorded at the first download, and
                 used until ``ovseg models download --update``.
             local_files_only: download nothing, as with ``HF_HUB_OFFLINE=1``.
@@ -173,8 +174,14 @@ class Segmenter:
             OvsegError: there is no such model; it cannot be downloaded, or is damaged; or see :meth:`from_config`.
         """
         found = open_model(source, revision=revision, network=not local_files_only, device=device)
-        segmenter = cls.from_config(found.config, opts=joined_options(found.opts, opts), device=device)
-        segmenter.name, segmenter.vocabulary, segmenter.card = found.name, found.vocabulary, found.card
+        own = joined_options((), opts)
+        changed = [key for key in own[::2] if key.startswith("MODEL.") and key != "MODEL.DEVICE"]
+        if local_files_only and (urls := [value for value in own[1::2] if "://" in str(value)]):
+            raise OvsegError(f"{urls[0]} would be downloaded, and local_files_only is set: name your copy of it")
+        with offline(local_files_only):
+            segmenter = cls.from_config(found.config, opts=joined_options(found.opts, opts), device=device)
+        segmenter.name, segmenter.vocabulary = found.name, found.vocabulary
+        segmenter.card = ModelCard(name=found.name) if changed else found.card  # licence and figures are of its weights
         return segmenter
 
     def save_pretrained(

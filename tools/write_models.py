@@ -55,7 +55,8 @@ The code of ovseg is Apache-2.0. A model has the licences of all files that it r
   model that was fine-tuned from them.
 
 A licence of weights says nothing about the images that they were trained on. COCO, ImageNet and BSDS500 have terms of
-their own, which may matter for commercial use; this page is no legal advice.
+their own, which may matter for commercial use; this page is no legal advice. OpenAI's model card of CLIP calls any
+deployed use of it, commercial or not, out of scope, which is advice and no term of its licence.
 """
 
 

@@ -76,7 +76,7 @@ def label(
     manifest and a contact sheet. Run the same command again to resume, or with another --format, --min-area,
     --min-region-score or --tolerance, which takes seconds.
     """
-    vocabulary = read_words(words, label_set, background)
+    vocabulary = read_words(words, label_set, background, model)
     opts = key_values(set_ or [])
     if granularity is not None:
         opts = ["MODEL.RENDERING.GRANULARITY", granularity, *opts]
@@ -84,14 +84,18 @@ def label(
         opts = ["TEST.BACKGROUND_THRESHOLD", min_score, *opts]
     if not format:
         raise OvsegError(f"--format is missing: give one or more of {', '.join(FORMATS)}")
-    from ovseg.labelling.options import Model, Target, read_formats
-    from ovseg.labelling.run import run_labelling
+    from ovseg.labelling.options import Model, Target, find_images, read_formats
 
-    if is_model(model):
-        from ovseg.hub.opening import located  # imports Detectron2
-
-        ovseg.register()
-        model, opts = located(model, opts, device)
-    with argument_names(FLAGS):
+    with argument_names(FLAGS):  # all checks that need no model come before one is fetched
         target = Target(output, read_formats(format), min_area, min_region_score, tolerance, copy_images, sheet_images)
-        return run_labelling(inputs, Model(model, tuple(opts), device, vocabulary, batch_size, processes), target)
+        images = find_images(inputs, output)
+        from ovseg.labelling.run import run_labelling
+
+        config = model
+        if is_model(model):
+            from ovseg.hub.opening import located  # imports Detectron2
+
+            ovseg.register()
+            config, opts = located(model, opts, device)
+        of_run = Model(config, tuple(opts), device, vocabulary, batch_size, processes, name=model)
+        return run_labelling(images, of_run, target)

@@ -63,7 +63,7 @@ def segment(
     ] = None,
 ) -> int:
     """Segment images and videos into words: a drawing, a label map and JSON for each."""
-    vocabulary = read_words(words, label_set, background)
+    vocabulary = read_words(words, label_set, background, model)
     files, missing = find_inputs(inputs)
     if not files:
         raise OvsegError("; ".join(f"{name}: {reason}" for name, reason in missing))

@@ -12,6 +12,9 @@ from typing import Annotated
 import typer
 
 from ovseg.errors import OvsegError, argument
+from ovseg.hub.table import WORDS, is_model
+from ovseg.hub.words import read_words as words_of_folder
+from ovseg.io.files import is_file
 from ovseg.vocabulary import Vocabulary
 
 logger = logging.getLogger("ovseg.demo")
@@ -41,21 +44,25 @@ Background = Annotated[
 ]
 
 
-def read_words(words: str | None, label_set: str | None = None, background: str = "") -> Vocabulary:
+def read_words(words: str | None, label_set: str | None = None, background: str = "", model: str = "") -> Vocabulary:
     """Return the vocabulary of the options ``--words``, ``--label-set`` and ``--background``.
 
     Args:
         words: words separated by commas; words separated by semicolons with synonyms separated by commas; or a file.
-        label_set: name of a label set; exactly one of this and ``words`` is given.
+        label_set: name of a label set; exactly one of this and ``words`` is given, unless the model has words.
         background: background words separated by commas.
+        model: of the command; a folder of ``save_pretrained`` may have words.
 
     Raises:
         OvsegError: none or both of them are given, or words are not valid.
     """
-    if (words is None) == (label_set is None):
+    own = Path(model) / WORDS
+    if words is None and label_set is None and model and is_model(model) and is_file(own):
+        vocabulary = words_of_folder(own)
+    elif (words is None) == (label_set is None):
         both = "both are given" if words is not None else "none is given"
         raise OvsegError(f"--words or --label-set is needed, and {both}: write for example --words 'cat, sofa'")
-    if label_set is not None:
+    elif label_set is not None:
         vocabulary = Vocabulary.from_label_set(label_set)
     elif _is_file(words := words or ""):
         vocabulary = Vocabulary.from_file(words)
@@ -63,7 +70,7 @@ def read_words(words: str | None, label_set: str | None = None, background: str 
         vocabulary = Vocabulary.from_string(words, "--words")
     else:
         vocabulary = Vocabulary.from_words(_split(words, "--words"), "--words")
-    return vocabulary.with_background(_split(background, "--background") if background.strip() else [])
+    return vocabulary.with_background(_split(background, "--background")) if background.strip() else vocabulary
 
 
 def _is_file(words: str) -> bool:

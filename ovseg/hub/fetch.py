@@ -95,7 +95,7 @@ def fetch(
         return place / commit
     hub = _library()
     if not network or hub.constants.HF_HUB_OFFLINE:
-        return _from_library_cache(hub, repository, wanted, revision)
+        return _from_library_cache(hub, repository, wanted, str(commit or revision), sha256 or {})
     endpoint = os.environ.get("HF_ENDPOINT") or None
     with _explained(hub, repository, revision):
         about = hub.HfApi(endpoint=endpoint).model_info(
@@ -119,6 +119,32 @@ def fetch(
 def checksums(folder: Path) -> dict[str, str]:
     """Return the sha256 of the files of a folder that :func:`fetch` returned, by name; empty for other folders."""
     return {name: about["sha256"] for name, about in _read(folder / _RECORD).items() if isinstance(about, dict)}
+
+
+@contextlib.contextmanager
+def offline(really: bool = True) -> Iterator[None]:
+    """Let no library download from the hub in a block, as with ``HF_HUB_OFFLINE=1``; in all threads of the process.
+
+    Args:
+        really: False for a block without effect.
+    """
+    try:
+        from huggingface_hub import constants, utils
+    except ImportError:  # then nothing can be downloaded
+        really = False
+    if not really:
+        yield
+        return
+    was, variable = constants.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE")
+    reset = getattr(utils, "reset_sessions", lambda: None)  # before 1.0, a session keeps the mode
+    constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"  # the variable: for libraries imported meanwhile
+    reset()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was
+        os.environ.pop("HF_HUB_OFFLINE") if variable is None else os.environ.update(HF_HUB_OFFLINE=variable)
+        reset()
 
 
 def _library() -> Any:
@@ -150,16 +176,22 @@ def _is_complete(folder: Path, wanted: Sequence[str]) -> bool:
     return False
 
 
-def _from_library_cache(hub: Any, repository: str, wanted: Sequence[str], revision: str) -> Path:
-    """Return the folder in the cache of huggingface_hub that has the wanted files."""
+def _from_library_cache(
+    hub: Any, repository: str, wanted: Sequence[str], revision: str, sha256: Mapping[str, str]
+) -> Path:
+    """Return the folder in the cache of huggingface_hub that has the wanted files, of the commit that is recorded."""
+    folder = None
     try:
         folder = Path(
             hub.snapshot_download(repository, revision=revision, allow_patterns=list(wanted), local_files_only=True)
         )
-        if all((folder / name).is_file() for name in wanted if not _is_pattern(name)):
-            return folder
     except Exception as error:  # the library has several kinds of errors for what is not there
         logger.debug("not in the cache of huggingface_hub: %s", error)
+    if folder is not None and all((folder / name).is_file() for name in wanted if not _is_pattern(name)):
+        for name, known in sha256.items():
+            if (folder / name).is_file() and (actual := file_digest(folder / name)) != known:
+                raise OvsegError(_wrong(repository, name, actual, known))
+        return folder
     why = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "downloads were not permitted"
     raise OvsegError(
         f"{repository} is not on this machine, and {why}: permit the download once, or run "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +20,18 @@ from ovseg.config.values import leaves
 from ovseg.errors import OvsegError, shown
 from ovseg.hub.card import ModelCard
 from ovseg.hub.fetch import fetch
-from ovseg.hub.saving import SECTIONS, read_words
+from ovseg.hub.inside import check_clip, is_permitted
+from ovseg.hub.saving import CLIPS, LEFT_OUT, SAM_MODEL, SECTIONS
 from ovseg.hub.table import AUTO, CARD, CONFIG, HUB, SAVED, WEIGHTS, WORDS, Model, choose, find
+from ovseg.hub.words import read_words
+from ovseg.io.devices import find_device
 from ovseg.io.files import expand_user, is_dir, is_file
 from ovseg.io.plain_yaml import load_plain, read_text
 from ovseg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+_TRANSFORMERS = {"photo": (4, 45), "bert": (4, 45), "sam": (5, 0)}  # oldest version of each extra
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,8 @@ def located(name: str, opts: Sequence[Any] = (), device: str | None = None) -> t
 def open_row(row: Model, network: bool = True, update: bool = False) -> Found:
     """Return a model of the table, whose files are fetched; see :func:`open_model`."""
     opts = dict(row.opts)
+    if lacks := _lacks(row.extra):
+        raise OvsegError(f"{row.name} needs {lacks}: run `pip install 'ovseg[{row.extra}]'`")
     for file in row.files:
         if file.page:
             raise OvsegError(
@@ -122,27 +130,45 @@ def open_folder(folder: Path, name: str) -> Found:
     values = dict(leaves(content))
     if values.get("MODEL.WEIGHTS") != f"./{WEIGHTS}":
         raise OvsegError(f"{config} does not name ./{WEIGHTS} as MODEL.WEIGHTS: it is not of save_pretrained")
-    for key in PATHS:
+    for key in {*PATHS, *LEFT_OUT}:
         value = values.get(key)
         if not isinstance(value, str) or not value:
             continue
-        parts = PurePosixPath(value.replace("\\", "/")).parts
-        if ".." in parts or value.startswith(("/", "~", HUB, "local-dir:")) or "://" in value or ":\\" in value:
+        if not is_permitted(key, value):
             raise OvsegError(f"{key} in {config} is {shown(value)}, outside of the folder: do not use this model")
         if value.startswith("./") and not (folder / value).exists():
             raise OvsegError(f"{folder} lacks {value.removeprefix('./')}: copy or download the whole folder again")
+        if key in CLIPS and value.startswith("./"):
+            check_clip(folder / value)
+    if values.get("MODEL.PROPOSER.NAME") == "SAM" and not values.get(SAM_MODEL):
+        raise OvsegError(f"{config} names no {SAM_MODEL}: it is not of save_pretrained")
     words = folder / WORDS
     vocabulary = read_words(words) if is_file(words) else None
     return Found(name, str(config), {}, vocabulary, ModelCard.read(folder / CARD) or ModelCard(name=name))
 
 
+def _lacks(extra: str) -> str:
+    """Return what is missing of an extra of this package, or too old, as it is in pyproject.toml; "" if nothing is."""
+    if extra not in _TRANSFORMERS:
+        return ""
+    needed = _TRANSFORMERS[extra]
+    wanted = "transformers " + ".".join(map(str, needed))
+    try:
+        found = version("transformers")
+    except PackageNotFoundError:
+        return f"{wanted}, and it is not installed"
+    numbers = tuple(int(number) for number in re.findall(r"\d+", found)[:2])
+    return "" if numbers >= needed else f"{wanted}, and {found} is installed"
+
+
 def _automatic(device: str | None) -> Model:
     """Return the composition that suits a device; None for the GPU if there is one."""
-    kind = torch.device(device).type if device else "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = find_device(device, "--device") if device else None
+    kind = chosen.type if chosen else "cuda" if torch.cuda.is_available() else "cpu"
     memory = 0.0
     if kind == "cuda" and torch.cuda.is_available():
-        index = torch.device(device).index if device else 0
+        index = chosen.index if chosen else 0
         memory = torch.cuda.get_device_properties(index or 0).total_memory / 1e9
-    row = choose(kind, memory, extras=find_spec("transformers") is not None)
+    row = choose(kind, memory, extras=not _lacks("sam"))
     logger.info("auto: %s (%s) for %s", row.name, row.system, kind)
     return row

@@ -11,9 +11,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -32,27 +34,39 @@ from ovseg.config.files import PATHS
 from ovseg.config.per_dataset import KEY as PER_DATASET
 from ovseg.config.per_dataset import is_path
 from ovseg.config.values import leaves
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, shown
 from ovseg.hub.card import UNKNOWN, ModelCard, is_card_of_ours
+from ovseg.hub.inside import is_permitted
 from ovseg.hub.table import CARD, CONFIG, WEIGHTS, WORDS
-from ovseg.io.files import atomic_path, file_digest, is_dir, is_file, locked_folder, write_text
+from ovseg.hub.words import words_text
+from ovseg.io.files import (
+    atomic_path,
+    explained_writing,
+    file_digest,
+    is_dir,
+    is_file,
+    locked_folder,
+    temporary_name,
+    write_text,
+)
 from ovseg.proposals.boundary_tree import BoundaryTree
 from ovseg.proposals.sam import SAM
 from ovseg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
+_OURS = (CONFIG, WEIGHTS, WORDS, "clip", "sam", "files", CARD)  # all that a folder may have
 SECTIONS = ("MODEL", "INPUT", "TEST", "VERSION")
-_SAM, _TREE = "MODEL.PROPOSER.SAM.MODEL", "MODEL.PROPOSER.BOUNDARY_TREE"
+SAM_MODEL, _TREE = "MODEL.PROPOSER.SAM.MODEL", "MODEL.PROPOSER.BOUNDARY_TREE"
 _ENCODER, _TOKENS = "MODEL.OVSEGMENTOR.TEXT_ENCODER.CONFIG", "MODEL.OVSEGMENTOR.TEXT_ENCODER.VOCAB"
-_CLIPS = {  # CLIP's name, and its weights
+CLIPS = {  # CLIP's name, and its weights
     "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME": "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS",
     "MODEL.SEM_SEG_HEAD.CLIP_PRETRAINED": "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS",
     "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.CLIP_MODEL_NAME": "MODEL.CLIP_ADAPTER.REGION_CLIP_ADAPTER.CLIP_WEIGHTS",
 }
 # what only this machine, a training or an evaluation uses
-_LEFT_OUT = (
-    *("MODEL.WEIGHTS", "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR", *_CLIPS.values(), "MODEL.TIMM.WEIGHTS"),
+LEFT_OUT = (
+    *("MODEL.WEIGHTS", "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR", *CLIPS.values(), "MODEL.TIMM.WEIGHTS"),
     *("MODEL.OVSEGMENTOR.IMG_ENCODER.IMGNET_PRETRAINED_CHECKPOINT", "MODEL.OVSEGMENTOR.STAGE1_CHECKPOINT"),
     *("MODEL.OVSEGMENTOR.TEXT_ENCODER.WEIGHTS", "INPUT.CAPTION.WORD_FILE", "INPUT.CAPTION.WORDS"),
     *("INPUT.TEXT_AUG.ENTITIES", "TEST.SG_IOU_TABLE", "TEST.VOCABULARY", "TEST.SAVE_PREDICTIONS", "TEST.REPORT"),
@@ -85,52 +99,54 @@ def save(
         raise OvsegError(f"a model with the proposer {proposer} has masks of particular images: save one without it")
     if folder.exists() and not folder.is_dir():
         raise OvsegError(f"{folder} is a file: give a folder to save_pretrained")
-    card_file = folder / CARD
-    if (card_file.exists() and not is_card_of_ours(card_file)) or (
-        (folder / CONFIG).exists() and not card_file.exists()
-    ):
-        raise OvsegError(f"{folder} has a {CARD} or {CONFIG} of something else: give another folder to save_pretrained")
+    found = [name for name in _OURS if os.path.lexists(folder / name)]
+    if found and not is_card_of_ours(folder / CARD):
+        raise OvsegError(f"{folder} has {', '.join(found)} of something else: give another folder to save_pretrained")
     if card.licence == UNKNOWN:
         logger.warning("the card of %s names no licence: give card={'licence': ...} before you pass it on", folder)
-    with locked_folder(folder, remedy="give another folder"):
-        (folder / CONFIG).unlink(missing_ok=True)  # without it, a folder that is killed meanwhile is no model
-        for name in ("clip", "sam", "files", WORDS):
-            _remove(folder / name)
-        values = _values(cfg) | dict(_written(folder, model, cfg))
-        save_safetensors(_state(model), folder / WEIGHTS, {"format": "pt"})
+    with locked_folder(folder, remedy="give another folder"), _beneath(folder) as new:
+        values = _permitted(_values(cfg) | dict(_written(new, model, cfg)), cfg)
+        save_safetensors(_state(model), new / WEIGHTS, {"format": "pt"})
         if vocabulary is not None:
-            write_text(folder / WORDS, json.dumps(_words(vocabulary), ensure_ascii=False, indent=1) + "\n")
-        text = yaml.safe_dump(_nested(values), sort_keys=False, allow_unicode=True)
-        write_text(folder / f".{CONFIG}", text)
-        files = {CONFIG: ((folder / f".{CONFIG}").stat().st_size, file_digest(folder / f".{CONFIG}"))}
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.name != CARD and not path.name.startswith("."):
-                files[path.relative_to(folder).as_posix()] = path.stat().st_size, file_digest(path)
-        write_text(card_file, card.text(files))
-        (folder / f".{CONFIG}").replace(folder / CONFIG)
+            write_text(new / WORDS, words_text(vocabulary))
+        write_text(new / CONFIG, yaml.safe_dump(_nested(values), sort_keys=False, allow_unicode=True))
+        names = [CONFIG, *sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())]
+        files = {name: ((new / name).stat().st_size, file_digest(new / name)) for name in names}
+        write_text(new / CARD, card.text(files))
+        (folder / CONFIG).unlink(missing_ok=True)  # without it, a folder that is killed meanwhile is no model
+        os.replace(new / CARD, folder / CARD)  # with it, the next call may replace the folder
+        for name in _OURS:
+            if name not in (CARD, CONFIG, WEIGHTS):
+                _remove(folder / name)
+            if name != CONFIG and (new / name).exists():
+                os.replace(new / name, folder / name)
+        os.replace(new / CONFIG, folder / CONFIG)
     (folder / ".lock").unlink(missing_ok=True)
     return files
 
 
-def read_words(path: Path) -> Vocabulary:
-    """Return the words of a ``vocabulary.json``.
+@contextlib.contextmanager
+def _beneath(folder: Path) -> Iterator[Path]:
+    """Yield a new folder in ``folder``, which is removed at the end: the model may be read from ``folder`` itself."""
+    with temporary_name(folder / "saved") as new, explained_writing(folder):
+        new.mkdir()
+        try:
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def _permitted(values: dict[str, Any], cfg: CfgNode) -> dict[str, Any]:
+    """Return values without the names of files that the model does not use, and that are not in the folder.
 
     Raises:
-        OvsegError: the file cannot be read, or its words are not valid.
+        OvsegError: the text encoder is one of the hub, whose files are not known here.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names, synonyms = tuple(content["names"]), tuple(tuple(texts) for texts in content["synonyms"])
-        background, templates = tuple(content.get("background", ())), content.get("templates")
-        templates = None if templates is None else tuple(templates)
-        return Vocabulary(names, synonyms, str(path), background, templates, bool(content.get("verbatim")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OvsegError(f"{path} is not a {WORDS} of this package ({error}): copy the folder again") from error
-
-
-def _words(vocabulary: Vocabulary) -> dict[str, Any]:
-    names = ("names", "synonyms", "background", "templates", "verbatim")
-    return {name: getattr(vocabulary, name) for name in names}
+    wrong = [key for key in PATHS if isinstance(values.get(key), str) and values[key]]
+    wrong = [key for key in wrong if not is_permitted(key, values[key])]
+    if _ENCODER in wrong and cfg.MODEL.META_ARCHITECTURE == "OVSegmentor":
+        raise OvsegError(f"{_ENCODER} is {shown(values[_ENCODER])}, of the hub: copy it here, and name its folder")
+    return {key: value for key, value in values.items() if key not in wrong}
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -147,7 +163,7 @@ def _values(cfg: CfgNode) -> dict[str, Any]:
     values = {
         key: copy.deepcopy(value)
         for key, value in leaves(cfg, PER_DATASET)
-        if key.split(".")[0] in SECTIONS and key not in _LEFT_OUT and value != defaults.get(key)
+        if key.split(".")[0] in SECTIONS and key not in LEFT_OUT and value != defaults.get(key)
     }
     if values.get("MODEL.DEVICE", "cpu") != "cpu":  # one of this machine
         del values["MODEL.DEVICE"]
@@ -160,7 +176,7 @@ def _written(folder: Path, model: nn.Module, cfg: CfgNode) -> Iterator[tuple[str
     """Write what keys name, except the weights; yield each such key, and its new value."""
     values = dict(leaves(cfg, PER_DATASET))
     adapters = {adapter.source.name: adapter for adapter in _modules(model) if isinstance(adapter, ClipAdapter)}
-    for key, weights in _CLIPS.items():
+    for key, weights in CLIPS.items():
         name = str(values[key])
         if name in adapters and (name.startswith(("hf-hub:", "local-dir:")) or _is_file(name, values[weights])):
             yield key, _write_clip(adapters[name], folder / "clip", key)
@@ -171,11 +187,11 @@ def _written(folder: Path, model: nn.Module, cfg: CfgNode) -> Iterator[tuple[str
     for part in getattr(model, "parts", ()):
         if isinstance(part, SAM):
             part.save(folder / "sam")
-            yield _SAM, "./sam"
+            yield SAM_MODEL, "./sam"
         elif isinstance(part, BoundaryTree):
             yield from ((f"{_TREE}.{name}", value) for name, value in part.chosen.items())
     for key in PATHS:
-        if key in (*_LEFT_OUT, *_CLIPS, _SAM) or not isinstance(values.get(key), str) or not values[key]:
+        if key in (*LEFT_OUT, *CLIPS, SAM_MODEL) or not isinstance(values.get(key), str) or not values[key]:
             continue
         if is_file(values[key]):
             yield key, _copy(values[key], folder, key)

@@ -89,7 +89,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             remove_leftovers(folder)
         with temporary_name(path) as temporary:
             yield temporary
-            temporary.chmod(USUAL_MODE)  # some libraries write files that only the owner can read
+            found = temporary.lstat()
+            if not stat.S_ISLNK(found.st_mode) and found.st_nlink == 1:  # the mode of a link is that of the original
+                temporary.chmod(USUAL_MODE)  # some libraries write files that only the owner can read
             os.replace(temporary, path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ovseg.errors import OvsegError, argument, explain_system_error, reason_of, shown
@@ -24,8 +24,14 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def find_inputs(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
+def find_inputs(
+    arguments: Sequence[str], left_out: Callable[[Path], bool] = lambda file: False
+) -> tuple[list[Path], list[tuple[str, str]]]:
     """Expand files, folders (their images and videos, without subfolders) and glob patterns (also ``**``) to files.
+
+    Args:
+        arguments: of the command line.
+        left_out: files for which this is true are left out.
 
     Returns:
         the files in order, each once, and a pair (argument, reason) for each argument without files.
@@ -47,6 +53,8 @@ def find_inputs(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[str, s
         if not found:
             missing.append((given, reason))
         for file in found:
+            if left_out(file):
+                continue
             files.setdefault(os.path.realpath(file), file)
     return list(files.values()), missing
 

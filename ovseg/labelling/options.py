@@ -25,6 +25,7 @@ class Model:
         batch: images that the model segments at a time.
         processes: each with a model of its own, and with a GPU of its own where there are several.
         savers: threads of each process that write results.
+        name: as the user gave it, for manifest and formats.
     """
 
     config_file: str
@@ -34,6 +35,7 @@ class Model:
     batch: int = 1
     processes: int = 1
     savers: int = 2
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,44 +92,54 @@ class Inputs:
         root: folder that the names of images are relative to.
         images: by name, with ``/``, in order.
         failures: (image or argument, reason) of those that cannot be labelled.
+        left_out: number of images in the output folder, as those that a pattern such as ``**/*.jpg`` finds there.
     """
 
     root: Path
     images: dict[str, Path]
     failures: list[tuple[str, str]]
+    left_out: int = 0
 
 
 def find_images(arguments: Sequence[str], output: Path) -> Inputs:
-    """Return the images of files, folders and patterns.
+    """Return the images of files, folders and patterns, without those in the output folder.
 
     Images need names that differ without their suffixes, since label files have the same names. Videos are failures.
 
     Raises:
-        OvsegError: there is no image, or one is in the output folder.
+        OvsegError: there is no image, or an argument is the output folder.
     """
-    files, failures = find_inputs(arguments)
+    inside = os.path.join(os.path.realpath(output), "")
+    for given in arguments:
+        if os.path.isdir(given) and os.path.join(os.path.realpath(given), "") == inside:
+            raise OvsegError(f"the input folder {given} is the output folder, too: choose another --output")
+    left_out: list[Path] = []
+
+    def is_left_out(file: Path) -> bool:  # the file itself, not what it links to
+        if below := os.path.join(os.path.realpath(file.parent), "").startswith(inside):
+            left_out.append(file)
+        return below
+
+    files, failures = find_inputs(arguments, is_left_out)
     failures += [(str(file), "is a video: save its frames as images first") for file in files if is_video(file)]
     files = [file for file in files if not is_video(file)]
     if not files:
+        if left_out and not failures:
+            raise OvsegError(f"the image {left_out[0]} is in the output folder {output}: choose another --output")
         reason = f"{failures[0][0]}: {failures[0][1]}" if failures else "give images, folders or patterns"
         raise OvsegError(f"there is no image to label ({reason})")
-    folders = [os.path.abspath(file.parent) for file in files]
     try:
-        root = Path(os.path.commonpath(folders))
+        root = Path(os.path.commonpath([os.path.abspath(file.parent) for file in files]))
     except ValueError as error:  # several drives of Windows
         raise OvsegError("the images are on several drives: label those of each drive in a run of its own") from error
-    inside = os.path.abspath(output) + os.sep
     images: dict[str, Path] = {}
     stems: dict[str, str] = {}
     for file in files:
-        path = os.path.abspath(file)
-        if path.startswith(inside):
-            raise OvsegError(f"the image {file} is in the output folder {output}: choose another --output")
-        name = os.path.relpath(path, root).replace(os.sep, "/")
+        name = os.path.relpath(os.path.abspath(file), root).replace(os.sep, "/")
         stem = os.path.splitext(name)[0].casefold()
         if stem in stems:
             failures.append((str(file), f"has the name of {stems[stem]} without its suffix: rename one of them"))
             continue
         stems[stem] = name
         images[name] = file
-    return Inputs(root, images, failures)
+    return Inputs(root, images, failures, len(left_out))

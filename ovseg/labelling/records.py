@@ -8,8 +8,9 @@ them is kept in memory.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -60,15 +61,20 @@ def stamp_of(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def record_of(image: Path, result: Segmentation) -> str:
-    """Return the line of a labelled image."""
+def key_of(path: Path) -> str:
+    """Return the name of an image in records: its absolute path, without ``..``."""
+    return os.path.abspath(path)
+
+
+def record_of(image: Path, stamp: tuple[int, int], result: Segmentation) -> str:
+    """Return the line of a labelled image, with its :func:`stamp_of` from before it was read."""
     regions = result.regions().regions
     areas: dict[int, int] = {}
     for region in regions:
         areas[region.label] = areas.get(region.label, 0) + region.area
     entry = {
-        "image": os.path.abspath(image),
-        "stamp": stamp_of(image),
+        "image": key_of(image),
+        "stamp": stamp,
         "size": result.label_map.shape,
         "areas": areas,
         "score": score_of(regions) if regions else 0.0,
@@ -77,9 +83,9 @@ def record_of(image: Path, result: Segmentation) -> str:
     return _line(entry)
 
 
-def failed_record(image: Path, reason: str) -> str:
-    """Return the line of an image that failed."""
-    return _line({"image": os.path.abspath(image), "stamp": stamp_of(image), "reason": reason})
+def failed_record(image: Path, stamp: tuple[int, int], reason: str) -> str:
+    """Return the line of an image that failed, with its :func:`stamp_of` from before it was read."""
+    return _line({"image": key_of(image), "stamp": stamp, "reason": reason})
 
 
 def _line(entry: Mapping[str, Any]) -> str:
@@ -131,36 +137,69 @@ def _remove_unfinished_line(path: Path) -> None:
         file.truncate(0)
 
 
-def read_index(output: Path) -> dict[str, Entry]:
-    """Return the entries of all records by the absolute path of their image; of several, the last that was labelled.
+def read_index(output: Path, images: Iterable[Path], words: int) -> dict[str, Entry]:
+    """Return the entries of images by :func:`key_of`, those that were made from the images as they are now.
 
-    Lines that are damaged or unfinished are left out: their images are labelled again.
+    Of several entries of an image, one that is labelled wins. Lines that are damaged or unfinished, and those of images
+    that have changed since, are left out: these images are labelled again.
+
+    Args:
+        output: folder of the records.
+        images: entries of other images are left out.
+        words: K, the number of words.
     """
+    stamps = {key_of(image): stamp_of(image) for image in images}
     index: dict[str, Entry] = {}
     for path in sorted(output.glob(PATTERN.format("*"))):
         with path.open("rb") as file:
             offset = 0
             for line in file:
-                found = _entry(line, path, offset)
+                found = _entry(line, path, offset, words)
                 offset += len(line)
-                if found and (found[1].reason is None or found[0] not in index or index[found[0]].reason):
+                if found is None or stamps.get(found[0]) != found[1].stamp:
+                    continue
+                if found[1].reason is None or found[0] not in index:
                     index[found[0]] = found[1]
     return index
 
 
-def _entry(line: bytes, path: Path, offset: int) -> tuple[str, Entry] | None:
+def _entry(line: bytes, path: Path, offset: int, words: int) -> tuple[str, Entry] | None:
     if not line.endswith(b"\n"):  # the next writer removes it
         return None
     try:
         content = json.loads(line)
-        stamp = tuple(content["stamp"])
+        image, stamp = content["image"], tuple(content["stamp"])
+        if not isinstance(image, str) or len(stamp) != 2 or not all(map(_is_count, stamp)):
+            return None
         if (reason := content.get("reason")) is not None:
-            return content["image"], Entry(path, offset, stamp, str(reason))
-        areas = {int(label): area for label, area in content["areas"].items()}
-        known = tuple(content["size"]), areas, len(content["regions"]), content["score"]
-        return content["image"], Entry(path, offset, stamp, None, *known)
+            return image, Entry(path, offset, stamp, str(reason))
+        size, areas = tuple(content["size"]), {int(label): area for label, area in content["areas"].items()}
+        regions, score = content["regions"], content["score"]
+        if not (len(size) == 2 and all(_is_count(side) and side > 0 for side in size) and _is_score(score)):
+            return None
+        if not all(0 <= label < words and _is_count(area) for label, area in areas.items()):
+            return None
+        if not all(_is_region(region, size, words) for region in regions):
+            return None
+        return image, Entry(path, offset, stamp, None, size, areas, len(regions), score)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_score(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_region(region: Mapping[str, Any], size: tuple[int, int], words: int) -> bool:
+    """Return whether values have the types of :meth:`Region.to_json`, and the box is in the image."""
+    left, top, width, height = region["box"]
+    inside = all(map(_is_count, region["box"])) and left + width <= size[1] and top + height <= size[0]
+    known = _is_count(region["label"]) and region["label"] < words and isinstance(region["counts"], str)
+    return inside and width > 0 and height > 0 and known and _is_score(region["score"])
 
 
 def read_records(entries: Mapping[str, Entry], names: tuple[str, ...]) -> Iterator[LabelledImage]:

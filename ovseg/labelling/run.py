@@ -6,7 +6,6 @@ or tolerance needs no model: the same command with other such options takes seco
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,20 +15,24 @@ from typing import Any
 from rich.console import Console
 
 import ovseg
-from ovseg.errors import OvsegError
-from ovseg.io.files import locked_folder, write_text
+from ovseg.io.files import locked_folder
 from ovseg.io.progress import progress_bar
-from ovseg.labelling.options import Inputs, Model, Target, find_images
-from ovseg.labelling.records import Entry, read_index, read_records, record_file, stamp_of
+from ovseg.labelling.options import Inputs, Model, Target
+from ovseg.labelling.records import Entry, key_of, read_index, read_records
+from ovseg.labelling.settings import WORDS, check_settings, settings_of
+from ovseg.labelling.written import PATTERN, WrittenFiles
 
-SETTINGS, MANIFEST, SHEET = "settings.json", "manifest.json", "contact_sheet.jpg"
+MANIFEST, SHEET = "manifest.json", "contact_sheet.jpg"
+_CHANGED = Entry(Path(), 0, (0, 0), "was changed or removed while it was labelled: run the same command again")
 
 
-def run_labelling(arguments: Sequence[str], model: Model, target: Target) -> int:
+def run_labelling(inputs: Inputs, model: Model, target: Target) -> int:
     """Label images, or resume this, and write all outputs.
 
     Args:
-        arguments: images, folders and patterns.
+        inputs: of :func:`ovseg.labelling.options.find_images`.
+        model: the model.
+        target: what is written.
 
     Returns:
         0, or 1 when an image failed.
@@ -39,24 +42,30 @@ def run_labelling(arguments: Sequence[str], model: Model, target: Target) -> int
             written. Finished images are kept for the next run.
     """
     console, errors = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
-    inputs = find_images(arguments, target.folder)
+    if inputs.left_out:
+        console.print(f"{inputs.left_out} images in {target.folder}, the output folder, are left out", markup=False)
     ovseg.register()
     with locked_folder(target.folder):
-        _check_settings(target.folder, _settings(model))
-        index = read_index(target.folder)
+        settings = settings_of(model)
+        check_settings(target.folder, settings)
+        index = _read_index(inputs, model, target)
         waiting = [path for path in inputs.images.values() if not _is_done(path, index)]
         if done := len(inputs.images) - len(waiting):
             console.print(f"{done} of {len(inputs.images)} images are labelled already", markup=False)
         if waiting:
             _label(model, waiting, target.folder, errors)
-            index = read_index(target.folder)
-        entries = {name: index[str(path.absolute())] for name, path in inputs.images.items()}
-        return _Outputs(inputs, entries, model, target, console, errors).write()
+            index = _read_index(inputs, model, target)
+        entries = {name: index.get(key_of(path), _CHANGED) for name, path in inputs.images.items()}
+        return _Outputs(inputs, entries, model, settings, target, console, errors).write()
+
+
+def _read_index(inputs: Inputs, model: Model, target: Target) -> dict[str, Entry]:
+    return read_index(target.folder, inputs.images.values(), len(model.vocabulary.foreground))
 
 
 def _is_done(path: Path, index: dict[str, Entry]) -> bool:
-    entry = index.get(str(path.absolute()))
-    return entry is not None and entry.reason is None and entry.stamp == stamp_of(path)
+    entry = index.get(key_of(path))
+    return entry is not None and entry.reason is None
 
 
 def _label(model: Model, images: Sequence[Path], folder: Path, errors: Console) -> None:
@@ -67,42 +76,6 @@ def _label(model: Model, images: Sequence[Path], folder: Path, errors: Console) 
         label_images(model, images, folder, lambda count: progress.advance(task, count))
 
 
-def _settings(model: Model) -> dict[str, Any]:
-    """Return what the records depend on."""
-    from ovseg.adaptation.shard_work import teacher_settings
-
-    words = model.vocabulary
-    return {
-        "words": list(words.foreground),
-        "background": list(words.background),
-        "texts": list(words.texts),
-        **teacher_settings(model.config_file, None, model.opts),
-    }
-
-
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings of a folder, or check that they are those of its records.
-
-    Raises:
-        OvsegError: they differ.
-    """
-    path = folder / SETTINGS
-    settings = json.loads(json.dumps(settings))
-    if any(folder.glob(record_file(folder, 0).name.replace("0", "*"))):
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            changed = [name for name in sorted({*before, *settings}) if before.get(name) != settings.get(name)]
-        except (OSError, ValueError, TypeError) as error:
-            raise OvsegError(f"{path} is missing or damaged: choose another --output, or delete {folder}") from error
-        if changed:
-            raise OvsegError(
-                f"{folder} has labels that were made with other settings ({', '.join(changed)}): choose another "
-                "--output, or delete it"
-            )
-        return
-    write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-
-
 @dataclass
 class _Outputs:
     """Writes what users see."""
@@ -110,6 +83,7 @@ class _Outputs:
     inputs: Inputs
     entries: dict[str, Entry]
     model: Model
+    settings: dict[str, Any]
     target: Target
     console: Console
     errors: Console
@@ -136,16 +110,17 @@ class _Outputs:
 
         images = KeptImages(self.entries, names, self.target)
         folder = self.target.folder / name
-        model = Path(self.model.config_file).stem
-        places = self.inputs.root, folder, self.target.tolerance, model, self.target.copy_images
-        writer_of(name)(LabelledSet(images, names, *places))
+        places = self.inputs.root, folder, self.target.tolerance, self.model.name, self.target.copy_images
+        with WrittenFiles(self.target.folder / PATTERN.format(name), folder).replaced() as files:
+            writer_of(name)(LabelledSet(images, names, *places, files.announce))
 
     def _write_manifest(self, names: tuple[str, ...], failures: list[tuple[str, str]]) -> None:
         from ovseg.result.formats.labelled_set import json_list, rounded
 
         head = {
             "made_by": f"ovseg {ovseg.__version__}",
-            "model": self.model.config_file,
+            "model": self.model.name,
+            "settings": {key: value for key, value in self.settings.items() if key not in WORDS},
             "words": list(names),
             "background": list(self.model.vocabulary.background),
             "root": str(self.inputs.root),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ovseg.errors import OvsegError, explain_system_error
+from ovseg.errors import CannotWrite, OvsegError, explain_system_error
 from ovseg.io.images import pixel_count, read_image
 from ovseg.io.inputs import is_video
 from ovseg.io.pipeline import Outcome, Stages
@@ -64,8 +64,10 @@ def segment_stream(
                 return [
                     dataclasses.replace(one, source=str(job[0])) for one, (job, _) in zip(found, inputs, strict=True)
                 ]
-            except OvsegError as error:
-                logger.warning("one image at a time after a batch that failed: %s", error)
+            except CannotWrite:
+                raise
+            except Exception as error:
+                logger.warning("one image at a time after a batch that failed: %s", error or type(error).__name__)
         return [_caught(segment, *one) for one in inputs]
 
     def finish(job: Job, result: Any) -> Any:

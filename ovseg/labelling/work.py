@@ -15,7 +15,7 @@ from typing import Any
 from ovseg.errors import OvsegError, user_errors
 from ovseg.io.cpus import usable_cpus
 from ovseg.labelling.options import Model
-from ovseg.labelling.records import RecordWriter, failed_record, record_file, record_of
+from ovseg.labelling.records import RecordWriter, failed_record, record_file, record_of, stamp_of
 from ovseg.labelling.stream import reason_of_failure, segment_stream
 
 POLL = 0.3  # seconds between looks at the records of other processes
@@ -53,19 +53,19 @@ def _label(
 
         segmenter = Segmenter.from_config(model.config_file, opts=model.opts, device=device)
         segmenter.prepare(model.vocabulary)
-        jobs = [(image, None) for image in images]
+        jobs = ((image, stamp_of(image)) for image in images)  # before it is read
         stages = {"batch": model.batch, "savers": model.savers, "ahead": max(4, model.batch)}
 
         def record(job: tuple[Path, Any], result: Any) -> str:
-            return record_of(job[0], result)
+            return record_of(*job, result)
 
         with contextlib.closing(segment_stream(segmenter, jobs, model.vocabulary, record, **stages)) as outcomes:
             for outcome in outcomes:
-                image = outcome.item[0]
+                image, stamp = outcome.item
                 if outcome.error is None:
                     records.append(outcome.value)
                 else:
-                    records.append(failed_record(image, reason_of_failure(image, outcome.error)))
+                    records.append(failed_record(image, stamp, reason_of_failure(image, outcome.error)))
                 advance(1)
 
 

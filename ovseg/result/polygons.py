@@ -29,10 +29,12 @@ class Outline:
         It has the area of the outline with its holes, for formats that have no holes. Where a line is drawn along the
         polygon, the slit is visible.
         """
+        from scipy.spatial import cKDTree  # imports slowly, and few formats need it
+
         ring = self.outer
         for hole in sorted(self.holes, key=lambda points: points[:, 0].min()):
-            distances = ((ring[:, None] - hole[None]) ** 2).sum(-1)  # (N, M)
-            i, j = np.unravel_index(int(distances.argmin()), distances.shape)
+            i = int(cKDTree(hole).query(ring)[0].argmin())  # memory grows by N + M, not by N times M
+            j = int(((hole - ring[i]) ** 2).sum(-1).argmin())
             around = np.concatenate([hole[j:], hole[: j + 1]])  # ends where it begins
             ring = np.concatenate([ring[: i + 1], around, ring[i:]])
         return ring

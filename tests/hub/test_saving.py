@@ -198,7 +198,7 @@ def test_other_wrong_input(saved, tmp_path):
     with pytest.raises(OvsegError, match="figures of the card is 'good': give a mapping"):
         segmenter.save_pretrained(tmp_path / "x", card={"figures": "good"})
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(OvsegError, match=r"has a README.md or config.yaml of something else: give another folder"):
+    with pytest.raises(OvsegError, match=r"has README.md of something else: give another folder"):
         segmenter.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
     with pytest.raises(OvsegError, match="is a file: give a folder to save_pretrained"):

@@ -45,3 +45,14 @@ def test_permissions_are_the_usual_ones_and_other_threads_keep_theirs(tmp_path, 
     with atomic_path(tmp_path / "ours") as temporary:
         temporary.touch(mode=0o600)
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_the_mode_of_a_linked_file_stays(tmp_path, link):
+    original = tmp_path / "private.jpg"
+    original.write_bytes(b"x")
+    original.chmod(0o600)
+    with atomic_path(tmp_path / "out" / "a.jpg") as temporary:
+        link(original, temporary)
+    assert original.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "out" / "a.jpg").read_bytes() == b"x"

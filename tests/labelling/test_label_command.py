@@ -140,7 +140,75 @@ def test_records_survive_damage(here, bands):
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0], "[]", '{"image": 3, "stamp": null}', lines[2][:50], lines[1]]))
     assert main([*COMMAND, "--format", "png"]) == 0 and bands.calls == 3 + 2  # the last line had no end
-    assert len(records.read_index(here / "out")) == 3
+    assert len(records.read_index(here / "out", (here / "photos").iterdir(), 3)) == 3
+
+
+def test_images_of_a_folder_above(here, bands, monkeypatch):
+    save_images(here / "photos")
+    (here / "work").mkdir()
+    monkeypatch.chdir(here / "work")
+    command = ["label", "../photos", "--words", "../words.txt", "--model", "toy", "--format", "png"]
+    assert main(command) == 0 and bands.calls == 3
+    assert main(command) == 0 and bands.calls == 3
+
+
+def test_files_of_images_that_are_gone_are_removed(here, bands):
+    paths = save_images(here / "photos", 4)
+    command = [*COMMAND, "--format", "png,labelme,yolo-seg,fiftyone,coco-panoptic"]
+    assert main(command) == 0
+    own = here / "out" / "png" / "masks" / "own.png"
+    own.write_bytes(b"of the user")
+    paths[0].unlink()
+    paths[1].write_bytes(b"damaged")
+    paths[2].rename(here / "photos" / "new.png")
+    assert main([*COMMAND, "--format", "cvat"]) == 1  # does not forget the files of other formats
+    assert main(command) == 1
+    places = ("png/masks", "labelme", "yolo-seg/labels", "yolo-seg/images", "fiftyone/data", "coco-panoptic/panoptic")
+    for place in places:
+        found = {path.stem for path in (here / "out" / place).iterdir() if path != own}
+        assert found == {"003", "new"}, place
+    assert own.exists()
+
+
+def test_a_pattern_that_finds_the_output_too(here, bands, capfd):
+    save_images(here / "photos")
+    command = ["label", "**/*.*g", *COMMAND[2:], "--format", "yolo-seg,png"]
+    for _ in range(2):  # out comes before photos
+        assert main(command) == 0 and bands.calls == 3
+    assert len(manifest()["images"]) == 3 and "images in out, the output folder, are left out" in capfd.readouterr().out
+    for argument in ("out", "out/yolo-seg/images"):
+        with pytest.raises(SystemExit):
+            main(["label", argument, *COMMAND[2:], "--format", "png"])
+        err = capfd.readouterr().err
+        assert "choose another --output" in err and len(err.strip().splitlines()) == 1
+
+
+def test_settings_that_are_no_object(here, bands, capfd):
+    save_images(here / "photos", 1)
+    assert main([*COMMAND, "--format", "png"]) == 0
+    (here / "out" / "settings.json").write_text("[]")
+    with pytest.raises(SystemExit):
+        main([*COMMAND, "--format", "png"])
+    err = capfd.readouterr().err
+    assert "settings.json is missing or damaged" in err and len(err.strip().splitlines()) == 1
+
+
+def test_checks_come_before_the_model_is_fetched(here, bands, monkeypatch, capfd):
+    monkeypatch.setattr("ovseg.hub.opening.located", lambda *args: pytest.fail("fetched"))
+    for arguments in (["photos", "--format", "coco"], ["photos", "--format", "png"]):  # no such folder
+        with pytest.raises(SystemExit):
+            main(["label", *arguments, "--words", "cat", "--model", "toy"])
+    err = capfd.readouterr().err
+    assert "is not a label format" in err and "there is no image to label" in err
+
+
+def test_the_name_of_the_model_is_kept(here, bands):
+    save_images(here / "photos", 1)
+    assert main([*COMMAND, "--format", "label-studio"]) == 0
+    tasks = json.loads((here / "out" / "label-studio" / "tasks.json").read_text(encoding="utf-8"))
+    assert manifest()["model"] == "toy" == tasks[0]["predictions"][0]["model_version"]
+    kept = manifest()["settings"]
+    assert len(kept["config"]) == 64 and kept["ovseg"] and kept["weights"] and "words" not in kept
 
 
 WRONG = {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tracemalloc
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import cv2
@@ -14,8 +17,10 @@ from pycocotools import mask as coco_mask
 from ovseg.errors import OvsegError
 from ovseg.io.run_lengths import decode_mask
 from ovseg.result.formats.cvat import rows_run_lengths
-from ovseg.result.polygons import box_of, outline_of
-from ovseg.result.regions import Region
+from ovseg.result.formats.labelled_set import LabelledSet
+from ovseg.result.formats.yolo import write_yolo
+from ovseg.result.polygons import Outline, box_of, outline_of
+from ovseg.result.regions import LabelledImage, Region
 from ovseg.result.segmentation import Segmentation
 
 NAMES = ("sky & sea", "cat", "dog")
@@ -85,6 +90,54 @@ def test_exact_outlines(seed):
     assert np.array_equal(filled(outline.joined(), mask.shape), mask)
     moved = outline_of(mask, offset=(5, 7))
     assert np.array_equal(moved.outer, outline.outer + np.array([5, 7]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_slits_are_the_shortest(seed):
+    """Equal to a comparison of all pairs of points, the first of several shortest ones too."""
+    outline = outline_of(random_mask(seed))
+    ring = outline.outer
+    for hole in sorted(outline.holes, key=lambda points: points[:, 0].min()):
+        distances = ((ring[:, None] - hole[None]) ** 2).sum(-1)
+        i, j = np.unravel_index(int(distances.argmin()), distances.shape)
+        ring = np.concatenate([ring[: i + 1], hole[j:], hole[: j + 1], ring[i:]])
+    assert np.array_equal(outline.joined(), ring) and outline.joined().dtype == np.float32
+
+
+def test_slits_of_long_outlines_need_little_memory():
+    circle = np.linspace(0, 2 * np.pi, 20000, endpoint=False)
+    ring = np.stack([np.cos(circle), np.sin(circle)], axis=-1).astype(np.float32)
+    tracemalloc.start()
+    joined = Outline(100 * ring, (90 * ring,)).joined()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(joined) == 40002 and peak < 50e6  # bytes; all pairs: 6e9
+
+
+def test_links_from_an_output_folder_that_is_a_link(tmp_path):
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "deep")
+    labelled = LabelledSet([], NAMES, tmp_path / "photos", tmp_path / "out" / "yolo-seg")
+    image = LabelledImage("a.jpg", (1, 1), NAMES, ())
+    labelled.add_image(image, "images")
+    assert (tmp_path / "out" / "yolo-seg" / "images" / "a.jpg").read_bytes() == b"x"
+    file = tmp_path / "out" / "labelme" / "a.json"
+    assert os.path.samefile(file.parent.parent / ".." / ".." / "photos", tmp_path / "photos")
+    assert labelled.relative_image(image, file) == "../../../photos/a.jpg"
+
+
+def test_yolo_labels_are_where_ultralytics_looks(tmp_path):
+    names = ["a.jpg", "images/b.c.jpg", "x/images/images/y/d.png", "images.jpg"]
+    for name in names:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(b"x")
+    images = [LabelledImage(name, (1, 1), NAMES, ()) for name in names]
+    write_yolo(LabelledSet(images, NAMES, tmp_path / "photos", tmp_path / "out", copy_images=True))
+    for name in names:  # ultralytics/data/utils.py, img2label_paths
+        path = str(tmp_path / "out" / "images" / name)
+        assert Path("/labels/".join(path.rsplit("/images/", 1)).rsplit(".", 1)[0] + ".txt").is_file(), name
 
 
 def test_simplified_outlines():

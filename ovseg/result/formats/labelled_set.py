@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
@@ -27,6 +27,7 @@ class LabelledSet:
         tolerance: of polygons, pixels; see :func:`ovseg.result.polygons.outline_of`.
         model: name of the model, for formats that record it.
         copy_images: formats that have the images in their own folder get copies; otherwise symbolic links.
+        announce: called with each file of a single image before it is written.
     """
 
     images: Iterable[LabelledImage]
@@ -36,16 +37,20 @@ class LabelledSet:
     tolerance: float = 1.0
     model: str = "ovseg"
     copy_images: bool = False
+    announce: Callable[[Path], Any] = lambda path: None
 
     def path(self, image: LabelledImage, folder: str, suffix: str) -> Path:
-        """Return the file of an image in a subfolder of the format's folder, with another suffix."""
-        return self.folder / folder / PurePosixPath(image.name).with_suffix(suffix)
+        """Return the file to write for an image in a subfolder of the format's folder, with another suffix."""
+        path = self.folder / folder / PurePosixPath(image.name).with_suffix(suffix)
+        self.announce(path)
+        return path
 
     def relative_image(self, image: LabelledImage, file: Path) -> str:
         """Return the path of an image's file from the folder of ``file``, with ``/``; absolute on another drive."""
-        path = os.path.abspath(self.root / image.name)
+        place, name = os.path.split(self.root / image.name)
+        path = os.path.join(os.path.realpath(place), name)  # the system goes up from the real folder, not from a link
         with contextlib.suppress(ValueError):
-            path = os.path.relpath(path, os.path.abspath(file.parent))
+            path = os.path.relpath(path, os.path.realpath(file.parent))
         return path.replace(os.sep, "/")
 
     def add_image(self, image: LabelledImage, folder: str) -> None:
@@ -54,6 +59,7 @@ class LabelledSet:
         Where the system allows no links, it is a copy. What is there already is replaced.
         """
         target = self.folder / folder / image.name
+        self.announce(target)
         with atomic_path(target) as temporary:
             if not self.copy_images:
                 with contextlib.suppress(OSError, NotImplementedError):

@@ -7,6 +7,7 @@ holes: slits lead to holes (:meth:`ovseg.result.polygons.Outline.joined`).
 from __future__ import annotations
 
 import json
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -25,10 +26,26 @@ def yolo_lines(image: LabelledImage, tolerance: float) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def label_name(image: str) -> PurePosixPath:
+    """Return the label file of an image below a folder ``images``, where Ultralytics looks for it.
+
+    The last folder of this name is replaced (``img2label_paths`` in ``ultralytics/data/utils.py``).
+    """
+    parts = list(PurePosixPath(image).parts)
+    last = max(number for number, part in enumerate(parts[:-1]) if part == "images")
+    parts[last] = "labels"
+    return PurePosixPath(*parts).with_suffix(".txt")
+
+
 def write_yolo(labelled: LabelledSet) -> None:
-    """Write ``data.yaml``, a text file in ``labels/`` and the image in ``images/`` for each image."""
+    """Write ``data.yaml``, a text file in ``labels/`` and the image in ``images/`` for each image.
+
+    See :func:`label_name` for images in folders that are called ``images``, too.
+    """
     for image in labelled.images:
-        write_text(labelled.path(image, "labels", ".txt"), yolo_lines(image, labelled.tolerance))
+        path = labelled.folder / label_name(f"images/{image.name}")
+        labelled.announce(path)
+        write_text(path, yolo_lines(image, labelled.tolerance))
         labelled.add_image(image, "images")
     lines = [f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(labelled.names)]
     text = f"path: {json.dumps(str(labelled.folder.absolute()))}\ntrain: images\nval: images\nnames:\n{''.join(lines)}"
