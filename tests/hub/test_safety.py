@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -164,3 +165,36 @@ def test_extras_are_checked_before_files_are_fetched(monkeypatch):
 def test_sizes_of_the_hub_are_not_rounded():
     sizes = [file.size for row in models().values() for file in row.files if file.hub]
     assert not [size for size in sizes if size is not None and size % 1_000_000 == 0]
+
+
+def test_a_load_with_local_files_only_is_offline(hub, monkeypatch):
+    from huggingface_hub import constants
+
+    seen = []
+    monkeypatch.setattr(
+        Segmenter, "from_config", lambda *_, **__: seen.append(constants.HF_HUB_OFFLINE) or SimpleNamespace()
+    )
+    Segmenter.from_pretrained("toy-scan", local_files_only=True)
+    Segmenter.from_pretrained("toy-scan")
+    assert seen == [True, False]
+
+
+def test_a_wheel_has_no_other_weights(tmp_path, monkeypatch):
+    import runpy
+
+    import setuptools
+    from setuptools.command.build_py import build_py
+
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", lambda cmdclass: given.update(cmdclass))
+    runpy.run_path(str(Path(__file__).parents[2] / "setup.py"))
+    monkeypatch.setattr(build_py, "run", lambda self: None)
+    monkeypatch.chdir(tmp_path)
+    for name in ("weights/toy/scan.safetensors", "weights/SCAN.pth", "weights/toy/x.pth", "configs/a/b.yaml"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("")
+    command = given["build_py"](setuptools.Distribution())
+    command.build_lib, command.editable_mode = str(tmp_path / "built"), False
+    command.run()
+    built = {path.relative_to(tmp_path / "built").as_posix() for path in Path("built").resolve().rglob("*.*")}
+    assert built == {"ovseg/weights/toy/scan.safetensors", "ovseg/configs/a/b.yaml"}
