@@ -197,7 +197,7 @@ def test_checks_come_before_the_model_is_fetched(here, bands, monkeypatch, capfd
     monkeypatch.setattr("ovseg.hub.opening.located", lambda *args: pytest.fail("fetched"))
     for arguments in (["photos", "--format", "coco"], ["photos", "--format", "png"]):  # no such folder
         with pytest.raises(SystemExit):
-            main(["label", *arguments, "--words", "cat", "--model", "toy"])
+            main(["label", *arguments, "--words", "cat", "--model", "auto"])
     err = capfd.readouterr().err
     assert "is not a label format" in err and "there is no image to label" in err
 
