@@ -360,7 +360,8 @@ class Segmenter:
         """Return the model's input for an image, with the size at which its maps are computed."""
         classes = max(len(vocabulary), 2)  # 2: the model may add "others"
         maps = min(classes, self.class_chunk_size) if self.many_views is None else COPIES_OF_VIEWS * classes
-        height, width = map_size(*pixels.shape[:2], maps)
+        height, width = pixels.shape[:2]
+        height, width = map_size(height, width, maps)
         return {
             "image": self._model_input(pixels),
             "height": height,
