@@ -148,7 +148,7 @@ def test_what_has_begun_ends_when_the_run_is_left():
     run = stages(save=save).run(range(100))
     next(run)
     run.close()
-    assert began == ended and len(ended) < 20 and threading.active_count() == before
+    assert sorted(began) == sorted(ended) and len(ended) < 20 and threading.active_count() == before  # by two threads
 
 
 def test_ctrl_c_ends_the_run():
