@@ -11,16 +11,14 @@ straight line in a column), ``a|b`` (first along the column of a) and ``a-b`` (f
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from ovseg.cli.generated import write_or_check
 from ovseg.errors import OvsegError, user_errors
-from ovseg.io.files import write_text
 
 FOLDER = Path(__file__).parents[1] / "docs" / "images" / "systems"
 KINDS = {  # kind of a box: fill, border, meaning in the legend
@@ -138,17 +136,15 @@ def _path(a: Box, kind: str, b: Box) -> str:
     return f"M{start:g} {a.y:g}C{bend:g} {a.y:g} {bend:g} {b.y:g} {end:g} {b.y:g}"
 
 
+def figures() -> dict[Path, str]:
+    """Return the SVG text of each figure, by its file."""
+    described = read_figures((FOLDER / "figures.txt").read_text(encoding="utf-8"))
+    return {FOLDER / f"{name}.svg": draw(figure) for name, figure in described.items()}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the figures, or check them; exits with status 1 if one is out of date."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="do not write; exit with status 1 if a figure differs")
-    args = parser.parse_args(argv)
-    for name, figure in read_figures((FOLDER / "figures.txt").read_text(encoding="utf-8")).items():
-        path, svg = FOLDER / f"{name}.svg", draw(figure)
-        if not args.check:
-            write_text(path, svg)
-        elif not path.is_file() or path.read_text(encoding="utf-8") != svg:
-            sys.exit(f"{path} is out of date: run python tools/draw_systems.py")
+    write_or_check(__doc__, "tools/draw_systems.py", "figure", figures, argv)
 
 
 if __name__ == "__main__":

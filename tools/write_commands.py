@@ -20,8 +20,8 @@ from unittest import mock
 
 import typer
 
+from ovseg.cli.generated import write_or_check
 from ovseg.errors import user_errors
-from ovseg.io.files import write_text
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "commands.md"
@@ -169,14 +169,7 @@ def reference() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page, or check it; exits with status 1 if it is out of date."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="do not write; exit with status 1 if the page differs")
-    args = parser.parse_args(argv)
-    text = reference()
-    if not args.check:
-        write_text(PAGE, text)
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit(f"{PAGE} is out of date: run python tools/write_commands.py")
+    write_or_check(__doc__, "tools/write_commands.py", "page", lambda: {PAGE: reference()}, argv)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ python tools/write_models.py --check    # exit with status 1 if the page is out 
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ovseg.cli.generated import write_or_check
 from ovseg.errors import user_errors
 from ovseg.hub.table import Model, ModelFile, models
-from ovseg.io.files import write_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 PLACES = {
@@ -112,14 +110,7 @@ def reference() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page, or check it; exits with status 1 if it is out of date."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="do not write; exit with status 1 if the page differs")
-    args = parser.parse_args(argv)
-    text = reference()
-    if not args.check:
-        write_text(PAGE, text)
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit(f"{PAGE} is out of date: run python tools/write_models.py")
+    write_or_check(__doc__, "tools/write_models.py", "page", lambda: {PAGE: reference()}, argv)
 
 
 if __name__ == "__main__":
