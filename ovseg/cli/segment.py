@@ -8,7 +8,7 @@ import typer
 
 from ovseg.cli.words import Background, LabelSetName, Words, read_words
 from ovseg.errors import OvsegError
-from ovseg.io.inputs import find_inputs
+from ovseg.io.inputs import find_inputs, live_source
 
 DEFAULT_MODEL = "photo"
 
@@ -16,7 +16,11 @@ DEFAULT_MODEL = "photo"
 def segment(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT...", help="Images, videos, folders, or patterns such as 'photos/**/*.jpg'."),
+        typer.Argument(
+            metavar="INPUT...",
+            help="Images, videos, folders, or patterns such as 'photos/**/*.jpg'; or the index of a camera, or the "
+            "address of a stream, such as rtsp://...",
+        ),
     ],
     words: Words = None,
     label_set: LabelSetName = None,
@@ -58,15 +62,22 @@ def segment(
     png_level: Annotated[
         int, typer.Option(metavar="N", min=0, max=9, help="Compression of PNG files: 1 is fast, 9 is small.")
     ] = 4,
+    seconds: Annotated[
+        float | None,
+        typer.Option(metavar="T", min=0, help="Length of the recording of a camera or stream; default: until Ctrl-C."),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")
     ] = None,
 ) -> int:
-    """Segment images and videos into words: a drawing, a label map and JSON for each."""
+    """Segment images, videos, a camera or a stream into words: a drawing, a label map and JSON for each."""
     vocabulary = read_words(words, label_set, background, model)
-    files, missing = find_inputs(inputs)
-    if not files:
-        raise OvsegError("; ".join(f"{name}: {reason}" for name, reason in missing))
+    if not any(live_source(given) is not None for given in inputs):
+        files, missing = find_inputs(inputs)
+        if not files:
+            raise OvsegError("; ".join(f"{name}: {reason}" for name, reason in missing))
+        if seconds is not None:
+            raise OvsegError("--seconds is the length of a recording, but the input is no camera or stream")
     opts = key_values(set_ or [])
     if granularity is not None:
         opts = ["MODEL.RENDERING.GRANULARITY", granularity, *opts]
@@ -87,6 +98,7 @@ def segment(
         batch_size=batch_size,
         drawing=drawing,
         png_level=png_level,
+        seconds=seconds,
     )
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-from collections.abc import Mapping, Sequence
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 import ovseg
-from ovseg.errors import CannotWrite
+from ovseg.errors import CannotWrite, OvsegError
 from ovseg.hub.table import is_model
 from ovseg.io.files import check_writable
-from ovseg.io.inputs import choose_outputs, find_inputs, is_video
+from ovseg.io.inputs import choose_outputs, find_inputs, is_video, live_name, live_source
 from ovseg.io.progress import progress_bar
 from ovseg.labelling.stream import Job, reason_of_failure, segment_stream
 from ovseg.result.segmentation import PNG_LEVEL, Segmentation, output_files
@@ -50,11 +53,12 @@ def segment_inputs(
     batch_size: int = 1,
     drawing: str = DRAWING,
     png_level: int = PNG_LEVEL,
+    seconds: float | None = None,
 ) -> int:
     """Segment every input of a command line, and print what is found.
 
     Args:
-        inputs: images, videos, folders and patterns.
+        inputs: images, videos, folders and patterns; or one camera or stream.
         vocabulary: the words.
         output: a folder, or for one input a file.
         config_file: name of a model or its folder, or a configuration file.
@@ -65,6 +69,7 @@ def segment_inputs(
         batch_size: images that the model segments at a time.
         drawing: format of drawings in a folder, one of :data:`DRAWINGS`.
         png_level: compression of PNG files, 0 to 9.
+        seconds: length of the recording of a camera or stream; None: until Ctrl-C.
 
     Returns:
         0, or 1 when an input failed.
@@ -73,6 +78,9 @@ def segment_inputs(
         OvsegError: nothing can run, or no more results can be written.
     """
     console, errors = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
+    load = functools.partial(_load, config_file, vocabulary, opts, device, explain)
+    if (source := only_live(inputs)) is not None:
+        return _segment_live(source, seconds, vocabulary, output, load, console, errors)
     files, failures = find_inputs(inputs)
     jobs = list(zip(files, choose_outputs(files, output, inputs, f".{drawing}"), strict=True))
     if skip_existing:
@@ -85,14 +93,7 @@ def segment_inputs(
         check_writable(jobs[0][1])
         if is_photo:
             errors.print(PHOTO_NOTE, markup=False)
-        ovseg.register()
-        from ovseg.segmenter import Segmenter  # takes seconds: only once words and inputs are known to be good
-
-        make = Segmenter.from_pretrained if is_model(config_file) else Segmenter.from_config
-        segmenter = make(config_file, opts=opts, device=device)
-        if explain:
-            segmenter.refuse_to_explain_views()
-        segmenter.prepare(vocabulary)
+        segmenter = load()
         stages = {"options": {"explain": True} if explain else {}, "batch": batch_size, "ahead": max(4, batch_size)}
         arguments = segmenter, vocabulary, png_level, stages, failures, console, errors
         done, stopped = _segment_all(jobs, *arguments)
@@ -104,6 +105,68 @@ def segment_inputs(
     if stopped is not None:
         raise stopped
     return 1 if failures else 0
+
+
+def only_live(inputs: Sequence[str]) -> int | str | None:
+    """Return the camera or stream that is the only input; None if there is none.
+
+    Raises:
+        OvsegError: there are other inputs, too.
+    """
+    sources = [source for given in inputs if (source := live_source(given)) is not None]
+    if sources and len(inputs) > 1:
+        raise OvsegError(f"the {live_name(sources[0])} has no end: give it as the only input")
+    return sources[0] if sources else None
+
+
+def _load(
+    config_file: str, vocabulary: Vocabulary, opts: Sequence[Any], device: str | None, explain: bool
+) -> Segmenter:
+    """Return the model with its embedded words; it takes seconds: only once words and inputs are known to be good."""
+    ovseg.register()
+    from ovseg.segmenter import Segmenter
+
+    make = Segmenter.from_pretrained if is_model(config_file) else Segmenter.from_config
+    segmenter = make(config_file, opts=opts, device=device)
+    if explain:
+        segmenter.refuse_to_explain_views()
+    segmenter.prepare(vocabulary)
+    return segmenter
+
+
+def _segment_live(
+    source: int | str,
+    seconds: float | None,
+    vocabulary: Vocabulary,
+    output: str,
+    load: Callable[[], Segmenter],
+    console: Console,
+    errors: Console,
+) -> int:
+    """Record a camera or stream to a new file until Ctrl-C or its end; return 0."""
+    from ovseg.io.video import LiveVideo
+    from ovseg.result.video import segment_video
+
+    name = live_name(source)
+    stem = re.sub(r"[^\w.-]+", "-", f"{name} {time.strftime('%Y-%m-%d %H-%M-%S')}")
+    (target,) = choose_outputs([Path(f"{stem}.mp4")], output, [])
+    check_writable(target)
+    LiveVideo(source).close()  # whether it can be opened is known before the model takes its seconds
+    segmenter = load()
+    stop = "Ctrl-C" if seconds is None else f"after {seconds:g} s, or by Ctrl-C"
+    errors.print(f"segmenting the {name}; it ends {'by ' if seconds is None else ''}{stop}", markup=False)
+    video = LiveVideo(source, seconds)
+    with progress_bar("{task.fields[found]}", console=errors, transient=True) as progress:
+        task = progress.add_task("frames", total=None, found="")
+
+        def show(done: int, total: int | None, result: Segmentation) -> None:
+            progress.update(task, completed=done, found=escape(_words(result)))
+
+        segment_video(segmenter, video, vocabulary, target, show)
+    if video.ended:
+        errors.print(video.ended, markup=False)
+    console.print(f"{name} -> {target}", markup=False)
+    return 0
 
 
 def _segment_all(
@@ -154,16 +217,17 @@ def _segment_all(
 def _segment_video(
     segmenter: Segmenter, source: Path, vocabulary: Vocabulary, target: Path, progress: Progress
 ) -> None:
+    from ovseg.io.video import VideoFile
     from ovseg.result.video import segment_video
 
     task = progress.add_task(escape(f"frames of {source.name}"), total=None)
     try:
         segment_video(
             segmenter,
-            source,
+            VideoFile(source),
             vocabulary,
             target,
-            on_frame=lambda count, total: progress.update(task, completed=count, total=total),
+            on_frame=lambda count, total, result: progress.update(task, completed=count, total=total),
         )
     finally:
         progress.remove_task(task)
@@ -171,10 +235,7 @@ def _segment_video(
 
 def _show(result: Segmentation, target: Path, console: Console, as_table: bool) -> None:
     if not as_table:
-        shares = [f"{result.names[k]} {result.fractions[k]:.0%}" for k in result.found[:WORDS_IN_A_LINE]]
-        more = len(result.found) - len(shares)
-        words = ", ".join(shares) + (f" and {more} more" if more else "") or "nothing found"
-        console.print(f"{result.source} -> {target}: {words}", markup=False)
+        console.print(f"{result.source} -> {target}: {_words(result)}", markup=False)
         return
     table = Table("word", "share", "score")
     for k in result.found:
@@ -186,6 +247,13 @@ def _show(result: Segmentation, target: Path, console: Console, as_table: bool) 
     if result.mask_scores is not None:
         console.print(result.explain())
     console.print(f"{result.source} -> {', '.join(map(str, output_files(target)))}", markup=False)
+
+
+def _words(result: Segmentation) -> str:
+    """Return the largest words of a result in one line."""
+    shares = [f"{result.names[k]} {result.fractions[k]:.0%}" for k in result.found[:WORDS_IN_A_LINE]]
+    more = len(result.found) - len(shares)
+    return ", ".join(shares) + (f" and {more} more" if more else "") or "nothing found"
 
 
 def _is_done(source: Path, target: Path, vocabulary: Vocabulary, explain: bool) -> bool:

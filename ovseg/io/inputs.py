@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ovseg.errors import OvsegError, argument, explain_system_error, reason_of, shown
 from ovseg.io.files import shorten
@@ -22,6 +23,27 @@ _LONGEST_ENDING = len("-1000000_labels.png")  # appended to the input's name
 def is_video(path: Path) -> bool:
     """Return whether the suffix of a path is that of a video."""
     return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def live_source(argument: str) -> int | str | None:
+    """Return the index of a camera or the address of a stream that an input names; None for other inputs.
+
+    A number is a camera unless there is a file of that name. Web addresses of images and video files are no streams.
+    """
+    if argument.isascii() and argument.isdecimal() and not os.path.lexists(argument):
+        return int(argument) if len(argument) < 5 else None
+    scheme = re.match(r"(rtsps?|rtmps?|rtp|udp|tcp|srt|https?)://", argument, re.IGNORECASE)
+    if scheme is None:
+        return None
+    is_file = Path(urlsplit(argument).path).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    return None if is_file else argument
+
+
+def live_name(source: int | str) -> str:
+    """Return the name of a camera or stream for messages and files: without password, path and query."""
+    if isinstance(source, int):
+        return f"camera {source}"
+    return f"stream {urlsplit(source).hostname or source}"
 
 
 def find_inputs(
