@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from ovseg.cli.options import parse_with_options
 from ovseg.cli.words import words_of_demo
 from ovseg.errors import user_errors
+from ovseg.io.cpus import let_idle_threads_sleep
 from ovseg.vocabulary import label_set_names
 
 DEFAULT_MODEL = "photo"
@@ -128,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with user_errors():
         vocabulary = words_of_demo(args)
+        let_idle_threads_sleep()
         from ovseg.cli.segment_inputs import segment_inputs  # imports slowly: after the arguments are checked
 
         return segment_inputs(

@@ -12,6 +12,7 @@ from ovseg.cli.segment import DEFAULT_MODEL, key_values
 from ovseg.cli.words import Background, LabelSetName, Words, read_words
 from ovseg.errors import OvsegError, argument_names
 from ovseg.hub.table import is_model
+from ovseg.io.cpus import let_idle_threads_sleep
 from ovseg.result.formats import FORMATS
 
 FLAGS = {"min_area": "--min-area", "min_score": "--min-region-score", "tolerance": "--tolerance"}
@@ -84,6 +85,7 @@ def label(
         opts = ["TEST.BACKGROUND_THRESHOLD", min_score, *opts]
     if not format:
         raise OvsegError(f"--format is missing: give one or more of {', '.join(FORMATS)}")
+    let_idle_threads_sleep()
     from ovseg.labelling.options import Model, Target, find_images, read_formats
 
     with argument_names(FLAGS):  # all checks that need no model come before one is fetched

@@ -8,6 +8,7 @@ import typer
 
 from ovseg.cli.words import Background, LabelSetName, Words, read_words
 from ovseg.errors import OvsegError
+from ovseg.io.cpus import let_idle_threads_sleep
 from ovseg.io.inputs import find_inputs, live_source
 
 DEFAULT_MODEL = "photo"
@@ -83,6 +84,7 @@ def segment(
         opts = ["MODEL.RENDERING.GRANULARITY", granularity, *opts]
     if min_score is not None:
         opts = ["TEST.BACKGROUND_THRESHOLD", min_score, *opts]
+    let_idle_threads_sleep()
     from ovseg.cli.segment_inputs import segment_inputs  # imports slowly: after the arguments are checked
 
     return segment_inputs(

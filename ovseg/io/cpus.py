@@ -1,4 +1,4 @@
-"""Number of CPUs available to this process."""
+"""CPUs of this process, and how its threads share them."""
 
 from __future__ import annotations
 
@@ -10,3 +10,11 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def let_idle_threads_sleep() -> None:
+    """Set OpenMP's policy for threads that wait, before PyTorch is imported; one of the environment is kept.
+
+    By default they spin, and take the processor from threads that read and save images meanwhile.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
