@@ -117,8 +117,8 @@ class Segmenter:
             )
         if weights and "://" not in weights and not os.path.exists(weights):  # before a large model is built
             raise OvsegError(
-                f"the weight file {weights} does not exist: give a trained checkpoint (MODEL.WEIGHTS, or weights=... in "
-                "Python)"
+                f"the weight file {weights} does not exist: give a trained checkpoint (MODEL.WEIGHTS, or weights=... "
+                "in Python)"
             )
         architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
         if not getattr(architecture, "takes_words", not architecture.__module__.startswith("detectron2.")):

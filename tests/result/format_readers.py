@@ -1,7 +1,7 @@
 """Label formats read back as label maps by libraries made for them.
 
-``python tests/result/format_readers.py FOLDER`` needs nothing of ovseg, so that it runs in an environment of its own, as
-``.ci/wheel`` does. FOLDER is the output of ``ovseg label`` with all formats and ``--tolerance 0``; it prints how far each
+``python tests/result/format_readers.py FOLDER`` needs nothing of ovseg, so that it runs in an environment of its own
+(``.ci/wheel``). FOLDER is the output of ``ovseg label`` with all formats and ``--tolerance 0``; it prints how far each
 format agrees with the PNG files, and ends with status 1 if one cannot be read or agrees less than :data:`LEAST`.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# Share of pixels of the worst image; 1 for the other formats. YOLO has one polygon for a region with holes, and the polygons
-# of Label Studio are in percent.
+# Share of pixels of the worst image; 1 for the other formats. YOLO has one polygon for a region with holes, and the
+# polygons of Label Studio are in percent.
 LEAST = {"yolo-seg": 0.95, "label-studio": 0.99}
 
 Maps = dict[str, np.ndarray]  # (H,W) int32 by the name of the image without suffix, -1 for unlabelled
