@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,17 +157,19 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     rows = [{"number": number, "unit": unit} for number, unit in waiting.items()]
     pool = ray.data.ActorPoolStrategy(
-        min_size=1, max_size=workers, initial_size=workers, max_tasks_in_flight_per_actor=2
+        min_size=1, max_size=workers, initial_size=workers, max_tasks_in_flight_per_actor=1
     )
-    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        Worker,
-        batch_size=1,
-        compute=pool,
-        num_cpus=1,
-        num_gpus=gpus or None,
-        fn_constructor_args=arguments,
-        max_task_retries=0,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*ray_remote_args", category=DeprecationWarning)
+        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            Worker,
+            batch_size=1,
+            compute=pool,
+            num_cpus=1,
+            num_gpus=gpus or None,
+            fn_constructor_args=arguments,
+            max_task_retries=0,
+        )
     yield from results.iter_rows()
 
 
