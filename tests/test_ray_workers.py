@@ -143,7 +143,7 @@ def test_goes_on_after_its_process_is_killed(inside, cluster):
 
 def test_pseudo_masks(inside, cluster):
     options = PseudoOptions(
-        ["photos"], Path("masks"), "config.yaml", "model.safetensors", min_confidence=0.5, shard_size=3, allow_bad=True
+        ["photos"], Path("masks"), "tiny.yaml", "tiny.safetensors", min_confidence=0.5, shard_size=3, allow_bad=True
     )
     options = replace(options, device="cpu")
     pseudo_masks.run(options)
@@ -154,8 +154,8 @@ def test_pseudo_masks(inside, cluster):
 
 
 def test_pairs(inside, cluster):
-    options = MiningOptions("photos/captions.csv", Path("pairs"), config_file="config.yaml", shard_size=4)
-    options = replace(options, weights="model.safetensors", device="cpu", allow_bad=True)
+    options = MiningOptions("photos/captions.csv", Path("pairs"), config_file="tiny.yaml", shard_size=4)
+    options = replace(options, weights="tiny.safetensors", device="cpu", allow_bad=True)
     mining_run.run(options)
     mining_run.run(replace(options, output=Path("ray pairs"), ray=BY_RAY))
     assert len(list(Path("pairs").glob("pairs-*.tar"))) == 3
