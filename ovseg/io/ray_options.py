@@ -9,8 +9,8 @@ from ovseg.errors import OvsegError
 
 LOCAL, RUNNING = "local", "auto"  # addresses of a cluster of this machine that is started, and of one that runs
 RAY_HELP = (
-    f"use Ray Data (pip install 'ovseg[ray]'): {LOCAL} starts a cluster on this machine, {RUNNING} uses the one that "
-    "runs here or at RAY_ADDRESS, HOST:PORT uses another one"
+    f"use Ray Data, an extra: {LOCAL} starts a cluster on this machine, {RUNNING} uses the one that runs here or at "
+    "RAY_ADDRESS, HOST:PORT another one"
 )
 WORKERS_HELP = "workers of Ray; default: one for each GPU, without any one for each CPU core"
 GPUS_HELP = "GPUs of each worker of Ray, also a part such as 0.5, or 0; default: 1 where there are any"
