@@ -6,7 +6,6 @@ import http.server
 import importlib.util
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from ovseg.errors import OvsegError
 from ovseg.io.ray_options import RayOptions, ray_options
 from ovseg.labelling import work
 from ovseg.result.formats import FORMATS
+from tests import ray_builds
 from tests.tiny_model import make_tiny_model
 
 if importlib.util.find_spec("ray") is None:
@@ -37,7 +37,7 @@ IMAGES = 10
 BROKEN = "IMG 06.png"
 LABEL = ["label", "photos", "--words", "sky, cat", "--model", "toy", "--device", "cpu", "--format"]
 ALL = [*LABEL, ",".join(FORMATS), "--min-area", "0", "--output"]
-BY_RAY = RayOptions("local", 2)
+BY_RAY, ONE = RayOptions("local", 2), RayOptions("local", 1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,26 +96,9 @@ def records(output: Path) -> list[str]:
     return [line for file in output.glob("records-*.jsonl") for line in file.read_text().splitlines()]
 
 
-class Mortal:
-    """A labeller whose process is killed in the middle, the first time."""
-
-    def __init__(self, model, output, device):
-        self.labeller, self.calls = build_labeller(model, output, device), 0
-
-    def __call__(self, images):
-        self.calls += 1
-        if self.calls == 3 and not os.path.exists("killed"):
-            Path("killed").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self.labeller(images)
-
-
-build_labeller = work._ray_labeller
-
-
 def test_labels_though_a_worker_is_killed(inside, cluster, monkeypatch):
     assert main([*ALL, "one"]) == 1
-    monkeypatch.setattr(work, "_ray_labeller", Mortal)
+    monkeypatch.setattr(work, "_ray_labeller", ray_builds.MortalLabeller)
     assert main([*ALL, "two", "--ray", "local", "--ray-workers", "2"]) == 1
     assert Path("killed").exists()
     assert contents(inside / "one") == contents(inside / "two")
@@ -162,36 +145,24 @@ def test_pairs(inside, cluster):
     assert contents(Path("ray pairs")) == contents(Path("pairs"))
 
 
-def fail(device):
-    raise OvsegError(f"no model on {device}")
-
-
-def broken(device):
-    return lambda unit: 1 // unit
-
-
-def deadly(device):
-    return lambda unit: os.kill(os.getpid(), signal.SIGKILL) if unit else "fine"
-
-
 def test_errors_of_workers(inside, cluster, monkeypatch, tmp_path):
     from ovseg.io import ray_pool
 
-    def run(build, units, options=BY_RAY):
+    def run(build, units, options=ONE):
         return list(ray_pool.run_units(options, build, units, tmp_path))
 
     with pytest.raises(OvsegError, match=r"^no model on cpu$"):
-        run(fail, [1])
+        run(ray_builds.without_model, [1])
     with pytest.raises(RuntimeError, match=r"(?s)a worker of Ray failed.*ZeroDivisionError"):
-        run(broken, [0])
+        run(ray_builds.inverse, [0])
     monkeypatch.setattr(ray_pool, "ATTEMPTS", 1)
     with pytest.raises(OvsegError, match="1 of 2 parts of the work ended their workers 1 times"):
-        run(deadly, [0, 1])
+        run(ray_builds.deadly, [0, 1])
     with pytest.raises(OvsegError, match="--ray-gpus 1, but no machine of the cluster has a GPU"):
-        run(fail, [1], RayOptions("local", gpus=1))
+        run(ray_builds.without_model, [1], RayOptions("local", gpus=1))
     monkeypatch.setattr(ray_pool, "_marker", lambda output: _elsewhere(output))
     with pytest.raises(OvsegError, match=r"does not see .*: choose an --output on a file system that all machines"):
-        run(fail, [1])
+        run(ray_builds.without_model, [1])
 
 
 class _elsewhere:
