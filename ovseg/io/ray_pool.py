@@ -195,7 +195,10 @@ def _workers(options: RayOptions, device: str | None) -> tuple[int, float]:
 @contextlib.contextmanager
 def _marker(output: Path) -> Iterator[Path]:
     """Yield a file of a new name in the folder, by which machines see whether they share it."""
-    path = Path(os.path.abspath(output), f".ray-{secrets.token_hex(8)}")
+    output = Path(os.path.abspath(output))
+    for left in output.glob(".ray-*"):  # of a run that was killed; the caller holds the folder
+        left.unlink(missing_ok=True)
+    path = output / f".ray-{secrets.token_hex(8)}"
     path.touch()
     try:
         yield path
