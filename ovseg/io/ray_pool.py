@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 Build = Callable[[str | None], Callable[[Any], Any]]
 
 ATTEMPTS = 4  # how often a unit is tried whose worker dies
+STARTS = 3  # tries to start a cluster
 OBJECT_STORE = 256 << 20  # bytes, of a local cluster; units and what workers return have kilobytes
 ANSWER = 5.0  # seconds for a connection to an address
 HEALTH = 30.0  # seconds until a cluster at an address that connects must have answered
@@ -225,7 +226,7 @@ def _cluster(options: RayOptions) -> Iterator[set[int]]:
                 stack.callback(_end, processes)
                 quiet |= {"num_cpus": options.workers or usable_cpus(), "include_dashboard": False}
                 quiet |= {"object_store_memory": OBJECT_STORE, "_temp_dir": stack.enter_context(temporary)}
-                ray.init(address=LOCAL, **quiet)
+                _start(quiet)
             else:
                 _connect(options.address, quiet)
             stack.callback(ray.shutdown)  # first of all callbacks
@@ -233,6 +234,21 @@ def _cluster(options: RayOptions) -> Iterator[set[int]]:
         context.enable_progress_bars = False
         context.max_errored_blocks = -1  # lost workers; their own errors are returned
         yield processes
+
+
+def _start(options: Mapping[str, Any]) -> None:
+    """Start a cluster on this machine; Ray waits 30 seconds for its own processes, which a busy machine exceeds."""
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(address=LOCAL, **options)
+            return
+        except Exception as error:  # Ray raises no class of its own
+            ray.shutdown()
+            if not left:
+                raise OvsegError(
+                    f"Ray cannot start on this machine ({reason_of(error)}): try again when it is less busy, or leave "
+                    "out --ray"
+                ) from error
 
 
 def _connect(address: str, quiet: Mapping[str, Any]) -> None:
