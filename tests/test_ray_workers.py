@@ -118,7 +118,7 @@ def test_goes_on_after_its_process_is_killed(inside, cluster):
         process.kill()
     time.sleep(1)
     before = len(records(inside / "three"))
-    assert main([*ALL, "three", "--ray", "local"]) == 1
+    assert main([*ALL, "three", "--ray", "local", "--ray-workers", "1"]) == 1
     assert before < IMAGES and len(records(inside / "three")) >= IMAGES
     assert contents(inside / "three").keys() == contents(inside / "one").keys()
     assert contents(inside / "three") == contents(inside / "one")
@@ -130,7 +130,7 @@ def test_pseudo_masks(inside, cluster):
     )
     options = replace(options, device="cpu")
     pseudo_masks.run(options)
-    pseudo_masks.run(replace(options, output=Path("ray masks"), ray=BY_RAY))
+    pseudo_masks.run(replace(options, output=Path("ray masks"), ray=ONE))
     assert len(list(Path("masks").glob("masks-*.json"))) == 4
     assert contents(Path("ray masks")) == contents(Path("masks"))
     assert BROKEN in Path("ray masks/bad_images.txt").read_text()
@@ -140,7 +140,7 @@ def test_pairs(inside, cluster):
     options = MiningOptions("photos/captions.csv", Path("pairs"), config_file="tiny.yaml", shard_size=4)
     options = replace(options, weights="tiny.safetensors", device="cpu", allow_bad=True)
     mining_run.run(options)
-    mining_run.run(replace(options, output=Path("ray pairs"), ray=BY_RAY))
+    mining_run.run(replace(options, output=Path("ray pairs"), ray=ONE))
     assert len(list(Path("pairs").glob("pairs-*.tar"))) == 3
     assert contents(Path("ray pairs")) == contents(Path("pairs"))
 
