@@ -6,8 +6,8 @@ python tools/make_pseudo_masks.py --data photos --config-file CONFIG --weights T
 # the images that a file of captions names, by 8 processes
 torchrun --nproc-per-node 8 tools/make_pseudo_masks.py --data open_images_train_captions.jsonl --image-root train \\
     --config-file CONFIG --weights TEACHER --output pseudo
-# the same by Ray Data: 16 actors on the machines of a cluster (RAY_ADDRESS), or on this one
-python tools/make_pseudo_masks.py --ray 16 --data ... --output pseudo
+# the same by 16 workers of Ray, on the machines of a cluster: docs/many_machines.md
+python tools/make_pseudo_masks.py --ray auto --ray-workers 16 --data ... --output pseudo
 # the toy world's scenes without labels
 python tools/make_pseudo_masks.py --data toy:captions --config-file configs/toy/openseg_toy.yaml --output output/pseudo
 
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import ovseg
 from ovseg.adaptation.pseudo_options import PseudoOptions, check_options
 from ovseg.cli.options import parse_with_options
-from ovseg.cli.shards import add_images, add_output, launch_here
+from ovseg.cli.shards import add_images, add_output, launch_here, values_of
 from ovseg.errors import user_errors
 
 
@@ -71,21 +71,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="masks of larger images are selected at this size, longer side in pixels (default %(default)s)",
     )
 
-    add = add_output(parser)
-    add("--ray", type=int, metavar="ACTORS", help="use so many actors of Ray Data (pip install 'ovseg[ray]')")
+    add_output(parser)
     return parse_with_options(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = PseudoOptions(**vars(parse(argv)))
+    options = PseudoOptions(**values_of(parse(argv)))
     check_options(options)
     ovseg.register()  # imports slowly: after the arguments are checked
     from ovseg.adaptation.pseudo_masks import run
 
-    if options.ray is not None:
-        run(options)
-    else:
-        launch_here(run, options)
+    launch_here(run, options)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ python tools/mine_mask_text_pairs.py --data photos/captions.csv --config-file CO
 # COCO, 8 processes; run the same command again after an interruption, finished shards are kept
 torchrun --nproc-per-node 8 tools/mine_mask_text_pairs.py --data captions_train2017.json --image-root train2017 \\
     --config-file CONFIG --weights MODEL --architecture ViT-L/14 --clip openai --seen coco_stuff_171 --output pairs
+# the same by 16 workers of Ray, on the machines of a cluster: docs/many_machines.md
+python tools/mine_mask_text_pairs.py --ray auto --ray-workers 16 --data ... --output pairs
 # the toy world: its segmenter's masks, or ground truth with class names
 python tools/mine_mask_text_pairs.py --data toy:train --config-file configs/toy/ovseg_toy.yaml --nouns phrase \\
     --output output/pairs
@@ -24,7 +26,7 @@ from collections.abc import Sequence
 import ovseg
 from ovseg.adaptation.mining_options import MASK_KINDS, MiningOptions, check_options
 from ovseg.cli.options import parse_with_options
-from ovseg.cli.shards import add_images, add_output, launch_here
+from ovseg.cli.shards import add_images, add_output, launch_here, values_of
 from ovseg.errors import user_errors
 
 FORMS = ("noun", "phrase", "both")  # of ovseg.vocabulary.nouns, which imports slowly
@@ -82,7 +84,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = MiningOptions(**vars(parse(argv)))
+    options = MiningOptions(**values_of(parse(argv)))
     check_options(options)
     ovseg.register()  # imports slowly: after the arguments are checked
     from ovseg.adaptation.mining_run import run

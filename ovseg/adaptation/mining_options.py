@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ovseg.data.worlds import is_split
 from ovseg.errors import OvsegError
+from ovseg.io.ray_options import RayOptions
 
 GROUND_TRUTH = "ground-truth"
 MASK_KINDS = ("labels", "instances", "files")  # of a folder of masks
@@ -47,6 +48,7 @@ class MiningOptions:
     write_list: bool = False
     allow_bad: bool = False
     device: str | None = None
+    ray: RayOptions | None = None
 
 
 def check_options(options: MiningOptions) -> None:

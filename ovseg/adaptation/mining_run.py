@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,13 @@ from ovseg.adaptation.mining_options import GROUND_TRUTH, MiningOptions, check_o
 from ovseg.adaptation.mining_report import SHEET, print_summary, summarise, write_contact_sheet
 from ovseg.adaptation.pair_list import LIST, write_crops, write_list
 from ovseg.adaptation.pair_shards import SHARD, SUMMARY, ShardWriter
+from ovseg.adaptation.shard_making import fill_shards
 from ovseg.adaptation.shard_work import (
     Kind,
     Work,
     check_images,
     default_shard_size,
-    device_here,
     file_fingerprint,
-    fill_shards,
     filled,
     fingerprint,
     teacher_settings,
@@ -56,7 +56,7 @@ class PairFile(ShardWriter):
 PAIRS = Kind("pairs", SHARD, PairFile)
 
 # options that pairs do not depend on
-_FREE = {"output", "write_list", "allow_bad", "device"}
+_FREE = {"output", "write_list", "allow_bad", "device", "ray"}
 # options that count by their results: images and captions, contents of files
 _BY_CONTENT = {"data", "image_root", "image_column", "caption_column", "delimiter", "max_images"}
 _BY_CONTENT |= {"config_file", "weights", "opts", "clip"}
@@ -106,7 +106,11 @@ def run(options: MiningOptions) -> None:
     def settings() -> dict[str, Any]:
         return settings_of(options, found, seen, size)
 
-    with filled(work, settings, lambda missing: _mine(options, work, missing, world_masks, seen)):
+    def make(missing: Sequence[int]) -> None:
+        finder = partial(build_miner, options, world_masks, seen)
+        fill_shards(work, finder, missing, options.allow_bad, options.device, options.ray)
+
+    with filled(work, settings, make):
         if options.write_list:
             for shard in work.shards[comm.get_rank() :: comm.get_world_size()]:
                 write_crops(shard, options.output / CROPS)
@@ -134,14 +138,16 @@ def _read_data(options: MiningOptions) -> tuple[CaptionedImages, WorldMasks | No
     return found, masks
 
 
-def _mine(
-    options: MiningOptions,
-    work: Work,
-    missing: Sequence[int],
-    world_masks: WorldMasks | None,
-    seen: frozenset[str] | None,
-) -> None:
-    device = device_here(options.device)
+def build_miner(
+    options: MiningOptions, world_masks: WorldMasks | None, seen: frozenset[str] | None, device: str
+) -> Miner:
+    """Build the miner of the options.
+
+    Args:
+        world_masks: ground truth of a world's images.
+        seen: lower-case words of the seen classes.
+        device: of the models.
+    """
     by_labels = options.names_from == "labels"
     segmenter = None
     if options.config_file:
@@ -162,7 +168,7 @@ def _mine(
     elif segmenter is not None:
         clip = segmenter.model.mask_namer
     known = words_of(options.vocabulary) if options.vocabulary else ()
-    miner = Miner(
+    return Miner(
         masks=masks,
         extractor=None if by_labels else get_extractor(options.tagger, options.nouns, known),
         clip=clip,
@@ -173,7 +179,6 @@ def _mine(
         seen=seen,
         image_root=root,
     )
-    fill_shards(work, miner, missing, options.allow_bad)
 
 
 def _build_clip(options: MiningOptions, threshold: float) -> MaskedCrops:

@@ -7,7 +7,7 @@ From the options of ``tools/make_pseudo_masks.py`` to ``summary.json``; the rule
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ from rich.console import Console
 
 from ovseg.adaptation.pseudo_options import PseudoOptions, check_options
 from ovseg.adaptation.pseudo_teacher import RULE, FoundMasks, Teacher
+from ovseg.adaptation.shard_making import fill_shards
 from ovseg.adaptation.shard_work import (
     Kind,
     Work,
     check_images,
     default_shard_size,
-    device_here,
-    fill_shards,
     filled,
     fingerprint,
     teacher_settings,
@@ -46,12 +45,13 @@ class MaskFile:
 
     Args:
         path: of the shard.
-        names, ids: of all images.
+        root: folder that names of images start from.
+        own_ids: the numbers of images are those of the data set, see :func:`has_own_ids`.
         max_masks: largest number of masks of an image.
     """
 
-    def __init__(self, path: Path, names: Sequence[str], ids: Sequence[int], max_masks: int):
-        self.path, self.names, self.ids, self.max_masks = path, names, ids, max_masks
+    def __init__(self, path: Path, root: Path, own_ids: bool, max_masks: int):
+        self.path, self.root, self.own_ids, self.max_masks = path, root, own_ids, max_masks
         self.images: list[ImageMasks] = []
         self.first_id = 1
 
@@ -61,7 +61,8 @@ class MaskFile:
     def add(self, index: int, item: CaptionedImage, found: FoundMasks) -> None:
         if not self.images:
             self.first_id = index * self.max_masks + 1
-        self.images.append(ImageMasks(self.ids[index], self.names[index], found.height, found.width, found.masks))
+        number = int(item.image_id) if self.own_ids else index + 1
+        self.images.append(ImageMasks(number, name_of(item, self.root), found.height, found.width, found.masks))
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         if kind is None:
@@ -108,36 +109,39 @@ def _lines(file: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
+def name_of(image: CaptionedImage, root: Path) -> str:
+    """Return the name of an image in shards: relative to ``root``, or for one outside of it its own."""
+    path, top = Path(os.path.abspath(image.path)), os.path.abspath(root)
+    return path.relative_to(top).as_posix() if path.is_relative_to(top) else path.name
+
+
 def names_of(images: Sequence[CaptionedImage], root: Path) -> list[str]:
-    """Return the name of each image in shards: relative to ``root``, or for one outside of it its own.
+    """Return the :func:`name_of` each image.
 
     Raises:
         OvsegError: two images have one name.
     """
-    top = os.path.abspath(root)
-    paths = [Path(os.path.abspath(item.path)) for item in images]
-    names = [(path.relative_to(top).as_posix() if path.is_relative_to(top) else path.name) for path in paths]
+    names = [name_of(image, root) for image in images]
     first: dict[str, Path] = {}
-    for name, path in zip(names, paths, strict=True):
+    for name, image in zip(names, images, strict=True):
+        path = Path(os.path.abspath(image.path))
         if first.setdefault(name, path) != path:
             raise OvsegError(f"{first[name]} and {path} would both be named {name}: give their folder as --image-root")
     return names
 
 
-def ids_of(images: Sequence[CaptionedImage]) -> list[int]:
-    """Return the numbers of images: the data set's own if all are distinct numbers, else 1, 2, ..."""
-    own = [item.image_id for item in images]
-    if all(text.isascii() and text.isdecimal() and len(text) < 19 for text in own):
-        numbers = [int(text) for text in own]
-        if len(set(numbers)) == len(numbers):
-            return numbers
-    return list(range(1, len(own) + 1))
+def has_own_ids(images: Sequence[CaptionedImage]) -> bool:
+    """Return whether images are numbered as in the data set, since all are distinct numbers there; else 1, 2, ..."""
+    own = [image.image_id for image in images]
+    numbers = all(text.isascii() and text.isdecimal() and len(text) < 19 for text in own)
+    return numbers and len(set(map(int, own))) == len(own)
 
 
-def settings_of(options: PseudoOptions, work: Work, names: Sequence[str], ids: Sequence[int]) -> dict[str, Any]:
+def settings_of(options: PseudoOptions, work: Work, names: Sequence[str], own_ids: bool) -> dict[str, Any]:
     """Return what the masks depend on; weights and configuration by their contents."""
     settings = {name: getattr(options, name) for name in (*RULE, "max_size")}
     settings |= {"shard_size": work.shard_size, "images": len(names)}
+    ids = [int(image.image_id) for image in work.images] if own_ids else range(1, len(names) + 1)
     settings["images_sha256"] = fingerprint(zip(names, ids, strict=True))
     return settings | teacher_settings(options.config_file, options.weights, options.opts)
 
@@ -150,27 +154,19 @@ def run(options: PseudoOptions) -> None:
     """
     check_options(options)
     found, root = find_images(options)
-    names, ids = names_of(found.images, root), ids_of(found.images)
-    kind = Kind("masks", SHARD, partial(MaskFile, names=names, ids=ids, max_masks=options.max_masks))
+    names, own_ids = names_of(found.images, root), has_own_ids(found.images)
+    kind = Kind("masks", SHARD, partial(MaskFile, root=root, own_ids=own_ids, max_masks=options.max_masks))
     work = Work(kind, found.images, options.shard_size or default_shard_size(len(names)), options.output)
     if comm.is_main_process() and found.bad:
         write_lines(options.output / BAD_IMAGES, found.bad)
     check_bad(len(found.bad), found.entries, "entries", options.output / BAD_IMAGES, options.allow_bad)
-    with filled(work, lambda: settings_of(options, work, names, ids), _maker(options, work)):
+
+    def make(missing: Sequence[int]) -> None:
+        fill_shards(work, partial(Teacher.of, options), missing, options.allow_bad, options.device, options.ray)
+
+    with filled(work, lambda: settings_of(options, work, names, own_ids), make):
         if comm.is_main_process():
             _finish(options, work, root, len(found.bad))
-
-
-def _maker(options: PseudoOptions, work: Work) -> Callable[[Sequence[int]], None]:
-    if options.ray is not None:
-        from ovseg.adaptation.pseudo_ray import fill_with_ray  # Ray is an extra
-
-        return partial(fill_with_ray, options, work)
-
-    def make(numbers: Sequence[int]) -> None:
-        fill_shards(work, Teacher.of(options, device_here(options.device)), numbers, options.allow_bad)
-
-    return make
 
 
 def _finish(options: PseudoOptions, work: Work, root: Path, bad_entries: int) -> None:

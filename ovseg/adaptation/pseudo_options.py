@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ovseg.errors import OvsegError
+from ovseg.io.ray_options import RayOptions
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PseudoOptions:
     shard_size: int | None = None
     allow_bad: bool = False
     device: str | None = None
-    ray: int | None = None
+    ray: RayOptions | None = None
 
 
 def check_options(options: PseudoOptions) -> None:
@@ -45,11 +45,9 @@ def check_options(options: PseudoOptions) -> None:
     for name in ("threshold", "min_area", "min_confidence", "max_iou"):
         if not 0 <= (value := getattr(options, name)) <= 1:
             raise OvsegError(f"{_flag(name)} is {value:g}, which is not a share: give a number from 0 to 1")
-    for name, least in (("max_masks", 1), ("max_size", 16), ("shard_size", 1), ("max_images", 1), ("ray", 1)):
+    for name, least in (("max_masks", 1), ("max_size", 16), ("shard_size", 1), ("max_images", 1)):
         if (value := getattr(options, name)) is not None and value < least:
             raise OvsegError(f"{_flag(name)} is {value}: give a number of at least {least}")
-    if options.ray is not None and importlib.util.find_spec("ray") is None:
-        raise OvsegError("--ray needs Ray Data, which is not installed: pip install 'ovseg[ray]'")
 
 
 def _flag(name: str) -> str:

@@ -8,29 +8,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 import yaml
 from detectron2.utils import comm
-from detectron2.utils.logger import log_every_n_seconds
 from rich.console import Console
 
 from ovseg.config import load_cfg
 from ovseg.config.files import by_content
-from ovseg.data.caption_files import ALLOWED_BAD, CaptionedImage, check_bad
+from ovseg.data.caption_files import CaptionedImage, check_bad
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path, file_digest, locked_folder, write_text
-from ovseg.io.progress import progress_bar
-
-logger = logging.getLogger(__name__)
 
 SETTINGS, SUMMARY = "settings.json", "summary.json"
 BAD_IMAGES = "bad_images.txt"
@@ -96,6 +89,10 @@ class Work:
     def indices(self, number: int) -> range:
         """Return the numbers of the images of a shard."""
         return range(number * self.shard_size, min((number + 1) * self.shard_size, len(self.images)))
+
+    def images_of(self, number: int) -> Sequence[CaptionedImage]:
+        """Return the images of a shard."""
+        return self.images[number * self.shard_size : (number + 1) * self.shard_size]
 
     def missing(self) -> list[int]:
         """Return the numbers of the missing shards."""
@@ -184,92 +181,6 @@ def _check_settings(output: Path, settings: Mapping[str, Any], kind: Kind) -> No
         temporary.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def fill_shards(
-    work: Work, find: Callable[[CaptionedImage], Sized], numbers: Sequence[int], allow_bad: bool, title: str = "images"
-) -> None:
-    """Make some shards, each written whole or not at all; with a bar that shows the speed and the time left.
-
-    Args:
-        find: gives what is in an image; OvsegError: the image is unusable.
-        numbers: of the shards.
-        allow_bad: go on when more than 1 % of all images are unusable, already in this process alone.
-        title: of the bar.
-
-    Raises:
-        OvsegError: the disk is full, or too many images are unusable; finished shards stay.
-    """
-    jobs = [work.indices(number) for number in numbers]
-    with Tally(work, sum(map(len, jobs)), allow_bad, title) as tally:
-        for number, job in zip(numbers, jobs, strict=True):
-            shard, bad = work.shard(number), []
-            with work.kind.open(shard) as file:
-                for index in job:
-                    found: Sized = ()
-                    try:
-                        found = find(work.images[index])
-                    except OvsegError as error:
-                        bad.append(f"{work.images[index].path}: {error}")
-                    else:
-                        file.add(index, work.images[index], found)
-                    tally.advance(1, len(found))
-                write_bad(shard, bad)  # before the shard, whose presence says that all is there
-            tally.check(bad)
-
-
-class Tally:
-    """Progress of a process, and its count of unusable images; the main process shows it.
-
-    Args:
-        work: the run.
-        total: images of this process.
-        allow_bad: any number of images may be unusable.
-        title: of the bar.
-    """
-
-    def __init__(self, work: Work, total: int, allow_bad: bool, title: str):
-        processes = comm.get_world_size()
-        self.work, self.total, self.what = work, total, work.kind.what
-        self.largest_bad = math.inf if allow_bad else ALLOWED_BAD * len(work.images)
-        self.title = title if processes == 1 else f"{title} (1 of {processes} processes)"
-        self.done = self.found = self.bad = 0
-
-    def __enter__(self) -> Tally:
-        self.began = time.perf_counter()
-        console, self.shown = Console(stderr=True), comm.is_main_process()
-        self.drawn = self.shown and console.is_terminal
-        self.bar = progress_bar("{task.fields[speed]:.1f} " + f"{self.what}/s", console=console, show=self.drawn)
-        self.bar.__enter__()
-        self.task = self.bar.add_task(self.title, total=self.total, speed=0.0)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)
-
-    def advance(self, images: int, found: int) -> None:
-        """Count images that are done, and what was found in them."""
-        self.done, self.found = self.done + images, self.found + found
-        passed = time.perf_counter() - self.began
-        speed = self.found / passed
-        self.bar.update(self.task, completed=self.done, speed=speed)
-        if self.shown and not self.drawn:
-            left = passed / self.done * (self.total - self.done)
-            message = f"{self.title}: {self.done}/{self.total}, {speed:.1f} {self.what}/s, {left:.0f} s left"
-            log_every_n_seconds(logging.INFO, message, n=30, name=__name__)
-
-    def check(self, bad: Sequence[str]) -> None:
-        """Count the unusable images of a shard.
-
-        Raises:
-            OvsegError: they are too many.
-        """
-        self.bad += len(bad)
-        if self.bad > self.largest_bad:
-            raise OvsegError(
-                f"{self.bad} images could not be used, more than 1 % ({bad[-1]}; all in {self.work.output}/*.bad.txt): "
-                "correct them and begin in another folder, or add --allow-bad"
-            )
-
-
 def wait_for_all(work: Work) -> None:
     """Wait until every process has written its shards.
 
@@ -278,15 +189,6 @@ def wait_for_all(work: Work) -> None:
     """
     while work.missing():
         time.sleep(POLL)
-
-
-def write_bad(shard: Path, bad: Sequence[str]) -> None:
-    """Write the list of a shard's unusable images, or remove an old one where all are usable."""
-    file = bad_file(shard)
-    file.unlink(missing_ok=True)
-    if bad:
-        with atomic_path(file) as temporary:
-            temporary.write_text("".join(" ".join(line.split()) + "\n" for line in bad), encoding="utf-8")
 
 
 def check_images(work: Work, allow_bad: bool) -> list[str]:
@@ -304,13 +206,6 @@ def check_images(work: Work, allow_bad: bool) -> list[str]:
 def write_lines(path: Path, lines: Sequence[str]) -> None:
     """Write a list for users."""
     write_text(path, "".join(f"{line}\n" for line in lines))
-
-
-def device_here(device: str | None) -> str:
-    """Return the device of this process: its own GPU where there are any and no other device is named."""
-    if device in (None, "cuda") and torch.cuda.is_available():
-        return f"cuda:{comm.get_local_rank()}"
-    return device or "cpu"
 
 
 def teacher_settings(config_file: str, weights: str | None, opts: Sequence[str]) -> dict[str, Any]:

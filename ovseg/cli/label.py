@@ -13,9 +13,14 @@ from ovseg.cli.words import Background, LabelSetName, Words, read_words
 from ovseg.errors import OvsegError, argument_names
 from ovseg.hub.table import is_model
 from ovseg.io.cpus import let_idle_threads_sleep
+from ovseg.io.ray_options import GPUS_HELP, RAY_HELP, WORKERS_HELP, ray_options
 from ovseg.result.formats import FORMATS
 
 FLAGS = {"min_area": "--min-area", "min_score": "--min-region-score", "tolerance": "--tolerance"}
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def label(
@@ -61,6 +66,9 @@ def label(
     processes: Annotated[
         int, typer.Option(metavar="N", min=1, help="Each has a model of its own; and a GPU of its own if there are.")
     ] = 1,
+    ray: Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help=_sentence(RAY_HELP))] = None,
+    ray_workers: Annotated[int | None, typer.Option(metavar="N", help=_sentence(WORKERS_HELP))] = None,
+    ray_gpus: Annotated[float | None, typer.Option(metavar="G", help=_sentence(GPUS_HELP))] = None,
     copy_images: Annotated[
         bool, typer.Option("--copy-images", help="For yolo-seg and fiftyone: copy images in place of links to them.")
     ] = False,
@@ -85,6 +93,9 @@ def label(
         opts = ["TEST.BACKGROUND_THRESHOLD", min_score, *opts]
     if not format:
         raise OvsegError(f"--format is missing: give one or more of {', '.join(FORMATS)}")
+    by_ray = ray_options(ray, ray_workers, ray_gpus)
+    if by_ray is not None and processes > 1:
+        raise OvsegError("--processes and --ray are two ways to use several models: leave out one of them")
     let_idle_threads_sleep()
     from ovseg.labelling.options import Model, Target, find_images, read_formats
 
@@ -99,5 +110,5 @@ def label(
 
             ovseg.register()
             config, opts = located(model, opts, device)
-        of_run = Model(config, tuple(opts), device, vocabulary, batch_size, processes, name=model)
+        of_run = Model(config, tuple(opts), device, vocabulary, batch_size, processes, name=model, ray=by_ray)
         return run_labelling(images, of_run, target)

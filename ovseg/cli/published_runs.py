@@ -32,7 +32,7 @@ def pretrain(args: argparse.Namespace) -> None:
         opts += ["WANDB.ENABLED", True]
     if args.keep is not None:
         logger.warning("--keep %d has no effect: a run keeps its checkpoints as train_net.py does", args.keep)
-    args.config_file, args.num_machines, args.machine_rank = args.cfg, 1, 0
+    args.config_file, args.num_machines, args.machine_rank, args.dist_timeout = args.cfg, 1, 0, 300
     cfg = _placed(read_cfg(args, opts), args)
     args.eval_only, given = args.eval, args.resume
     auto = (cfg.published().get("checkpoint") or {}).get("auto_resume", True)
@@ -52,7 +52,8 @@ def evaluate(args: argparse.Namespace) -> None:
     Raises:
         OvsegError: there is no checkpoint, the options or the configuration cannot work, or an image cannot be read.
     """
-    args.config_file, args.num_machines, args.machine_rank, args.dist_url = args.cfg, 1, 0, "auto"
+    args.config_file, args.num_machines, args.machine_rank, args.dist_timeout = args.cfg, 1, 0, 300
+    args.dist_url = "auto"
     opts = [*options_of(args), "TEST.TASKS", ["seg"], "TEST.SAVE_BEST", []]
     cfg = _placed(read_cfg(args, opts), args)
     check_checkpoint(cfg, args.cfg)

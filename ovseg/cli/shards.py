@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from ovseg.errors import OvsegError
+from ovseg.io.ray_options import GPUS_HELP, RAY_HELP, WORKERS_HELP, ray_options
 
 
 def add_images(parser: ArgumentParser, title: str, **data: Any) -> None:
@@ -26,21 +29,38 @@ def add_output(parser: ArgumentParser) -> Callable[..., Any]:
     add("--output", type=Path, required=True, help="folder; an interrupted run in it is resumed")
     add("--shard-size", type=int, help="images of one shard; default: 5 to 250, by the number of images")
     add("--device", help="cpu, cuda; default: cuda if there is one, one GPU for each process")
+    add("--ray", metavar="ADDRESS", help=RAY_HELP)
+    add("--ray-workers", type=int, metavar="N", help=WORKERS_HELP)
+    add("--ray-gpus", type=float, metavar="G", help=GPUS_HELP)
     return add
 
 
-def launch_here(run: Callable[[Any], Any], options: Any) -> None:
+def values_of(args: Namespace) -> dict[str, Any]:
+    """Return the parsed options, with those of Ray as one.
+
+    Raises:
+        OvsegError: Ray's cannot work.
+    """
+    values = vars(args)
+    return values | {"ray": ray_options(values.pop("ray"), values.pop("ray_workers"), values.pop("ray_gpus"))}
+
+
+def launch_here(run: Callable[[Any], Any], options: Any) -> Any:
     """Run a function of the options in this process, as one of those of torchrun if it started this one.
 
     Raises:
-        OvsegError: there is no such device.
+        OvsegError: there is no such device, or Ray is asked for within torchrun.
     """
     import torch
 
-    from ovseg.engine.launch import World, launch
+    from ovseg.engine.launch import World, launch, started_by_torchrun
     from ovseg.io.devices import find_device
 
+    if options.ray is not None:
+        if started_by_torchrun():
+            raise OvsegError("--ray within torchrun would work on everything several times: leave out one of them")
+        return run(options)
     if options.device:
         find_device(options.device, "--device")
     cuda = torch.cuda.is_available() and options.device != "cpu"
-    launch(run, World(processes_here=1, cuda=cuda), (options,))
+    return launch(run, World(processes_here=1, cuda=cuda), (options,))

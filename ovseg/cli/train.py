@@ -22,6 +22,8 @@ OF_TRAIN_NET = """Train and evaluate: Detectron2's command line, with KEY VALUE 
 python train_net.py --config-file configs/toy/ovseg_toy.yaml --num-gpus 0
 python train_net.py --config-file CONFIG --num-gpus 8 --eval-only MODEL.WEIGHTS checkpoint.pth
 torchrun --nproc-per-node 8 train_net.py --config-file CONFIG
+# the first of two machines; on the second one, --machine-rank 1
+python train_net.py --config-file CONFIG --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://FIRST:29500
 """
 OF_TRAIN = """Train the model of a configuration, then evaluate it; KEY VALUE pairs of the configuration stand anywhere.
 
@@ -65,6 +67,13 @@ def train_parser(prog: str | None = None, description: str = OF_TRAIN_NET) -> ar
     parser.add_argument("--num-machines", type=int, default=1, help="machines in all (default: 1)")
     parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of the first of several machines")
+    parser.add_argument(
+        "--dist-timeout",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="the machines wait so long for each other at the start (default: 300)",
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override configuration keys; KEY=VALUE, too")
     return parser
 
@@ -112,7 +121,8 @@ def launch_all(cfg: CfgNode, args: argparse.Namespace) -> None:
 
     Args:
         cfg: the configuration; its device is set, and it is frozen.
-        args: has ``eval_only``, ``resume``, ``num_gpus``, ``num_machines``, ``machine_rank`` and ``dist_url``.
+        args: has ``eval_only``, ``resume``, ``num_gpus``, ``num_machines``, ``machine_rank``, ``dist_url`` and
+            ``dist_timeout``.
 
     Raises:
         OvsegError: the configuration cannot work, or a process has failed.
@@ -122,5 +132,6 @@ def launch_all(cfg: CfgNode, args: argparse.Namespace) -> None:
     cfg.MODEL.DEVICE = choose_device(cfg.MODEL.DEVICE, args.num_gpus)
     cfg.freeze()
     cuda = cfg.MODEL.DEVICE.startswith("cuda")
-    world = World(max(args.num_gpus, 1), args.num_machines, args.machine_rank, args.dist_url, cuda=cuda)
+    here = max(args.num_gpus, 1)
+    world = World(here, args.num_machines, args.machine_rank, args.dist_url, cuda, args.dist_timeout)
     launch(main, world, (cfg, args))

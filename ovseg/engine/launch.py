@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import multiprocessing
 import multiprocessing.connection
@@ -10,8 +11,9 @@ import signal
 import socket
 import sys
 import threading
+import urllib.parse
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +23,10 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessException, ProcessExitedException
 
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, reason_of
 from ovseg.io.devices import configured_device
 
+PATIENCE = 300.0  # seconds; machines of a cluster start minutes apart
 TIMEOUT = datetime.timedelta(minutes=30)
 USER_ERROR = 2  # exit status of a process whose OvsegError the launcher reports
 
@@ -35,8 +38,12 @@ class World:
     Attributes:
         processes_here: on this machine.
         machines, machine_rank: as in Detectron2.
-        url: where the processes meet.
+        url: where the processes meet, tcp://HOST:PORT of the first machine; "auto" for a single one.
         cuda: one GPU for each process; otherwise all compute on the CPU.
+        patience: seconds that processes wait for each other at the start.
+
+    Raises:
+        OvsegError: there is no such machine; names the option.
     """
 
     processes_here: int
@@ -44,6 +51,19 @@ class World:
     machine_rank: int = 0
     url: str = "auto"
     cuda: bool = False
+    patience: float = PATIENCE
+
+    def __post_init__(self) -> None:
+        if self.machines < 1:
+            raise OvsegError(f"--num-machines {self.machines}: give a number of at least 1")
+        if not 0 <= self.machine_rank < self.machines:
+            numbers = "0" if self.machines == 1 else f"0 to {self.machines - 1}"
+            raise OvsegError(
+                f"--machine-rank {self.machine_rank}: the machines of --num-machines {self.machines} have the numbers "
+                f"{numbers}"
+            )
+        if not self.patience > 0:
+            raise OvsegError(f"--dist-timeout {self.patience:g}: give seconds, more than 0")
 
     @property
     def size(self) -> int:
@@ -89,7 +109,9 @@ def choose_device(device: str, num_gpus: int, option: str = "MODEL.DEVICE") -> s
 
 
 def launch(main: Callable[..., Any], world: World, args: Sequence[Any] = ()) -> Any:
-    """Run ``main(*args)`` in every process of ``world``; in this one if ``torchrun`` started it or it is the only one.
+    """Run ``main(*args)`` in every process of ``world``.
+
+    It runs in this process if ``torchrun`` started it, or if it is the only one of this machine.
 
     Args:
         main: a function that child processes can import.
@@ -103,18 +125,24 @@ def launch(main: Callable[..., Any], world: World, args: Sequence[Any] = ()) -> 
     if started_by_torchrun():
         rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        return _in_group(main, args, "env://", rank, size, local, here, world.cuda)
+        with _joining(rank, size, "the address of torchrun"):
+            store, *_ = next(dist.rendezvous("env://", rank, size, timeout=TIMEOUT))
+        return _in_group(main, args, store, rank, size, local, here, world.cuda)
     if world.size == 1:
         return main(*args)
-    return _spawn(main, world, args)
-
-
-def _spawn(main: Callable[..., Any], world: World, args: Sequence[Any]) -> None:
     url = world.url
     if url == "auto":
         if world.machines > 1:
             raise OvsegError("--dist-url auto serves one machine only: give tcp://HOST:PORT of the first machine")
         url = f"tcp://127.0.0.1:{_free_port()}"
+    meeting_place(url)
+    if world.processes_here == 1:
+        rank = world.machine_rank
+        return _in_group(main, args, _meet(world, url, rank), rank, world.size, 0, 1, world.cuda)
+    return _spawn(main, world, url, args)
+
+
+def _spawn(main: Callable[..., Any], world: World, url: str, args: Sequence[Any]) -> None:
     # A fork server, where there is one, imports PyTorch and Detectron2 once for all processes. None is forked from
     # this process, which CUDA does not allow.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -158,7 +186,8 @@ def _worker(
     multiprocessing.set_start_method(None, force=True)
     rank = world.machine_rank * world.processes_here + local_rank
     try:
-        _in_group(main, args, url, rank, world.size, local_rank, world.processes_here, world.cuda)
+        store = _meet(world, url, rank)
+        _in_group(main, args, store, rank, world.size, local_rank, world.processes_here, world.cuda)
     except OvsegError as error:
         errors.put(str(error))
         sys.stdout.flush()
@@ -171,10 +200,79 @@ def _end_with_launcher() -> None:
     os._exit(1)
 
 
+def meeting_place(url: str) -> tuple[str, int]:
+    """Return host and port of ``tcp://HOST:PORT``.
+
+    Raises:
+        OvsegError: it is of another form.
+    """
+    with contextlib.suppress(ValueError):  # of a port that is no number
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme == "tcp" and parts.hostname and parts.port:
+            return parts.hostname, parts.port
+    raise OvsegError(f"--dist-url {url} is no address: give tcp://HOST:PORT of the first machine")
+
+
+def _meet(world: World, url: str, rank: int) -> dist.Store:
+    """Return the store of all processes, which the first one serves, when all are there.
+
+    Raises:
+        OvsegError: the port is taken, nobody answers, or processes are missing, of the same number, or of another run.
+    """
+    host, port = meeting_place(url)
+    patience = datetime.timedelta(seconds=world.patience)
+    if rank == 0:
+        _check_port(host, port)
+    try:
+        store = dist.TCPStore(host, port, world.size, rank == 0, patience, wait_for_workers=False)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise OvsegError(
+            f"process {rank} of {world.size} got no answer from {host}:{port} within {world.patience:g} s: start the "
+            "command with --machine-rank 0 on that machine, where no firewall closes the port"
+        ) from error
+    with _joining(rank, world.size, f"{host}:{port}"):
+        shape = f"--num-machines {world.machines} and {world.processes_here} processes on each"
+        if (first := store.compare_set("shape", "", shape).decode()) != shape:
+            raise OvsegError(f"this machine was started with {shape}, another one with {first}: give all the same")
+        if store.add(f"rank {rank}", 1) > 1:
+            raise OvsegError(f"--machine-rank {world.machine_rank} was given to two machines: number them from 0")
+        try:
+            store.wait([f"rank {one}" for one in range(world.size)], patience)
+        except RuntimeError as error:
+            ranks = [one for one in range(world.size) if not store.check([f"rank {one}"])]
+            machines = ", ".join(sorted({str(one // world.processes_here) for one in ranks}))
+            raise OvsegError(
+                f"processes of the machines {machines} did not join within {world.patience:g} s: start the command on "
+                "every machine, with --machine-rank from 0"
+            ) from error
+    return store
+
+
+def _check_port(host: str, port: int) -> None:
+    """Check that this machine can serve the port; PyTorch's own error is a trace of C++."""
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the store: ended connections do not count
+        try:
+            listener.bind(("", port))
+        except OSError as error:
+            raise OvsegError(
+                f"the port {port} cannot be used ({error.strerror}): end an earlier run or another command with "
+                "--machine-rank 0, or give another port in --dist-url"
+            ) from error
+
+
+@contextlib.contextmanager
+def _joining(rank: int, size: int, place: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        raise OvsegError(f"process {rank} of {size} cannot join the others at {place} ({reason_of(error)})") from error
+
+
 def _in_group(
     main: Callable[..., Any],
     args: Sequence[Any],
-    url: str,
+    store: dist.Store,
     rank: int,
     size: int,
     local_rank: int,
@@ -185,15 +283,8 @@ def _in_group(
         torch.cuda.set_device(local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(torch.get_num_threads() // processes_here, 1))
-    try:
-        dist.init_process_group(
-            "nccl" if cuda else "gloo", init_method=url, rank=rank, world_size=size, timeout=TIMEOUT
-        )
-    except (RuntimeError, ValueError, OSError) as error:
-        raise OvsegError(
-            f"process {rank} of {size} cannot join the others at {url} ({error}): is the port taken by an earlier run? "
-            "--dist-url auto finds a free one"
-        ) from error
+    with _joining(rank, size, "their addresses"):
+        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated", module="detectron2")  # how it gathers
     _create_local_group(processes_here)
     comm.synchronize()

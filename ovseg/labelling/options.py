@@ -10,6 +10,7 @@ from typing import Any
 
 from ovseg.errors import OvsegError, argument
 from ovseg.io.inputs import find_inputs, is_video
+from ovseg.io.ray_options import RayOptions
 from ovseg.result.formats import FORMATS
 from ovseg.result.regions import checked_number, checked_tolerance, pixels_of
 from ovseg.vocabulary import Vocabulary
@@ -26,6 +27,7 @@ class Model:
         processes: each with a model of its own, and with a GPU of its own where there are several.
         savers: threads of each process that write results.
         name: as the user gave it, for manifest and formats.
+        ray: label by workers of Ray.
     """
 
     config_file: str
@@ -36,6 +38,7 @@ class Model:
     processes: int = 1
     savers: int = 2
     name: str = ""
+    ray: RayOptions | None = None
 
 
 @dataclass(frozen=True)

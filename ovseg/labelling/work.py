@@ -1,24 +1,28 @@
-"""Segmentation of the images of a labelling run into records, by one process or several."""
+"""Segmentation of the images of a labelling run into records: by one process, several, or workers of Ray."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 from ovseg.errors import OvsegError, user_errors
 from ovseg.io.cpus import usable_cpus
+from ovseg.io.ray_options import RayOptions
 from ovseg.labelling.options import Model
-from ovseg.labelling.records import RecordWriter, failed_record, record_file, record_of, stamp_of
+from ovseg.labelling.records import PATTERN, RecordWriter, failed_record, record_file, record_of, stamp_of
 from ovseg.labelling.stream import reason_of_failure, segment_stream
 
 POLL = 0.3  # seconds between looks at the records of other processes
+UNITS, LARGEST_UNIT = 64, 100  # of the work by Ray: its least number of parts, and images of one
 
 
 def label_images(model: Model, images: Sequence[Path], output: Path, advance: Callable[[int], None]) -> None:
@@ -34,39 +38,78 @@ def label_images(model: Model, images: Sequence[Path], output: Path, advance: Ca
             are recorded.
     """
     processes = min(model.processes, len(images))
-    if processes > 1:
+    if model.ray is not None:
+        _label_by_ray(model, model.ray, images, output, advance)
+    elif processes > 1:
         _label_by_processes(model, images, output, advance, processes)
     else:
-        _label(model, images, output, model.device, advance)
+        Labeller(model, model.device, record_file(output, 0), advance)(images)
 
 
-def _label(
-    model: Model,
-    images: Sequence[Path],
-    output: Path,
-    device: str | None,
-    advance: Callable[[int], None],
-    rank: int = 0,
-) -> None:
-    with RecordWriter(record_file(output, rank)) as records:
+class Labeller:
+    """Appends records of images to a file.
+
+    Args:
+        model: loaded here.
+        device: that it computes on.
+        file: of the records.
+        advance: called with 1 after each image.
+    """
+
+    def __init__(
+        self, model: Model, device: str | None, file: Path, advance: Callable[[int], None] = lambda count: None
+    ):
+        self.model, self.file, self.advance = model, file, advance
+        with RecordWriter(file):  # what cannot be written is reported before the model is loaded
+            pass
         from ovseg.segmenter import Segmenter
 
-        segmenter = Segmenter.from_config(model.config_file, opts=model.opts, device=device)
-        segmenter.prepare(model.vocabulary)
+        self.segmenter = Segmenter.from_config(model.config_file, opts=model.opts, device=device)
+        self.segmenter.prepare(model.vocabulary)
+
+    def __call__(self, images: Sequence[Path]) -> None:
+        """Label images.
+
+        Raises:
+            CannotWrite: nothing more can be written.
+        """
         jobs = ((image, stamp_of(image)) for image in images)  # before it is read
-        stages = {"batch": model.batch, "savers": model.savers, "ahead": max(4, model.batch)}
+        stages = {"batch": self.model.batch, "savers": self.model.savers, "ahead": max(4, self.model.batch)}
 
         def record(job: tuple[Path, Any], result: Any) -> str:
             return record_of(*job, result)
 
-        with contextlib.closing(segment_stream(segmenter, jobs, model.vocabulary, record, **stages)) as outcomes:
+        stream = segment_stream(self.segmenter, jobs, self.model.vocabulary, record, **stages)
+        with RecordWriter(self.file) as records, contextlib.closing(stream) as outcomes:
             for outcome in outcomes:
                 image, stamp = outcome.item
                 if outcome.error is None:
                     records.append(outcome.value)
                 else:
                     records.append(failed_record(image, stamp, reason_of_failure(image, outcome.error)))
-                advance(1)
+                self.advance(1)
+
+
+def _label_by_ray(
+    model: Model, options: RayOptions, images: Sequence[Path], output: Path, advance: Callable[[int], None]
+) -> None:
+    from ovseg.io.ray_pool import run_units  # Ray is an extra
+
+    size = max(1, min(LARGEST_UNIT, len(images) // UNITS))
+    units = [images[start : start + size] for start in range(0, len(images), size)]
+    with contextlib.closing(
+        run_units(options, partial(_ray_labeller, model, output), units, output, model.device)
+    ) as done:
+        for unit, _ in done:
+            advance(len(unit))
+
+
+def _ray_labeller(model: Model, output: Path, device: str | None) -> Labeller:
+    """Return a labeller with a file of its own: the records of a worker that dies stay, no other one writes there."""
+    import ovseg
+
+    ovseg.register()
+    return Labeller(model, device, output / PATTERN.format(secrets.token_hex(6)))
 
 
 def _label_by_processes(
@@ -114,7 +157,7 @@ def _process(model: Model, images: Sequence[Path], output: Path, device: str | N
         if (device or "cpu") == "cpu":
             torch.set_num_threads(max(1, usable_cpus() // processes))
         ovseg.register()
-        _label(model, images, output, device, lambda count: None, rank)
+        Labeller(model, device, record_file(output, rank))(images)
 
 
 def _end_with_parent() -> None:

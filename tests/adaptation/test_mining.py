@@ -137,7 +137,7 @@ def test_killed_run_goes_on_and_two_processes_equal_one(finished, options, tmp_p
 
 def test_list_of_the_original_from_finished_pairs(finished, options, tmp_path, monkeypatch):
     output = shutil.copytree(finished, tmp_path / "pairs")
-    monkeypatch.setattr(mining_run, "_mine", None)  # nothing is mined again
+    monkeypatch.setattr(mining_run, "build_miner", None)  # nothing is mined again
     run(replace(options, output=output, write_list=True))
     listed, dataset = read_pair_list(output / "pairs.tsv"), PairDataset(output)
     assert listed.texts() == dataset.texts()

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,7 +191,9 @@ def test_images_of_every_source(options, photos, tmp_path):
 
     def names(*data: str, **changes: object) -> tuple[list[str], list[int]]:
         found, root = pseudo.find_images(replace(options, data=data, **changes))
-        return pseudo.names_of(found.images, root), pseudo.ids_of(found.images)
+        own_ids = pseudo.has_own_ids(found.images)
+        ids = [int(item.image_id) if own_ids else index for index, item in enumerate(found.images, 1)]
+        return pseudo.names_of(found.images, root), ids
 
     assert names(str(photos), max_images=2) == (["IMG 00.png", "IMG 01.png"], [1, 2])
     assert names(str(photos / "captions.csv"))[0] == ["IMG 01.png", "IMG 04.png"]
@@ -233,51 +232,3 @@ def test_a_system_without_masks_is_no_teacher():
 
     with pytest.raises(OvsegError, match="Pixels names pixels and has no masks"):
         Teacher(Segmenter(Pixels(), min_size=1, max_size=1), 1024, {})
-
-
-def test_ray_is_an_extra(options, tmp_path, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
-    with pytest.raises(OvsegError, match=r"pip install 'ovseg\[ray\]'"):
-        run(replace(options, output=tmp_path / "out", ray=2))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no Ray")
-def test_two_workers_of_ray_equal_one_process_though_one_dies(finished, options, tmp_path, monkeypatch):
-    from ovseg.adaptation import pseudo_ray
-
-    died, seen = tmp_path / "died", set()
-
-    class Mortal(pseudo_ray.ShardTeacher):
-        def __call__(self, batch):
-            try:
-                died.touch(exist_ok=False)
-            except FileExistsError:
-                return super().__call__(batch)
-            os._exit(1)
-
-    def end(processes):
-        seen.update(processes)
-        end_workers(processes)
-
-    end_workers = pseudo_ray._end
-    monkeypatch.setattr(pseudo_ray, "ShardTeacher", Mortal)
-    monkeypatch.setattr(pseudo_ray, "_end", end)
-    output = shutil.copytree(finished, tmp_path / "pseudo")
-    for number in (0, 1, 3):
-        (output / f"masks-{number:05d}.json").unlink()
-    run(replace(options, output=output, ray=2))
-    assert died.exists() and shards_of(output) == shards_of(finished)
-    assert (output / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
-    assert not pseudo_ray.ray.is_initialized() and seen
-    deadline = time.monotonic() + 30  # a process that was killed is still there for a moment
-    while any(is_worker(process) for process in seen) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(is_worker, seen))
-
-
-def is_worker(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::")
-    except OSError:
-        return False

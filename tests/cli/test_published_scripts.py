@@ -10,6 +10,7 @@ import pytest
 import main_pretrain
 import main_seg
 from ovseg.cli.options import parse_with_options
+from ovseg.cli.train import train_parser
 from tests.tiny_published import REPO
 
 STUBS = {
@@ -81,3 +82,15 @@ def test_trainings(stubs, stage, slurm):
 def test_slurm_needs_a_partition(stubs):
     found = run("run_slurm.sh", **stubs)
     assert found.returncode == 1 and "set PARTITION" in found.stderr
+
+
+def test_train_net_by_slurm(stubs, tmp_path):
+    job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "n[1-2]"}
+    for gpus, number in (({"SLURM_GPUS_ON_NODE": "4"}, 4), ({}, 0)):
+        found = run("slurm.sh", "--config-file", "a b.yaml", "SEED", "1", **stubs, **job, **gpus)
+        assert found.returncode == 0 and "--ntasks-per-node 1" in found.stderr, found.stderr
+        script, *words = found.stdout.splitlines()
+        args = parse_with_options(train_parser(), words, bare=True)
+        assert script == "train_net.py" and (args.config_file, args.opts) == ("a b.yaml", ["SEED", "1"])
+        assert (args.num_machines, args.machine_rank, args.num_gpus) == (1, 0, number)
+        assert args.dist_url == "tcp://first-node:23456"

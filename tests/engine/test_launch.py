@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
@@ -81,6 +82,57 @@ def wait_until(condition, seconds: float = 60) -> bool:
     return condition()
 
 
-def test_several_machines_need_an_address():
-    with pytest.raises(OvsegError, match="--dist-url"):
-        launch(max, World(processes_here=1, machines=2), (3, 5))
+def two_machines(rank: int, port: int, patience: float = 1.0) -> World:
+    return World(1, 2, rank, f"tcp://127.0.0.1:{port}", patience=patience)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "--dist-url auto serves one machine only: give tcp://HOST:PORT"),
+        ({"machine_rank": 2}, "--machine-rank 2: the machines of --num-machines 2 have the numbers 0 to 1"),
+        ({"machine_rank": -1}, "--machine-rank -1"),
+        ({"machines": 0}, "--num-machines 0: give"),
+        ({"url": "first:29500"}, "--dist-url first:29500 is no address: give tcp://HOST:PORT"),
+        ({"url": "tcp://first"}, "is no address"),
+        ({"patience": 0.0}, "--dist-timeout 0: give seconds"),
+    ],
+)
+def test_wrong_options_of_several_machines(options, message):
+    with pytest.raises(OvsegError, match=message):
+        launch(max, World(**{"processes_here": 1, "machines": 2} | options), (3, 5))
+
+
+def test_taken_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            OvsegError, match=rf"the port {port} cannot be used \(Address already in use\): end an earlier"
+        ):
+            launch(max, two_machines(0, port), (3, 5))
+
+
+def test_machines_that_are_missing():
+    port = launch_module._free_port()
+    with pytest.raises(OvsegError, match=r"got no answer from 127.0.0.1:\d+ within 1 s: start .* --machine-rank 0"):
+        launch(max, two_machines(1, port), (3, 5))
+    with pytest.raises(OvsegError, match="processes of the machines 1 did not join within 1 s"):
+        launch(max, two_machines(0, port), (3, 5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("--num-machines 2 and 1 processes on each", "--machine-rank 1 was given to two machines"),
+        ("--num-machines 3 and 1 processes on each", "another one with --num-machines 3 and 1 processes on each: give"),
+    ],
+)
+def test_machines_that_do_not_fit(shape, message):
+    port = launch_module._free_port()
+    first = dist.TCPStore("127.0.0.1", port, 2, is_master=True, wait_for_workers=False)
+    first.set("shape", shape)
+    first.add("rank 1", 1)
+    with pytest.raises(OvsegError, match=message):
+        launch(max, two_machines(1, port), (3, 5))

@@ -6,16 +6,18 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+from detectron2.config import CfgNode
 
 from ovseg.checkpoint.state_dicts import read_checkpoint
 from ovseg.engine import trainer
-from ovseg.engine.launch import World, launch
+from ovseg.engine.launch import World, _free_port, launch
 from ovseg.engine.run import autocast_dtype, evaluate, train
 from ovseg.errors import OvsegError
 from tests.engine import toy
@@ -137,13 +139,25 @@ def test_mixed_precision_on_cpu_is_bfloat16(dataset, uninterrupted, tmp_path):
     assert autocast_dtype(False, "cuda") is None
 
 
-def test_two_processes_equal_one(dataset_folder, dataset, tmp_path):
-    cfg = toy.small_cfg(tmp_path / "two", MODEL__MASK_FORMER__DROPOUT=0.0)
-    launch(toy.train_in_process, World(processes_here=2), (str(dataset_folder), cfg))
-    toy.train_recording(toy.small_cfg(tmp_path / "one", MODEL__MASK_FORMER__DROPOUT=0.0))
-    two, one = toy.read_losses(tmp_path / "two"), toy.read_losses(tmp_path / "one")
-    assert list(two) == list(one) == list(range(12))
-    assert two == pytest.approx(one, abs=1e-4)
+def test_two_processes_and_two_machines_equal_one_process(dataset_folder, dataset, tmp_path):
+    def cfg(name: str) -> CfgNode:
+        return toy.small_cfg(tmp_path / name, MODEL__MASK_FORMER__DROPOUT=0.0)
+
+    launch(toy.train_in_process, World(processes_here=2), (str(dataset_folder), cfg("processes")))
+    url = f"tcp://127.0.0.1:{_free_port()}"
+    machines = [World(1, 2, rank, url) for rank in range(2)]
+    job = (toy.train_in_process, (str(dataset_folder), cfg("machines")))
+    assert run_processes(launch_machine, *((world, *job) for world in machines)) == [0, 0]
+    toy.train_recording(cfg("one"))
+    one, *others = (toy.read_losses(tmp_path / name) for name in ("one", "processes", "machines"))
+    for losses in others:
+        assert list(losses) == list(one) == list(range(12))
+        assert losses == pytest.approx(one, abs=1e-4)
+
+
+def launch_machine(world: World, main: Callable, args: tuple) -> None:
+    """What is run on each machine."""
+    launch(main, world, args)
 
 
 def test_evaluation_needs_weights(tmp_path):
