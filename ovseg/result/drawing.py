@@ -99,10 +99,8 @@ def draw_result(
     scale = min(max(smallest, 1), largest)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     shares = _shares(label_areas(label_map, len(names)) / label_map.size)
-    if colors is None:
-        colors = colors_of(
-            k for k, _ in shares if k >= 0
-        )  # of the full-size map: small regions may vanish when reduced
+    # of the full-size map: small regions may vanish when reduced
+    colors = colors_of(k for k, _ in shares if k >= 0) if colors is None else colors
     image, label_map = resize_labelled(image, label_map, size)
     pair_size = (size[0] * across + _GAP * (across - 1), size[1] * down + _GAP * (down - 1))
     legend_width = max(pair_size[0], 320)

@@ -71,30 +71,37 @@ class KeptMasks:
     def compact(self) -> KeptMasks:
         """Return the masks in less memory on the CPU: a bit per pixel of masks of 0 and 1, float16 of others.
 
-        Renderings of bits are equal; those of float16 differ where two words have scores within 0.05 % of each other.
+        With a granularity, renderings are equal. The model's own of float16 masks may differ where the scores of two
+        words differ by less than 0.1 %.
         """
-        masks = self.masks.cpu()
-        if bool(((masks == 0) | (masks == 1)).all()):
-            bits = np.packbits(masks.flatten(1).bool().numpy(), axis=1)
-            return replace(self, masks=torch.from_numpy(bits))
-        return replace(self, masks=masks.half())
+        masks = self.masks.cpu().numpy()
+        if ((masks == 0) | (masks == 1)).all():
+            return replace(self, masks=torch.from_numpy(np.packbits(masks.reshape(len(masks), -1) > 0, axis=1)))
+        half, above = masks.astype(np.float16), masks > self.threshold
+        moved = (half.astype(np.float32) > self.threshold) != above  # rounding must not change which pixels belong
+        half[moved] = np.nextafter(half[moved], np.where(above[moved], np.float16(np.inf), np.float16(-np.inf)))
+        return replace(self, masks=torch.from_numpy(half))
 
     def at(self, row: float, column: float, region: np.ndarray) -> tuple[int, ...]:
         """Return the masks at a point, as indices of :meth:`Segmentation.explain`, those most like a region first.
 
         Args:
             row, column: of a pixel of the image, as parts of its height and width, 0 to 1.
-            region: (H, W) bool, of the size of the image; the masks are ordered by their IoU with it.
+            region: (H, W) bool, of the size of the image; the masks are ordered by their IoU with it. Where none
+                covers the point, those that share a pixel with the region are returned.
         """
         y, x = (min(int(place * side), side - 1) for place, side in zip((row, column), self.shape, strict=True))
         small = cv2.resize(region.astype(np.uint8), self.shape[::-1], interpolation=cv2.INTER_AREA) > 0
-        found = []
+        covering, touching = [], []
         for rank, index in enumerate(self.order.tolist()):
             mask = (self._probabilities(slice(index, index + 1))[0] > self.threshold).cpu().numpy()
+            both = np.count_nonzero(mask & small)
+            entry = (-both / max(1, np.count_nonzero(mask | small)), rank)
             if mask[y, x]:
-                both = np.count_nonzero(mask & small)
-                found.append((-both / max(1, np.count_nonzero(mask | small)), rank))
-        return tuple(rank for _, rank in sorted(found))
+                covering.append(entry)
+            elif both:
+                touching.append(entry)
+        return tuple(rank for _, rank in sorted(covering or touching))
 
     def _probabilities(self, which: slice) -> Tensor:
         """Return some of the masks as float32 (n, H', W')."""

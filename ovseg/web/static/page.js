@@ -3,7 +3,7 @@
 import { Painter } from "./painter.js";
 
 const $ = (id) => document.getElementById(id);
-const painter = new Painter($("image"), $("overlay"));
+const painter = new Painter($("view"));
 const state = { about: null, file: null, example: "", scene: null, region: null, granularity: null, asked: 0 };
 
 async function ask(path, options = {}) {
@@ -52,7 +52,7 @@ async function start() {
   about.proposers.forEach(({ name }, index) => $("proposers").append(proposerChoice(name, index === 0)));
   show("proposer-box", about.proposers.length > 1);
   $("footer").textContent =
-    `Images stay on the server's memory for ${about.minutes} minutes after their last use, and are not stored. ` +
+    `Images stay in the server's memory for ${about.minutes} minutes after their last use, and are not stored. ` +
     `ovseg ${about.version}. ${about.note ? sentence(about.note) : ""}`;
 }
 
@@ -180,6 +180,7 @@ async function showPainting(painting) {
   show("region", false);
   show("region-empty", true);
   await painter.showLabels(painting.labels, painting.words);
+  painter.fit();
   $("size").textContent = `${painting.width} × ${painting.height}`;
   $("legend").replaceChildren(...painting.words.map(legendEntry), ...unlabelledEntry(painting.unlabelled));
   $("absent").textContent = painting.absent.length ? `Not found: ${painting.absent.join(", ")}` : "";
@@ -252,7 +253,7 @@ $("names").addEventListener("change", () => {
   painter.names = $("names").checked;
   painter.draw();
 });
-addEventListener("resize", () => painter.draw());
+addEventListener("resize", () => state.scene && painter.fit());
 
 // ---- regions
 
@@ -303,7 +304,8 @@ function showRegion(region) {
   show("remove", region.word !== null);
   for (const entry of document.querySelectorAll(".legend button"))
     entry.classList.toggle("chosen", Number(entry.dataset.label) === region.label);
-  $("masks").replaceChildren(...(region.masks.length ? region.masks.map(maskTable) : [noMasks()]));
+  const [first, ...others] = region.masks.map(maskTable);
+  $("masks").replaceChildren(first || noMasks(), ...(others.length ? [moreMasks(others)] : []));
 }
 
 function noMasks() {
@@ -311,6 +313,14 @@ function noMasks() {
   text.className = "hint";
   text.textContent = state.scene.keeps_masks ? "No mask covers this place." : "This model has no masks to explain.";
   return text;
+}
+
+function moreMasks(tables) {
+  const details = document.createElement("details");
+  const summary = document.createElement("summary");
+  summary.textContent = `${tables.length} more ${tables.length === 1 ? "mask" : "masks"} here`;
+  details.append(summary, ...tables);
+  return details;
 }
 
 function maskTable({ mask, area, words }) {

@@ -3,9 +3,9 @@
 export const NO_WORD = 65535;
 
 export class Painter {
-  constructor(image, overlay) {
-    this.image = image;
-    this.overlay = overlay;
+  constructor(view) {
+    this.view = view;
+    [this.image, this.overlay, this.tags] = view.children;
     this.opacity = 0.5;
     this.names = true;
     this.words = new Map(); // by label: word, color, place
@@ -20,6 +20,7 @@ export class Painter {
       canvas.height = shown.naturalHeight;
     }
     this.image.getContext("2d").drawImage(shown, 0, 0);
+    this.fit();
   }
 
   async showLabels(url, words) {
@@ -62,7 +63,7 @@ export class Painter {
       }
     }
     context.putImageData(pixels, 0, 0);
-    if (this.names && this.opacity > 0) this.writeNames(context, width);
+    this.writeNames();
   }
 
   isBorder(i, x, y, width, height) {
@@ -77,30 +78,42 @@ export class Painter {
     return false;
   }
 
-  writeNames(context, width) {
-    const shown = this.overlay.clientWidth || width;
-    const size = Math.max(9, (13 * width) / shown);
-    context.font = `600 ${size}px system-ui, "DejaVu Sans", sans-serif`;
-    context.textAlign = "center";
-    context.textBaseline = "middle";
+  // Write the names on the regions, largest first; one that would overlap an earlier one is left out.
+  writeNames() {
+    this.tags.replaceChildren();
+    if (!this.names || this.opacity === 0) return;
+    const frame = this.tags.getBoundingClientRect();
     const taken = [];
     for (const word of this.words.values()) {
       if (!word.place) continue;
-      const half = context.measureText(word.word).width / 2 + size * 0.5;
-      if (2 * half > width) continue;
-      const x = Math.min(Math.max(word.place[0] * width, half), width - half);
-      const y = Math.min(Math.max(word.place[1] * this.overlay.height, size), this.overlay.height - size);
-      const box = [x - half, y - size * 0.8, x + half, y + size * 0.8];
-      if (taken.some((b) => box[0] < b[2] && b[0] < box[2] && box[1] < b[3] && b[1] < box[3])) continue;
-      taken.push(box);
-      context.fillStyle = word.color;
-      context.beginPath();
-      context.roundRect(box[0], box[1], box[2] - box[0], box[3] - box[1], size * 0.4);
-      context.fill();
+      const tag = document.createElement("span");
       const [red, green, blue] = word.rgb;
-      context.fillStyle = 0.299 * red + 0.587 * green + 0.114 * blue > 130 ? "#000" : "#fff";
-      context.fillText(word.word, x, y);
+      tag.textContent = word.word;
+      tag.style.background = word.color;
+      tag.style.color = 0.299 * red + 0.587 * green + 0.114 * blue > 130 ? "#000" : "#fff";
+      this.tags.append(tag);
+      const [wide, high] = [tag.offsetWidth / 2, tag.offsetHeight / 2];
+      const x = Math.min(Math.max(word.place[0] * frame.width, wide), frame.width - wide);
+      const y = Math.min(Math.max(word.place[1] * frame.height, high), frame.height - high);
+      const free = taken.every(([u, v, w, h]) => Math.abs(x - u) >= wide + w || Math.abs(y - v) >= high + h);
+      if (!free || 2 * wide > frame.width) {
+        tag.remove();
+        continue;
+      }
+      taken.push([x, y, wide, high]);
+      tag.style.left = `${(100 * x) / frame.width}%`;
+      tag.style.top = `${(100 * y) / frame.height}%`;
     }
+  }
+
+  // Show the image as large as its frame and the window permit, a small one at four times its size at most.
+  fit() {
+    const { width, height } = this.image;
+    const frame = this.view.parentElement;
+    const room = frame.clientWidth - 2 * parseFloat(getComputedStyle(frame).paddingLeft);
+    const scale = Math.min(room / width, (0.68 * innerHeight) / height, 4);
+    this.view.style.width = `${Math.max(1, Math.floor(width * scale))}px`;
+    this.writeNames();
   }
 
   labelAt(x, y) {
