@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import ipaddress
 import os
@@ -59,7 +58,7 @@ def is_local(host: str) -> bool:
 
 
 def run_server(service: Service, listening: socket.socket, host: str, names: Sequence[str] = ()) -> int:
-    """Serve until Ctrl-C or SIGTERM, and return 0.
+    """Serve until Ctrl-C, and return 0, or until SIGTERM, and return 143.
 
     Args:
         listening: of :func:`open_socket`.
@@ -74,10 +73,15 @@ def run_server(service: Service, listening: socket.socket, host: str, names: Seq
     address = f"[{host}]" if ":" in host else host
     address += f":{listening.getsockname()[1]}"
     print(f"ovseg: http://{address} (model {service.model_name}); Ctrl-C stops", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has ended
+    status: int | str | None = 0
+    try:
         uvicorn.Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn raises the signal again when it has ended
+        pass
+    except SystemExit as end:  # SIGTERM, see ovseg.errors
+        status = end.code
     print("ovseg: stopped", flush=True)
     if service.model_line.is_busy or service.paint_line.is_busy:  # a library's thread cannot be ended otherwise
         sys.stderr.flush()
-        os._exit(0)
-    return 0
+        os._exit(int(status or 0))
+    return int(status or 0)

@@ -66,8 +66,8 @@ def test_masks_at_a_point_are_those_of_explain():
     region = np.zeros((20, 40), bool)  # the image is larger than the masks
     region[:8, :8] = True
     assert found.at(0.0, 0.0, region) == (2, 0)
-    assert found.at(0.3, 0.15, region) == (2, 1, 0)
+    assert found.at(0.3, 0.15, region) == (2, 0, 1)
     assert found.at(1.0, 0.3, region) == (0,)
-    assert found.at(0.5, 0.9, region) == (2, 1, 0)  # none covers the point: those that touch the region
+    assert found.at(0.5, 0.9, region) == (2, 0, 1)  # none covers the point: those that touch the region
     assert found.at(0.5, 0.9, ~region & False) == ()
-    assert replace(found.compact()).at(0.3, 0.15, region) == (2, 1, 0)
+    assert replace(found.compact()).at(0.3, 0.15, region) == (2, 0, 1)
