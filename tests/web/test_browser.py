@@ -307,7 +307,7 @@ def test_the_description_of_the_endpoint(visit, files):
     form.locator("input[name=words]").fill("grass, tile")
     with page.expect_response(lambda answer: answer.url.endswith("/segment")):
         form.locator("button").click()
-    page.wait_for_selector("pre >> text='counts'")
+    page.wait_for_selector("pre >> text=category_name")
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shlex
 import struct
 import threading
 import time
@@ -17,7 +18,7 @@ from starlette import testclient
 from ovseg.web.app import create_app
 from ovseg.web.line import Line
 from ovseg.web.page import STATIC
-from tests.web.conftest import WORDS, encoded
+from tests.web.conftest import ROOT, WORDS, encoded
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,23 @@ def test_health_and_description(client):
     assert sorted(api["paths"]) == ["/health", "/segment"]
     statuses = api["paths"]["/segment"]["post"]["responses"]
     assert {"200", "400", "413", "415", "503"} <= statuses.keys()
+
+
+def test_the_example_of_the_documents(client, content, here, capsys):
+    page = (ROOT / "docs" / "web_page.md").read_text(encoding="utf-8").partition("## REST")[2]
+    command, script = (page.partition(f"```{kind}\n")[2].partition("```")[0] for kind in ("bash", "python"))
+    words = shlex.split(command)
+    fields = dict(words[at + 1].split("=", 1) for at, word in enumerate(words) if word == "-F")
+    assert fields.pop("image") == "@photo.jpg" and words[0] == "curl" and words[-2] == ">"
+    (address,) = (word for word in words if word.startswith("http://127.0.0.1:7860/"))
+    answer = client.post(
+        address.removeprefix("http://127.0.0.1:7860"), files={"image": ("a.jpg", content)}, data=fields
+    )
+    assert answer.status_code == 200
+    (here / words[-1]).write_bytes(answer.content)
+    exec(script, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(answer.json()["segments"]) and "%" in printed[0]
 
 
 def test_pages_name_no_other_host(client):
