@@ -349,14 +349,11 @@ class Segmentation:
             **({} if self.mask_scores is None else {"explanation": self.explain().to_json()}),
         }
 
-    def picture(self, colors: Mapping[int, sv.Color] | None = None) -> np.ndarray:
-        """Draw the image, its overlay, and a legend, scaled to a size suited to a screen: (h,w,3) uint8 RGB.
-
-        ``colors``: see :meth:`overlay`.
-        """
+    def picture(self) -> np.ndarray:
+        """Draw the image, its overlay, and a legend, scaled to a size suited to a screen: (h,w,3) uint8 RGB."""
         from ovseg.result.drawing import draw_result
 
-        return draw_result(self.image, self.label_map, self.names, colors)
+        return draw_result(self.image, self.label_map, self.names)
 
     def save(
         self, where: str | Path, png_level: int = PNG_LEVEL, jpeg_quality: int = JPEG_QUALITY

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ovseg.result.drawing import name_places, word_color
+from ovseg.result.drawing import draw_result, name_places, word_color
 from ovseg.result.formats.png import label_image
 from ovseg.result.formats.yolo import yolo_description
 from ovseg.result.kept_masks import KeptMasks
@@ -125,7 +125,8 @@ def _drawing(scene: Scene) -> bytes:
     result = scene.result()
     colors = {k: word_color(k) for k in result.found}
     stream = io.BytesIO()
-    Image.fromarray(result.picture(colors)).save(stream, "PNG", compress_level=4)
+    drawn = draw_result(result.image, result.label_map, result.names, colors)
+    Image.fromarray(drawn).save(stream, "PNG", compress_level=4)
     return stream.getvalue()
 
 

@@ -80,7 +80,7 @@ class Service:
     def __post_init__(self) -> None:
         self.scenes = Scenes(self.limits)
         self.model_line = Line(self.limits.waiting)
-        self.paint_line = Line(4 * self.limits.waiting, PAINTERS, "paint")
+        self.paint_line = Line(4 * self.limits.waiting + 32, PAINTERS, "paint")
 
     @cached_property
     def model_name(self) -> str:

@@ -42,12 +42,14 @@ def test_segment_anything(toy, tmp_path):
     tiny_sam("sam").save_pretrained(tmp_path)
     keys = {"MODEL.PROPOSER.SAM.MODEL": str(tmp_path), "MODEL.PROPOSER.SAM.POINTS_PER_SIDE": 3}
     keys |= {"MODEL.PROPOSER.SAM.IOU_THRESHOLD": 0.0, "MODEL.PROPOSER.SAM.STABILITY_THRESHOLD": 0.0}
-    masks = toy.with_proposer("SAM", keys).propose(make_scene(3).image)
-    assert len(masks) and set(masks.unique().tolist()) <= {0.0, 1.0}
+    kept = toy.with_proposer("SAM", keys).adjustable(make_scene(3).image, WORDS)
+    assert len(kept.masks) and set(kept.masks.unique().tolist()) == {0.0, 1.0}
+    assert kept.compact().nbytes < kept.nbytes / 30
+    assert kept(0.5).names == tuple(WORDS)
 
 
 def test_what_is_refused(toy):
-    with pytest.raises(OvsegError, match="'MaskFormer' is not a proposer .* choose BoundaryTree or SAM"):
+    with pytest.raises(OvsegError, match=r"'MaskFormer' is not a proposer .* choose BoundaryTree or SAM"):
         toy.with_proposer("MaskFormer")
     with pytest.raises(OvsegError, match="no proposer that another one could replace"):
         toy.with_proposer("BoundaryTree").with_proposer("BoundaryTree")
