@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ovseg.result.segmentation import UNLABELLED, Segmentation
+from ovseg.result.segmentation import UNLABELLED, Segmentation, mean_scores
 from ovseg.vocabulary import Vocabulary
 from ovseg.vocabulary.reading import fold_text
 
@@ -63,12 +63,10 @@ def edited(result: Segmentation, edits: Iterable[Edit]) -> Segmentation:
         labels = np.where(edit.where(labels, label), np.int32(target), labels)
     if labels is result.label_map:
         return result
-    scores = np.append(result.scores, np.zeros(len(names) - len(result.scores), np.float32))
-    if result.score_map is not None:
-        shown = labels >= 0
-        sums = np.bincount(labels[shown], weights=result.score_map[shown], minlength=len(names))
-        counts = np.bincount(labels[shown], minlength=len(names))
-        scores = (sums / np.maximum(counts, 1)).astype(np.float32)
+    if result.score_map is None:
+        scores = np.append(result.scores, np.zeros(len(names) - len(result.scores), np.float32))
+    else:
+        scores = mean_scores(labels, result.score_map, len(names))
     return replace(result, label_map=labels, names=tuple(names), scores=scores)
 
 

@@ -69,6 +69,7 @@ function exampleButton(example) {
     $("file").value = "";
     $("words").value = example.words.join(", ");
     $("label-set").value = "";
+    $("words").disabled = false;
     preview(image.src, example.name);
     button.classList.add("chosen");
   });
@@ -176,10 +177,10 @@ function showProgress() {
 }
 
 async function showPainting(painting) {
+  if (!(await painter.showLabels(painting.labels, painting.words))) return; // a newer one is shown
   state.region = null;
   show("region", false);
   show("region-empty", true);
-  await painter.showLabels(painting.labels, painting.words);
   painter.fit();
   $("size").textContent = `${painting.width} × ${painting.height}`;
   $("legend").replaceChildren(...painting.words.map(legendEntry), ...unlabelledEntry(painting.unlabelled));

@@ -10,6 +10,7 @@ export class Painter {
     this.names = true;
     this.words = new Map(); // by label: word, color, place
     this.labels = null;
+    this.turn = 0; // of label maps that were asked for
     this.chosen = null; // Uint8Array: pixels of the chosen region
   }
 
@@ -23,8 +24,11 @@ export class Painter {
     this.fit();
   }
 
+  // Show a label map; return whether no newer one was asked for meanwhile.
   async showLabels(url, words) {
+    const turn = ++this.turn;
     const map = await loadImage(url);
+    if (turn !== this.turn) return false;
     const [width, height] = [map.naturalWidth, map.naturalHeight];
     const canvas = new OffscreenCanvas(width, height);
     const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -36,6 +40,7 @@ export class Painter {
     this.words = new Map(words.map((one) => [one.label, { ...one, rgb: rgbOf(one.color) }]));
     this.chosen = null;
     this.draw();
+    return true;
   }
 
   draw() {
