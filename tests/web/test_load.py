@@ -53,7 +53,7 @@ def test_load(path, requests, granularity, capsys):
         assert after - before < GROWTH
         assert client.get(f"{address}/health").json()["waiting"] == 0
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
         assert process.returncode == 143
 
 

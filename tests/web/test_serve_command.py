@@ -22,7 +22,7 @@ def test_start_and_end():
         with urllib.request.urlopen(f"{address}/api/about") as answer:
             assert [one["name"] for one in json.load(answer)["examples"]] == ["scene-8", "scene-9", "scene-10"]
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=120)
         assert process.returncode == 0 and output == "ovseg: stopped\n"
         assert "Traceback" not in errors
 
