@@ -1,6 +1,7 @@
 // The page: what a visitor chooses, and what the server answers. No address here is absolute: a proxy may add a prefix.
 
 import { Painter } from "./painter.js";
+import { legendEntry, maskTable, moreMasks, percent, sentence, unlabelledEntry } from "./pieces.js";
 
 const $ = (id) => document.getElementById(id);
 const painter = new Painter($("view"));
@@ -34,9 +35,6 @@ function fail(error) {
   $("error").textContent = error ? sentence(error.message) : "";
   show("error", Boolean(error));
 }
-
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
-const percent = (share) => (share >= 0.001 ? `${(100 * share).toFixed(1)} %` : "< 0.1 %");
 
 // ---- what to segment
 
@@ -183,37 +181,14 @@ async function showPainting(painting) {
   show("region-empty", true);
   painter.fit();
   $("size").textContent = `${painting.width} × ${painting.height}`;
-  $("legend").replaceChildren(...painting.words.map(legendEntry), ...unlabelledEntry(painting.unlabelled));
+  const chosen = (label) => explain(`label=${label}`);
+  const entries = painting.words.map((word) => legendEntry(word, chosen));
+  $("legend").replaceChildren(...entries, ...unlabelledEntry(painting.unlabelled, chosen));
   $("absent").textContent = painting.absent.length ? `Not found: ${painting.absent.join(", ")}` : "";
   show("absent", painting.absent.length > 0 && painting.absent.length <= 30);
   $("known-names").replaceChildren(...painting.names.map((name) => new Option(name)));
   show("undo", painting.edits > 0);
   showGranularity(painting.granularity);
-}
-
-function legendEntry({ label, word, color, share, score }) {
-  const entry = document.createElement("li");
-  entry.innerHTML =
-    '<button type="button"><span class="swatch"></span><span class="word"></span><span class="share"></span>' +
-    '<span class="meter"><i></i></span></button>';
-  const button = entry.firstChild;
-  const [swatch, name, value, meter] = button.children;
-  swatch.style.background = meter.firstChild.style.background = color;
-  name.textContent = button.title = word;
-  button.title = `${word}: mean score ${score.toFixed(3)}`;
-  value.textContent = percent(share);
-  meter.firstChild.style.width = `${100 * share}%`;
-  button.dataset.label = label;
-  button.addEventListener("click", () => explain(`label=${label}`));
-  return entry;
-}
-
-function unlabelledEntry(share) {
-  if (share < 1e-9) return [];
-  const entry = legendEntry({ label: -1, word: "unlabelled", color: "transparent", share, score: 0 });
-  entry.firstChild.title = "pixels without a word";
-  entry.querySelector(".swatch").classList.add("none");
-  return [entry];
 }
 
 // ---- another rendering of the kept masks
@@ -305,7 +280,7 @@ function showRegion(region) {
   show("remove", region.word !== null);
   for (const entry of document.querySelectorAll(".legend button"))
     entry.classList.toggle("chosen", Number(entry.dataset.label) === region.label);
-  const [first, ...others] = region.masks.map(maskTable);
+  const [first, ...others] = region.masks.map((mask) => maskTable(mask, state.scene.width * state.scene.height));
   $("masks").replaceChildren(first || noMasks(), ...(others.length ? [moreMasks(others)] : []));
 }
 
@@ -314,36 +289,6 @@ function noMasks() {
   text.className = "hint";
   text.textContent = state.scene.keeps_masks ? "No mask covers this place." : "This model has no masks to explain.";
   return text;
-}
-
-function moreMasks(tables) {
-  const details = document.createElement("details");
-  const summary = document.createElement("summary");
-  summary.textContent = `${tables.length} more ${tables.length === 1 ? "mask" : "masks"} here`;
-  details.append(summary, ...tables);
-  return details;
-}
-
-function maskTable({ mask, area, words }) {
-  const table = document.createElement("table");
-  const columns = [
-    ["own", "proposer"],
-    ["clip", "CLIP"],
-    ["fused", "fused"],
-  ].filter(([key]) => words.some((word) => word[key] !== null));
-  const total = state.scene.width * state.scene.height;
-  table.dataset.mask = mask;
-  table.createCaption().textContent = `mask ${mask}, ${percent(area / total)} of the image`;
-  const head = table.createTHead().insertRow();
-  for (const title of ["word", ...columns.map(([, name]) => name)])
-    head.append(Object.assign(document.createElement("th"), { textContent: title, scope: "col" }));
-  const body = table.createTBody();
-  for (const word of words) {
-    const row = body.insertRow();
-    row.insertCell().textContent = word.word;
-    for (const [key] of columns) row.insertCell().textContent = word[key] === null ? "–" : word[key].toFixed(3);
-  }
-  return table;
 }
 
 function correct(name) {
