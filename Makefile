@@ -19,7 +19,7 @@ DEMO := output/demo
 TOY := configs/toy/ovseg_toy.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv packages demo demo-toy test fuzz lint types docs clean requirements
+.PHONY: help setup venv packages demo demo-toy test test-web fuzz lint types docs clean requirements
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -69,6 +69,11 @@ demo-toy: setup  ## Evaluate the shipped toy model, then segment toy scenes into
 test: setup  ## Run the tests (PYTEST_ARGS="-n 0 -k words" for some of them)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
+test-web: setup  ## Test the page of ovseg serve in Chromium, and its server under load
+	@$(PY) -c "import shutil, sys; sys.exit(not any(map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))))" || { \
+	  echo "error: there is no Chromium: on Debian, apt-get install chromium; elsewhere install Google Chrome" >&2; exit 1; }
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 0 -m browser tests/web $(PYTEST_ARGS)
+
 fuzz: setup  ## Give damaged and odd inputs to everything that reads any (FUZZ_ARGS="coco --inputs 500")
 	@$(PY) -m tests.fuzz $(FUZZ_ARGS)
 
@@ -91,4 +96,4 @@ clean:  ## Remove .venv/, .venv-docs/, the demo's output, caches and build files
 
 requirements: venv  ## Compile requirements.txt anew from pyproject.toml (for maintainers)
 	@$(UV) pip compile --quiet --universal --python-version 3.10 --extra dev --extra photo --extra hed --extra sam \
-	  --extra demo --extra ray --upgrade --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.txt
+	  --extra demo --extra ray --extra web --upgrade --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.txt

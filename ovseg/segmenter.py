@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from ovseg.checkpoint import load_model
 from ovseg.config import joined_options, load_cfg
 from ovseg.config.limits import needs_checkpoint
-from ovseg.errors import OvsegError
+from ovseg.errors import OvsegError, shown
 from ovseg.evaluation.tta import augmented_model
 from ovseg.hub.card import ModelCard
 from ovseg.hub.fetch import offline
@@ -27,8 +28,10 @@ from ovseg.io.devices import configured_device, find_device
 from ovseg.io.images import ImageLike, as_rgb, resize_transform
 from ovseg.meta_arch.embeddings import embeddings_of, text_space_of
 from ovseg.meta_arch.pixel_scores import resize
+from ovseg.proposals.views import PROPOSERS
 from ovseg.result.explanation import MaskScores
 from ovseg.result.features import ImageFeatures
+from ovseg.result.kept_masks import KeptMasks
 from ovseg.result.of_model import explained_memory, map_size, segmentation_of
 from ovseg.result.segmentation import Segmentation
 from ovseg.vocabulary import Vocabulary
@@ -39,6 +42,7 @@ logger = logging.getLogger(__name__)
 # temporary copy are in memory. Sliding windows also sum at the size of the model's input.
 COPIES_OF_VIEWS = 3
 LARGEST_SUM = 2**28  # numbers (1 GiB)
+UNTRAINED_PROPOSERS = ("BoundaryTree", "SAM")  # without weights in MODEL.WEIGHTS
 NAMED = 10  # unfamiliar words that a warning names
 
 
@@ -211,6 +215,30 @@ class Segmenter:
         vocabulary = self.vocabulary if words is None else Vocabulary.of(words)
         save(Path(folder), self.model, self.config, self.card if card is None else ModelCard.of(card), vocabulary)
 
+    def with_proposer(self, name: str, opts: Sequence[Any] | Mapping[str, Any] = ()) -> Segmenter:
+        """Return a segmenter with the masks of another proposer and the namers of this one, whose weights both share.
+
+        Args:
+            name: a proposer without weights of its training: "BoundaryTree" or "SAM".
+            opts: its keys, such as ``{"MODEL.PROPOSER.SAM.MODEL": folder}``; see :meth:`from_config`.
+
+        Raises:
+            OvsegError: there is no such proposer, it needs weights of its training or files that are missing, or the
+                model has no masks or no namer of them.
+        """
+        if self.config is None or not hasattr(self.model, "with_proposer"):
+            raise OvsegError(f"{self.name or 'this model'} has no proposer that another one could replace")
+        if name not in UNTRAINED_PROPOSERS:
+            choice = " or ".join(UNTRAINED_PROPOSERS)
+            raise OvsegError(f"{shown(name)} is not a proposer for the namers of any model: choose {choice}")
+        cfg = self.config.clone()
+        cfg.defrost()
+        cfg.merge_from_list([str(value) for value in joined_options(["MODEL.PROPOSER.NAME", name], opts)])
+        found = copy.copy(self)
+        found.model = self.model.with_proposer(PROPOSERS.get(name)(cfg))
+        found.many_views = found.config = None
+        return found
+
     @torch.inference_mode()
     def prepare(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> Vocabulary:
         """Check and encode words; later calls use the cached text embeddings.
@@ -318,14 +346,12 @@ class Segmenter:
         return found
 
     @torch.inference_mode()
-    def adjustable(
-        self, image: ImageLike, words: str | Sequence[str | Sequence[str]] | Vocabulary
-    ) -> Callable[[float], Segmentation]:
+    def adjustable(self, image: ImageLike, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> KeptMasks:
         """Find and score the masks of one image, and return the function granularity -> :class:`Segmentation`.
 
         The function renders kept masks and scores, in a fraction of the time of a call; its results are equal to those
-        of calls with ``granularity``. The masks stay in memory as long as the function: 4 bytes x masks x pixels of the
-        model's input.
+        of calls with ``granularity`` and ``explain``. The masks stay in memory as long as the function: 4 bytes x masks
+        x pixels of the model's input, or less, see :meth:`ovseg.result.kept_masks.KeptMasks.compact`.
 
         Args:
             image, words: as for a call.
@@ -338,23 +364,33 @@ class Segmenter:
                 "with TEST.SLIDING_WINDOW or TEST.AUG.ENABLED scores are averages over views with different masks, "
                 "which cannot be kept: set both to False, or give granularity to each call"
             )
-        if not hasattr(self.model, "render_scored"):
+        if not self.keeps_masks:
             raise OvsegError("granularity selects masks, and this model has none: use a system with a proposer")
         vocabulary = self._vocabulary(words)
         pixels, source = as_rgb(image)
-        request = self._request(pixels, source, vocabulary) | {"outputs": ("scored_masks",), "granularity": 1.0}
+        request = self._request(pixels, source, vocabulary)
+        request |= {"outputs": ("scored_masks", "explanations"), "granularity": 1.0}
         with explained_memory(source or "the image"):
-            scored = self.model([request])[0]["scored_masks"]
-        size = request["height"], request["width"]
+            result = self.model([request])[0]
+        (scores, masks, *of_words), size = result["scored_masks"], (request["height"], request["width"])
 
         @torch.inference_mode()
-        def render(granularity: float) -> Segmentation:
-            checked = self.model.granularity_of({"granularity": granularity})
+        def render(masks: torch.Tensor, granularity: float | None, min_score: float | None) -> Segmentation:
+            asked = {} if granularity is None else {"granularity": granularity}
+            checked = self.model.granularity_of(asked)
+            limit = self.min_score if min_score is None else min_score
             with explained_memory(source or "the image"):
-                result = self.model.render_scored(*scored, size, ("label_map",), checked)
-                return segmentation_of(result, vocabulary, pixels, source, min_score=self.min_score)
+                masks = masks.to(self.model.device)
+                maps = self.model.render_scored(scores, masks, *of_words, size, ("label_map",), checked)
+                return segmentation_of(maps, vocabulary, pixels, source, min_score=limit)
 
-        return render
+        of_masks = MaskScores.from_model(result["explanations"], vocabulary.names)
+        return KeptMasks.of(masks, self.model.mask_threshold, of_masks, render)
+
+    @property
+    def keeps_masks(self) -> bool:
+        """Whether :meth:`adjustable` is possible: the model scores masks, and its results are of one view."""
+        return self.many_views is None and hasattr(self.model, "render_scored")
 
     def _request(self, pixels: np.ndarray, source: str | None, vocabulary: Vocabulary) -> dict[str, Any]:
         """Return the model's input for an image, with the size at which its maps are computed."""

@@ -47,9 +47,10 @@ FLOORS: dict[str, set[str]] = {
     "segmenter": _SYSTEM | {"evaluation", "hub"},
     "adaptation": _ALL - {"adaptation"},
     "labelling": _ALL | {""},  # its processes register the models
+    "web": _ALL | {""},
     "toy": _ALL,
     "": _ALL | {"toy", "environment"},  # ovseg/__init__.py, a door as the commands are
-    "cli": _ALL | {"labelling", "toy", "environment", ""},
+    "cli": _ALL | {"labelling", "web", "toy", "environment", ""},
     "__main__": {"cli"},
 }
 

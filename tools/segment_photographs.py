@@ -11,22 +11,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-
-from ovseg.errors import OvsegError, user_errors
-
-WORDS = {
-    "chelsea": ["cat", "dog", "blanket", "wall"],
-    "coffee": ["cup", "spoon", "dining table"],
-    "rocket": ["rocket", "sky", "tower", "tree"],
-    "astronaut": ["person", "flag", "rocket", "wall"],
-    "china": ["sky", "building", "tree", "water", "person"],
-}
+from ovseg.errors import user_errors
+from ovseg.io.photographs import WORDS, photographs
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,24 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console(width=110, highlight=False)
     console.print(table)
     console.print(f"The model was loaded in {loaded:.1f} s. Every pixel gets one of the words.")
-
-
-def photographs() -> Callable[[str], np.ndarray]:
-    """Return the function that loads a photograph by its name, as uint8 (H, W, 3) RGB.
-
-    Raises:
-        OvsegError: scikit-image or scikit-learn is not installed.
-    """
-    try:
-        from skimage import data
-        from sklearn.datasets import load_sample_image
-    except ImportError as error:
-        package = "scikit-image" if "skimage" in str(error) else "scikit-learn"
-        raise OvsegError(
-            f"the photographs need the package {package}, which is not installed: `pip install {package}`, or segment "
-            "your own with `python demo.py --input photo.jpg --class-names ...`"
-        ) from error
-    return lambda name: load_sample_image("china.jpg") if name == "china" else getattr(data, name)()
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ from ovseg.cli.install_detectron2 import install_detectron2
 from ovseg.cli.label import label
 from ovseg.cli.models import models
 from ovseg.cli.segment import segment
+from ovseg.cli.serve import serve
 from ovseg.cli.train import PARSED_HERE, evaluate, train
 from ovseg.errors import user_errors
 
-COMMANDS = (segment, label, models, train, evaluate, check, doctor, install_detectron2)
+COMMANDS = (segment, label, serve, models, train, evaluate, check, doctor, install_detectron2)
 PASSED_ON = (train, evaluate)  # argparse reads their arguments
 
 app = typer.Typer(

@@ -17,7 +17,7 @@ from ovseg.config.limits import check_config, check_kind
 from ovseg.errors import OvsegError, shown
 from ovseg.meta_arch.pixel_scores import RENDERINGS, ClassWinner, resize
 from ovseg.meta_arch.word_model import WordModel, output_size, outputs_of
-from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, PooledMap, Scores, SingleNamer
+from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, PooledMap, QueryEmbedding, Scores, SingleNamer
 from ovseg.naming.crops import has_pixel
 from ovseg.proposals.given_masks import resize_masks
 from ovseg.proposals.network import MaskNetwork
@@ -142,6 +142,38 @@ class ProposeAndName(WordModel):
     @property
     def mask_namer(self) -> MaskedCrops | PooledMap | None:
         return self._mask_namer[0] if self._mask_namer else None
+
+    def with_proposer(self, proposer: Part) -> ProposeAndName:
+        """Return a model of the masks of another proposer, with the namers of this one, whose modules both share.
+
+        Args:
+            proposer: without class embeddings, so that a namer of these is left out.
+
+        Raises:
+            OvsegError: class embeddings are the only namer.
+        """
+        namers = [part for part in self.namers if not isinstance(part, QueryEmbedding)] or self._mask_namer
+        if not namers:
+            raise OvsegError(
+                "this model names masks by class embeddings of its own proposer alone: choose one with a namer of any "
+                "masks, such as MaskedCrops or PooledMap"
+            )
+        model = ProposeAndName(
+            proposer=proposer,
+            namers=namers,
+            fuse=self.fuse if len(namers) == len(self.namers) else SingleNamer(),
+            render=self.render,
+            mask_threshold=self.mask_threshold,
+            resize_masks=self.resize_masks,
+            add_others=self.add_others,
+            granularity=self.granularity,
+            closed_vocabulary=self.closed_vocabulary,
+            seen_by_default=self.seen_by_default,
+            seen_bias=self.seen_bias,
+            test_sets=self.test_sets,
+            train_sets=self.train_sets,
+        )
+        return model.to(self.device).train(self.training)
 
     def name_masks(self, request: Mapping[str, Any], masks: Tensor) -> Tensor:
         """Return the class probabilities by CLIP of given masks, without proposals.

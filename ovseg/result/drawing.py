@@ -68,7 +68,7 @@ def draw_regions(
         if outlined:
             scene = sv.PolygonAnnotator(color=color, thickness=thickness).annotate(scene, region)
         if named:
-            first, *rest = [(point, names[k], color) for point in _name_places(mask, every_name)] or [None]
+            first, *rest = [(point, names[k], color) for point in name_places(mask, every_name)] or [None]
             tags += [first] if first else []
             (others if every_name else tags).extend(rest)
     drawn = Image.fromarray(np.ascontiguousarray(scene[:, :, ::-1]))
@@ -76,13 +76,16 @@ def draw_regions(
     return np.array(drawn)
 
 
-def draw_result(image: np.ndarray, label_map: np.ndarray, names: Sequence[str]) -> np.ndarray:
+def draw_result(
+    image: np.ndarray, label_map: np.ndarray, names: Sequence[str], colors: Mapping[int, sv.Color] | None = None
+) -> np.ndarray:
     """Draw the image, its regions on the right (below a wide image), and a legend, at a size suited to a screen.
 
     Args:
         image: (H,W,3) uint8 RGB.
         label_map: (H,W) integers, index into ``names``; negative = unlabelled.
         names: K words.
+        colors: colour of each label; by default those of the labels in the map.
 
     Returns:
         (h,w,3) uint8 RGB; the longest side of image and regions together is within ``DRAWING_SIZES``.
@@ -96,7 +99,8 @@ def draw_result(image: np.ndarray, label_map: np.ndarray, names: Sequence[str]) 
     scale = min(max(smallest, 1), largest)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     shares = _shares(label_areas(label_map, len(names)) / label_map.size)
-    colors = colors_of(k for k, _ in shares if k >= 0)  # of the full-size map: small regions may vanish when reduced
+    # of the full-size map: small regions may vanish when reduced
+    colors = colors_of(k for k, _ in shares if k >= 0) if colors is None else colors
     image, label_map = resize_labelled(image, label_map, size)
     pair_size = (size[0] * across + _GAP * (across - 1), size[1] * down + _GAP * (down - 1))
     legend_width = max(pair_size[0], 320)
@@ -176,7 +180,7 @@ def _shares(fractions: np.ndarray) -> list[tuple[int, float]]:
     return found + [(-1, rest)] * (rest > 1e-9)
 
 
-def _name_places(mask: np.ndarray, largest_first: bool = False) -> list[tuple[int, int]]:
+def name_places(mask: np.ndarray, largest_first: bool = False) -> list[tuple[int, int]]:
     """Return (x,y) of the innermost point of each connected part of a mask that is large enough to be named.
 
     With ``largest_first`` the first is that of the largest part, of any size.

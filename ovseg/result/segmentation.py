@@ -109,12 +109,7 @@ class Segmentation:
         if min_score is not None:
             labels = np.where(score_map < min_score, np.int32(UNLABELLED), labels)
         labels = labels.astype(np.int32, copy=False)
-        sums = np.zeros(len(names))
-        for row, row_scores in zip(labels, score_map, strict=True):  # row by row: bincount copies to 16 bytes a pixel
-            shown = row >= 0
-            sums += np.bincount(row[shown], weights=row_scores[shown], minlength=len(names))
-        counts = label_areas(labels, len(names))
-        scores = (sums / np.maximum(counts, 1)).astype(np.float32)
+        scores = mean_scores(labels, score_map, len(names))
         kept = score_map.astype(np.float32, copy=False)
         return cls(labels, tuple(names), scores, image, source, mask_scores, tuple(background), kept)
 
@@ -393,3 +388,12 @@ class Segmentation:
             stem = shorten(Path(self.source).stem, len("_labels.png")) if self.source else "segmentation"
             return path / f"{stem}.png"
         return path if path.suffix.lower() in OUTPUT_SUFFIXES else path.with_name(path.name + ".png")
+
+
+def mean_scores(labels: np.ndarray, score_map: np.ndarray, count: int) -> np.ndarray:
+    """Return the mean score over the pixels of each of ``count`` labels, float32 (count,), 0 where there are none."""
+    sums = np.zeros(count)
+    for row, scores in zip(labels, score_map, strict=True):  # row by row: bincount copies to 16 bytes a pixel
+        shown = row >= 0
+        sums += np.bincount(row[shown], weights=scores[shown], minlength=count)
+    return (sums / np.maximum(label_areas(labels, count), 1)).astype(np.float32)

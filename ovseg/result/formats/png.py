@@ -29,11 +29,17 @@ def save_label_map(label_map: np.ndarray, count: int, path: Path, **options: Any
     Raises:
         OvsegError: there are more than 65535 words, or the file cannot be written.
     """
+    image = label_image(label_map, count)
+    with atomic_path(path) as temporary:
+        save_image(image, temporary, **options)
+
+
+def label_image(label_map: np.ndarray, count: int) -> Image.Image:
+    """Return a label map as the image that :func:`save_label_map` writes."""
     if count > LARGEST:
         raise OvsegError(f"a label map PNG holds at most {LARGEST} words, and there are {count}")
     bits, blank = grey_values(count)
-    with atomic_path(path) as temporary:
-        save_image(Image.fromarray(np.where(label_map < 0, blank, label_map).astype(bits)), temporary, **options)
+    return Image.fromarray(np.where(label_map < 0, blank, label_map).astype(bits))
 
 
 def grey_values(count: int) -> tuple[type, int]:

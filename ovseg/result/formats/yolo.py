@@ -7,6 +7,7 @@ holes: slits lead to holes (:meth:`ovseg.result.polygons.Outline.joined`).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -47,6 +48,10 @@ def write_yolo(labelled: LabelledSet) -> None:
         labelled.announce(path)
         write_text(path, yolo_lines(image, labelled.tolerance))
         labelled.add_image(image, "images")
-    lines = [f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(labelled.names)]
-    text = f"path: {json.dumps(str(labelled.folder.absolute()))}\ntrain: images\nval: images\nnames:\n{''.join(lines)}"
-    write_text(labelled.folder / "data.yaml", text)
+    write_text(labelled.folder / "data.yaml", yolo_description(labelled.names, str(labelled.folder.absolute())))
+
+
+def yolo_description(names: Sequence[str], folder: str) -> str:
+    """Return the content of ``data.yaml`` for a data set in a folder."""
+    lines = [f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(names)]
+    return f"path: {json.dumps(folder)}\ntrain: images\nval: images\nnames:\n{''.join(lines)}"

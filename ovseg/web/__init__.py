@@ -1,0 +1,1 @@
+"""``ovseg serve``: a web page and a REST endpoint over any model."""
