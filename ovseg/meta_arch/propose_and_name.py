@@ -125,6 +125,7 @@ class ProposeAndName(WordModel):
         scores, results = [], []
         for namer in self.namers:
             scores.append(namer(views, masks, words))
+            masks = [_with_objectness(*found) for found in zip(masks, scores[-1], strict=True)]
         if self.resize_masks:
             masks = [_of_result(found, views, index) for index, found in enumerate(masks)]
         for of_image in zip(views.requests, masks, words, *scores, strict=True):
@@ -318,6 +319,13 @@ def explain(
         "fractions": binary.flatten(1).float().mean(1),
         "boxes": torch.stack((x0, y0, x1, y1), dim=1),
     }
+
+
+def _with_objectness(masks: Masks, scores: Scores | None) -> Masks:
+    """Return masks with the probability of being an object, by the scores of a namer that knows "no object"."""
+    if scores is None or scores.seen is not None or masks.objectness is not None:
+        return masks
+    return replace(masks, objectness=scores.probabilities.sum(-1))
 
 
 def _of_result(masks: Masks, views: Views, index: int) -> Masks:
