@@ -17,7 +17,7 @@ from ovseg.clip.adapter import KEYS, ClipAdapter
 from ovseg.clip.vit import embed_patches, encode_masked_image, encode_patches, is_plain_vit
 from ovseg.errors import OvsegError, argument_names
 from ovseg.naming.scores import NAMERS, Scores, best_synonym
-from ovseg.naming.selection import ALL_CROPS, CropSelection, spread
+from ovseg.naming.selection import ALL_CROPS, CropSelection
 from ovseg.proposals.views import Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
@@ -40,7 +40,7 @@ class MaskedCrops(Part):
         mask_crops: fill the background; if False, crops keep it and prompts replace nothing.
         mask_prompts: replace fully masked patches by the prompts of CLIP's image tower.
         crops_at_a_time: crops that CLIP encodes at a time; 0 for :data:`CROPS_AT_A_TIME`.
-        selection: which masks are classified; the others get the scores of a duplicate, or zeros.
+        selection: which masks are classified; see :class:`CropSelection`.
     """
 
     explains: ClassVar[str] = "clip"
@@ -102,17 +102,15 @@ class MaskedCrops(Part):
             found = masks[index]
             seen[index] = has_pixel(found.probabilities, self.mask_threshold)
             probabilities = found.probabilities[seen[index]]
-            objectness = None if found.objectness is None else found.objectness[seen[index]]
-            sources[index] = source = self.selection(probabilities, self.mask_threshold, objectness)
-            classified = slice(None) if source is None else source == torch.arange(len(source), device=source.device)
-            shown.append((index, probabilities[classified]))
+            known = None if found.scores is None else found.scores[seen[index]]
+            sources[index] = self.selection(probabilities, self.mask_threshold, known)
+            shown.append((index, sources[index].select(probabilities)))
         scores: list[Scores | None] = [None] * len(words)
         for index, features in zip(asked, self.features(views, shown), strict=True):
             vocabulary = words[index]
             text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
             logits = best_synonym(self.clip_adapter.similarity(features, text), vocabulary)
-            found = logits[:, :-1].softmax(-1)
-            scores[index] = Scores(found if sources[index] is None else spread(found, sources[index]), seen[index])
+            scores[index] = Scores(sources[index].spread(logits[:, :-1].softmax(-1)), seen[index])
         return scores
 
     def features(self, views: Views, masks: Iterable[tuple[int, Tensor]]) -> list[Tensor]:

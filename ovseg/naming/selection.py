@@ -12,10 +12,41 @@ PIXELS_AT_A_TIME = 1 << 16
 
 
 @dataclass(frozen=True)
-class CropSelection:
-    """Which masks of an image are classified, and which of them stand for others.
+class Sources:
+    """Where the scores of V masks come from.
 
-    Masks are ranked by the probability of being an object times their area.
+    Attributes:
+        classified: bool (V,), which masks are classified; None for all.
+        row: int64 (V,), the row of a classified mask that stands for a mask, -1 for none; None if all are classified.
+        estimates: (V, K), scores of masks without a row; None for zeros.
+    """
+
+    classified: Tensor | None = None
+    row: Tensor | None = None
+    estimates: Tensor | None = None
+
+    def select(self, masks: Tensor) -> Tensor:
+        """Return the classified ones of masks (V, ...)."""
+        return masks if self.classified is None else masks[self.classified]
+
+    def spread(self, scores: Tensor) -> Tensor:
+        """Return the scores of all masks (V, K), given those of the classified ones (C, K)."""
+        if self.row is None:
+            return scores
+        found = scores.new_zeros(len(self.row), scores.shape[1])
+        if self.estimates is not None:
+            found.copy_(self.estimates)
+        has_row = self.row >= 0
+        found[has_row] = scores[self.row[has_row]]
+        return found
+
+
+@dataclass(frozen=True)
+class CropSelection:
+    """Which masks of an image are classified, and what the scores of the others are.
+
+    Masks are ranked by the probability of being an object times their area. Those that are left out get the scores of
+    an earlier namer, scaled to sum to 1, or zeros without one.
 
     Attributes:
         most: masks that are classified, the best ones; 0 for all.
@@ -30,33 +61,34 @@ class CropSelection:
     def from_config(cls, cfg: CfgNode) -> CropSelection:
         return cls(cfg.MODEL.NAMER.MAX_CROPS, cfg.MODEL.NAMER.DUPLICATE_IOU)
 
-    def __call__(self, probabilities: Tensor, threshold: float, objectness: Tensor | None = None) -> Tensor | None:
-        """Return for each mask the one whose scores it gets.
+    def __call__(self, probabilities: Tensor, threshold: float, known: Tensor | None = None) -> Sources:
+        """Choose among the masks of an image.
 
         Args:
             probabilities: (V, H, W) of masks that have a pixel each.
             threshold: probability above which a pixel belongs to a mask.
-            objectness: (V,), probability that a mask is an object; None for the mean probability of its pixels.
-
-        Returns:
-            int64 (V,): itself, another mask, or -1 for none; None if each mask is classified.
+            known: (V, K), scores by an earlier namer, whose sum is the probability that a mask is an object; None for
+                the mean probability of its pixels as that.
         """
         count = len(probabilities)
         if self.duplicate_iou >= 1 and not 0 < self.most < count:
-            return None
+            return Sources()
         binary = (probabilities > threshold).flatten(1)
         areas = binary.sum(1)
-        if objectness is None:
+        if known is None:
             objectness = (probabilities.flatten(1) * binary).sum(1) / areas.clamp_min(1)
+        else:
+            objectness = known.sum(1)
         order = (objectness * areas).argsort(descending=True, stable=True)
-        first = torch.arange(count, device=order.device)
-        if self.duplicate_iou < 1:
-            first = first_of_duplicates(binary[order], self.duplicate_iou)
-        number = (first == torch.arange(count, device=order.device)).cumsum(0) - 1  # of the classified mask
-        kept = number[first] < (self.most or count)
-        source = torch.empty_like(order)
-        source[order] = torch.where(kept, order[first], -1)
-        return source
+        ranks = torch.arange(count, device=order.device)
+        first = first_of_duplicates(binary[order], self.duplicate_iou) if self.duplicate_iou < 1 else ranks
+        number = (first == ranks).cumsum(0) - 1  # of the classified mask
+        source = torch.empty_like(order)  # a mask for each mask
+        source[order] = torch.where(number[first] < (self.most or count), order[first], -1)
+        classified = source == ranks
+        row = torch.where(source >= 0, (classified.cumsum(0) - 1)[source], -1)
+        estimates = None if known is None else known / known.sum(1, keepdim=True).clamp_min(1e-12)
+        return Sources(classified, row, estimates)
 
 
 ALL_CROPS = CropSelection()
@@ -72,8 +104,9 @@ def first_of_duplicates(binary: Tensor, iou: float) -> Tensor:
     Returns:
         int64 (V,).
     """
-    pieces = (piece.float() for piece in binary.split(PIXELS_AT_A_TIME, dim=1))
-    shared = sum(piece @ piece.T for piece in pieces)
+    shared = torch.zeros(len(binary), len(binary), device=binary.device)
+    for piece in binary.split(PIXELS_AT_A_TIME, dim=1):
+        shared.addmm_(piece.float(), piece.float().T)
     areas = shared.diagonal()
     same = shared > iou * (areas[:, None] + areas - shared)
     first = list(range(len(same)))
@@ -82,22 +115,4 @@ def first_of_duplicates(binary: Tensor, iou: float) -> Tensor:
             for other in range(rank + 1, len(first)):
                 if likes[other] and first[other] == other:
                     first[other] = rank
-    return torch.tensor(first, device=same.device)
-
-
-def spread(scores: Tensor, source: Tensor) -> Tensor:
-    """Return the scores of all masks, given those of the classified ones.
-
-    Args:
-        scores: (C, K).
-        source: int64 (V,), see :meth:`CropSelection.__call__`.
-
-    Returns:
-        (V, K); zeros for masks without a source.
-    """
-    classified = source == torch.arange(len(source), device=source.device)
-    row = classified.cumsum(0) - 1
-    found = scores.new_zeros(len(source), scores.shape[1])
-    kept = source >= 0
-    found[kept] = scores[row[source[kept]]]
-    return found
+    return torch.tensor(first, dtype=torch.int64, device=same.device)
