@@ -70,6 +70,8 @@ DEFAULTS: dict[str, Any] = {
     # TrainedRegions
     "MODEL.NAMER.NAME": ["QueryEmbedding", "MaskedCrops"],
     "MODEL.NAMER.MAP_SIZE": 640,  # ours: of PooledMap, pixels of the longer side of the image in CLIP's image tower
+    "MODEL.NAMER.MAX_CROPS": 0,  # ours: of MaskedCrops, ContextCrops, NativeCrops: masks that CLIP classifies; 0: all
+    "MODEL.NAMER.DUPLICATE_IOU": 1.0,  # ours: a mask above this IoU with a better one gets its scores; 1: none
     "MODEL.NAMER.REGIONS": "photo",  # ours: of TrainedRegions, photo or a file of tools/train_photo_model.py
     # ours: dense maps of CLIP's image tower, for DenseCLIP and PooledMap: value (the last attention of each place to
     # itself alone), value_no_residual (the same without the residual; vision transformers), last_tokens (the attention

@@ -78,7 +78,8 @@ _WITHOUT_CLIP = {  # OVSegmentor has encoders, windows and a background of its o
 _BARE_WORDS = 'words are encoded by CLIP without a prompt; give "templates" in the requests, or use LSegPlus'
 NOT_IN: dict[tuple[str, ...], dict[str, str]] = {
     (*ZEGFORMER, *SIMBASELINE_PER_PIXEL, "LSeg", "LSegPlus", "OpenSeg", "DenseCLIP", "Mask2Former", "OVSegmentor"): {
-        "MODEL.FUSION.VOID_BY_CLIP": "only OVSeg, SCAN, SimBaseline and ProposeAndName read it"
+        f"MODEL.{name}": "only OVSeg, SCAN, SimBaseline and ProposeAndName read it"
+        for name in ("FUSION.VOID_BY_CLIP", "NAMER.MAX_CROPS", "NAMER.DUPLICATE_IOU")
     },
     _BOTH: _WITHOUT_PROMPTS,
     ("OVSegmentor",): _WITHOUT_CLIP,

@@ -125,6 +125,7 @@ class ProposeAndName(WordModel):
         scores, results = [], []
         for namer in self.namers:
             scores.append(namer(views, masks, words))
+            masks = [_with_scores(*found) for found in zip(masks, scores[-1], strict=True)]
         if self.resize_masks:
             masks = [_of_result(found, views, index) for index, found in enumerate(masks)]
         for of_image in zip(views.requests, masks, words, *scores, strict=True):
@@ -350,6 +351,11 @@ def explain(
         "fractions": binary.flatten(1).float().mean(1),
         "boxes": torch.stack((x0, y0, x1, y1), dim=1),
     }
+
+
+def _with_scores(masks: Masks, scores: Scores | None) -> Masks:
+    """Return masks with the scores of a namer that has scored all of them."""
+    return masks if scores is None or scores.seen is not None else replace(masks, scores=scores.probabilities)
 
 
 def _of_result(masks: Masks, views: Views, index: int) -> Masks:

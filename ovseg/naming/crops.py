@@ -17,6 +17,7 @@ from ovseg.clip.adapter import KEYS, ClipAdapter
 from ovseg.clip.vit import embed_patches, encode_masked_image, encode_patches, is_plain_vit
 from ovseg.errors import OvsegError, argument_names
 from ovseg.naming.scores import NAMERS, Scores, best_synonym
+from ovseg.naming.selection import ALL_CROPS, CropSelection
 from ovseg.proposals.views import Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
@@ -39,6 +40,7 @@ class MaskedCrops(Part):
         mask_crops: fill the background; if False, crops keep it and prompts replace nothing.
         mask_prompts: replace fully masked patches by the prompts of CLIP's image tower.
         crops_at_a_time: crops that CLIP encodes at a time; 0 for :data:`CROPS_AT_A_TIME`.
+        selection: which masks are classified; see :class:`CropSelection`.
     """
 
     explains: ClassVar[str] = "clip"
@@ -54,6 +56,7 @@ class MaskedCrops(Part):
         mask_crops: bool = True,
         mask_prompts: bool = False,
         crops_at_a_time: int = 0,
+        selection: CropSelection = ALL_CROPS,
     ):
         super().__init__()
         self.clip_adapter = clip_adapter
@@ -64,6 +67,7 @@ class MaskedCrops(Part):
         self.mask_crops = mask_crops
         self.mask_prompts = mask_prompts
         self.crops_at_a_time = crops_at_a_time
+        self.selection = selection
 
     @classmethod
     def from_config(cls, cfg: CfgNode, clip_adapter: ClipAdapter) -> MaskedCrops:
@@ -87,19 +91,26 @@ class MaskedCrops(Part):
             "mask_crops": adapter.MASK_CROPS,
             "mask_prompts": adapter.MASK_PROMPT_FWD,
             "crops_at_a_time": adapter.REGION_CHUNK_SIZE,
+            "selection": CropSelection.from_config(cfg),
         }
 
     def forward(self, views: Views, masks: Sequence[Masks], words: Sequence[Vocabulary | None]) -> list[Scores | None]:
         """Return the scores of each image, see :mod:`ovseg.naming.scores`."""
         asked = [index for index, vocabulary in enumerate(words) if vocabulary is not None]
-        seen = {index: has_pixel(masks[index].probabilities, self.mask_threshold) for index in asked}
-        shown = [(index, masks[index].probabilities[seen[index]]) for index in asked]
+        seen, shown, sources = {}, [], {}
+        for index in asked:
+            found = masks[index]
+            seen[index] = has_pixel(found.probabilities, self.mask_threshold)
+            probabilities = found.probabilities[seen[index]]
+            known = None if found.scores is None else found.scores[seen[index]]
+            sources[index] = self.selection(probabilities, self.mask_threshold, known)
+            shown.append((index, sources[index].select(probabilities)))
         scores: list[Scores | None] = [None] * len(words)
         for index, features in zip(asked, self.features(views, shown), strict=True):
             vocabulary = words[index]
             text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
             logits = best_synonym(self.clip_adapter.similarity(features, text), vocabulary)
-            scores[index] = Scores(logits[:, :-1].softmax(-1), seen[index])
+            scores[index] = Scores(sources[index].spread(logits[:, :-1].softmax(-1)), seen[index])
         return scores
 
     def features(self, views: Views, masks: Iterable[tuple[int, Tensor]]) -> list[Tensor]:

@@ -68,9 +68,12 @@ class Masks:
         logits: (Q, h, w), of the size at which a network predicts them, for the whole canvas (:attr:`Views.canvas`);
             None for masks from elsewhere.
         given: bool (Q, *, *), masks from elsewhere in their own size; None for those of a network.
+        scores: float32 (Q, K), class probabilities of the masks by an earlier namer, which sum to the probability that
+            a mask is an object; None before one has scored them.
     """
 
     probabilities: Tensor
     embeddings: Tensor | None = None
     logits: Tensor | None = None
     given: Tensor | None = None
+    scores: Tensor | None = None
