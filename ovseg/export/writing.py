@@ -1,0 +1,308 @@
+"""Writing of the graphs of a model to a folder, each checked against the model before it is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import ovseg
+from ovseg.errors import OvsegError, reason_of
+from ovseg.export import runtime
+from ovseg.export.graphs import Graph
+from ovseg.export.plan import Plan, Size, plan_of
+from ovseg.export.recipe import input_of, recipe_of, words_of
+from ovseg.io.files import explained_writing, locked_folder, temporary_name, write_text
+from ovseg.segmenter import Segmenter
+from ovseg.vocabulary import Vocabulary
+
+ABOUT, TEXT = "export.json", "text_embeddings.npy"
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
+TOLERANCE = 1e-4  # largest difference from the model
+RUNS = 5  # of which the time is the median
+LARGEST_FILE = 1.8e9  # bytes; an ONNX file of 2 GB or more needs its weights in another file
+Run = Callable[[Sequence[Tensor]], Sequence[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A graph that was written and compared with the model.
+
+    Attributes:
+        name: of the graph.
+        difference: largest absolute difference of any output on random inputs of two shapes.
+        eager, exported: seconds of a run of the first shape by the model and by the graph, one thread each.
+        size: of the files, bytes.
+    """
+
+    name: str
+    difference: float
+    eager: float
+    exported: float
+    size: int
+
+
+def export(
+    segmenter: Segmenter,
+    vocabulary: Vocabulary,
+    folder: str | Path,
+    *,
+    format: str = "onnx",
+    size: tuple[int, int] | None = None,
+    opset: int = 18,
+    report: Callable[[Checked], None] = lambda checked: None,
+) -> Plan:
+    """Write the graphs of a model, the text embeddings of words, and ``export.json``, which says how to combine them.
+
+    Args:
+        segmenter: the model, on the CPU.
+        vocabulary: words; any others can be given to the graphs, which take text embeddings or end before them.
+        folder: new, or one of an earlier export of the same model in the same format, which is replaced.
+        format: "onnx" or "torch-export".
+        size: height and width of images; None for any.
+        opset: version of ONNX's operators.
+        report: called with each graph that is kept.
+
+    Returns:
+        The graphs, and what is not exported.
+
+    Raises:
+        OvsegError: a package is missing; the folder has something else; a graph cannot be exported, or differs from
+            the model by more than :data:`TOLERANCE`; or the folder cannot be written. Nothing is kept then.
+    """
+    folder = Path(folder)
+    check_packages(format)
+    check_folder(folder, segmenter.name, format)
+    shorter = segmenter.min_size if segmenter.min_size > 0 else 224
+    plan = plan_of(segmenter.model, Size(size, shorter))
+    if not plan.graphs:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in plan.left_out.items())
+        raise OvsegError(f"no part of {segmenter.name} can be exported ({reasons}): choose another model")
+    with _replaced(folder) as new, torch.no_grad():
+        words, text = words_of(segmenter, vocabulary)
+        if text is not None:
+            np.save(new / TEXT, text, allow_pickle=False)
+        rows = []
+        for graph in plan.graphs:
+            run = (write_onnx if format == "onnx" else write_program)(graph, new, opset)
+            files = sorted(path.name for path in new.glob(f"{graph.name}.*"))
+            checked = check(graph, run, sum((new / name).stat().st_size for name in files))
+            report(checked)
+            rows.append(_described(graph, checked, files))
+        recipe, reason = recipe_of(segmenter, words["count"])
+        about = {
+            "format": format,
+            "model": segmenter.name,
+            "versions": _versions(format),
+            "opset": opset if format == "onnx" else None,
+            "input": input_of(segmenter, _padded(plan, size)),
+            "graphs": rows,
+            "not_exported": plan.left_out,
+            "words": words,
+            "text": None if text is None else TEXT,
+            "recipe": recipe,
+            "no_recipe": reason,
+        }
+        if format == "onnx":
+            shutil.copyfile(runtime.__file__, new / "runtime.py")
+        write_text(new / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    return plan
+
+
+def check_packages(format: str) -> None:
+    """Raise OvsegError if a package that the format needs is not installed, or PyTorch is too old."""
+    names = ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ()
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise OvsegError(f"--format onnx needs {', '.join(missing)}: run `pip install 'ovseg[export]'`")
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < (2, 5):
+        raise OvsegError(f"exports need PyTorch 2.5, and {torch.__version__} is installed: run `pip install -U torch`")
+
+
+def check_folder(folder: Path, model: str, format: str) -> None:
+    """Raise OvsegError unless a folder is new, empty, or of an earlier export of the model in the format."""
+    if folder.exists() and not folder.is_dir():
+        raise OvsegError(f"{folder} is a file: give a folder as --output")
+    if not folder.is_dir() or not any(path.name != ".lock" for path in folder.iterdir()):
+        return
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        found = about["model"], about["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OvsegError(f"{folder} has files of something else: give another folder as --output") from None
+    if found != (model, format):
+        raise OvsegError(f"{folder} has the export of {found[0]} as {found[1]}: give another folder as --output")
+
+
+def write_onnx(graph: Graph, folder: Path, opset: int) -> Run:
+    """Write a graph as ONNX and return a function that runs it in ONNX Runtime, with one thread."""
+    import onnxruntime
+
+    path = folder / f"{graph.name}.onnx"
+    size = sum(parameter.nbytes for parameter in graph.module.parameters())
+    with _explained(graph), _quiet():
+        program = torch.onnx.export(
+            _program(graph),
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            verbose=False,
+        )
+        program.save(path, external_data=size > LARGEST_FILE)
+        del program
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(
+        list(graph.outputs), {name: tensor.numpy() for name, tensor in zip(graph.inputs, inputs, strict=True)}
+    )
+
+
+def write_program(graph: Graph, folder: Path, opset: int) -> Run:
+    """Write a graph as an exported program of PyTorch and return a function that runs the file."""
+    path = folder / f"{graph.name}.pt2"
+    with _explained(graph), _quiet():
+        torch.export.save(_program(graph), path)
+        module = torch.export.load(path).module()
+    return lambda inputs: [tensor.numpy() for tensor in _outputs(module, inputs)]
+
+
+def check(graph: Graph, run: Run, size: int) -> Checked:
+    """Compare a graph with the model on random inputs of two shapes, and measure both.
+
+    Raises:
+        OvsegError: they differ by more than :data:`TOLERANCE`.
+    """
+    difference = 0.0
+    with _one_thread(), _explained(graph):
+        for which in (1, 0):
+            inputs = graph.examples(which)
+            for name, ours, theirs in zip(graph.outputs, _outputs(graph.module, inputs), run(inputs), strict=True):
+                if tuple(ours.shape) != theirs.shape:
+                    raise OvsegError(f"output {name} of the graph {graph.name} has shape {theirs.shape}")
+                apart = float(np.abs(ours.numpy() - theirs).max(initial=0.0))
+                difference = max(difference, apart if np.isfinite(apart) else float("inf"))
+        if difference > TOLERANCE:
+            raise OvsegError(
+                f"the graph {graph.name} differs from the model by {difference:.1e}, more than {TOLERANCE:.0e}: it is "
+                "not kept; give another --opset, or another --size"
+            )
+        times = [_seconds(lambda: _outputs(graph.module, inputs)), _seconds(lambda: run(inputs))]
+    return Checked(graph.name, difference, *times, size)
+
+
+def _program(graph: Graph) -> torch.export.ExportedProgram:
+    return torch.export.export(
+        graph.module, graph.examples(0), dynamic_shapes=graph.dynamic_shapes(), strict=False
+    )
+
+
+def _outputs(module: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    found = module(*inputs)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _described(graph: Graph, checked: Checked, files: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": graph.name,
+        "file": next(name for name in files if name.endswith((".onnx", ".pt2"))),
+        "about": graph.about,
+        "inputs": {name: given.described for name, given in graph.inputs.items()},
+        "outputs": list(graph.outputs),
+        "max_abs_difference": checked.difference,
+        "seconds": {"eager": round(checked.eager, 6), "exported": round(checked.exported, 6)},
+    }
+
+
+def _padded(plan: Plan, size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return the height and width of the first graph's image, if they are fixed."""
+    image = plan.graphs[0].inputs.get("image")
+    if size is None or image is None:
+        return None
+    return tuple(int(side) for side in image.shape[-2:])
+
+
+def _versions(format: str) -> dict[str, str]:
+    names = ("torch", *(("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ()))
+    return {"ovseg": ovseg.__version__} | {name: importlib.metadata.version(name) for name in names}
+
+
+@contextlib.contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """Yield a new folder next to ``folder``, which takes its place if the block succeeds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked_folder(folder), temporary_name(folder) as new, explained_writing(folder):
+        try:
+            new.mkdir()
+            yield new
+            with temporary_name(folder) as old:
+                os.replace(folder, old)
+                os.replace(new, folder)
+                shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' progress and warnings from the terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _explained(graph: Graph) -> Iterator[None]:
+    """Raise OvsegError, which names the graph, for an error of an exporter or a runtime."""
+    try:
+        yield
+    except (OvsegError, OSError, MemoryError):
+        raise
+    except Exception as error:  # exporters raise almost anything
+        raise OvsegError(
+            f"the graph {graph.name} cannot be exported ({reason_of(error)}): give --size HxW without --dynamic, or "
+            "another --opset or --format"
+        ) from error
