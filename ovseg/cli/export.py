@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,7 +24,8 @@ def export(
     label_set: LabelSetName = None,
     background: Background = "",
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="New, or one of the same export, which is replaced.")
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="New, or one of the same export, which is replaced."),
     ] = Path("exported"),
     model: Annotated[
         str,
@@ -32,7 +33,9 @@ def export(
             "--model", "--config-file", "-m", metavar="NAME|FILE", help="Name of a model, or a configuration file."
         ),
     ] = DEFAULT_MODEL,
-    format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help=" or ".join(FORMATS) + ".")] = "onnx",
+    format: Annotated[
+        Literal["onnx", "torch-export"], typer.Option("--format", "-f", help="ONNX, or PyTorch's exported programs.")
+    ] = "onnx",
     size: Annotated[
         str | None,
         typer.Option(metavar="HxW", help="Height and width of images, such as 640x640; default: as --dynamic."),
@@ -52,8 +55,6 @@ def export(
     does.
     """
     vocabulary = read_words(words, label_set, background, model)
-    if format not in FORMATS:
-        raise OvsegError(f"--format {format!r} is unknown: choose {' or '.join(FORMATS)}")
     if size is not None and dynamic:
         raise OvsegError("--size and --dynamic exclude each other: give one of them")
     sides, opts = None if size is None else read_size(size), key_values(set_ or [])

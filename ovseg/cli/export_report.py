@@ -37,6 +37,7 @@ def run_export(
         OvsegError: see :func:`ovseg.export.writing.export`.
     """
     check_packages(format)
+    check_folder(folder)
     make = Segmenter.from_pretrained if named else Segmenter.from_config
     segmenter = make(model, opts=opts, device="cpu")
     check_folder(folder, segmenter.name, format)

@@ -20,7 +20,7 @@ from ovseg.meta_arch.calibration import LookAtClip
 from ovseg.naming.crops import MaskedCrops
 from ovseg.naming.fused_pixels import FusedPixels
 from ovseg.naming.group_embeddings import GroupEmbeddings
-from ovseg.naming.region_model import RegionModel
+from ovseg.naming.region_model import RegionModel, describe
 from ovseg.naming.region_words import RegionWords
 from ovseg.proposals.group_tokens import GroupTokens
 from ovseg.proposals.network import MaskNetwork
@@ -230,7 +230,7 @@ class PooledCut(PlaceCut):
 
 
 class MapCut(PlaceCut):
-    """Image (1, 3, H, W), normalised -> maps of layers, (1, C, h, w) each."""
+    """Image (1, 3, H, W), normalised -> maps of layers, (C, h, w) each."""
 
     def __init__(self, tower: DenseTower, layers: Sequence[str]):
         super().__init__(tower)
@@ -238,16 +238,21 @@ class MapCut(PlaceCut):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         maps = self.tower.maps(image, self.layers)
-        return tuple(maps[layer] for layer in (LAST, *self.layers))
+        return tuple(maps[layer][0] for layer in (LAST, *self.layers))
 
 
-class RegionModelCut(Cut):
-    """Features (V, D), averages of the last map (V, C), unit text embeddings (T, E) -> logits (V, T)."""
+class TrainedRegionCut(Cut):
+    """Masks (V, H, W), unit text embeddings (T, E), maps of :class:`MapCut` (C, h, w) -> logits of texts (V, T)."""
 
     model: RegionModel
 
-    def forward(self, features: Tensor, last: Tensor, text: Tensor) -> Tensor:
-        return self.model(features, last, text)
+    def __init__(self, model: RegionModel, layers: Sequence[str]):
+        super().__init__(model=model)
+        self.layers = tuple(layers)
+
+    def forward(self, masks: Tensor, text: Tensor, last: Tensor, *inner: Tensor) -> Tensor:
+        maps = dict(zip((LAST, *self.layers), (last, *inner), strict=True))
+        return self.model(*describe(maps, masks), text)
 
 
 class GroupCut(Cut):

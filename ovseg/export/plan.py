@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ovseg.clip.adapter import ClipAdapter
@@ -182,19 +183,27 @@ def _of_pooled(namer: PooledMap, size: Size) -> Graph:
 
 
 def _of_trained_regions(namer: TrainedRegions, size: Size) -> Iterator[Graph]:
-    image = Input((1, 3, *size.sides(namer.tower.stride)))
-    names = ("last", *(layer.replace(".", "_") for layer in namer.layers))
-    yield Graph(
-        "maps", cuts.MapCut(namer.tower, namer.layers), {"image": image}, names, "image, normalised -> maps of layers"
-    )
+    tower, layers = namer.tower, namer.layers
+    image = Input((1, 3, *size.sides(tower.stride)))
+    names = ("last", *(layer.replace(".", "_") for layer in layers))
+    yield Graph("maps", cuts.MapCut(tower, layers), {"image": image}, names, "image, normalised -> maps of layers")
     model = namer.regions
+    with torch.no_grad():
+        shapes = [tuple(found.shape) for found in cuts.MapCut(tower, layers)(torch.zeros(1, 3, 8 * tower.stride, 32))]
+    height, width = (Axis("mask_h", (97, 64)), Axis("mask_w", (64, 97))) if size.fixed is None else size.fixed
     inputs = {
-        "features": Input((REGIONS, len(model.centre))),
-        "last": Input((REGIONS, model.classifier.shape[1])),
+        "masks": Input((REGIONS, height, width), "share"),
         "text": Input((TEXTS, model.texts.shape[1])),
     }
-    about = "features of regions and averages of the last map; text embeddings -> logits"
-    yield Graph("region_model", cuts.RegionModelCut(model=model), inputs, ("logits",), about)
+    for name, (channels, places, _) in zip(names, shapes, strict=True):
+        finer = [_scaled(axis, places // 8) for axis in size.map(tower.stride)]
+        inputs[name] = Input((channels, *finer))
+    about = "masks of the size of the image; text embeddings; maps -> logits of texts"
+    yield Graph("regions", cuts.TrainedRegionCut(model, layers), inputs, ("logits",), about)
+
+
+def _scaled(axis: int | Axis, factor: int) -> int | Axis:
+    return Axis(axis.name, axis.sizes, factor) if isinstance(axis, Axis) else axis * factor
 
 
 def _of_groups(scorer: GroupPixels) -> Graph:

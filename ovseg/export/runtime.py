@@ -148,10 +148,15 @@ class Runtime:
             shares = np.ones_like(shares)
         elif not crops["matting"]:
             shares = binary.astype(np.float32)
-        size, background = crops["size"], normalised(np.array(crops["fill"])[:, None, None], crops["mean"], crops["std"])
+        size, background = (
+            crops["size"],
+            normalised(np.array(crops["fill"])[:, None, None], crops["mean"], crops["std"]),
+        )
         image = normalised(pixels, crops["mean"], crops["std"]) - background
-        cut = [(share[top:bottom, left:right], image[:, top:bottom, left:right])
-               for share, (left, top, right, bottom) in zip(shares, boxes, strict=True)]
+        cut = [
+            (share[top:bottom, left:right], image[:, top:bottom, left:right])
+            for share, (left, top, right, bottom) in zip(shares, boxes, strict=True)
+        ]
         of_masks = np.stack([share[nearest(share.shape, (size, size))] for share, _ in cut])[:, None] if cut else None
         inputs: dict[str, np.ndarray] = {}
         if tokens is not None and cut:

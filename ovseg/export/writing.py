@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import shutil
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +33,7 @@ from ovseg.vocabulary import Vocabulary
 ABOUT, TEXT = "export.json", "text_embeddings.npy"
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 TOLERANCE = 1e-4  # largest difference from the model
-RUNS = 5  # of which the time is the median
+RUNS = 7  # of which the time is the shortest, which other programs on the machine disturb least
 LARGEST_FILE = 1.8e9  # bytes; an ONNX file of 2 GB or more needs its weights in another file
 Run = Callable[[Sequence[Tensor]], Sequence[np.ndarray]]
 
@@ -134,8 +133,8 @@ def check_packages(format: str) -> None:
         raise OvsegError(f"exports need PyTorch 2.5, and {torch.__version__} is installed: run `pip install -U torch`")
 
 
-def check_folder(folder: Path, model: str, format: str) -> None:
-    """Raise OvsegError unless a folder is new, empty, or of an earlier export of the model in the format."""
+def check_folder(folder: Path, model: str | None = None, format: str = "") -> None:
+    """Raise OvsegError unless a folder is new, empty, or of an earlier export of the model in the format; None: of any."""
     if folder.exists() and not folder.is_dir():
         raise OvsegError(f"{folder} is a file: give a folder as --output")
     if not folder.is_dir() or not any(path.name != ".lock" for path in folder.iterdir()):
@@ -145,7 +144,7 @@ def check_folder(folder: Path, model: str, format: str) -> None:
         found = about["model"], about["format"]
     except (OSError, ValueError, KeyError, TypeError):
         raise OvsegError(f"{folder} has files of something else: give another folder as --output") from None
-    if found != (model, format):
+    if model is not None and found != (model, format):
         raise OvsegError(f"{folder} has the export of {found[0]} as {found[1]}: give another folder as --output")
 
 
@@ -208,9 +207,7 @@ def check(graph: Graph, run: Run, size: int) -> Checked:
 
 
 def _program(graph: Graph) -> torch.export.ExportedProgram:
-    return torch.export.export(
-        graph.module, graph.examples(0), dynamic_shapes=graph.dynamic_shapes(), strict=False
-    )
+    return torch.export.export(graph.module, graph.examples(0), dynamic_shapes=graph.dynamic_shapes(), strict=False)
 
 
 def _outputs(module: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -224,7 +221,7 @@ def _seconds(run: Callable[[], object]) -> float:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return min(times)
 
 
 def _described(graph: Graph, checked: Checked, files: Sequence[str]) -> dict[str, Any]:

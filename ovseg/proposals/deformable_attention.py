@@ -38,7 +38,10 @@ class Pyramid:
 
         heights, widths = zip(*sizes, strict=True)
         x = [axis.expand(height, -1, -1).flatten(0, 1) for axis, height in zip(centres(widths), heights, strict=True)]
-        y = [axis[:, None].expand(-1, width, -1).flatten(0, 1) for axis, width in zip(centres(heights), widths, strict=True)]
+        y = [
+            axis[:, None].expand(-1, width, -1).flatten(0, 1)
+            for axis, width in zip(centres(heights), widths, strict=True)
+        ]
         return cls(tuple(sizes), torch.cat(x), torch.cat(y))
 
 
