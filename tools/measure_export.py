@@ -4,8 +4,8 @@
 python tools/measure_export.py configs/toy/ovseg_toy.yaml configs/toy/scan_toy.yaml photo --images 10
 python tools/measure_export.py configs/ovseg_swinB_vitL_demo.yaml --size 640x640 --images 0
 
-Weights are random where a configuration names none. Images are toy scenes, or those of --input. Models whose proposer is
-not exported get its masks. The tables are Markdown (docs/export.md); a system that cannot be exported has its reason.
+Weights are random where a configuration names none. Images are toy scenes, or those of --input. Models whose proposer
+is not exported get its masks. The tables are Markdown (docs/export.md); what cannot be exported has its reason there.
 """
 
 from __future__ import annotations

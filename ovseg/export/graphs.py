@@ -176,7 +176,7 @@ class ContextCropCut(Cut):
 
 
 class CalibrationCut(Cut):
-    """Class embeddings (1, Q, D), image (1, 3, S, S) -> calibrated embeddings (1, Q, D), class tokens (L + 1, width)."""
+    """Class embeddings (1, Q, D), image (1, 3, S, S) -> calibrated ones (1, Q, D), class tokens (L + 1, width)."""
 
     refine: LookAtClip
     clip_adapter: ClipAdapter

@@ -35,6 +35,7 @@ from ovseg.proposals.sam import SAM
 CROPS = Axis("n", (3, 1))
 REGIONS = Axis("v", (5, 2))
 TEXTS = Axis("t", (7, 3))
+PADS_BY_SIZE = "the padding of its convolutions depends on the size of the image: give --size HxW"
 NOT_EXPORTED = {
     BoundaryTree: "regions are merged by NumPy, SciPy and OpenCV, not by a network: give its masks to the runtime",
     SAM: "Segment Anything is a model of transformers, which has exporters of its own: give its masks to the runtime",
@@ -64,6 +65,13 @@ class Size:
         more = few + max(1, few // 4)
         return Axis(f"{prefix}h", (few, more), multiple), Axis(f"{prefix}w", (more, few), multiple)
 
+    def whole(self, longer: int, multiple: int) -> Size:
+        """Return the size of images whose longer side becomes this number of pixels, see ``resize_whole``."""
+        if self.fixed is None:
+            return self
+        scale = longer / max(self.fixed)
+        return Size(tuple(max(multiple, round(side * scale / multiple) * multiple) for side in self.fixed), self.usual)
+
     def map(self, multiple: int, prefix: str = "") -> tuple[int | Axis, int | Axis]:
         """Return height and width of a map with a place for each multiple of the sides."""
         sides = self.sides(multiple, prefix)
@@ -89,6 +97,9 @@ def plan_of(model: nn.Module, size: Size) -> Plan:
     left_out: dict[str, str] = {}
     parts = getattr(model, "parts", ())
     for part in parts:
+        if size.fixed is None and pads_by_size(part):
+            left_out[type(part).__name__] = PADS_BY_SIZE
+            continue
         found = list(graphs_of(part, size, parts))
         graphs += found
         kind = next((kind for kind in NOT_EXPORTED if isinstance(part, kind)), None)
@@ -96,6 +107,13 @@ def plan_of(model: nn.Module, size: Size) -> Plan:
         if not found and reason:
             left_out[type(part).__name__] = reason
     return Plan(tuple(graphs), left_out)
+
+
+def pads_by_size(part: nn.Module) -> bool:
+    """Return whether a part has convolutions whose padding depends on the size of the image, and takes whole images."""
+    if isinstance(part, (MaskedCrops, RegionQueries, RegionWords)):  # their inputs have one size
+        return False
+    return any(type(module).__name__ == "Conv2dSame" for module in part.modules())
 
 
 def graphs_of(part: nn.Module, size: Size, parts: tuple[nn.Module, ...]) -> Iterator[Graph]:
@@ -174,6 +192,7 @@ def _of_crops(namer: MaskedCrops) -> Graph:
 
 def _of_pooled(namer: PooledMap, size: Size) -> Graph:
     tower: DenseTower = namer.tower
+    size = size.whole(namer.size, tower.stride)
     inputs = {
         "image": Input((1, 3, *size.sides(tower.stride))),
         "shares": Input((REGIONS, *size.map(tower.stride)), "share"),
@@ -184,13 +203,14 @@ def _of_pooled(namer: PooledMap, size: Size) -> Graph:
 
 def _of_trained_regions(namer: TrainedRegions, size: Size) -> Iterator[Graph]:
     tower, layers = namer.tower, namer.layers
+    of_masks, size = size.fixed, size.whole(namer.size, tower.stride)
     image = Input((1, 3, *size.sides(tower.stride)))
     names = ("last", *(layer.replace(".", "_") for layer in layers))
     yield Graph("maps", cuts.MapCut(tower, layers), {"image": image}, names, "image, normalised -> maps of layers")
     model = namer.regions
     with torch.no_grad():
         shapes = [tuple(found.shape) for found in cuts.MapCut(tower, layers)(torch.zeros(1, 3, 8 * tower.stride, 32))]
-    height, width = (Axis("mask_h", (97, 64)), Axis("mask_w", (64, 97))) if size.fixed is None else size.fixed
+    height, width = (Axis("mask_h", (97, 64)), Axis("mask_w", (64, 97))) if of_masks is None else of_masks
     inputs = {
         "masks": Input((REGIONS, height, width), "share"),
         "text": Input((TEXTS, model.texts.shape[1])),

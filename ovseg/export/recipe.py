@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ovseg.clip.adapter import LOGIT_SCALE
-from ovseg.meta_arch.pixel_scores import ClassWinner, MaskSum
+from ovseg.meta_arch.pixel_scores import AreaWeightedSum, ClassWinner, MaskSum
 from ovseg.meta_arch.propose_and_name import ProposeAndName
 from ovseg.naming import (
     ContextCrops,
@@ -18,11 +18,14 @@ from ovseg.naming import (
     QueryEmbedding,
     SeenUnseenMean,
     SingleNamer,
+    TrainedRegions,
 )
+from ovseg.naming.region_model import OTHERS, OTHERS_LOGIT
 from ovseg.proposals.network import MaskNetwork
 from ovseg.segmenter import Segmenter
 from ovseg.vocabulary import Vocabulary
 
+RENDERINGS = {MaskSum: "mask_sum", ClassWinner: "class_winner", AreaWeightedSum: "area_weighted_sum"}
 FUSIONS = (GeometricMean, SeenUnseenMean, ObjectNormalizedMean, SingleNamer)
 
 
@@ -90,13 +93,14 @@ def recipe_of(segmenter: Segmenter, words: int) -> tuple[dict[str, Any] | None, 
     return {
         "own": None if own is None else {"scale": LOGIT_SCALE, "drop_no_object": own.drop_no_object},
         "crops": None if crops is None else _of_crops(crops),
+        "regions": next((_of_regions(namer) for namer in model.namers if isinstance(namer, TrainedRegions)), None),
         "fusion": {
             "weight": getattr(fuse, "weight", 1.0),
             "void": getattr(fuse, "void_by_other", 0.0),
             "normalised": getattr(fuse, "variant", "plain") == "log",
         },
         "rendering": {
-            "name": "class_winner" if winner else "mask_sum",
+            "name": "class_winner" if winner else RENDERINGS[type(render)],
             "threshold": model.mask_threshold if granularity is not None else getattr(render, "mask_threshold", None),
             "granularity": getattr(render, "granularity", 1.0) if granularity is None else granularity,
             "drop_last": words == 2 and model.words_of({"class_names": ["x"]}).texts[-1] == "others",
@@ -129,9 +133,20 @@ def _of_crops(namer: MaskedCrops) -> dict[str, Any]:
     }
 
 
+def _of_regions(namer: TrainedRegions) -> dict[str, Any]:
+    clip = namer.clip_adapter
+    return {
+        "threshold": namer.mask_threshold,
+        "mean": numbers(clip.pixel_mean),
+        "std": numbers(clip.pixel_std),
+        "others": sorted(OTHERS),
+        "others_logit": OTHERS_LOGIT,
+    }
+
+
 def _why_none(segmenter: Segmenter) -> str:
     """Return why ``runtime.py`` cannot combine the graphs of a model; "" if it can."""
-    model, known = segmenter.model, (QueryEmbedding, MaskedCrops, ContextCrops)
+    model, known = segmenter.model, (QueryEmbedding, MaskedCrops, ContextCrops, TrainedRegions)
     if not isinstance(model, ProposeAndName):
         return "runtime.py combines proposed masks and crops, and this system has none"
     for namer in model.namers:
@@ -140,7 +155,7 @@ def _why_none(segmenter: Segmenter) -> str:
     if not model.clip_adapter.cosine:
         return "the words have vectors of a table, which are not compared by cosine"
     render, fuse = model.render, model.fuse
-    if type(render) not in (MaskSum, ClassWinner) or type(fuse) not in FUSIONS or model.resize_masks:
+    if type(render) not in RENDERINGS or type(fuse) not in FUSIONS or model.resize_masks:
         return f"runtime.py does not know {type(render).__name__} with {type(fuse).__name__} and these settings"
     if model.seen_bias or render.resize_mode != "bilinear" or segmenter.many_views is not None:
         return "runtime.py knows neither SEEN_BIAS nor several views of an image, and resizes scores bilinearly"

@@ -5,7 +5,7 @@
     python FOLDER/runtime.py FOLDER photo.jpg labels.png
 
 It combines the graphs of systems of proposed masks and crops (OVSeg, SimBaseline, SCAN; masks from elsewhere and
-crops) as ``recipe`` in ``export.json`` says, in the order of their papers.
+crops), and of the model ``photo``, as ``recipe`` in ``export.json`` says.
 """
 
 from __future__ import annotations
@@ -77,7 +77,11 @@ class Runtime:
         tokens = None
         if "calibration" in self.sessions:
             embeddings, tokens = self._calibrate(pixels, embeddings)
-        fused = self._fuse(self._own(embeddings), *self._of_crops(pixels, probabilities, tokens))
+        if self.recipe["regions"]:
+            clip = self._of_regions(pixels, probabilities)
+        else:
+            clip = self._of_crops(pixels, probabilities, tokens)
+        fused = self._fuse(self._own(embeddings), *clip)
         return self._render(fused, probabilities, image.shape[:2])
 
     def run(self, name: str, **inputs: np.ndarray) -> list[np.ndarray]:
@@ -173,6 +177,23 @@ class Runtime:
         logits = self._of_words(crops["scale"] * np.concatenate(features) @ self.text.T)
         return softmax(logits[:, :-1]), seen
 
+    def _of_regions(self, pixels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what :meth:`_of_crops` does, by the trained function of regions."""
+        regions, fixed = self.recipe["regions"], self.input["size"]
+        if fixed and pixels.shape[1:] != tuple(fixed):
+            raise ValueError(f"the image becomes {pixels.shape[1:]} pixels, and the graphs are for {tuple(fixed)}")
+        seen = probabilities.max((1, 2)) > regions["threshold"]
+        shape = next(graph for graph in self.about["graphs"] if graph["name"] == "maps")["inputs"]["image"]["shape"]
+        image = normalised(resize(pixels.astype(np.float32), shape[2:]), regions["mean"], regions["std"])
+        names = [output.name for output in self.sessions["maps"].get_outputs()]
+        maps = dict(zip(names, self.run("maps", image=image[None]), strict=True))
+        masks = (probabilities[seen] > regions["threshold"]).astype(np.float32)
+        logits = self.run("regions", masks=masks, text=self.text[:-1], **maps)[0]
+        for column, text in enumerate(self.about["words"]["texts"]):
+            if text in regions["others"]:
+                logits[:, column] = regions["others_logit"]
+        return softmax(self._of_words(np.pad(logits, ((0, 0), (0, 1))))[:, :-1]), seen
+
     def _draw(self, pixels: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Return the background patches that take the class token of the whole image, bool (V, blocks, P)."""
         context, patch = self.recipe["crops"]["context"], self.recipe["crops"]["patch"]
@@ -220,12 +241,17 @@ class Runtime:
             elif len(scores):
                 kept[selecting.argmax(0)] = True
             scores = scores * kept[:, None]
+        total = None
+        if rendering["name"] == "area_weighted_sum":
+            weights = np.maximum(masks.mean((1, 2)), 1e-6)[:, None] ** -min(0.5, 5 / scores.shape[1])
+            scores, total = scores * weights, np.maximum(resize(np.tensordot(weights.T, masks, 1), size)[0], 1e-6)
         best, labels = np.full(size, -np.inf, np.float32), np.zeros(size, np.int32)
         for start in range(0, scores.shape[1], CLASSES_AT_A_TIME):
             few = scores[:, start : start + CLASSES_AT_A_TIME]
             maps = resize(np.tensordot(few.T, masks, 1).astype(np.float32), size)
             labels = np.where(maps.max(0) > best, maps.argmax(0).astype(np.int32) + start, labels)
             best = np.maximum(best, maps.max(0))
+        best = best if total is None else best / total
         unlabelled = (best == 0) | (labels >= len(self.names))
         if (limit := rendering["min_score"]) is not None:
             unlabelled |= best < limit

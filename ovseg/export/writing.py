@@ -134,7 +134,7 @@ def check_packages(format: str) -> None:
 
 
 def check_folder(folder: Path, model: str | None = None, format: str = "") -> None:
-    """Raise OvsegError unless a folder is new, empty, or of an earlier export of the model in the format; None: of any."""
+    """Raise OvsegError unless a folder is new, empty, or of an earlier export of the model (None: any)."""
     if folder.exists() and not folder.is_dir():
         raise OvsegError(f"{folder} is a file: give a folder as --output")
     if not folder.is_dir() or not any(path.name != ".lock" for path in folder.iterdir()):
@@ -239,8 +239,8 @@ def _described(graph: Graph, checked: Checked, files: Sequence[str]) -> dict[str
 def _padded(plan: Plan, size: tuple[int, int] | None) -> tuple[int, int] | None:
     """Return the height and width of the first graph's image, if they are fixed."""
     image = plan.graphs[0].inputs.get("image")
-    if size is None or image is None:
-        return None
+    if size is None or image is None or plan.graphs[0].name in ("maps", "pooled"):
+        return size
     return tuple(int(side) for side in image.shape[-2:])
 
 
