@@ -5,7 +5,8 @@ python tools/measure_export.py configs/toy/ovseg_toy.yaml configs/toy/scan_toy.y
 python tools/measure_export.py configs/ovseg_swinB_vitL_demo.yaml --size 640x640 --images 0
 
 Weights are random where a configuration names none. Images are toy scenes, or those of --input. Models whose proposer
-is not exported get its masks. The tables are Markdown (docs/export.md); what cannot be exported has its reason there.
+is not exported get its masks. The tables are Markdown (docs/export.md); what cannot be exported has its reason
+there. Times are of the processor, one thread.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def segmenter_of(name: str) -> Segmenter:
     """Return the model of a configuration, with random weights if it names none."""
+    import torch
     from detectron2.modeling import build_model
 
     from ovseg.config import load_cfg
@@ -57,6 +59,7 @@ def segmenter_of(name: str) -> Segmenter:
         return Segmenter.from_config(name, device="cpu")
     cfg.MODEL.DEVICE = "cpu"
     size = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
+    torch.manual_seed(0)
     model = build_model(cfg).eval()
     return Segmenter(model, **size, antialias=cfg.INPUT.ANTIALIAS_TEST, name=Path(name).stem)
 
@@ -80,11 +83,11 @@ def compare(segmenter: Segmenter, runtime: Runtime, args: argparse.Namespace) ->
     shares, eager, exported = [], 0.0, 0.0
     for image in images_of(args):
         masks = None if "masks" in runtime.sessions else segmenter.propose(image).numpy()
-        start = time.perf_counter()
+        start = time.process_time()
         ours = segmenter(image, runtime.names).label_map
-        middle = time.perf_counter()
+        middle = time.process_time()
         theirs = runtime(image, masks)
-        eager, exported = eager + middle - start, exported + time.perf_counter() - middle
+        eager, exported = eager + middle - start, exported + time.process_time() - middle
         shares.append(100 * float((ours == theirs).mean()))
     count = len(shares)
     times = f"{eager / count:.3f} | {exported / count:.3f} | {eager / exported:.2f}"

@@ -108,7 +108,7 @@ class Graph:
         generator = torch.Generator().manual_seed(which)
         return tuple(given.random(which, generator) for given in self.inputs.values())
 
-    def dynamic_shapes(self) -> dict[str, dict[int, Any]] | None:
+    def dynamic_shapes(self) -> tuple[dict[int, Any], ...] | None:
         """Return the dynamic axes of the inputs as ``torch.export`` takes them; None if there are none."""
         found: dict[str, Any] = {}
 
@@ -117,10 +117,10 @@ class Graph:
                 found[axis.name] = torch.export.Dim(axis.name, min=1, max=LARGEST)
             return found[axis.name] if axis.multiple == 1 else axis.multiple * found[axis.name]
 
-        shapes = {
-            name: {index: dimension(axis) for index, axis in enumerate(given.shape) if isinstance(axis, Axis)}
-            for name, given in self.inputs.items()
-        }
+        shapes = tuple(
+            {index: dimension(axis) for index, axis in enumerate(given.shape) if isinstance(axis, Axis)}
+            for given in self.inputs.values()
+        )
         return shapes if found else None
 
 
@@ -242,7 +242,7 @@ class MapCut(PlaceCut):
 
 
 class TrainedRegionCut(Cut):
-    """Masks (V, H, W), unit text embeddings (T, E), maps of :class:`MapCut` (C, h, w) -> logits of texts (V, T)."""
+    """Masks (V, H, W), unit text embeddings (T, E), three maps of :class:`MapCut` -> logits of texts (V, T)."""
 
     model: RegionModel
 
@@ -250,8 +250,8 @@ class TrainedRegionCut(Cut):
         super().__init__(model=model)
         self.layers = tuple(layers)
 
-    def forward(self, masks: Tensor, text: Tensor, last: Tensor, *inner: Tensor) -> Tensor:
-        maps = dict(zip((LAST, *self.layers), (last, *inner), strict=True))
+    def forward(self, masks: Tensor, text: Tensor, last: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        maps = dict(zip((LAST, *self.layers), (last, first, second), strict=True))
         return self.model(*describe(maps, masks), text)
 
 

@@ -42,6 +42,7 @@ NOT_EXPORTED = {
     GroupTokens: "OVSegmentor's groups are exported with their namer only (MODEL.META_ARCHITECTURE OVSegmentor)",
     NativeCrops: "crops have sizes of their own, and go through CLIP one at a time: set REGION_RESIZED to True",
     QueryEmbedding: "",  # cosines of embeddings of the proposer's graph
+    RegionWords: "",  # likewise
 }
 
 

@@ -33,7 +33,7 @@ from ovseg.vocabulary import Vocabulary
 ABOUT, TEXT = "export.json", "text_embeddings.npy"
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 TOLERANCE = 1e-4  # largest difference from the model
-RUNS = 7  # of which the time is the shortest, which other programs on the machine disturb least
+RUNS = 7  # of which the shortest counts
 LARGEST_FILE = 1.8e9  # bytes; an ONNX file of 2 GB or more needs its weights in another file
 Run = Callable[[Sequence[Tensor]], Sequence[np.ndarray]]
 
@@ -45,7 +45,8 @@ class Checked:
     Attributes:
         name: of the graph.
         difference: largest absolute difference of any output on random inputs of two shapes.
-        eager, exported: seconds of a run of the first shape by the model and by the graph, one thread each.
+        eager, exported: processor time, which depends least on other programs, of a run of the first shape by the model
+            and by the graph; seconds, one thread each.
         size: of the files, bytes.
     """
 
@@ -218,9 +219,9 @@ def _outputs(module: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Tens
 def _seconds(run: Callable[[], object]) -> float:
     times = []
     for _ in range(RUNS):
-        start = time.perf_counter()
+        start = time.process_time()
         run()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return min(times)
 
 
