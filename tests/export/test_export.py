@@ -50,7 +50,7 @@ def test_label_maps_are_those_of_the_segmenter(exported, segmenter, vocabulary):
     for seed in (SEED, SEED + 1):
         image = make_scene(seed).image
         ours, theirs = runtime(image), segmenter(image, vocabulary).label_map
-        assert (ours == theirs).mean() > 0.999 and len(np.unique(theirs)) > 2
+        assert (ours == theirs).mean() > 0.999 and len(np.unique(theirs)) > 1
     with pytest.raises(ValueError, match="has a graph of masks"):
         runtime(image, np.ones((1, 8, 8)))
     with pytest.raises(ValueError, match="give uint8"):
