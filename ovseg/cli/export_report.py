@@ -20,17 +20,16 @@ def run_export(
     vocabulary: Vocabulary,
     folder: Path,
     *,
-    format: str,
-    size: tuple[int, int] | None,
-    opset: int,
     opts: Sequence[Any],
+    format: str,
+    **settings: Any,
 ) -> int:
     """Export a model and print what was written; returns 0.
 
     Args:
         model: configuration file, or with ``named`` a name or folder of a model.
         named: see there.
-        vocabulary, folder, format, size, opset: see :func:`ovseg.export.writing.export`.
+        vocabulary, folder, format, settings: see :func:`ovseg.export.writing.export`.
         opts: keys of the configuration.
 
     Raises:
@@ -49,9 +48,9 @@ def run_export(
         times = f"{1000 * row.eager:.1f} ms", f"{1000 * row.exported:.1f} ms", f"{row.eager / row.exported:.2f}"
         table.add_row(row.name, f"{row.difference:.1e}", *times, f"{row.size / 1e6:.1f} MB")
 
-    plan = export(segmenter, vocabulary, folder, format=format, size=size, opset=opset, report=add)
+    plan = export(segmenter, vocabulary, folder, format=format, report=add, **settings)
     console.print(table)
     for name, reason in plan.left_out.items():
         console.print(f"not exported: {name}: {reason}", markup=False)
-    console.print(f"differences are at most {TOLERANCE:.0e}; one thread; {folder}", markup=False)
+    console.print(f"differences of float32 are at most {TOLERANCE:.0e}; one thread; {folder}", markup=False)
     return 0

@@ -33,6 +33,8 @@ from ovseg.vocabulary import Vocabulary
 ABOUT, TEXT = "export.json", "text_embeddings.npy"
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 TOLERANCE = 1e-4  # largest difference from the model
+INT8_TOLERANCE = 0.03  # of unit vectors, with quantised weights
+CROPS = "crops"  # the graph whose weights can be quantised
 RUNS = 7  # of which the shortest counts
 LARGEST_FILE = 1.8e9  # bytes; an ONNX file of 2 GB or more needs its weights in another file
 Run = Callable[[Sequence[Tensor]], Sequence[np.ndarray]]
@@ -65,6 +67,7 @@ def export(
     format: str = "onnx",
     size: tuple[int, int] | None = None,
     opset: int = 18,
+    int8: bool = False,
     report: Callable[[Checked], None] = lambda checked: None,
 ) -> Plan:
     """Write the graphs of a model, the text embeddings of words, and ``export.json``, which says how to combine them.
@@ -76,6 +79,7 @@ def export(
         format: "onnx" or "torch-export".
         size: height and width of images; None for any.
         opset: version of ONNX's operators.
+        int8: quantise the weights of CLIP's tower of crops, see :func:`quantise`; for "onnx" only.
         report: called with each graph that is kept.
 
     Returns:
@@ -93,6 +97,8 @@ def export(
     if not plan.graphs:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in plan.left_out.items())
         raise OvsegError(f"no part of {segmenter.name} can be exported ({reasons}): choose another model")
+    if int8 and (format != "onnx" or CROPS not in [graph.name for graph in plan.graphs]):
+        raise OvsegError("--int8 is for the graph of crops and --format onnx, which this export lacks: leave it out")
     with _replaced(folder) as new, torch.no_grad():
         words, text = words_of(segmenter, vocabulary)
         if text is not None:
@@ -102,8 +108,12 @@ def export(
             run = (write_onnx if format == "onnx" else write_program)(graph, new, opset)
             files = sorted(path.name for path in new.glob(f"{graph.name}.*"))
             checked = check(graph, run, sum((new / name).stat().st_size for name in files))
+            quantised = int8 and graph.name == CROPS
+            if quantised:
+                run = quantise(graph, new)
+                checked = check(graph, run, (new / f"{CROPS}.onnx").stat().st_size, INT8_TOLERANCE)
             report(checked)
-            rows.append(_described(graph, checked, files))
+            rows.append(_described(graph, checked, files) | {"weights": "int8" if quantised else "float32"})
         recipe, reason = recipe_of(segmenter, words["count"])
         about = {
             "format": format,
@@ -151,8 +161,6 @@ def check_folder(folder: Path, model: str | None = None, format: str = "") -> No
 
 def write_onnx(graph: Graph, folder: Path, opset: int) -> Run:
     """Write a graph as ONNX and return a function that runs it in ONNX Runtime, with one thread."""
-    import onnxruntime
-
     path = folder / f"{graph.name}.onnx"
     size = sum(parameter.nbytes for parameter in graph.module.parameters())
     with _explained(graph), _quiet():
@@ -166,12 +174,34 @@ def write_onnx(graph: Graph, folder: Path, opset: int) -> Run:
         )
         program.save(path, external_data=size > LARGEST_FILE)
         del program
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+    return _session(graph, path)
+
+
+def _session(graph: Graph, path: Path) -> Run:
+    """Return a function that runs a graph in ONNX Runtime, with one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    with _explained(graph):
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda inputs: session.run(
         list(graph.outputs), {name: tensor.numpy() for name, tensor in zip(graph.inputs, inputs, strict=True)}
     )
+
+
+def quantise(graph: Graph, folder: Path) -> Run:
+    """Replace the ONNX file of a graph by one with weights of eight bits, and return a function that runs it.
+
+    It is ONNX Runtime's dynamic quantisation: activations are quantised when the graph runs.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    path, fewer = folder / f"{graph.name}.onnx", folder / f"{graph.name}.int8.onnx"
+    with _explained(graph), _quiet():
+        quantize_dynamic(path, fewer, weight_type=QuantType.QInt8)
+    os.replace(fewer, path)
+    return _session(graph, path)
 
 
 def write_program(graph: Graph, folder: Path, opset: int) -> Run:
@@ -183,13 +213,13 @@ def write_program(graph: Graph, folder: Path, opset: int) -> Run:
     return lambda inputs: [tensor.numpy() for tensor in _outputs(module, inputs)]
 
 
-def check(graph: Graph, run: Run, size: int) -> Checked:
+def check(graph: Graph, run: Run, size: int, tolerance: float | None = None) -> Checked:
     """Compare a graph with the model on random inputs of two shapes, and measure both.
 
     Raises:
-        OvsegError: they differ by more than :data:`TOLERANCE`.
+        OvsegError: they differ by more than ``tolerance``; default :data:`TOLERANCE`.
     """
-    difference = 0.0
+    difference, tolerance = 0.0, TOLERANCE if tolerance is None else tolerance
     with _one_thread(), _explained(graph):
         for which in (1, 0):
             inputs = graph.examples(which)
@@ -198,9 +228,9 @@ def check(graph: Graph, run: Run, size: int) -> Checked:
                     raise OvsegError(f"output {name} of the graph {graph.name} has shape {theirs.shape}")
                 apart = float(np.abs(ours.numpy() - theirs).max(initial=0.0))
                 difference = max(difference, apart if np.isfinite(apart) else float("inf"))
-        if difference > TOLERANCE:
+        if difference > tolerance:
             raise OvsegError(
-                f"the graph {graph.name} differs from the model by {difference:.1e}, more than {TOLERANCE:.0e}: it is "
+                f"the graph {graph.name} differs from the model by {difference:.1e}, more than {tolerance:.0e}: it is "
                 "not kept; give another --opset, or another --size"
             )
         times = [_seconds(lambda: _outputs(graph.module, inputs)), _seconds(lambda: run(inputs))]

@@ -49,6 +49,7 @@ WRONG = {
     "export --words cat --size 640": "--size '640' is not HxW",
     "export --words cat --size 8x640": "give height and width from 32 to 8192",
     "export --words cat --size 64x64 --dynamic": "--size and --dynamic exclude each other",
+    "export --words cat --int8 --format torch-export": "--int8 is for --format onnx, not torch-export",
     "export --words cat --opset 7": "'--opset': it should be greater than or equal to 18",
     "export --words cat --output twice.txt": "twice.txt is a file",
     "export --words cat --output filled": "filled has files of something else",

@@ -9,12 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ovseg import Segmenter
 from ovseg.cli import app
 from ovseg.errors import OvsegError
 from ovseg.export import writing
+from ovseg.export.graphs import Axis, Graph, Input
 from ovseg.export.runtime import Runtime, resize
 from ovseg.io.shipped import shipped
 from ovseg.toy.scene import make_scene
@@ -96,6 +98,32 @@ def test_nothing_is_kept_of_a_graph_that_differs(segmenter, vocabulary, tmp_path
     assert not [path for path in tmp_path.rglob("*") if path.name != ".lock" and path.is_file()]
 
 
+def test_large_weights_get_a_file_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "LARGEST_FILE", 0)
+    graph = Graph("layer", torch.nn.Linear(64, 512), {"x": Input((Axis("n", (3, 1)), 64))}, ("y",), "a layer")
+    with torch.no_grad():
+        checked = writing.check(graph, writing.write_onnx(graph, tmp_path, 18), 0)
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert checked.difference <= writing.TOLERANCE
+    assert sizes.pop("layer.onnx") < 64 * 512 < sum(sizes.values()) and all(name.startswith("layer.") for name in sizes)
+
+
+class Unit(torch.nn.Linear):
+    def forward(self, crops):
+        return torch.nn.functional.normalize(super().forward(crops), dim=-1)
+
+
+def test_eight_bit_weights(tmp_path):
+    graph = Graph("crops", Unit(64, 512), {"crops": Input((Axis("n", (3, 1)), 64))}, ("features",), "a layer")
+    with torch.no_grad():
+        writing.write_onnx(graph, tmp_path, 18)
+        before = (tmp_path / "crops.onnx").stat().st_size
+        run = writing.quantise(graph, tmp_path)
+        difference = writing.check(graph, run, 0, writing.INT8_TOLERANCE).difference
+    assert 0 < difference < writing.INT8_TOLERANCE and [path.name for path in tmp_path.iterdir()] == ["crops.onnx"]
+    assert (tmp_path / "crops.onnx").stat().st_size < before / 2
+
+
 def test_missing_packages_are_named(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else find(name))
@@ -106,7 +134,6 @@ def test_missing_packages_are_named(monkeypatch):
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_resizing_is_pytorchs(mode):
-    torch = pytest.importorskip("torch")
     maps = np.random.default_rng(0).random((2, 17, 31), np.float32)
     for size in ((40, 12), (17, 90), (5, 31)):
         expected = torch.nn.functional.interpolate(torch.from_numpy(maps)[None], size, mode=mode, align_corners=False)[
