@@ -6,11 +6,9 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
-import logging
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import ovseg
-from ovseg.errors import OvsegError, reason_of
+from ovseg.errors import OvsegError
 from ovseg.export import runtime
+from ovseg.export.formats import Run, explained, outputs_of, quantise, write_onnx, write_program
 from ovseg.export.graphs import Graph
 from ovseg.export.plan import Plan, Size, plan_of
 from ovseg.export.recipe import input_of, recipe_of, words_of
@@ -36,8 +34,6 @@ TOLERANCE = 1e-4  # largest difference from the model
 INT8_TOLERANCE = 0.03  # of unit vectors, with quantised weights
 CROPS = "crops"  # the graph whose weights can be quantised
 RUNS = 7  # of which the shortest counts
-LARGEST_FILE = 1.8e9  # bytes; an ONNX file of 2 GB or more needs its weights in another file
-Run = Callable[[Sequence[Tensor]], Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -159,60 +155,6 @@ def check_folder(folder: Path, model: str | None = None, format: str = "") -> No
         raise OvsegError(f"{folder} has the export of {found[0]} as {found[1]}: give another folder as --output")
 
 
-def write_onnx(graph: Graph, folder: Path, opset: int) -> Run:
-    """Write a graph as ONNX and return a function that runs it in ONNX Runtime, with one thread."""
-    path = folder / f"{graph.name}.onnx"
-    size = sum(parameter.nbytes for parameter in graph.module.parameters())
-    with _explained(graph), _quiet():
-        program = torch.onnx.export(
-            _program(graph),
-            dynamo=True,
-            opset_version=opset,
-            input_names=list(graph.inputs),
-            output_names=list(graph.outputs),
-            verbose=False,
-        )
-        program.save(path, external_data=size > LARGEST_FILE)
-        del program
-    return _session(graph, path)
-
-
-def _session(graph: Graph, path: Path) -> Run:
-    """Return a function that runs a graph in ONNX Runtime, with one thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    with _explained(graph):
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda inputs: session.run(
-        list(graph.outputs), {name: tensor.numpy() for name, tensor in zip(graph.inputs, inputs, strict=True)}
-    )
-
-
-def quantise(graph: Graph, folder: Path) -> Run:
-    """Replace the ONNX file of a graph by one with weights of eight bits, and return a function that runs it.
-
-    It is ONNX Runtime's dynamic quantisation: activations are quantised when the graph runs.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    path, fewer = folder / f"{graph.name}.onnx", folder / f"{graph.name}.int8.onnx"
-    with _explained(graph), _quiet():
-        quantize_dynamic(path, fewer, weight_type=QuantType.QInt8)
-    os.replace(fewer, path)
-    return _session(graph, path)
-
-
-def write_program(graph: Graph, folder: Path, opset: int) -> Run:
-    """Write a graph as an exported program of PyTorch and return a function that runs the file."""
-    path = folder / f"{graph.name}.pt2"
-    with _explained(graph), _quiet():
-        torch.export.save(_program(graph), path)
-        module = torch.export.load(path).module()
-    return lambda inputs: [tensor.numpy() for tensor in _outputs(module, inputs)]
-
-
 def check(graph: Graph, run: Run, size: int, tolerance: float | None = None) -> Checked:
     """Compare a graph with the model on random inputs of two shapes, and measure both.
 
@@ -220,10 +162,10 @@ def check(graph: Graph, run: Run, size: int, tolerance: float | None = None) -> 
         OvsegError: they differ by more than ``tolerance``; default :data:`TOLERANCE`.
     """
     difference, tolerance = 0.0, TOLERANCE if tolerance is None else tolerance
-    with _one_thread(), _explained(graph):
+    with _one_thread(), explained(graph):
         for which in (1, 0):
             inputs = graph.examples(which)
-            for name, ours, theirs in zip(graph.outputs, _outputs(graph.module, inputs), run(inputs), strict=True):
+            for name, ours, theirs in zip(graph.outputs, outputs_of(graph.module, inputs), run(inputs), strict=True):
                 if tuple(ours.shape) != theirs.shape:
                     raise OvsegError(f"output {name} of the graph {graph.name} has shape {theirs.shape}")
                 apart = float(np.abs(ours.numpy() - theirs).max(initial=0.0))
@@ -233,17 +175,8 @@ def check(graph: Graph, run: Run, size: int, tolerance: float | None = None) -> 
                 f"the graph {graph.name} differs from the model by {difference:.1e}, more than {tolerance:.0e}: it is "
                 "not kept; give another --opset, or another --size"
             )
-        times = [_seconds(lambda: _outputs(graph.module, inputs)), _seconds(lambda: run(inputs))]
+        times = [_seconds(lambda: outputs_of(graph.module, inputs)), _seconds(lambda: run(inputs))]
     return Checked(graph.name, difference, *times, size)
-
-
-def _program(graph: Graph) -> torch.export.ExportedProgram:
-    return torch.export.export(graph.module, graph.examples(0), dynamic_shapes=graph.dynamic_shapes(), strict=False)
-
-
-def _outputs(module: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    found = module(*inputs)
-    return found if isinstance(found, tuple) else (found,)
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -304,33 +237,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' progress and warnings from the terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _explained(graph: Graph) -> Iterator[None]:
-    """Raise OvsegError, which names the graph, for an error of an exporter or a runtime."""
-    try:
-        yield
-    except (OvsegError, OSError, MemoryError):
-        raise
-    except Exception as error:  # exporters raise almost anything
-        raise OvsegError(
-            f"the graph {graph.name} cannot be exported ({reason_of(error)}): give --size HxW without --dynamic, or "
-            "another --opset or --format"
-        ) from error

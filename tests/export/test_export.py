@@ -15,7 +15,7 @@ from PIL import Image
 from ovseg import Segmenter
 from ovseg.cli import app
 from ovseg.errors import OvsegError
-from ovseg.export import writing
+from ovseg.export import formats, writing
 from ovseg.export.graphs import Axis, Graph, Input
 from ovseg.export.runtime import Runtime, resize
 from ovseg.io.shipped import shipped
@@ -99,10 +99,10 @@ def test_nothing_is_kept_of_a_graph_that_differs(segmenter, vocabulary, tmp_path
 
 
 def test_large_weights_get_a_file_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "LARGEST_FILE", 0)
+    monkeypatch.setattr(formats, "LARGEST_FILE", 0)
     graph = Graph("layer", torch.nn.Linear(64, 512), {"x": Input((Axis("n", (3, 1)), 64))}, ("y",), "a layer")
     with torch.no_grad():
-        checked = writing.check(graph, writing.write_onnx(graph, tmp_path, 18), 0)
+        checked = writing.check(graph, formats.write_onnx(graph, tmp_path, 18), 0)
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert checked.difference <= writing.TOLERANCE
     assert sizes.pop("layer.onnx") < 64 * 512 < sum(sizes.values()) and all(name.startswith("layer.") for name in sizes)
@@ -116,9 +116,9 @@ class Unit(torch.nn.Linear):
 def test_eight_bit_weights(tmp_path):
     graph = Graph("crops", Unit(64, 512), {"crops": Input((Axis("n", (3, 1)), 64))}, ("features",), "a layer")
     with torch.no_grad():
-        writing.write_onnx(graph, tmp_path, 18)
+        formats.write_onnx(graph, tmp_path, 18)
         before = (tmp_path / "crops.onnx").stat().st_size
-        run = writing.quantise(graph, tmp_path)
+        run = formats.quantise(graph, tmp_path)
         difference = writing.check(graph, run, 0, writing.INT8_TOLERANCE).difference
     assert 0 < difference < writing.INT8_TOLERANCE and [path.name for path in tmp_path.iterdir()] == ["crops.onnx"]
     assert (tmp_path / "crops.onnx").stat().st_size < before / 2

@@ -9,7 +9,7 @@ import torch
 from ovseg import Segmenter
 from ovseg.clip.dense import covered
 from ovseg.errors import OvsegError
-from ovseg.export import writing
+from ovseg.export import formats, writing
 from ovseg.export.graphs import Axis, Input
 from ovseg.export.plan import Size, plan_of
 from ovseg.io.shipped import shipped
@@ -79,7 +79,7 @@ def test_graphs_of_systems(name, tmp_path):
     assert [graph.name for graph in plan.graphs] == GRAPHS[name] and not plan.left_out
     with torch.no_grad():
         for graph in plan.graphs:
-            checked = writing.check(graph, writing.write_program(graph, tmp_path, 18), 0)
+            checked = writing.check(graph, formats.write_program(graph, tmp_path, 18), 0)
             assert checked.difference <= writing.TOLERANCE
 
 
