@@ -35,7 +35,7 @@ from ovseg.proposals.sam import SAM
 CROPS = Axis("n", (3, 1))
 REGIONS = Axis("v", (5, 2))
 TEXTS = Axis("t", (7, 3))
-PADS_BY_SIZE = "the padding of its convolutions depends on the size of the image: give --size HxW"
+PADS_BY_SIZE = "the padding inside its backbone depends on the size of the image: give --size HxW"
 NOT_EXPORTED = {
     BoundaryTree: "regions are merged by NumPy, SciPy and OpenCV, not by a network: give its masks to the runtime",
     SAM: "Segment Anything is a model of transformers, which has exporters of its own: give its masks to the runtime",
@@ -111,10 +111,10 @@ def plan_of(model: nn.Module, size: Size) -> Plan:
 
 
 def pads_by_size(part: nn.Module) -> bool:
-    """Return whether a part has convolutions whose padding depends on the size of the image, and takes whole images."""
+    """Return whether a part takes whole images, and has layers whose padding depends on the size of the image."""
     if isinstance(part, (MaskedCrops, RegionQueries, RegionWords)):  # their inputs have one size
         return False
-    return any(type(module).__name__ == "Conv2dSame" for module in part.modules())
+    return any(type(module).__name__ in ("Conv2dSame", "D2SwinTransformer") for module in part.modules())
 
 
 def graphs_of(part: nn.Module, size: Size, parts: tuple[nn.Module, ...]) -> Iterator[Graph]:

@@ -83,16 +83,18 @@ def test_graphs_of_systems(name, tmp_path):
             assert checked.difference <= writing.TOLERANCE
 
 
-def test_scan_as_programs_of_any_size(tmp_path):
+def test_scan_as_programs_of_one_size(tmp_path):
     config, weights = make_tiny_scan(tmp_path)
     segmenter = Segmenter.from_config(config, weights, device="cpu")
-    plan = writing.export(segmenter, Vocabulary.of(["cat", "sofa"]), tmp_path / "out", format="torch-export")
+    settings = {"format": "torch-export", "size": (64, 96)}
+    assert set(plan_of(segmenter.model, Size(None, 64)).left_out) == {"MaskNetwork"}  # Swin
+    plan = writing.export(segmenter, Vocabulary.of(["cat", "sofa"]), tmp_path / "out", **settings)
     assert [graph.name for graph in plan.graphs] == ["masks", "calibration", "crops"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *("calibration.pt2", "crops.pt2", "export.json", "masks.pt2", "text_embeddings.npy"),
     ]
     module = torch.export.load(tmp_path / "out" / "masks.pt2").module()
-    image = torch.randn(1, 3, 160, 96)
+    image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         torch.testing.assert_close(module(image), plan.graphs[0].module(image), rtol=0, atol=1e-4)
     text = np.load(tmp_path / "out" / "text_embeddings.npy")
