@@ -96,4 +96,4 @@ clean:  ## Remove .venv/, .venv-docs/, the demo's output, caches and build files
 
 requirements: venv  ## Compile requirements.txt anew from pyproject.toml (for maintainers)
 	@$(UV) pip compile --quiet --universal --python-version 3.10 --extra dev --extra photo --extra hed --extra sam \
-	  --extra demo --extra ray --extra web --upgrade --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.txt
+	  --extra demo --extra ray --extra web --extra export --upgrade --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.txt

@@ -45,12 +45,13 @@ FLOORS: dict[str, set[str]] = {
     "engine": _SYSTEM | {"evaluation"},
     "hub": _CLIP | {"clip", "config", "proposals"},
     "segmenter": _SYSTEM | {"evaluation", "hub"},
+    "export": _ALL - {"adaptation"} | {""},  # the version of the package
     "adaptation": _ALL - {"adaptation"},
     "labelling": _ALL | {""},  # its processes register the models
     "web": _ALL | {""},
     "toy": _ALL,
     "": _ALL | {"toy", "environment"},  # ovseg/__init__.py, a door as the commands are
-    "cli": _ALL | {"labelling", "web", "toy", "environment", ""},
+    "cli": _ALL | {"labelling", "export", "web", "toy", "environment", ""},
     "__main__": {"cli"},
 }
 

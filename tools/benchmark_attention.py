@@ -33,11 +33,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.nn import functional as F
 
 from ovseg.io.devices import find_device
 from ovseg.proposals.deformable_attention import Pyramid
-from ovseg.proposals.deformable_sampling import compiled_op, sample_compiled, sample_levels
+from ovseg.proposals.deformable_sampling import compiled_op, sample_compiled, sample_grids, sample_levels
 
 STRIDES = (32, 16, 8)  # of the maps that Mask2Former's pixel decoder encodes
 HEADS, CHANNELS, POINTS = 8, 32, 4
@@ -46,22 +45,8 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # of val
 Operands = tuple[Tensor, tuple[tuple[int, int], ...], Tensor, Tensor, Tensor]
 
 
-def plain(value: Tensor, sizes: Sequence[tuple[int, int]], x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """Compute :func:`ovseg.proposals.deformable_sampling.sample_levels` by one ``grid_sample`` per level."""
-    batch, queries, heads, levels, points = x.shape
-    samples = []
-    for i, (pixels, (height, width)) in enumerate(zip(value.split([h * w for h, w in sizes], 1), sizes, strict=True)):
-        maps = pixels.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width)
-        grid = torch.stack(((2 * x[:, :, :, i] + 1) / width - 1, (2 * y[:, :, :, i] + 1) / height - 1), -1)
-        grid = grid.transpose(1, 2).flatten(0, 1)  # (B * heads, Q, P, 2)
-        samples.append(F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
-    weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels * points)
-    summed = (torch.stack(samples, -2).flatten(-2) * weights).sum(-1)  # (B * heads, D, Q)
-    return summed.view(batch, heads, -1, queries).permute(0, 3, 1, 2)
-
-
 def operands(batch: int, input_size: tuple[int, int], device: str) -> Operands:
-    """Return random operands of :func:`plain`, with points within a few pixels of each query's position."""
+    """Return random operands of :func:`sample_levels`, with points within a few pixels of each query's position."""
     height, width = input_size
     sizes = tuple((-(-height // stride), -(-width // stride)) for stride in STRIDES)
     pyramid = Pyramid.of(sizes, torch.device(device))
@@ -112,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = operands(args.batch, tuple(args.input_size), args.device)
     value, sizes, x, y, weights = given
     double = [tensor.double() for tensor in (x, y, weights)]
-    exact = plain(value.double(), sizes, *double)
+    exact = sample_grids(value.double(), sizes, *double)
     threads = f", {torch.get_num_threads()} threads" if args.device == "cpu" else ""
     table = Table(
         title=f"levels {', '.join(f'{h} x {w}' for h, w in sizes)}, {args.device}{threads}, batch {len(value)}"
@@ -131,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table.add_row(name, str(dtype).removeprefix("torch."), *shown, f"{error:.1e}")
         return times
 
-    reference = add("grid_sample per level", plain, torch.float32, None)
+    reference = add("grid_sample per level", sample_grids, torch.float32, None)
     for dtype in DTYPES:
         add("ours", sample_levels, dtype, reference)
     op = compiled_op() if args.device != "cpu" else None

@@ -16,6 +16,7 @@ import typer
 import ovseg
 from ovseg.cli.check import check
 from ovseg.cli.doctor import doctor
+from ovseg.cli.export import export
 from ovseg.cli.install_detectron2 import install_detectron2
 from ovseg.cli.label import label
 from ovseg.cli.models import models
@@ -24,7 +25,7 @@ from ovseg.cli.serve import serve
 from ovseg.cli.train import PARSED_HERE, evaluate, train
 from ovseg.errors import user_errors
 
-COMMANDS = (segment, label, serve, models, train, evaluate, check, doctor, install_detectron2)
+COMMANDS = (segment, label, serve, export, models, train, evaluate, check, doctor, install_detectron2)
 PASSED_ON = (train, evaluate)  # argparse reads their arguments
 
 app = typer.Typer(

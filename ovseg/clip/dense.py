@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -65,4 +66,14 @@ def covered(masks: Tensor, size: Sequence[int]) -> Tensor:
     Returns:
         float32 (V, h, w).
     """
+    if torch.compiler.is_compiling():  # graph formats have no such operator for any size
+        rows, columns = (averaging(old, new, masks.device) for old, new in zip(masks.shape[1:], size, strict=True))
+        return rows @ masks.float() @ columns.T
     return F.interpolate(masks[None].float(), tuple(size), mode="area")[0]
+
+
+def averaging(old: int, new: int, device: torch.device | None = None) -> Tensor:
+    """Return the matrix (new, old) that averages the places of an axis as ``F.interpolate(mode="area")`` does."""
+    index, places = torch.arange(new, device=device)[:, None], torch.arange(old, device=device)
+    inside = (places >= index * old // new) & (places * new < (index + 1) * old)
+    return inside / inside.sum(1, keepdim=True)

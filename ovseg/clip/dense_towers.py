@@ -231,7 +231,7 @@ class VitTower(DenseTower):
     def _maps(self, pixels: Tensor, layers: Sequence[str], keys: bool) -> dict[str, Tensor]:
         visual, grid = self.visual, (pixels.shape[2] // self.stride, pixels.shape[3] // self.stride)
         patches = embed_patches(visual, pixels)
-        x = torch.cat((visual.class_embedding.expand(len(patches), 1, -1), patches), dim=1)
+        x = torch.cat((visual.class_embedding.expand(patches.shape[0], 1, -1), patches), dim=1)
         x = visual.ln_pre(x + resize_positions(visual.positional_embedding, visual.grid_size, grid))
         *blocks, last = visual.transformer.resblocks
         inputs = []
@@ -254,7 +254,7 @@ class VitTower(DenseTower):
     def regions(self, maps: Mapping[str, Tensor], shares: Tensor) -> Tensor:
         if self.mode != MASK_ATTENTION:
             return super().regions(maps, shares)
-        x = maps[CLASS].flatten().expand(len(shares), -1)
+        x = maps[CLASS].flatten().expand(shares.shape[0], -1)
         for number, block in enumerate(self.visual.transformer.resblocks[-self.attending :]):
             weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
             query, *own = F.linear(block.ln_1(x), weight, bias).chunk(3, -1)
@@ -365,7 +365,7 @@ def attend_regions(
     query = query * query.shape[-1] ** -0.5
     logits = torch.einsum("vnc,pnc->vnp", query, keys) + shares.flatten(1).log()[:, None]
     logits = torch.cat(((query * own_key).sum(-1, keepdim=True), logits), dim=2)  # (V, heads, 1 + P)
-    to_itself, to_places = logits.softmax(-1).split((1, len(keys)), dim=2)
+    to_itself, to_places = logits.softmax(-1).split((1, keys.shape[0]), dim=2)
     return (to_itself * own_value + torch.einsum("vnp,pnc->vnc", to_places, values)).flatten(1)
 
 

@@ -75,7 +75,7 @@ def encode_patches(
         (B, D) features, not normalised.
     """
     positions = visual.positional_embedding if positions is None else positions
-    x = torch.cat((visual.class_embedding.expand(len(patches), 1, -1), patches), dim=1)
+    x = torch.cat((visual.class_embedding.expand(patches.shape[0], 1, -1), patches), dim=1)
     x = visual.ln_pre(visual.patch_dropout(x + positions))
     transformer = visual.transformer
     run = partial(checkpoint, run_block, use_reentrant=False) if transformer.grad_checkpointing else run_block
@@ -223,7 +223,7 @@ def look_at_whole(visual: VisionTransformer, images: Tensor, depths: Sequence[in
 
     features = encode_patches(visual, embed_patches(visual, images), observe=keep)
     grids = [patches[depth] for depth in depths]
-    nothing = features.new_zeros(len(images), 0, class_tokens[0].shape[1], *visual.grid_size, dtype=torch.float32)
+    nothing = features.new_zeros(images.shape[0], 0, class_tokens[0].shape[1], *visual.grid_size, dtype=torch.float32)
     return WholeImages(torch.stack(grids, 1) if grids else nothing, torch.stack(class_tokens), features.float())
 
 
@@ -232,11 +232,12 @@ def run_block(block: nn.Module, x: Tensor, replacement: Replacement | None = Non
     plain = isinstance(block, ResidualAttentionBlock)
     if plain and class_only:
         return _finish(block, x[:, :1], _attend(block.attn, block.ln_1(x), slice(1)))
-    if plain and replacement is not None and x.device.type == "cpu":
-        # CPU only: on a GPU the number of remaining patches would have to be copied to the host
+    if plain and replacement is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # CPU only: on a GPU the number of remaining patches would have to be copied to the host, and the shapes of
+        # graphs must not depend on values
         stay = F.pad(~replacement.where, (1, 0), value=True)  # (B, 1 + P)
         attended = _attend(block.attn, block.ln_1(x))
-        tokens = F.pad(replacement.by.expand(len(x), x.shape[1] - 1, -1), (0, 0, 1, 0))
+        tokens = F.pad(replacement.by.expand(x.shape[0], x.shape[1] - 1, -1), (0, 0, 1, 0))
         tokens[stay] = _finish(block, x[stay], attended[stay])
         return tokens
     x = _finish(block, x, _attend(block.attn, block.ln_1(x))) if plain else block(x)

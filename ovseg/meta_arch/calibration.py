@@ -66,9 +66,13 @@ class LookAtClip(Part):
     def forward(self, embeddings: Tensor, views: Views) -> Tensor:
         """Return calibrated class embeddings, each independent of the others; (B, N, D) -> (B, N, D)."""
         whole = whole_images(views, self.clip_adapter)
-        enhanced = self.LFM(whole.patches)  # (B, levels, width, g, g)
+        return self.calibrate(embeddings, whole.patches, whole.features)
+
+    def calibrate(self, embeddings: Tensor, patches: Tensor, features: Tensor) -> Tensor:
+        """Return calibrated class embeddings (B, N, D) from those of :class:`ovseg.clip.vit.WholeImages`."""
+        enhanced = self.LFM(patches)  # (B, levels, width, g, g)
         memory = self.oriclip_mlp(enhanced.flatten(3).transpose(2, 3).flatten(1, 2))  # (B, levels * g * g, D)
-        image = self.learnable_weight * unit(whole.features)[:, None]  # (B, 1, D)
+        image = self.learnable_weight * unit(features)[:, None]  # (B, 1, D)
         return self.lightweight_transformer(self.fusion_decoder(embeddings, memory) + image)
 
 

@@ -235,4 +235,6 @@ def _neighbours(masks: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # a graph takes any number of masks
+        return (a * b).sum(1)
     return torch.stack([torch.dot(*pair) for pair in zip(a, b, strict=True)])  # views need no copies then

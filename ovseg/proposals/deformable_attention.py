@@ -33,12 +33,15 @@ class Pyramid:
 
         def centres(lengths: Sequence[int]) -> list[Tensor]:
             """Return the centres along one axis, (length, L) for each level."""
-            scale = torch.tensor(lengths, dtype=torch.float32, device=device)
-            return [(torch.arange(n, device=device) + 0.5)[:, None] / n * scale - 0.5 for n in lengths]
+            shares = [(torch.arange(n, device=device) + 0.5) / n for n in lengths]
+            return [torch.stack([share * length - 0.5 for length in lengths], 1) for share in shares]
 
         heights, widths = zip(*sizes, strict=True)
-        x = [axis.repeat(height, 1) for axis, height in zip(centres(widths), heights, strict=True)]
-        y = [axis.repeat_interleave(width, 0) for axis, width in zip(centres(heights), widths, strict=True)]
+        x = [axis.expand(height, -1, -1).flatten(0, 1) for axis, height in zip(centres(widths), heights, strict=True)]
+        y = [
+            axis[:, None].expand(-1, width, -1).flatten(0, 1)
+            for axis, width in zip(centres(heights), widths, strict=True)
+        ]
         return cls(tuple(sizes), torch.cat(x), torch.cat(y))
 
 

@@ -44,9 +44,28 @@ def sample_levels(value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Te
     """
     dtype = functools.reduce(torch.promote_types, (x.dtype, y.dtype, weights.dtype, value.dtype), torch.float32)
     operands = (value.to(dtype), sizes, x.to(dtype), y.to(dtype), weights.to(dtype))
+    if torch.compiler.is_compiling():
+        return sample_grids(*operands).to(value.dtype)
     op = compiled_op() if value.is_cuda else None
     result = _SampleTable.apply(*operands) if op is None else sample_compiled(op, *operands)
     return result.to(value.dtype)
+
+
+def sample_grids(value: Tensor, sizes: Sizes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """Compute :func:`sample_levels` by ``grid_sample``, level after level, which graph formats have an operator for.
+
+    It stores all samples.
+    """
+    heads, queries = value.shape[2], x.shape[1]
+    result = value.new_zeros(())
+    parts = value.split([height * width for height, width in sizes], 1)
+    for level, ((height, width), part) in enumerate(zip(sizes, parts, strict=True)):
+        maps = part.permute(0, 2, 3, 1).flatten(0, 1).unflatten(-1, (height, width))  # (B * heads, D, h, w)
+        grid = torch.stack(((2 * x[..., level, :] + 1) / width - 1, (2 * y[..., level, :] + 1) / height - 1), -1)
+        grid = grid.transpose(1, 2).flatten(0, 1)  # (B * heads, Q, P, 2), -1 .. 1 between the borders
+        sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        result = result + (sampled * weights[..., level, :].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
+    return result.unflatten(0, (-1, heads)).permute(0, 3, 1, 2).reshape(-1, queries, heads, value.shape[-1])
 
 
 class _SampleTable(Function):

@@ -182,11 +182,20 @@ class RegionQueries(Part):
         return {"loss_segmentation": self.loss_weight * loss}
 
     def _mask_logits(self, views: Views) -> Tensor:
-        features = self.mask_branch(self.trunk(views))  # (B, D, h, w)
+        valid = self.trunk.valid(views)
+        return self.decode(self.trunk(views), None if valid.all() else valid)
+
+    def decode(self, fused: Tensor, valid: Tensor | None) -> Tensor:
+        """Return the logits (B, N, h, w) of the masks.
+
+        Args:
+            fused: the map of the trunk, (B, D, h, w).
+            valid: bool (B, h, w), places that queries attend to; None for all.
+        """
+        features = self.mask_branch(fused)
         features = features + self.position(features.shape[-2:])
         places = features.flatten(2).transpose(1, 2)
-        valid = self.trunk.valid(views).flatten(1)
-        allowed = None if valid.all() else valid[:, None]  # (B, 1, places)
+        allowed = None if valid is None else valid.flatten(1)[:, None]  # (B, 1, places)
         queries = self.queries.expand(len(features), -1, -1)
         for block in self.blocks:
             queries = block(queries, places, allowed)

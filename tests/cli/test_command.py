@@ -44,6 +44,16 @@ WRONG = {
     "segment https://a.b/c.png --words cat": "is a web address, and nothing is downloaded",
     f"{SEGMENT} --output a.png": "would overwrite the input a.png",
     f"{SEGMENT} --output twice.txt": "exists and is not a folder",
+    "export": "--words or --label-set is needed, and none is given",
+    "export --words cat --format tflite": "'tflite' is not one of 'onnx', 'torch-export'",
+    "export --words cat --size 640": "--size '640' is not HxW",
+    "export --words cat --size 8x640": "give height and width from 32 to 8192",
+    "export --words cat --size 64x64 --dynamic": "--size and --dynamic exclude each other",
+    "export --words cat --int8 --format torch-export": "--int8 is for --format onnx, not torch-export",
+    "export --words cat --opset 7": "'--opset': it should be greater than or equal to 18",
+    "export --words cat --output twice.txt": "twice.txt is a file",
+    "export --words cat --output filled": "filled has files of something else",
+    "export --words cat --model missing.yaml": "missing.yaml",
     "train": "--config-file is missing",
     "train --config-file missing.yaml": "there is no configuration file missing.yaml",
     "train --num-gpus x": "invalid int value: 'x'",
@@ -61,6 +71,8 @@ def files(here):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(here / "a.png")
     (here / "twice.txt").write_text("cat\ncat\n")
     (here / "empty").mkdir()
+    (here / "filled").mkdir()
+    (here / "filled" / "a.txt").touch()
     return here
 
 

@@ -12,11 +12,9 @@ from torch import nn
 from ovseg.errors import OvsegError
 from ovseg.proposals import deformable_sampling
 from ovseg.proposals.deformable_attention import DeformableAttention, Pyramid
-from ovseg.proposals.deformable_sampling import compiled_op, sample_compiled, sample_levels
-from tests.scripts import load_script
+from ovseg.proposals.deformable_sampling import compiled_op, sample_compiled, sample_grids, sample_levels
 
 SIZES = ((2, 3), (5, 4), (1, 7))
-plain = load_script("tools/benchmark_attention.py").plain
 
 
 def operands(dtype=torch.float64, batch=2, queries=6, heads=3, channels=4, points=2, spread=3.0):
@@ -35,7 +33,7 @@ def operands(dtype=torch.float64, batch=2, queries=6, heads=3, channels=4, point
 )
 def test_equals_grid_sample(dtype, tolerance):
     value, sizes, x, y, weights = operands()
-    expected = plain(value, sizes, x, y, weights)
+    expected = sample_grids(value, sizes, x, y, weights)
     actual = sample_levels(value.to(dtype), sizes, x, y, weights.to(dtype))
     assert actual.dtype == dtype
     assert actual.shape == (2, 6, 3, 4)
@@ -47,7 +45,7 @@ def test_gradients_equal_those_of_grid_sample():
     value, sizes, *rest = operands()
     gradient = torch.randn(2, 6, 3, 4, dtype=torch.float64)
     results = []
-    for function in (plain, sample_levels):
+    for function in (sample_grids, sample_levels):
         leaves = [tensor.clone().requires_grad_() for tensor in (value, *rest)]
         results.append(torch.autograd.grad(function(leaves[0], sizes, *leaves[1:]), leaves, gradient))
     for expected, actual in zip(*results, strict=True):
@@ -112,7 +110,7 @@ def fake_op():
         assert starts.tolist() == [sum(h * w for h, w in sizes[:i]) for i in range(len(sizes))]
         height, width = shapes.T[:, :, None]
         x, y = locations[..., 0] * width - 0.5, locations[..., 1] * height - 0.5
-        return plain(value, sizes, x, y, weights).flatten(2)
+        return sample_grids(value, sizes, x, y, weights).flatten(2)
 
     def backward(value, shapes, starts, locations, weights, gradient, images_at_a_time):
         leaves = [tensor.detach().requires_grad_() for tensor in (value, locations, weights)]
