@@ -343,7 +343,7 @@ def explain(
         sides.append((first / length, (torch.where(occupied, places, -1).amax(1) + 1) / length))
     (x0, x1), (y0, y1) = sides
     nothing = torch.full_like(fused[seen], torch.nan)
-    by_namer = {namer.explains: given.of_all(torch.nan)[seen] for namer, given in zip(namers, scores, strict=True)}
+    by_namer = {namer.explains: given.of_namer()[seen] for namer, given in zip(namers, scores, strict=True)}
     return {
         "own": by_namer.get("own", nothing),
         "clip": by_namer.get("clip", nothing),

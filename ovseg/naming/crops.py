@@ -110,7 +110,8 @@ class MaskedCrops(Part):
             vocabulary = words[index]
             text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
             logits = best_synonym(self.clip_adapter.similarity(features, text), vocabulary)
-            scores[index] = Scores(sources[index].spread(logits[:, :-1].softmax(-1)), seen[index])
+            source = sources[index]
+            scores[index] = Scores(source.spread(logits[:, :-1].softmax(-1)), seen[index], source.estimated)
         return scores
 
     def features(self, views: Views, masks: Iterable[tuple[int, Tensor]]) -> list[Tensor]:

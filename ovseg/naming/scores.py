@@ -7,7 +7,7 @@ the vocabulary of each image, and returns the :class:`Scores` of each image; Non
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -37,10 +37,12 @@ class Scores:
         probabilities: float32 (V, K), of the masks that the namer has scored, in their order. If they sum to less
             than 1, the rest is the probability of "no object".
         seen: bool (Q,), which masks the namer has scored, V of them; None for all.
+        estimated: bool (V,), which of these are estimates by an earlier namer's scores; None for none.
     """
 
     probabilities: Tensor
     seen: Tensor | None = None
+    estimated: Tensor | None = None
 
     def of_all(self, unseen: float) -> Tensor:
         """Return probabilities (Q, K), with the value ``unseen`` for masks without scores."""
@@ -48,6 +50,14 @@ class Scores:
             return self.probabilities
         filled = self.probabilities.new_full((len(self.seen), self.probabilities.shape[1]), unseen)
         return filled.masked_scatter_(self.seen[:, None], self.probabilities)
+
+    def of_namer(self) -> Tensor:
+        """Return probabilities (Q, K), NaN for masks that the namer itself has not scored."""
+        if self.estimated is None:
+            return self.of_all(torch.nan)
+        return replace(self, probabilities=self.probabilities.masked_fill(self.estimated[:, None], torch.nan)).of_all(
+            torch.nan
+        )
 
 
 def best_synonym(logits: Tensor, vocabulary: Vocabulary) -> Tensor:

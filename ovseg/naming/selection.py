@@ -25,6 +25,11 @@ class Sources:
     row: Tensor | None = None
     estimates: Tensor | None = None
 
+    @property
+    def estimated(self) -> Tensor | None:
+        """Which masks have no row, bool (V,); None if all are classified."""
+        return None if self.row is None else self.row < 0
+
     def select(self, masks: Tensor) -> Tensor:
         """Return the classified ones of masks (V, ...)."""
         return masks if self.classified is None else masks[self.classified]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from ovseg.naming.crops import MaskedCrops
 from ovseg.naming.selection import CropSelection, Sources, first_of_duplicates
+from ovseg.segmenter import Segmenter
+from tests.tiny_model import make_tiny_model
 
 
 def squares(*sides: int, value: float = 0.9) -> torch.Tensor:
@@ -76,3 +80,26 @@ def test_scores_of_all_masks():
     spread = selection(masks, 0.5, known).spread(scores)
     assert spread[1].tolist() == pytest.approx([0.25, 0.75])  # the earlier namer's, without "no object"
     assert torch.equal(spread[[0, 2, 3]], scores[[0, 1, 0]])
+
+
+def test_clip_gets_fewer_crops(tmp_path, monkeypatch):
+    config, weights = make_tiny_model(tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    encode, counts, results = MaskedCrops.encode, [], []
+
+    def counted(self, crops, masks):
+        counts[-1] += len(crops)
+        return encode(self, crops, masks)
+
+    monkeypatch.setattr(MaskedCrops, "encode", counted)
+    for opts in ([], ["MODEL.NAMER.MAX_CROPS", 1000], ["MODEL.NAMER.MAX_CROPS", 2], ["MODEL.NAMER.DUPLICATE_IOU", 0.0]):
+        counts.append(0)
+        segmenter = Segmenter.from_config(config, weights=weights, opts=opts, device="cpu")
+        results.append(segmenter(image, ["cat", "dog"], explain=True))
+    everything, many, two, _ = (result.mask_scores.clip for result in results)
+    assert counts[0] == counts[1] == len(everything) > 2 and counts[2] == 2 and counts[3] < counts[0]
+    classified = np.isfinite(two).all(axis=1)
+    assert np.array_equal(everything, many) and classified.sum() == 2
+    assert np.allclose(two[classified], everything[classified], atol=1e-5)
+    fused = results[2].mask_scores.fused
+    assert (fused[~classified] > 0).all()  # by the proposer's own scores
