@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare settings of a model that trade accuracy for speed: equal pixels, mIoU and time beside those of the defaults.
+"""Compare settings of a model that trade accuracy for speed: equal pixels, mIoU and time of each.
 
 python tools/agreement.py --config configs/toy/ovseg_toy.yaml --data toy_sem_seg_val --images 40 \\
     --change "MODEL.NAMER.MAX_CROPS 10" --change "MODEL.CLIP_ADAPTER.PRECISION bf16"
@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     samples = list(_samples(args))
     if args.images:
         samples = [samples[k] for k in np.unique(np.linspace(0, len(samples) - 1, args.images).round().astype(int))]
+    if not samples:
+        raise OvsegError("there is no image to compare: give images, folders or patterns")
     rows = []
     for change in (None, *args.change):
         opts = [*(args.opts or ()), *(change.split() if change else ())]
@@ -117,15 +119,21 @@ def _segment(
     pixels, first = read_image(Path(sample["file_name"])), None
     for row in rows:
         start = time.perf_counter()
-        labels = row.segmenter(pixels, vocabulary).label_map
+        result = row.segmenter(pixels, vocabulary)
+        labels = result.label_map
         row.seconds += time.perf_counter() - start
         first = labels if first is None else first
         row.equal += int((labels == first).sum())
         row.pixels += labels.size
         row.images += 1
         if truth is not None:
+            if (labels < 0).any():
+                raise OvsegError(
+                    f"{row.name}: {sample['file_name']} has unlabelled pixels, which have no class: use --input, or "
+                    "evaluate with train_net.py --eval-only"
+                )
             true, source = truth.labels(sample)
-            classes = labels if protocol.to_class is None else np.asarray(protocol.to_class)[labels]
+            classes = protocol.classes_of(labels, result.score_map)
             counts = confusion_matrix(classes, true, len(truth.class_names), truth.ignore_label, gt_source=source)
             row.confusion += counts
 

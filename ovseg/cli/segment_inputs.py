@@ -80,6 +80,11 @@ def segment_inputs(
     console, errors = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
     load = functools.partial(_load, config_file, vocabulary, opts, device, explain)
     if (source := only_live(inputs)) is not None:
+        if explain or skip_existing:
+            option = "--explain" if explain else "--skip-existing"
+            raise OvsegError(f"{option} is for files, and the {live_name(source)} is none: leave it out")
+        if is_photo:
+            errors.print(PHOTO_NOTE, markup=False)
         return _segment_live(source, seconds, vocabulary, output, load, console, errors)
     files, failures = find_inputs(inputs)
     jobs = list(zip(files, choose_outputs(files, output, inputs, f".{drawing}"), strict=True))

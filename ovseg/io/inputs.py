@@ -29,14 +29,20 @@ def live_source(argument: str) -> int | str | None:
     """Return the index of a camera or the address of a stream that an input names; None for other inputs.
 
     A number is a camera unless there is a file of that name. Web addresses of images and video files are no streams.
+
+    Raises:
+        OvsegError: an address is not valid.
     """
     if argument.isascii() and argument.isdecimal() and not os.path.lexists(argument):
         return int(argument) if len(argument) < 5 else None
     scheme = re.match(r"(rtsps?|rtmps?|rtp|udp|tcp|srt|https?)://", argument, re.IGNORECASE)
     if scheme is None:
         return None
-    is_file = Path(urlsplit(argument).path).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    return None if is_file else argument
+    try:
+        path = urlsplit(argument).path
+    except ValueError as error:
+        raise OvsegError(f"{shown(argument)} is not a valid address ({error})") from error
+    return None if Path(path).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES else argument
 
 
 def live_name(source: int | str) -> str:

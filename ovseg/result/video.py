@@ -55,13 +55,13 @@ def segment_video(
     shares = np.zeros(len(vocabulary.foreground))
     colors: dict[int, sv.Color] = {}  # a word keeps its colour from frame to frame
     frames = written = 0
-    drawing = None
+    drawing, last = None, 0.0  # last: time of the last frame
     with atomic_path(target) as temporary:
         try:
             with sv.VideoSink(str(temporary), info) as sink, contextlib.closing(iter(source)) as stream:
                 try:
-                    for seconds, frame in stream:
-                        while drawing is not None and written < max(round(seconds * source.fps), 1):
+                    for last, frame in stream:
+                        while drawing is not None and written < max(round(last * source.fps), 1):
                             sink.write_frame(drawing)
                             written += 1
                         if frame.shape[:2] != source.size:  # some streams change their size
@@ -93,6 +93,7 @@ def segment_video(
         "video": source.name,
         "frames": frames,
         "fps": source.fps,
+        "seconds": round(last + 1 / source.fps, 3),
         "height": height,
         "width": width,
         "names": list(vocabulary.foreground),

@@ -84,7 +84,7 @@ def test_a_recording_lasts_as_long_as_the_stream(camera, tmp_path):
     assert summary["frames"] == len(ends) and summary["mean_fractions"] == [0.5, 0.5]
     recorded = cv2.VideoCapture(str(tmp_path / "a.mp4"))
     shown = recorded.get(cv2.CAP_PROP_FRAME_COUNT) / recorded.get(cv2.CAP_PROP_FPS)
-    assert shown == pytest.approx(ends[-1] - start, abs=1.0)
+    assert shown == pytest.approx(ends[-1] - start, abs=1.0) and summary["seconds"] == pytest.approx(shown, abs=0.2)
     assert recorded.get(cv2.CAP_PROP_FRAME_WIDTH) == stream.size[1]
 
 
@@ -123,6 +123,8 @@ def test_a_silent_stream_ends(camera, monkeypatch):
     [
         (["rtsp://anna:secret@127.0.0.1:9/x"], "the stream 127.0.0.1 gives no frame: is it running?"),
         (["987"], "the camera 987 gives no frame: is it connected"),
+        (["rtsp://[::1/x"], "'rtsp://[::1/x' is not a valid address"),
+        (["987", "--explain"], "--explain is for files, and the camera 987 is none: leave it out"),
         (["987", "a.png"], "the camera 987 has no end: give it as the only input"),
         (["https://example.org/a.jpg"], "is a web address, and nothing is downloaded"),
         (["demo", "--seconds", "3"], "--seconds is the length of a recording, but"),
