@@ -205,7 +205,11 @@ def test_addresses_that_do_not_answer(monkeypatch):
         (["ray://head:10001"], "run the command on a machine of the cluster, with --ray auto"),
         (["head"], "--ray 'head' is no address: give local, auto or HOST:PORT"),
         (["local", 0], "--ray-workers is 0"),
-        (["local", 1, 1.5], "--ray-gpus is 1.5"),
+        (["local", 1, 1.5], "--ray-gpus is 1.5: give a number from 0 to 1, or a whole one"),
+        (["local", 1, float("nan")], "--ray-gpus is nan: give"),
+        (["local", 1, float("inf")], "--ray-gpus is inf: give"),
+        (["local", 1, -float("inf")], "--ray-gpus is -inf: give"),
+        (["local", 1, 0.5, "cpu"], r"--ray-gpus 0\.5 gives workers GPUs, and --device cpu uses none: leave out one"),
         ([None, 2], "--ray-workers needs --ray"),
     ],
 )
