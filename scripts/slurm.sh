@@ -10,6 +10,7 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" # Slurm runs a copy of this file
 export PYTHON=${PYTHON:-python} PORT=${PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export FIRST
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # srun takes it since Slurm 22.05
 # one launcher on each node, which starts a process for each of its GPUs
 exec srun --ntasks-per-node 1 --kill-on-bad-exit 1 bash -c '
     exec "$PYTHON" train_net.py --num-machines "$SLURM_NNODES" --machine-rank "$SLURM_NODEID" \

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,19 +27,20 @@ from ovseg.adaptation.pseudo_options import PseudoOptions
 from ovseg.cli.app import main
 from ovseg.errors import OvsegError
 from ovseg.io.ray_options import RayOptions, ray_options
-from ovseg.labelling import work
+from ovseg.labelling.settings import SETTINGS
 from ovseg.result.formats import FORMATS
 from tests import ray_builds
 from tests.tiny_model import make_tiny_model
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("no Ray", allow_module_level=True)
+from ovseg.io import ray_pool
 
 IMAGES = 10
 BROKEN = "IMG 06.png"
 LABEL = ["label", "photos", "--words", "sky, cat", "--model", "toy", "--device", "cpu", "--format"]
 ALL = [*LABEL, ",".join(FORMATS), "--min-area", "0", "--output"]
-BY_RAY, ONE = RayOptions("local", 2), RayOptions("local", 1)
+ONE = RayOptions("local", 1)  # each worker with a model imports for many seconds
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,9 +56,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def cluster():
-    from ovseg.io import ray_pool
-
-    with ray_pool._cluster(BY_RAY) as processes:
+    with ray_pool._cluster(RayOptions("local", 2)) as processes:
         yield processes
 
 
@@ -96,32 +97,30 @@ def records(output: Path) -> list[str]:
     return [line for file in output.glob("records-*.jsonl") for line in file.read_text().splitlines()]
 
 
-def test_labels_though_a_worker_is_killed(inside, cluster, monkeypatch):
+def test_labels_of_workers_that_are_killed(inside, cluster):
+    """A worker is killed, then the process that started it with a cluster of its own; another run labels the rest."""
     assert main([*ALL, "one"]) == 1
-    monkeypatch.setattr(work, "_ray_labeller", ray_builds.MortalLabeller)
-    assert main([*ALL, "two", "--ray", "local", "--ray-workers", "2"]) == 1
-    assert Path("killed").exists()
-    assert contents(inside / "one") == contents(inside / "two")
-    assert set(records(inside / "one")) == set(records(inside / "two")) and len(records(inside / "one")) == IMAGES
-    images = json.loads((inside / "two" / "manifest.json").read_text(encoding="utf-8"))["images"]
-    assert [image["image"] for image in images if image["status"] == "failed"] == [BROKEN]
-    assert len(list((inside / "two").glob("records-*.jsonl"))) >= 2 and not list((inside / "two").glob(".ray-*"))
-
-
-def test_goes_on_after_its_process_is_killed(inside, cluster):
-    """With a cluster of its own, which ends with the process."""
-    command = [sys.executable, "-m", "ovseg", *ALL, "three", "--ray", "local", "--ray-workers", "1"]
+    assert len(records(inside / "one")) == IMAGES
+    output = inside / "two"
+    output.mkdir()
+    shutil.copy(inside / "one" / SETTINGS, output)
+    command = "from tests import ray_builds; ray_builds.copy_records('photos', 'one', 'two')"
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        assert wait_until(lambda: (inside / "three").exists() and len(records(inside / "three")) >= 2)
+    with subprocess.Popen([sys.executable, "-c", command], env=environment, stderr=subprocess.PIPE) as process:
+        assert wait_until(lambda: len(records(output)) >= 4 or process.poll() is not None)
         process.kill()
-    time.sleep(1)
-    before = len(records(inside / "three"))
-    assert main([*ALL, "three", "--ray", "local", "--ray-workers", "1"]) == 1
-    assert before < IMAGES and len(records(inside / "three")) >= IMAGES
-    assert contents(inside / "three").keys() == contents(inside / "one").keys()
-    assert contents(inside / "three") == contents(inside / "one")
+        assert process.returncode is None, process.stderr.read().decode()
+    workers = [int(file.stem.removeprefix("records-")) for file in output.glob("records-*.jsonl")]
+    assert len(workers) == 2 and wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    before = records(output)
+    assert len(before) == 4 and set(before) < set(records(inside / "one")) and list(output.glob(".ray-*"))
+    assert main([*ALL, "two", "--ray", "local", "--ray-workers", "1"]) == 1
+    assert len(list(output.glob("records-*.jsonl"))) == 3 and not list(output.glob(".ray-*"))
+    assert len(records(output)) == IMAGES and set(records(output)) == set(records(inside / "one"))
+    assert contents(output) == contents(inside / "one")
+    images = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["images"]
+    assert [image["image"] for image in images if image["status"] == "failed"] == [BROKEN]
 
 
 def test_pseudo_masks(inside, cluster):
@@ -145,35 +144,62 @@ def test_pairs(inside, cluster):
     assert contents(Path("ray pairs")) == contents(Path("pairs"))
 
 
-def test_errors_of_workers(inside, cluster, monkeypatch, tmp_path):
-    from ovseg.io import ray_pool
-
-    def run(build, units, options=ONE):
-        return list(ray_pool.run_units(options, build, units, tmp_path))
-
-    with pytest.raises(OvsegError, match=r"^no model on cpu$"):
-        run(ray_builds.without_model, [1])
-    with pytest.raises(RuntimeError, match=r"(?s)a worker of Ray failed.*ZeroDivisionError"):
-        run(ray_builds.inverse, [0])
+def test_lost_workers(cluster, monkeypatch, tmp_path):
     monkeypatch.setattr(ray_pool, "ATTEMPTS", 1)
     with pytest.raises(OvsegError, match="1 of 2 parts of the work ended their workers 1 times"):
-        run(ray_builds.deadly, [0, 1])
+        list(ray_pool.run_units(ONE, ray_builds.deadly, [0, 1], tmp_path))
     with pytest.raises(OvsegError, match="--ray-gpus 1, but no machine of the cluster has a GPU"):
-        run(ray_builds.without_model, [1], RayOptions("local", gpus=1))
-    monkeypatch.setattr(ray_pool, "_marker", lambda output: _elsewhere(output))
+        list(ray_pool.run_units(RayOptions("local", gpus=1), ray_builds.inverse, [1], tmp_path))
+    with pytest.raises(OvsegError, match="--ray-gpus 1 gives workers GPUs, and --device cpu uses none"):
+        list(ray_pool.run_units(RayOptions("local", gpus=1), ray_builds.inverse, [1], tmp_path, "cpu"))
+
+
+@pytest.fixture
+def worker_here(cluster, monkeypatch):
+    """The worker is in this process, which is what takes no seconds to start."""
+
+    def rows(waiting, arguments, workers, gpus):
+        worker = ray_pool.Worker(*arguments)
+        for number, unit in list(waiting.items()):
+            row = worker({"number": np.array([number]), "unit": np.array([unit], dtype=object)})
+            yield {name: values[0] for name, values in row.items()} | {"process": -1}
+
+    monkeypatch.setattr(ray_pool, "_rows", rows)
+
+
+def test_errors_of_workers(worker_here, monkeypatch, tmp_path):
+    def run(build, *units):
+        return list(ray_pool.run_units(ONE, build, units, tmp_path))
+
+    assert run(ray_builds.inverse, 1, 2, 4) == [(1, 1), (2, 0.5), (4, 0.25)]
+    with pytest.raises(OvsegError, match=r"^no model on cpu$"):
+        run(ray_builds.without_model, 1)
+    with pytest.raises(RuntimeError, match=r"(?s)a worker of Ray failed.*ZeroDivisionError"):
+        run(ray_builds.inverse, 1, 0)
+    with monkeypatch.context() as patch, pytest.raises(OvsegError, match=r"has ovseg 0, this machine 1: install one"):
+        versions = iter("10")
+        patch.setattr(ray_pool, "_version", lambda: next(versions))
+        run(ray_builds.inverse, 1)
+    monkeypatch.setattr(ray_pool, "_marker", lambda output: contextlib.nullcontext(output / "not here" / ".ray-0"))
     with pytest.raises(OvsegError, match=r"does not see .*: choose an --output on a file system that all machines"):
-        run(ray_builds.without_model, [1])
+        run(ray_builds.inverse, 1)
 
 
-class _elsewhere:
-    def __init__(self, output):
-        self.output = output
+def test_workers_end_before_the_folder_is_unlocked(inside, monkeypatch):
+    ended = []
 
-    def __enter__(self):
-        return self.output / "not here" / ".ray-0"
+    def units(options, build, units, output, device):
+        try:
+            for unit in units:
+                yield unit, (0, ["a broken image"])
+        finally:
+            ended.append(True)
 
-    def __exit__(self, *error):
-        pass
+    monkeypatch.setattr(ray_pool, "run_units", units)
+    options = PseudoOptions(["photos"], Path("bad"), "tiny.yaml", "tiny.safetensors", device="cpu", ray=ONE)
+    with pytest.raises(OvsegError, match="more than 1 %"):  # whose trace keeps the generator, as that of Ctrl-C
+        pseudo_masks.run(options)
+    assert ended
 
 
 def wait_until(condition, seconds: float = 240) -> bool:
@@ -184,8 +210,6 @@ def wait_until(condition, seconds: float = 240) -> bool:
 
 
 def test_addresses_that_do_not_answer(monkeypatch):
-    from ovseg.io import ray_pool
-
     with socket.socket() as taken:  # bound, but does not listen
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(OvsegError, match=r"no Ray cluster answers at 127.0.0.1:\d+ \(Connection refused\): start"):
@@ -205,7 +229,11 @@ def test_addresses_that_do_not_answer(monkeypatch):
         (["ray://head:10001"], "run the command on a machine of the cluster, with --ray auto"),
         (["head"], "--ray 'head' is no address: give local, auto or HOST:PORT"),
         (["local", 0], "--ray-workers is 0"),
-        (["local", 1, 1.5], "--ray-gpus is 1.5"),
+        (["local", 1, 1.5], "--ray-gpus is 1.5: give a number from 0 to 1, or a whole one"),
+        (["local", 1, float("nan")], "--ray-gpus is nan: give"),
+        (["local", 1, float("inf")], "--ray-gpus is inf: give"),
+        (["local", 1, -float("inf")], "--ray-gpus is -inf: give"),
+        (["local", 1, 0.5, "cpu"], r"--ray-gpus 0\.5 gives workers GPUs, and --device cpu uses none: leave out one"),
         ([None, 2], "--ray-workers needs --ray"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -98,9 +99,11 @@ def fill_shards(
         if ray is not None:
             from ovseg.io.ray_pool import run_units  # Ray is an extra
 
-            for job, (found, bad) in run_units(ray, partial(_maker, work.kind, finder), jobs, work.output, device):
-                tally.advance(len(job.images), found)
-                tally.check(bad)
+            results = run_units(ray, partial(_maker, work.kind, finder), jobs, work.output, device)
+            with contextlib.closing(results):  # workers end before the lock of the folder is released
+                for job, (found, bad) in results:
+                    tally.advance(len(job.images), found)
+                    tally.check(bad)
         else:
             make = ShardMaker(work.kind, finder(_device_here(device)), tally.advance)
             for job in jobs:

@@ -93,7 +93,7 @@ def label(
         opts = ["TEST.BACKGROUND_THRESHOLD", min_score, *opts]
     if not format:
         raise OvsegError(f"--format is missing: give one or more of {', '.join(FORMATS)}")
-    by_ray = ray_options(ray, ray_workers, ray_gpus)
+    by_ray = ray_options(ray, ray_workers, ray_gpus, device)
     if by_ray is not None and processes > 1:
         raise OvsegError("--processes and --ray are two ways to use several models: leave out one of them")
     let_idle_threads_sleep()

@@ -42,7 +42,8 @@ def values_of(args: Namespace) -> dict[str, Any]:
         OvsegError: Ray's cannot work.
     """
     values = vars(args)
-    return values | {"ray": ray_options(values.pop("ray"), values.pop("ray_workers"), values.pop("ray_gpus"))}
+    of_ray = [values.pop(name) for name in ("ray", "ray_workers", "ray_gpus")]
+    return values | {"ray": ray_options(*of_ray, device=values["device"])}
 
 
 def launch_here(run: Callable[[Any], Any], options: Any) -> Any:

@@ -27,6 +27,7 @@ from ovseg.errors import OvsegError, reason_of
 from ovseg.io.devices import configured_device
 
 PATIENCE = 300.0  # seconds; machines of a cluster start minutes apart
+LONGEST_PATIENCE = datetime.timedelta(weeks=1).total_seconds()
 TIMEOUT = datetime.timedelta(minutes=30)
 USER_ERROR = 2  # exit status of a process whose OvsegError the launcher reports
 
@@ -62,8 +63,8 @@ class World:
                 f"--machine-rank {self.machine_rank}: the machines of --num-machines {self.machines} have the numbers "
                 f"{numbers}"
             )
-        if not self.patience > 0:
-            raise OvsegError(f"--dist-timeout {self.patience:g}: give seconds, more than 0")
+        if not 0 < self.patience <= LONGEST_PATIENCE:
+            raise OvsegError(f"--dist-timeout {self.patience:g}: give seconds, more than 0 and at most a week")
 
     @property
     def size(self) -> int:
@@ -222,7 +223,7 @@ def _meet(world: World, url: str, rank: int) -> dist.Store:
     host, port = meeting_place(url)
     patience = datetime.timedelta(seconds=world.patience)
     if rank == 0:
-        _check_port(host, port)
+        _check_port(port)
     try:
         store = dist.TCPStore(host, port, world.size, rank == 0, patience, wait_for_workers=False)
     except (RuntimeError, ValueError, OSError) as error:
@@ -248,7 +249,7 @@ def _meet(world: World, url: str, rank: int) -> dist.Store:
     return store
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_port(port: int) -> None:
     """Check that this machine can serve the port; PyTorch's own error is a trace of C++."""
     with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the store: ended connections do not count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import dataclass
 
 from ovseg.errors import OvsegError
@@ -43,21 +44,44 @@ class RayOptions:
             raise OvsegError(f"--ray {self.address!r} is no address: give {LOCAL}, {RUNNING} or HOST:PORT")
         if self.workers is not None and self.workers < 1:
             raise OvsegError(f"--ray-workers is {self.workers}: give a number of at least 1")
-        if self.gpus is not None and not (0 <= self.gpus <= 1 or self.gpus == int(self.gpus) > 1):
+        if self.gpus is not None and not (
+            0 <= self.gpus <= 1 or (self.gpus > 1 and math.isfinite(self.gpus) and self.gpus == int(self.gpus))
+        ):
             raise OvsegError(f"--ray-gpus is {self.gpus:g}: give a number from 0 to 1, or a whole one")
         if importlib.util.find_spec("ray") is None:
             raise OvsegError('--ray needs Ray Data, which is not installed: pip install "ovseg[ray]"')
 
 
-def ray_options(address: str | None, workers: int | None = None, gpus: float | None = None) -> RayOptions | None:
-    """Return the options of a command line; None without ``--ray``.
+def uses_gpus(device: str | None) -> bool:
+    """Return whether workers that are to compute on the device may have GPUs of their own."""
+    return device is None or device.partition(":")[0] == "cuda"
+
+
+def check_device(gpus: float | None, device: str | None) -> None:
+    """Check that GPUs of workers are of the device that is to compute.
 
     Raises:
-        OvsegError: options of Ray without ``--ray``; or see :class:`RayOptions`.
+        OvsegError: they are not.
+    """
+    if gpus and not uses_gpus(device):
+        raise OvsegError(f"--ray-gpus {gpus:g} gives workers GPUs, and --device {device} uses none: leave out one")
+
+
+def ray_options(
+    address: str | None, workers: int | None = None, gpus: float | None = None, device: str | None = None
+) -> RayOptions | None:
+    """Return the options of a command line; None without ``--ray``.
+
+    Args:
+        device: as ``--device`` names it.
+
+    Raises:
+        OvsegError: options of Ray without ``--ray``; or see :class:`RayOptions` and :func:`check_device`.
     """
     if address is None:
         for name, value in (("workers", workers), ("gpus", gpus)):
             if value is not None:
                 raise OvsegError(f"--ray-{name} needs --ray: add --ray {LOCAL}, or the address of a cluster")
         return None
+    check_device(gpus, device)
     return RayOptions(address, workers, gpus)

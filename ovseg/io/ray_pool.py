@@ -19,7 +19,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from ovseg.errors import OvsegError, reason_of
 from ovseg.io.cpus import usable_cpus
-from ovseg.io.ray_options import LOCAL, RUNNING, RayOptions
+from ovseg.io.ray_options import LOCAL, RUNNING, RayOptions, check_device, uses_gpus
 
 # before the import: nothing is reported to anybody, no lines of Ray's own processes appear on the terminal, and workers
 # have the priority of this process (Ray's default is 15 below, which starves them on a busy machine)
@@ -103,7 +103,7 @@ class Worker:
 
 def run_units(
     options: RayOptions, build: Build, units: Sequence[Any], output: Path, device: str | None = None
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[Any, Any], None, None]:
     """Yield each unit with its result, as they come, in any order.
 
     A unit whose worker or machine is lost is done again after the others, so it may have been done partly before, and
@@ -119,9 +119,11 @@ def run_units(
         device: of workers without a GPU of their own.
 
     Raises:
-        OvsegError: one that a worker raised; the cluster does not answer; or a unit ends every worker.
+        OvsegError: one that a worker raised; the cluster does not answer; a unit ends every worker; or GPUs are asked
+            for with a device that is none.
         RuntimeError: a worker raised another error; with its trace.
     """
+    check_device(options.gpus, device)
     # several tries are made here, not by Ray: it keeps what ran on a lost machine waiting until there is a new one
     with _cluster(options) as processes, _marker(output) as marker:
         workers, gpus = _workers(options, device)
@@ -180,7 +182,7 @@ def _workers(options: RayOptions, device: str | None) -> tuple[int, float]:
     there = any(node.get("GPU", 0) for node in nodes)
     gpus = options.gpus
     if gpus is None:
-        gpus = 1.0 if there and device != "cpu" else 0.0
+        gpus = 1.0 if there and uses_gpus(device) else 0.0
     if gpus and not there:
         raise OvsegError(f"--ray-gpus {gpus:g}, but no machine of the cluster has a GPU: leave it out")
     room = sum(

@@ -18,7 +18,7 @@ STUBS = {
     "nvidia-smi": "echo 'GPU 0'; echo 'GPU 1'",
     "scontrol": "echo first-node",
     # runs the command on one node: what follows its own options
-    "srun": 'echo "srun $*" >&2; while [ "$1" != bash ]; do shift; done; '
+    "srun": 'echo "${SRUN_CPUS_PER_TASK:-} $*" >&2; while [ "$1" != bash ]; do shift; done; '
     'SLURM_JOB_NODELIST=n SLURM_NNODES=1 SLURM_NODEID=0 exec "$@"',
 }
 
@@ -94,3 +94,5 @@ def test_train_net_by_slurm(stubs, tmp_path):
         assert script == "train_net.py" and (args.config_file, args.opts) == ("a b.yaml", ["SEED", "1"])
         assert (args.num_machines, args.machine_rank, args.num_gpus) == (1, 0, number)
         assert args.dist_url == "tcp://first-node:23456"
+    for cores, shown in ({"SLURM_CPUS_PER_TASK": "12"}, "12 --ntasks"), ({}, " --ntasks"):
+        assert run("slurm.sh", **stubs, **job, **cores).stderr.startswith(shown)

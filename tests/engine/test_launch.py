@@ -96,6 +96,9 @@ def two_machines(rank: int, port: int, patience: float = 1.0) -> World:
         ({"url": "first:29500"}, "--dist-url first:29500 is no address: give tcp://HOST:PORT"),
         ({"url": "tcp://first"}, "is no address"),
         ({"patience": 0.0}, "--dist-timeout 0: give seconds"),
+        ({"patience": float("inf")}, "--dist-timeout inf: give seconds"),
+        ({"patience": float("nan")}, "--dist-timeout nan: give seconds"),
+        ({"patience": 1e12}, r"--dist-timeout 1e\+12: give seconds, more than 0 and at most a week"),
     ],
 )
 def test_wrong_options_of_several_machines(options, message):
