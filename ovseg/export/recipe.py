@@ -90,8 +90,8 @@ def recipe_of(segmenter: Segmenter) -> tuple[dict[str, Any] | None, str]:
     crops = next((namer for namer in model.namers if isinstance(namer, MaskedCrops)), None)
     return {
         "own": None if own is None else {"scale": LOGIT_SCALE, "drop_no_object": own.drop_no_object},
-        "crops": None if crops is None else _of_crops(crops),
-        "regions": next((_of_regions(namer) for namer in model.namers if isinstance(namer, TrainedRegions)), None),
+        "crops": None if crops is None else crops_of(crops),
+        "regions": next((regions_of(namer) for namer in model.namers if isinstance(namer, TrainedRegions)), None),
         "fusion": fusion_of(model.fuse),
         "rendering": rendering_of(model.render, model.granularity, model.mask_threshold, segmenter.min_score),
     }, ""
@@ -119,7 +119,8 @@ def rendering_of(
     }
 
 
-def _of_crops(namer: MaskedCrops) -> dict[str, Any]:
+def crops_of(namer: MaskedCrops) -> dict[str, Any]:
+    """Return how crops are cut, and what replaces parts of them."""
     clip = namer.clip_adapter
     context = None
     if isinstance(namer, ContextCrops):
@@ -143,7 +144,8 @@ def _of_crops(namer: MaskedCrops) -> dict[str, Any]:
     }
 
 
-def _of_regions(namer: TrainedRegions) -> dict[str, Any]:
+def regions_of(namer: TrainedRegions) -> dict[str, Any]:
+    """Return how images and texts are given to a function of regions."""
     clip = namer.clip_adapter
     return {
         "threshold": namer.mask_threshold,

@@ -17,7 +17,7 @@ from ovseg.cli import app
 from ovseg.errors import OvsegError
 from ovseg.export import formats, writing
 from ovseg.export.graphs import Axis, Graph, Input
-from ovseg.export.runtime import Runtime, resize
+from ovseg.export.runtime import Runtime
 from ovseg.io.shipped import shipped
 from ovseg.toy.scene import make_scene
 from ovseg.vocabulary import Vocabulary
@@ -130,13 +130,3 @@ def test_missing_packages_are_named(monkeypatch):
     with pytest.raises(OvsegError, match=r"needs onnx, onnxscript, onnxruntime: run `pip install 'ovseg\[export\]'`"):
         writing.check_packages("onnx")
     writing.check_packages("torch-export")
-
-
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_resizing_is_pytorchs(mode):
-    maps = np.random.default_rng(0).random((2, 17, 31), np.float32)
-    for size in ((40, 12), (17, 90), (5, 31)):
-        expected = torch.nn.functional.interpolate(torch.from_numpy(maps)[None], size, mode=mode, align_corners=False)[
-            0
-        ]
-        np.testing.assert_allclose(resize(maps, size, mode), expected.numpy(), atol=1e-5)
