@@ -21,6 +21,7 @@ from ovseg.naming import (
     TrainedRegions,
 )
 from ovseg.naming.region_model import OTHERS, OTHERS_LOGIT
+from ovseg.naming.selection import ALL_CROPS
 from ovseg.proposals.network import MaskNetwork
 from ovseg.segmenter import Segmenter
 from ovseg.vocabulary import Vocabulary
@@ -36,14 +37,7 @@ def words_of(segmenter: Segmenter, vocabulary: Vocabulary) -> tuple[dict[str, An
     which ``names`` may be found; ``of_texts`` is the index of the word of each text.
     """
     words = segmenter.model.words_of({"class_names": vocabulary})
-    about = {
-        "names": list(vocabulary.foreground),
-        "background": list(vocabulary.background),
-        "count": len(words),
-        "texts": list(words.texts),
-        "of_texts": list(words.classes),
-        "templates": None if words.templates is None else list(words.templates),
-    }
+    about = described(vocabulary, words)
     if (clip := getattr(segmenter.model, "clip_adapter", None)) is not None:
         return about, _array(clip.text_matrix(words.texts, words.templates))
     scorer: Any = getattr(segmenter.model, "scorer", None)
@@ -52,6 +46,18 @@ def words_of(segmenter: Segmenter, vocabulary: Vocabulary) -> tuple[dict[str, An
     if hasattr(scorer, "word_embeddings"):
         return about, _array(scorer.word_embeddings(words))
     return about, None
+
+
+def described(vocabulary: Vocabulary, words: Vocabulary) -> dict[str, Any]:
+    """Return what ``export.json`` states of a vocabulary, and of it as the model takes it, with "others" or without."""
+    return {
+        "names": list(vocabulary.foreground),
+        "background": list(vocabulary.background),
+        "count": len(words),
+        "texts": list(words.texts),
+        "of_texts": list(words.classes),
+        "templates": None if words.templates is None else list(words.templates),
+    }
 
 
 def input_of(segmenter: Segmenter, fixed: tuple[int, int] | None) -> dict[str, Any]:
@@ -75,41 +81,46 @@ def input_of(segmenter: Segmenter, fixed: tuple[int, int] | None) -> dict[str, A
     }
 
 
-def recipe_of(segmenter: Segmenter, words: int) -> tuple[dict[str, Any] | None, str]:
-    """Return what ``runtime.py`` needs to combine the graphs; None, and why, for a system that it does not know.
-
-    Args:
-        segmenter: the model.
-        words: number of words, with "others".
-    """
+def recipe_of(segmenter: Segmenter) -> tuple[dict[str, Any] | None, str]:
+    """Return what ``runtime.py`` needs to combine the graphs; None, and why, for a system that it does not know."""
     model = segmenter.model
     if reason := _why_none(segmenter):
         return None, reason
     own = next((namer for namer in model.namers if isinstance(namer, QueryEmbedding)), None)
     crops = next((namer for namer in model.namers if isinstance(namer, MaskedCrops)), None)
-    fuse, render = model.fuse, model.render
-    granularity = model.granularity
-    winner = isinstance(render, ClassWinner) or granularity is not None
     return {
         "own": None if own is None else {"scale": LOGIT_SCALE, "drop_no_object": own.drop_no_object},
-        "crops": None if crops is None else _of_crops(crops),
-        "regions": next((_of_regions(namer) for namer in model.namers if isinstance(namer, TrainedRegions)), None),
-        "fusion": {
-            "weight": getattr(fuse, "weight", 1.0),
-            "void": getattr(fuse, "void_by_other", 0.0),
-            "normalised": getattr(fuse, "variant", "plain") == "log",
-        },
-        "rendering": {
-            "name": "class_winner" if winner else RENDERINGS[type(render)],
-            "threshold": model.mask_threshold if granularity is not None else getattr(render, "mask_threshold", None),
-            "granularity": getattr(render, "granularity", 1.0) if granularity is None else granularity,
-            "drop_last": words == 2 and model.words_of({"class_names": ["x"]}).texts[-1] == "others",
-            "min_score": segmenter.min_score,
-        },
+        "crops": None if crops is None else crops_of(crops),
+        "regions": next((regions_of(namer) for namer in model.namers if isinstance(namer, TrainedRegions)), None),
+        "fusion": fusion_of(model.fuse),
+        "rendering": rendering_of(model.render, model.granularity, model.mask_threshold, segmenter.min_score),
     }, ""
 
 
-def _of_crops(namer: MaskedCrops) -> dict[str, Any]:
+def fusion_of(fuse: Any) -> dict[str, Any]:
+    """Return how the scores of two namers are fused, for one of :data:`FUSIONS`."""
+    return {
+        "weight": getattr(fuse, "weight", 1.0),
+        "void": getattr(fuse, "void_by_other", 0.0),
+        "normalised": getattr(fuse, "variant", "plain") == "log",
+    }
+
+
+def rendering_of(
+    render: Any, granularity: float | None, mask_threshold: float, min_score: float | None
+) -> dict[str, Any]:
+    """Return how scores of masks become labels, for one of :data:`RENDERINGS` and settings of the model."""
+    winner = isinstance(render, ClassWinner) or granularity is not None
+    return {
+        "name": "class_winner" if winner else RENDERINGS[type(render)],
+        "threshold": mask_threshold if granularity is not None else getattr(render, "mask_threshold", None),
+        "granularity": getattr(render, "granularity", 1.0) if granularity is None else granularity,
+        "min_score": min_score,
+    }
+
+
+def crops_of(namer: MaskedCrops) -> dict[str, Any]:
+    """Return how crops are cut, and what replaces parts of them."""
     clip = namer.clip_adapter
     context = None
     if isinstance(namer, ContextCrops):
@@ -133,7 +144,8 @@ def _of_crops(namer: MaskedCrops) -> dict[str, Any]:
     }
 
 
-def _of_regions(namer: TrainedRegions) -> dict[str, Any]:
+def regions_of(namer: TrainedRegions) -> dict[str, Any]:
+    """Return how images and texts are given to a function of regions."""
     clip = namer.clip_adapter
     return {
         "threshold": namer.mask_threshold,
@@ -154,6 +166,8 @@ def _why_none(segmenter: Segmenter) -> str:
             return f"runtime.py does not know the namer {type(namer).__name__}"
     if not model.clip_adapter.cosine:
         return "the words have vectors of a table, which are not compared by cosine"
+    if any(getattr(namer, "selection", ALL_CROPS) != ALL_CROPS for namer in model.namers):
+        return "runtime.py classifies all masks: set MODEL.NAMER.MAX_CROPS to 0 and DUPLICATE_IOU to 1"
     render, fuse = model.render, model.fuse
     if type(render) not in RENDERINGS or type(fuse) not in FUSIONS or model.resize_masks:
         return f"runtime.py does not know {type(render).__name__} with {type(fuse).__name__} and these settings"

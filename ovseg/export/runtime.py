@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 CROPS_AT_A_TIME, CLASSES_AT_A_TIME = 8, 64
 UNLABELLED = -1
+BILINEAR = Image.Resampling.BILINEAR  # with antialiasing
 CUBIC = -0.75  # of the bicubic kernel
 EPSILON, TINY = 1e-8, np.finfo(np.float32).tiny
 
@@ -96,7 +97,7 @@ class Runtime:
         if fixed := self.input["size"]:
             scale = min(scale, fixed[0] / height, fixed[1] / width)
         new = [max(1, int(side * scale + 0.5)) for side in (height, width)]
-        resized = Image.fromarray(image).resize(new[::-1], Image.Resampling.BILINEAR)
+        resized = Image.fromarray(image).resize(new[::-1], BILINEAR)
         return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
     def _padded(self, pixels: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
@@ -184,7 +185,8 @@ class Runtime:
             raise ValueError(f"the image becomes {pixels.shape[1:]} pixels, and the graphs are for {tuple(fixed)}")
         seen = probabilities.max((1, 2)) > regions["threshold"]
         shape = next(graph for graph in self.about["graphs"] if graph["name"] == "maps")["inputs"]["image"]["shape"]
-        image = normalised(resize(pixels.astype(np.float32), shape[2:]), regions["mean"], regions["std"])
+        resized = [Image.fromarray(row.astype(np.float32)).resize(shape[:1:-1], BILINEAR) for row in pixels]
+        image = normalised(np.stack([np.asarray(row) for row in resized]), regions["mean"], regions["std"])
         names = [output.name for output in self.sessions["maps"].get_outputs()]
         maps = dict(zip(names, self.run("maps", image=image[None]), strict=True))
         masks = (probabilities[seen] > regions["threshold"]).astype(np.float32)
@@ -234,7 +236,9 @@ class Runtime:
         if rendering["name"] == "class_winner":
             threshold, seen = rendering["threshold"], masks.max((1, 2)) > rendering["threshold"]
             scores, masks = scores[seen], (masks[seen] > threshold).astype(np.float32)
-            selecting = scores[:, :-1] if rendering["drop_last"] else scores
+            words = self.about["words"]
+            against_others = words["count"] == 2 and words["texts"][-1] == "others"  # which selects no mask
+            selecting = scores[:, :-1] if against_others else scores
             kept = np.zeros(len(scores), bool)
             if len(scores) and rendering["granularity"] < 1:
                 kept = (selecting > rendering["granularity"] * selecting.max(0)).any(1)

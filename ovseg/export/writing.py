@@ -29,7 +29,6 @@ from ovseg.segmenter import Segmenter
 from ovseg.vocabulary import Vocabulary
 
 ABOUT, TEXT = "export.json", "text_embeddings.npy"
-SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 TOLERANCE = 1e-4  # largest difference from the model
 INT8_TOLERANCE = 0.03  # of unit vectors, with quantised weights
 CROPS = "crops"  # the graph whose weights can be quantised
@@ -110,7 +109,7 @@ def export(
                 checked = check(graph, run, (new / f"{CROPS}.onnx").stat().st_size, INT8_TOLERANCE)
             report(checked)
             rows.append(_described(graph, checked, files) | {"weights": "int8" if quantised else "float32"})
-        recipe, reason = recipe_of(segmenter, words["count"])
+        recipe, reason = recipe_of(segmenter)
         about = {
             "format": format,
             "model": segmenter.name,
