@@ -157,7 +157,8 @@ def test_large_maps_are_computed_in_pieces(segmenters, monkeypatch):
     pieces = segment.features(image, stride=2)
     assert [len(piece) for piece in pieces.channels()] == [2] * (len(whole.places) // 2)
     found = pieces.pixels, pieces.masks, pieces.labels(text), pieces.scores(text)
-    assert all(np.allclose(one, other, atol=1e-5) for one, other in zip(found, expected, strict=True))
+    for one, other in zip(found, expected, strict=True):  # float16 masks: a sum that rounds to the neighbour
+        assert np.allclose(one, other, atol=1e-5, rtol=1e-3 if other.dtype == np.float16 else 1e-5)
     monkeypatch.setattr(module, "LARGEST", 1000)
     for use in (lambda: pieces.pixels, lambda: pieces.masks, lambda: pieces.scores(text)):
         with pytest.raises(OvsegError, match=r"GiB: give a larger stride, ask for single points .* with save\(\)"):

@@ -134,4 +134,5 @@ def test_the_other_namer_takes_from_void():
     assert torch.equal(log, normalise_over_classes(fused, recalled_from_void(own, scores[1].of_all(0.0), 0.5)))
     assert torch.equal(GeometricMean(0.5, 0.0)(scores), GeometricMean(0.5)(scores))
     simbaseline = SeenUnseenMean(0.5, void_by_other=0.5)
-    assert torch.equal(simbaseline(scores, seen=torch.tensor([True, False])), fused)  # its weights are equal at 0.5
+    same = simbaseline(scores, seen=torch.tensor([True, False]))  # its weights are equal at 0.5
+    torch.testing.assert_close(same, fused)  # powers of numbers and of tensors may round differently
