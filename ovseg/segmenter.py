@@ -24,6 +24,7 @@ from ovseg.hub.card import ModelCard
 from ovseg.hub.fetch import offline
 from ovseg.hub.opening import open_model
 from ovseg.hub.saving import save
+from ovseg.hub.table import is_model
 from ovseg.io.devices import configured_device, find_device
 from ovseg.io.images import ImageLike, as_rgb, resize_transform
 from ovseg.meta_arch.embeddings import embeddings_of, text_space_of
@@ -44,6 +45,8 @@ COPIES_OF_VIEWS = 3
 LARGEST_SUM = 2**28  # numbers (1 GiB)
 UNTRAINED_PROPOSERS = ("BoundaryTree", "SAM")  # without weights in MODEL.WEIGHTS
 NAMED = 10  # unfamiliar words that a warning names
+REMEMBERED = 10_000  # unfamiliar words that no warning names again
+OF_THE_MACHINE = ("MODEL.DEVICE", "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR")  # they do not change the model
 
 
 class Segmenter:
@@ -153,6 +156,16 @@ class Segmenter:
         )
 
     @classmethod
+    def from_name(cls, model: str, opts: Sequence[Any] | Mapping[str, Any] = (), device: str | None = None) -> Segmenter:
+        """Return the model that a command names: of :meth:`from_pretrained`, or of a configuration file.
+
+        Raises:
+            OvsegError: see :meth:`from_pretrained` and :meth:`from_config`.
+        """
+        make = cls.from_pretrained if is_model(model) else cls.from_config
+        return make(model, opts=opts, device=device)
+
+    @classmethod
     def from_pretrained(
         cls,
         source: str | Path,
@@ -169,7 +182,8 @@ class Segmenter:
                 permissive licences that the device can run; a folder of :meth:`save_pretrained`; or
                 "hf-hub:ORGANISATION/NAME", with such a folder in it. Weights that are not on this machine are
                 downloaded, resumed after an interruption, and verified by checksum.
-            device, opts: see :meth:`from_config`. With keys below MODEL, the card has no licence and no figures.
+            device, opts: see :meth:`from_config`. With keys below MODEL other than DEVICE and
+                CLIP_ADAPTER.TEXT_CACHE_DIR, the card has no licence and no figures.
             revision: branch, tag or commit on the hub. The commit of a branch is recorded at the first download, and
                 used until ``ovseg models download --update``.
             local_files_only: download nothing, as with ``HF_HUB_OFFLINE=1``.
@@ -179,7 +193,7 @@ class Segmenter:
         """
         found = open_model(source, revision=revision, network=not local_files_only, device=device)
         own = joined_options((), opts)
-        changed = [key for key in own[::2] if key.startswith("MODEL.") and key != "MODEL.DEVICE"]
+        changed = [key for key in own[::2] if key.startswith("MODEL.") and key not in OF_THE_MACHINE]
         if local_files_only and (urls := [value for value in own[1::2] if "://" in str(value)]):
             raise OvsegError(f"{urls[0]} would be downloaded, and local_files_only is set: name your copy of it")
         with offline(local_files_only):
@@ -259,7 +273,9 @@ class Segmenter:
         if hasattr(scorer, "encode_words"):  # OVSegmentor's text encoder
             scorer.encode_words(vocabulary)
         if unknown := [name for name in self.unfamiliar(vocabulary) if name not in self._warned]:
-            self._warned.update(unknown)
+            if len(self._warned) + len(unknown) > REMEMBERED:  # of a server, whose visitors write ever new words
+                self._warned.clear()
+            self._warned.update(unknown[:REMEMBERED])
             logger.warning(
                 "not among the names this model was trained on, so its masks are less certain: %s%s",
                 ", ".join(unknown[:NAMED]),

@@ -11,7 +11,6 @@ import typer
 import ovseg
 from ovseg.cli.segment import DEFAULT_MODEL, key_values
 from ovseg.errors import OvsegError
-from ovseg.hub.table import is_model
 
 if TYPE_CHECKING:
     from ovseg.segmenter import Segmenter
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}  # module: package
 TOY_SEEDS = (8, 9, 10)
+WORDS_IN_MEMORY = ("MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR", "none")
 SAM_WEIGHTS = "MODEL.PROPOSER.SAM.MODEL"
 
 
@@ -115,8 +115,8 @@ def _service(
     from ovseg.segmenter import Segmenter
     from ovseg.web.service import OWN, Service
 
-    make = Segmenter.from_pretrained if is_model(model) else Segmenter.from_config
-    own = make(model, opts=opts, device=device)
+    # a visitor's words stay in memory: a --set of the key comes later and wins
+    own = Segmenter.from_name(model, [*WORDS_IN_MEMORY, *opts], device)
     segmenters = {OWN: own, **{name: own.with_proposer(name, keys) for name, keys in proposers}}
     if not words and own.vocabulary is not None:
         words = ", ".join(own.vocabulary.foreground)
@@ -129,7 +129,7 @@ def _examples(segmenter: Segmenter) -> list[Example]:
     from ovseg.io.photographs import WORDS, photographs
     from ovseg.web.service import Example
 
-    if "toy" not in segmenter.name:
+    if segmenter.config is None or not any(name.startswith("toy_") for name in segmenter.config.DATASETS.TEST):
         try:
             load = photographs()
         except OvsegError:

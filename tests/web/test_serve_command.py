@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 import urllib.request
@@ -9,9 +10,14 @@ from importlib.util import find_spec
 
 import pytest
 
+from ovseg import Segmenter
 from ovseg.cli import app, serve
+from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
+from ovseg.io.photographs import WORDS
+from ovseg.web.limits import Limits
 from ovseg.web.server import is_local, open_socket
+from ovseg.web.service import OWN
 from tests.web.running import running
 
 
@@ -44,6 +50,26 @@ def test_wrong_arguments(line, capsys):
         assert app.main(["serve", *line.split()]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("error: ") and WRONG[line] in message
+
+
+def test_words_of_visitors_are_not_stored(here, monkeypatch):
+    monkeypatch.setenv("OVSEG_CACHE", str(here / "cache"))
+    service = serve._service("toy-ovseg", [], "cpu", [], "", Limits())
+    own = service.segmenters[OWN]
+    own.prepare(["visitor's own word"])
+    assert own.model.clip_adapter.text.cache is None and not list(here.rglob("*.safetensors"))
+    assert own.card.licence == Segmenter.from_pretrained("toy-ovseg", device="cpu").card.licence != ""
+    named = here / "named"
+    asked = serve._service("toy-ovseg", ["MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR", str(named)], "cpu", [], "", Limits())
+    asked.segmenters[OWN].prepare(["visitor's own word"])
+    assert len(list(named.rglob("*.safetensors"))) == 1
+
+
+def test_examples_are_those_of_the_world_of_a_model(toy):
+    assert [one.name for one in serve._examples(toy)] == ["scene-8", "scene-9", "scene-10"]
+    other = copy.copy(toy)
+    other.name, other.config = "toyota", get_cfg()
+    assert serve._examples(other)[0].name in WORDS
 
 
 def test_a_missing_package(monkeypatch):
