@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,8 +48,11 @@ def serve(
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 chooses a free one.")] = 7860,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Name by which a proxy on this machine asks for the page; repeatable."),
+        typer.Option(metavar="NAME", help="Name by which the page may be asked for, as by a proxy; repeatable."),
     ] = None,
+    max_words: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Words and synonyms that a visitor may write in a request.")
+    ] = 1000,
     queue: Annotated[
         int, typer.Option(metavar="N", min=0, help="Requests that wait for the model; more are refused.")
     ] = 32,
@@ -73,12 +77,19 @@ def serve(
         raise OvsegError(f"{', '.join(missing)} is not installed: run `pip install 'ovseg[web]'`")
     opts = key_values(set_ or [])
     proposers = [_proposer(value) for value in proposer or []]
+    if pattern := next((name for name in allow_host or [] if "*" in name), None):
+        raise typer.BadParameter(f"--allow-host {pattern!r} is not a name: write each name in full, without *")
+    numbers = {"--max-upload": max_upload, "--max-pixels": max_pixels, "--keep": keep, "--memory": memory}
+    for option, value in numbers.items():
+        if not math.isfinite(value):
+            raise typer.BadParameter(f"{option} is {value}: give a finite number")
     from ovseg.web.limits import MEGABYTE, Limits
     from ovseg.web.server import is_local, open_socket, run_server
 
     limits = Limits(
         upload=int(max_upload * MEGABYTE),
         pixels=int(max_pixels * MEGABYTE),
+        texts=max_words,
         waiting=queue,
         idle=60 * keep,
         memory=int(memory * MEGABYTE),

@@ -17,7 +17,7 @@ from ovseg.vocabulary.label_set import label_set_names
 from ovseg.web.answers import file_of, painting, region, shown_image
 from ovseg.web.inputs import file_name
 from ovseg.web.limits import Refused
-from ovseg.web.rest import Asked
+from ovseg.web.rest import LONGEST_NAME, Asked
 from ovseg.web.scenes import Scene
 from ovseg.web.service import OWN, Service, Upload
 
@@ -101,8 +101,8 @@ async def segment(
     service: Server,
     asked: Annotated[Asked, Depends(Asked)],
     image: Annotated[UploadFile | None, File()] = None,
-    example: Annotated[str, Form()] = "",
-    before: Annotated[str, Form()] = "",
+    example: Annotated[str, Form(max_length=LONGEST_NAME)] = "",
+    before: Annotated[str, Form(max_length=LONGEST_NAME)] = "",
 ) -> dict[str, Any]:
     """Segment an image or an example, keep its masks, and forget the visitor's scene before."""
     given = asked.checked()

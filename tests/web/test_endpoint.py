@@ -81,6 +81,10 @@ REFUSED = [
     ({"words": "", "label_set": "nothing"}, 400, "there is no label set 'nothing'"),
     ({"words": "cat, cat"}, 400, "'cat' comes twice"),
     ({"words": ", ".join(f"word {k}" for k in range(201))}, 400, "201 words and synonyms, and this server takes 200"),
+    ({"words": "x" * 100_001}, 400, "words is not valid: String should have at most 100000 characters"),
+    ({"label_set": "x" * 201}, 400, "label_set is not valid: String should have at most 200 characters"),
+    ({"words": "," * 99_999}, 400, "the words is empty"),
+    ({"words": "", "label_set": "ade20k_150", "background": "wood"}, 200, ""),  # more than 200 texts, not written ones
     ({"words": "/etc/hosts.txt"}, 200, ""),  # a word, not a file of the server
     ({"granularity": "2"}, 400, "granularity is not valid: Input should be less than or equal to 1"),
     ({"granularity": "much"}, 400, "granularity is not valid"),
@@ -213,4 +217,27 @@ def test_pages_of_other_hosts_cannot_ask_a_local_server(service):
     with testclient.TestClient(app, base_url="http://evil.example") as client:
         assert client.get("/health").status_code == 400
     with testclient.TestClient(app, base_url="http://localhost:7860") as client:
+        assert client.get("/health").status_code == 200
+
+
+BROWSERS = [
+    ({}, 200),
+    ({"Origin": "http://localhost:7860"}, 200),
+    ({"Origin": "https://public.example", "Sec-Fetch-Site": "same-origin"}, 200),  # a proxy that does not pass Host on
+    ({"Origin": "http://localhost:3000"}, 403),
+    ({"Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"}, 403),
+    ({"Origin": "http://evil.example"}, 403),
+    ({"Origin": "null"}, 403),
+    ({"Sec-Fetch-Site": "cross-site"}, 403),
+]
+
+
+@pytest.mark.parametrize(("headers", "status"), BROWSERS)
+def test_pages_of_other_sites_change_nothing(service, headers, status):
+    app = create_app(service, ("localhost",))
+    with testclient.TestClient(app, base_url="http://localhost:7860", headers=headers) as client:
+        answer = client.delete("/api/scenes/none")
+        assert answer.status_code == status
+        assert status == 200 or "a page of another site sent this request" in answer.json()["error"]
+        assert client.post("/segment").status_code == (403 if status == 403 else 400)
         assert client.get("/health").status_code == 200
