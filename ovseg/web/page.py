@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 import ovseg
 from ovseg.errors import OvsegError
@@ -39,7 +39,7 @@ class Correction(BaseModel):
 
     x: float
     y: float
-    name: str | None = None
+    name: Annotated[str | None, Field(max_length=LONGEST_NAME)] = None
     whole_word: bool = False
 
 
@@ -115,8 +115,7 @@ async def segment(
     upload.check(service.limits)
 
     def work() -> dict[str, Any]:
-        name, scene = service.scene(upload, *given)
-        service.scenes.drop(before)
+        name, scene = service.scene(upload, *given, before)
         return {"id": name, "keeps_masks": service.segmenter(given[-1]).keeps_masks, **painting(scene)}
 
     return await service.model_line.run(work)
