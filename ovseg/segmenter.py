@@ -366,7 +366,8 @@ class Segmenter:
         """Find and score the masks of one image, and return the function granularity -> :class:`Segmentation`.
 
         The function renders kept masks and scores, in a fraction of the time of a call; its results are equal to those
-        of calls with ``granularity`` and ``explain``. The masks stay in memory as long as the function: 4 bytes x masks
+        of calls with ``granularity`` and ``explain``. With one word, the model may add "others" with a granularity only:
+        its networks are then called twice, and explanations have "others" with any. The masks stay in memory as long as the function: 4 bytes x masks
         x pixels of the model's input, or less, see :meth:`ovseg.result.kept_masks.KeptMasks.compact`.
 
         Args:
@@ -385,10 +386,15 @@ class Segmenter:
         vocabulary = self._vocabulary(words)
         pixels, source = as_rgb(image)
         request = self._request(pixels, source, vocabulary)
-        request |= {"outputs": ("scored_masks", "explanations"), "granularity": 1.0}
+        competing = request | {"outputs": ("scored_masks", "explanations"), "granularity": 1.0}
         with explained_memory(source or "the image"):
-            result = self.model([request])[0]
-        (scores, masks, *of_words), size = result["scored_masks"], (request["height"], request["width"])
+            result = self.model([competing])[0]
+            scores, masks, *of_words = result["scored_masks"]
+            own = scores, of_words
+            if len(self.model.words_of(request)) < len(of_words[0]):  # the model's own rendering has no "others"
+                alone, _, *of_word = self.model([request | {"outputs": ("scored_masks",)}])[0]["scored_masks"]
+                own = alone, of_word
+        size = request["height"], request["width"]
 
         @torch.inference_mode()
         def render(masks: torch.Tensor, granularity: float | None, min_score: float | None) -> Segmentation:
@@ -397,7 +403,8 @@ class Segmenter:
             limit = self.min_score if min_score is None else min_score
             with explained_memory(source or "the image"):
                 masks = masks.to(self.model.device)
-                maps = self.model.render_scored(scores, masks, *of_words, size, ("label_map",), checked)
+                rated, words = own if checked is None else (scores, of_words)
+                maps = self.model.render_scored(rated, masks, *words, size, ("label_map",), checked)
                 return segmentation_of(maps, vocabulary, pixels, source, min_score=limit)
 
         of_masks = MaskScores.from_model(result["explanations"], vocabulary.names)

@@ -98,6 +98,7 @@ async def example(name: str, service: Server) -> Response:
 
 @router.post("/api/scenes")
 async def segment(
+    request: Request,
     service: Server,
     asked: Annotated[Asked, Depends(Asked)],
     image: Annotated[UploadFile | None, File()] = None,
@@ -118,7 +119,7 @@ async def segment(
         name, scene = service.scene(upload, *given, before)
         return {"id": name, "keeps_masks": service.segmenter(given[-1]).keeps_masks, **painting(scene)}
 
-    return await service.model_line.run(work)
+    return await service.model_line.run(work, request.is_disconnected)
 
 
 @router.get("/api/scenes/{name}/image")

@@ -130,7 +130,7 @@ async def segment(
     given = asked.checked()
     upload = Upload(file_name(image.filename), await image.read())
     upload.check(service.limits)
-    result = await service.model_line.run(lambda: service.segment(upload, *given))
+    result = await service.model_line.run(lambda: service.segment(upload, *given), request.is_disconnected)
     return result.to_json() | {"model": service.model_name}
 
 

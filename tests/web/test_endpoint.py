@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from starlette import testclient
 
 from ovseg.web.app import create_app
+from ovseg.web.limits import Refused
 from ovseg.web.line import Line
 from ovseg.web.page import STATIC
 from tests.web.conftest import ROOT, WORDS, encoded
@@ -172,6 +173,31 @@ def test_a_line_does_not_count_jobs_that_failed():
         return await line.run(lambda: 7)
 
     assert asyncio.run(fail_often()) == 7 and not line.is_busy
+
+
+def test_a_job_that_nobody_waits_for_is_left_out(monkeypatch):
+    monkeypatch.setattr("ovseg.web.line.POLL", 0.01)
+    line, go_on, done = Line(waiting=2), threading.Event(), []
+
+    async def left():
+        return True
+
+    async def ask():
+        first = asyncio.create_task(line.run(lambda: go_on.wait(60)))
+        await asyncio.sleep(0)
+        with pytest.raises(Refused, match="closed the connection"):
+            await line.run(lambda: done.append("left"), left)
+        cancelled = asyncio.create_task(line.run(lambda: done.append("cancelled"), is_left=lambda: asyncio.sleep(9)))
+        await asyncio.sleep(0.05)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        last = asyncio.create_task(line.run(lambda: done.append("last")))
+        await asyncio.sleep(0)
+        assert line.waiting == 1
+        go_on.set()
+        return await asyncio.gather(first, last)
+
+    assert asyncio.run(ask()) == [True, None] and done == ["last"] and not line.is_busy
 
 
 def test_health_and_description(client):
