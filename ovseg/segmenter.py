@@ -156,7 +156,9 @@ class Segmenter:
         )
 
     @classmethod
-    def from_name(cls, model: str, opts: Sequence[Any] | Mapping[str, Any] = (), device: str | None = None) -> Segmenter:
+    def from_name(
+        cls, model: str, opts: Sequence[Any] | Mapping[str, Any] = (), device: str | None = None
+    ) -> Segmenter:
         """Return the model that a command names: of :meth:`from_pretrained`, or of a configuration file.
 
         Raises:
@@ -366,9 +368,10 @@ class Segmenter:
         """Find and score the masks of one image, and return the function granularity -> :class:`Segmentation`.
 
         The function renders kept masks and scores, in a fraction of the time of a call; its results are equal to those
-        of calls with ``granularity`` and ``explain``. With one word, the model may add "others" with a granularity only:
-        its networks are then called twice, and explanations have "others" with any. The masks stay in memory as long as the function: 4 bytes x masks
-        x pixels of the model's input, or less, see :meth:`ovseg.result.kept_masks.KeptMasks.compact`.
+        of calls with ``granularity`` and ``explain``. With one word, the model may add "others" with a granularity
+        only: its networks are then called twice, and explanations always have "others". The masks stay in memory as
+        long as the function: 4 bytes x masks x pixels of the model's input, or less, see
+        :meth:`ovseg.result.kept_masks.KeptMasks.compact`.
 
         Args:
             image, words: as for a call.

@@ -147,7 +147,9 @@ class OwnPages:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD") and _is_foreign(Headers(scope=scope)):
-            message = "a page of another site sent this request: use the page of this server, or a client without Origin"
+            message = (
+                "a page of another site sent this request: use the page of this server, or a client without Origin"
+            )
             return await problem(403, message)(scope, receive, send)
         await self.app(scope, receive, send)
 
