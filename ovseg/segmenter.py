@@ -24,6 +24,7 @@ from ovseg.hub.card import ModelCard
 from ovseg.hub.fetch import offline
 from ovseg.hub.opening import open_model
 from ovseg.hub.saving import save
+from ovseg.hub.table import is_model
 from ovseg.io.devices import configured_device, find_device
 from ovseg.io.images import ImageLike, as_rgb, resize_transform
 from ovseg.meta_arch.embeddings import embeddings_of, text_space_of
@@ -44,6 +45,8 @@ COPIES_OF_VIEWS = 3
 LARGEST_SUM = 2**28  # numbers (1 GiB)
 UNTRAINED_PROPOSERS = ("BoundaryTree", "SAM")  # without weights in MODEL.WEIGHTS
 NAMED = 10  # unfamiliar words that a warning names
+REMEMBERED = 10_000  # unfamiliar words that no warning names again
+OF_THE_MACHINE = ("MODEL.DEVICE", "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR")  # they do not change the model
 
 
 class Segmenter:
@@ -153,6 +156,18 @@ class Segmenter:
         )
 
     @classmethod
+    def from_name(
+        cls, model: str, opts: Sequence[Any] | Mapping[str, Any] = (), device: str | None = None
+    ) -> Segmenter:
+        """Return the model that a command names: of :meth:`from_pretrained`, or of a configuration file.
+
+        Raises:
+            OvsegError: see :meth:`from_pretrained` and :meth:`from_config`.
+        """
+        make = cls.from_pretrained if is_model(model) else cls.from_config
+        return make(model, opts=opts, device=device)
+
+    @classmethod
     def from_pretrained(
         cls,
         source: str | Path,
@@ -169,7 +184,8 @@ class Segmenter:
                 permissive licences that the device can run; a folder of :meth:`save_pretrained`; or
                 "hf-hub:ORGANISATION/NAME", with such a folder in it. Weights that are not on this machine are
                 downloaded, resumed after an interruption, and verified by checksum.
-            device, opts: see :meth:`from_config`. With keys below MODEL, the card has no licence and no figures.
+            device, opts: see :meth:`from_config`. With keys below MODEL other than DEVICE and
+                CLIP_ADAPTER.TEXT_CACHE_DIR, the card has no licence and no figures.
             revision: branch, tag or commit on the hub. The commit of a branch is recorded at the first download, and
                 used until ``ovseg models download --update``.
             local_files_only: download nothing, as with ``HF_HUB_OFFLINE=1``.
@@ -179,7 +195,7 @@ class Segmenter:
         """
         found = open_model(source, revision=revision, network=not local_files_only, device=device)
         own = joined_options((), opts)
-        changed = [key for key in own[::2] if key.startswith("MODEL.") and key != "MODEL.DEVICE"]
+        changed = [key for key in own[::2] if key.startswith("MODEL.") and key not in OF_THE_MACHINE]
         if local_files_only and (urls := [value for value in own[1::2] if "://" in str(value)]):
             raise OvsegError(f"{urls[0]} would be downloaded, and local_files_only is set: name your copy of it")
         with offline(local_files_only):
@@ -259,7 +275,9 @@ class Segmenter:
         if hasattr(scorer, "encode_words"):  # OVSegmentor's text encoder
             scorer.encode_words(vocabulary)
         if unknown := [name for name in self.unfamiliar(vocabulary) if name not in self._warned]:
-            self._warned.update(unknown)
+            if len(self._warned) + len(unknown) > REMEMBERED:  # of a server, whose visitors write ever new words
+                self._warned.clear()
+            self._warned.update(unknown[:REMEMBERED])
             logger.warning(
                 "not among the names this model was trained on, so its masks are less certain: %s%s",
                 ", ".join(unknown[:NAMED]),
@@ -350,8 +368,10 @@ class Segmenter:
         """Find and score the masks of one image, and return the function granularity -> :class:`Segmentation`.
 
         The function renders kept masks and scores, in a fraction of the time of a call; its results are equal to those
-        of calls with ``granularity`` and ``explain``. The masks stay in memory as long as the function: 4 bytes x masks
-        x pixels of the model's input, or less, see :meth:`ovseg.result.kept_masks.KeptMasks.compact`.
+        of calls with ``granularity`` and ``explain``. With one word, the model may add "others" with a granularity
+        only: its networks are then called twice, and explanations always have "others". The masks stay in memory as
+        long as the function: 4 bytes x masks x pixels of the model's input, or less, see
+        :meth:`ovseg.result.kept_masks.KeptMasks.compact`.
 
         Args:
             image, words: as for a call.
@@ -369,10 +389,15 @@ class Segmenter:
         vocabulary = self._vocabulary(words)
         pixels, source = as_rgb(image)
         request = self._request(pixels, source, vocabulary)
-        request |= {"outputs": ("scored_masks", "explanations"), "granularity": 1.0}
+        competing = request | {"outputs": ("scored_masks", "explanations"), "granularity": 1.0}
         with explained_memory(source or "the image"):
-            result = self.model([request])[0]
-        (scores, masks, *of_words), size = result["scored_masks"], (request["height"], request["width"])
+            result = self.model([competing])[0]
+            scores, masks, *of_words = result["scored_masks"]
+            own = scores, of_words
+            if len(self.model.words_of(request)) < len(of_words[0]):  # the model's own rendering has no "others"
+                alone, _, *of_word = self.model([request | {"outputs": ("scored_masks",)}])[0]["scored_masks"]
+                own = alone, of_word
+        size = request["height"], request["width"]
 
         @torch.inference_mode()
         def render(masks: torch.Tensor, granularity: float | None, min_score: float | None) -> Segmentation:
@@ -381,7 +406,8 @@ class Segmenter:
             limit = self.min_score if min_score is None else min_score
             with explained_memory(source or "the image"):
                 masks = masks.to(self.model.device)
-                maps = self.model.render_scored(scores, masks, *of_words, size, ("label_map",), checked)
+                rated, words = own if checked is None else (scores, of_words)
+                maps = self.model.render_scored(rated, masks, *words, size, ("label_map",), checked)
                 return segmentation_of(maps, vocabulary, pixels, source, min_score=limit)
 
         of_masks = MaskScores.from_model(result["explanations"], vocabulary.names)

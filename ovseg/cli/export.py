@@ -12,7 +12,6 @@ import ovseg
 from ovseg.cli.segment import DEFAULT_MODEL, key_values
 from ovseg.cli.words import Background, LabelSetName, Words, read_words
 from ovseg.errors import OvsegError
-from ovseg.hub.table import is_model
 
 FORMATS = ("onnx", "torch-export")
 OPSETS = (18, 23)  # lowest and highest
@@ -68,7 +67,7 @@ def export(
     from ovseg.cli.export_report import run_export  # imports slowly: after the arguments are checked
 
     settings = {"format": format, "size": sides, "opset": opset, "int8": int8}
-    return run_export(model, is_model(model), vocabulary, output, opts=opts, **settings)
+    return run_export(model, vocabulary, output, opts=opts, **settings)
 
 
 def read_size(text: str) -> tuple[int, int]:

@@ -16,7 +16,6 @@ from ovseg.vocabulary import Vocabulary
 
 def run_export(
     model: str,
-    named: bool,
     vocabulary: Vocabulary,
     folder: Path,
     *,
@@ -27,8 +26,7 @@ def run_export(
     """Export a model and print what was written; returns 0.
 
     Args:
-        model: configuration file, or with ``named`` a name or folder of a model.
-        named: see there.
+        model: see :meth:`ovseg.segmenter.Segmenter.from_name`.
         vocabulary, folder, format, settings: see :func:`ovseg.export.writing.export`.
         opts: keys of the configuration.
 
@@ -37,8 +35,7 @@ def run_export(
     """
     check_packages(format)
     check_folder(folder)
-    make = Segmenter.from_pretrained if named else Segmenter.from_config
-    segmenter = make(model, opts=opts, device="cpu")
+    segmenter = Segmenter.from_name(model, opts, "cpu")
     check_folder(folder, segmenter.name, format)
     segmenter.prepare(vocabulary)
     console = Console(soft_wrap=True, highlight=False)

@@ -19,7 +19,6 @@ from rich.text import Text
 
 import ovseg
 from ovseg.errors import CannotWrite, OvsegError
-from ovseg.hub.table import is_model
 from ovseg.io.files import check_writable
 from ovseg.io.inputs import choose_outputs, find_inputs, is_video, live_name, live_source
 from ovseg.io.progress import progress_bar
@@ -131,8 +130,7 @@ def _load(
     ovseg.register()
     from ovseg.segmenter import Segmenter
 
-    make = Segmenter.from_pretrained if is_model(config_file) else Segmenter.from_config
-    segmenter = make(config_file, opts=opts, device=device)
+    segmenter = Segmenter.from_name(config_file, opts, device)
     if explain:
         segmenter.refuse_to_explain_views()
     segmenter.prepare(vocabulary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,6 @@ import typer
 import ovseg
 from ovseg.cli.segment import DEFAULT_MODEL, key_values
 from ovseg.errors import OvsegError
-from ovseg.hub.table import is_model
 
 if TYPE_CHECKING:
     from ovseg.segmenter import Segmenter
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}  # module: package
 TOY_SEEDS = (8, 9, 10)
+WORDS_IN_MEMORY = ("MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR", "none")
 SAM_WEIGHTS = "MODEL.PROPOSER.SAM.MODEL"
 
 
@@ -47,8 +48,11 @@ def serve(
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 chooses a free one.")] = 7860,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Name by which a proxy on this machine asks for the page; repeatable."),
+        typer.Option(metavar="NAME", help="Name by which the page may be asked for, as by a proxy; repeatable."),
     ] = None,
+    max_words: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Words and synonyms that a visitor may write in a request.")
+    ] = 1000,
     queue: Annotated[
         int, typer.Option(metavar="N", min=0, help="Requests that wait for the model; more are refused.")
     ] = 32,
@@ -73,12 +77,19 @@ def serve(
         raise OvsegError(f"{', '.join(missing)} is not installed: run `pip install 'ovseg[web]'`")
     opts = key_values(set_ or [])
     proposers = [_proposer(value) for value in proposer or []]
+    if pattern := next((name for name in allow_host or [] if "*" in name), None):
+        raise typer.BadParameter(f"--allow-host {pattern!r} is not a name: write each name in full, without *")
+    numbers = {"--max-upload": max_upload, "--max-pixels": max_pixels, "--keep": keep, "--memory": memory}
+    for option, value in numbers.items():
+        if not math.isfinite(value):
+            raise typer.BadParameter(f"{option} is {value}: give a finite number")
     from ovseg.web.limits import MEGABYTE, Limits
     from ovseg.web.server import is_local, open_socket, run_server
 
     limits = Limits(
         upload=int(max_upload * MEGABYTE),
         pixels=int(max_pixels * MEGABYTE),
+        texts=max_words,
         waiting=queue,
         idle=60 * keep,
         memory=int(memory * MEGABYTE),
@@ -115,8 +126,8 @@ def _service(
     from ovseg.segmenter import Segmenter
     from ovseg.web.service import OWN, Service
 
-    make = Segmenter.from_pretrained if is_model(model) else Segmenter.from_config
-    own = make(model, opts=opts, device=device)
+    # a visitor's words stay in memory: a --set of the key comes later and wins
+    own = Segmenter.from_name(model, [*WORDS_IN_MEMORY, *opts], device)
     segmenters = {OWN: own, **{name: own.with_proposer(name, keys) for name, keys in proposers}}
     if not words and own.vocabulary is not None:
         words = ", ".join(own.vocabulary.foreground)
@@ -129,7 +140,7 @@ def _examples(segmenter: Segmenter) -> list[Example]:
     from ovseg.io.photographs import WORDS, photographs
     from ovseg.web.service import Example
 
-    if "toy" not in segmenter.name:
+    if segmenter.config is None or not any(name.startswith("toy_") for name in segmenter.config.DATASETS.TEST):
         try:
             load = photographs()
         except OvsegError:

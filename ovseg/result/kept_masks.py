@@ -18,7 +18,8 @@ from ovseg.result.segmentation import Segmentation
 class KeptMasks:
     """The masks of one image with their scores, as :meth:`ovseg.segmenter.Segmenter.adjustable` returns them.
 
-    A call renders them, in a fraction of the time of a segmentation. With one word, "others" competes with it.
+    A call renders them, in a fraction of the time of a segmentation. With one word and a granularity, "others"
+    competes with it; without a granularity, only if it does in the model's own rendering.
 
     Attributes:
         masks: float32 or float16 (Q, H', W') probabilities, or uint8 (Q, bytes), see :meth:`compact`.

@@ -31,16 +31,16 @@ MOST_MASKS = 4  # masks of a table
 
 def shown_image(pixels: np.ndarray, side: int = LARGEST_SHOWN) -> bytes:
     """Return an image as a JPEG file of at most ``side`` pixels on a side."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    size = shown_size(*pixels.shape[:2], side)
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=88)
     return stream.getvalue()
 
 
-def shown_size(height: int, width: int) -> tuple[int, int]:
-    """Return width and height of an image on the page."""
-    scale = min(1.0, LARGEST_SHOWN / max(height, width))
+def shown_size(height: int, width: int, side: int = LARGEST_SHOWN) -> tuple[int, int]:
+    """Return width and height of an image on the page, of at most ``side`` pixels on a side."""
+    scale = min(1.0, side / max(height, width))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
@@ -66,6 +67,7 @@ def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _defect)
     app.add_middleware(LimitedBody, limits=service.limits)
+    app.add_middleware(OwnPages)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_middleware(WithHeaders)
     return app
@@ -131,6 +133,32 @@ class LimitedBody:
         while message.get("more_body") and received <= DRAINED * self.limit:
             message = await receive()
             received += len(message.get("body", b""))
+
+
+class OwnPages:
+    """Middleware that refuses requests of other sites' pages with 403, except those that only read.
+
+    Browsers say in headers, which no page can change, whose page sends a request; other clients need not send them.
+    ``Sec-Fetch-Site`` counts first: behind a proxy that does not pass the header Host on, Origin differs from it.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD") and _is_foreign(Headers(scope=scope)):
+            message = (
+                "a page of another site sent this request: use the page of this server, or a client without Origin"
+            )
+            return await problem(403, message)(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
+def _is_foreign(headers: Headers) -> bool:
+    site, origin = headers.get("sec-fetch-site", ""), headers.get("origin")
+    if site in ("cross-site", "same-origin", "none"):
+        return site == "cross-site"
+    return origin is not None and origin.lower().rpartition("//")[2] != headers.get("host", "").lower()
 
 
 class WithHeaders:

@@ -31,6 +31,9 @@ def read_vocabulary(words: str, label_set: str, background: str, limits: Limits)
     if bool(words.strip()) == bool(label_set.strip()):
         both = "both are given" if words.strip() else "none is given"
         raise OvsegError(f"words or a label set are needed, and {both}: write for example 'cat, sofa'")
+    written = len(_split(words)) + len(_split(background))  # before they are checked, which takes longer
+    if written > limits.texts:
+        raise OvsegError(f"there are {written} words and synonyms, and this server takes {limits.texts} at most")
     if label_set.strip():
         vocabulary = Vocabulary.from_label_set(label_set.strip())
     elif ";" in words:
@@ -40,10 +43,6 @@ def read_vocabulary(words: str, label_set: str, background: str, limits: Limits)
     known = {fold_text(text) for text in (*vocabulary.names, *vocabulary.texts)}
     if void := [word for word in _split(background) if fold_text(word) not in known]:
         vocabulary = vocabulary.with_background(void)
-    if len(vocabulary.texts) > limits.texts:
-        raise OvsegError(
-            f"there are {len(vocabulary.texts)} words and synonyms, and this server takes {limits.texts} at most"
-        )
     return vocabulary
 
 

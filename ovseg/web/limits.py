@@ -16,7 +16,7 @@ class Limits:
     Attributes:
         upload: largest body of a request, bytes.
         pixels: largest image.
-        texts: most words and synonyms of a request.
+        texts: most words and synonyms that are written in a request; label sets are not counted.
         waiting: requests that wait for the model at most; more are refused.
         idle: seconds that results of the page are kept after their last use.
         memory: of all results that are kept, bytes; the ones that were not used for the longest time go first.
@@ -24,7 +24,7 @@ class Limits:
 
     upload: int = 20 * MEGABYTE
     pixels: int = 25 * MEGABYTE
-    texts: int = 5000
+    texts: int = 1000
     waiting: int = 32
     idle: float = 1800.0
     memory: int = 1000 * MEGABYTE

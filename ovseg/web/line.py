@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from ovseg.web.limits import Refused
 
+POLL = 0.5  # seconds
 Result = TypeVar("Result")
 
 
@@ -28,7 +29,7 @@ class Line:
     def __init__(self, waiting: int, threads: int = 1, name: str = "model"):
         self.limit = waiting + threads
         self.threads = threads
-        self._jobs: queue.SimpleQueue[tuple[Future, Callable[[], Any]]] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Future, list[Callable[[], Any]]]] = queue.SimpleQueue()
         self._present = 0
         self._lock = threading.Lock()
         for number in range(threads):
@@ -43,11 +44,15 @@ class Line:
     def is_busy(self) -> bool:
         return self._present > 0
 
-    async def run(self, job: Callable[[], Result]) -> Result:
-        """Do a job and return its result; a job whose request was cancelled is left out.
+    async def run(self, job: Callable[[], Result], is_left: Callable[[], Awaitable[bool]] | None = None) -> Result:
+        """Do a job and return its result; one that still waits when the caller is cancelled is left out.
+
+        Args:
+            is_left: whether nobody waits for the result any longer; the job is then left out, too. It is asked once in
+                :data:`POLL` seconds.
 
         Raises:
-            Refused: 503, too many jobs wait.
+            Refused: 503, too many jobs wait; 499, the job was left out.
         """
         with self._lock:
             if self._present >= self.limit:
@@ -55,8 +60,17 @@ class Line:
             self._present += 1
         future: Future[Result] = Future()
         future.add_done_callback(self._leave)
-        self._jobs.put((future, job))
-        return await asyncio.wrap_future(future)
+        held = [job]
+        future.add_done_callback(lambda _: held.clear())  # of a job that is left out, before its turn comes
+        self._jobs.put((future, held))
+        result = asyncio.wrap_future(future)
+        try:
+            while is_left is not None and not (await asyncio.wait([result], timeout=POLL))[0]:
+                if await is_left() and future.cancel():
+                    raise Refused(499, "the client has closed the connection")
+            return await result
+        finally:
+            future.cancel()  # has no effect on a job that has begun
 
     def _leave(self, future: Future) -> None:
         with self._lock:
@@ -64,14 +78,14 @@ class Line:
 
     def _work(self) -> None:
         while True:
-            future, job = self._jobs.get()
+            future, held = self._jobs.get()
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                result = job()
+                result = held[0]()
             except BaseException as error:  # of the request, which raises it
                 future.set_exception(error)
             else:
                 future.set_result(result)
-            del future, job  # what they hold is large
+            del future, held  # what they hold is large
             result = None

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 import ovseg
 from ovseg.errors import OvsegError
@@ -17,7 +17,7 @@ from ovseg.vocabulary.label_set import label_set_names
 from ovseg.web.answers import file_of, painting, region, shown_image
 from ovseg.web.inputs import file_name
 from ovseg.web.limits import Refused
-from ovseg.web.rest import Asked
+from ovseg.web.rest import LONGEST_NAME, Asked
 from ovseg.web.scenes import Scene
 from ovseg.web.service import OWN, Service, Upload
 
@@ -39,7 +39,7 @@ class Correction(BaseModel):
 
     x: float
     y: float
-    name: str | None = None
+    name: Annotated[str | None, Field(max_length=LONGEST_NAME)] = None
     whole_word: bool = False
 
 
@@ -98,11 +98,12 @@ async def example(name: str, service: Server) -> Response:
 
 @router.post("/api/scenes")
 async def segment(
+    request: Request,
     service: Server,
     asked: Annotated[Asked, Depends(Asked)],
     image: Annotated[UploadFile | None, File()] = None,
-    example: Annotated[str, Form()] = "",
-    before: Annotated[str, Form()] = "",
+    example: Annotated[str, Form(max_length=LONGEST_NAME)] = "",
+    before: Annotated[str, Form(max_length=LONGEST_NAME)] = "",
 ) -> dict[str, Any]:
     """Segment an image or an example, keep its masks, and forget the visitor's scene before."""
     given = asked.checked()
@@ -115,11 +116,10 @@ async def segment(
     upload.check(service.limits)
 
     def work() -> dict[str, Any]:
-        name, scene = service.scene(upload, *given)
-        service.scenes.drop(before)
+        name, scene = service.scene(upload, *given, before)
         return {"id": name, "keeps_masks": service.segmenter(given[-1]).keeps_masks, **painting(scene)}
 
-    return await service.model_line.run(work)
+    return await service.model_line.run(work, request.is_disconnected)
 
 
 @router.get("/api/scenes/{name}/image")

@@ -12,6 +12,7 @@ from ovseg.vocabulary import Vocabulary
 from ovseg.web.inputs import file_name, read_vocabulary
 from ovseg.web.service import Service, Upload
 
+LONGEST, LONGEST_NAME = 100_000, 200  # characters of a field with words, and of one with a name
 router = APIRouter()
 
 
@@ -22,18 +23,30 @@ class Asked:
         self,
         request: Request,
         words: Annotated[
-            str, Form(description="Words between commas; with semicolons between words, commas are between synonyms.")
+            str,
+            Form(
+                max_length=LONGEST,
+                description="Words between commas; with semicolons between words, commas are between synonyms.",
+            ),
         ] = "",
-        label_set: Annotated[str, Form(description="Words of a data set in place of words: ade20k_150, ...")] = "",
+        label_set: Annotated[
+            str, Form(max_length=LONGEST_NAME, description="Words of a data set in place of words: ade20k_150, ...")
+        ] = "",
         background: Annotated[
-            str, Form(description="Words between commas that compete for pixels and leave theirs unlabelled.")
+            str,
+            Form(
+                max_length=LONGEST,
+                description="Words between commas that compete for pixels and leave theirs unlabelled.",
+            ),
         ] = "",
         granularity: Annotated[
             float | None,
             Form(ge=0, le=1, description="From 0 (coarse) to 1 (precise); by default the model's own rendering."),
         ] = None,
         min_score: Annotated[float | None, Form(description="Pixels whose best score is lower are unlabelled.")] = None,
-        proposer: Annotated[str, Form(description="What finds the masks; GET /health lists the names.")] = "",
+        proposer: Annotated[
+            str, Form(max_length=LONGEST_NAME, description="What finds the masks; GET /health lists the names.")
+        ] = "",
     ):
         self.service: Service = request.app.state.service
         self.texts = words, label_set, background
@@ -117,7 +130,7 @@ async def segment(
     given = asked.checked()
     upload = Upload(file_name(image.filename), await image.read())
     upload.check(service.limits)
-    result = await service.model_line.run(lambda: service.segment(upload, *given))
+    result = await service.model_line.run(lambda: service.segment(upload, *given), request.is_disconnected)
     return result.to_json() | {"model": service.model_name}
 
 

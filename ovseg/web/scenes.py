@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -17,6 +18,8 @@ from ovseg.result.edits import Edit, edited
 from ovseg.result.kept_masks import KeptMasks
 from ovseg.result.segmentation import UNLABELLED, Segmentation
 from ovseg.web.limits import MEGABYTE, Limits, Refused
+
+MOST_EDITS = 500  # of a scene
 
 
 @dataclass(eq=False)
@@ -52,8 +55,13 @@ class Scene:
         """Memory that it takes, bytes."""
         maps = self.shown.image.nbytes + self.shown.label_map.nbytes
         edits = sum(edit.bits.nbytes for edit in self.edits if edit.bits is not None)
-        kept = self.found.nbytes if isinstance(self.found, KeptMasks) else 2 * self.found.label_map.nbytes
-        return maps + edits + kept
+        texts = [self.name, *self.shown.names, *(text for edit in self.edits for text in (edit.word, edit.name))]
+        names = sum(map(sys.getsizeof, texts))
+        if not isinstance(self.found, KeptMasks):
+            return maps + edits + names + 2 * self.found.label_map.nbytes
+        scores = self.found.mask_scores
+        arrays = scores.own, scores.clip, scores.fused, scores.fused, scores.fractions, scores.boxes  # fused: rendered
+        return maps + edits + names + self.found.nbytes + sum(array.nbytes for array in arrays)
 
     def paint(self, granularity: float | None, min_score: float | None, edits: tuple[Edit, ...]) -> Segmentation:
         """Change the rendering, and return it with its map of scores.
@@ -115,9 +123,11 @@ class Scene:
         """Give the region at a point, or all regions of its word, another word; None for none.
 
         Raises:
-            OvsegError: the name is not valid.
+            OvsegError: the name is not valid, or there are :data:`MOST_EDITS` edits.
         """
         with self.lock:
+            if len(self.edits) >= MOST_EDITS:
+                raise OvsegError(f"this result has {MOST_EDITS} corrections, the most that are kept: take some back")
             label, region = self.region(row, column)
             word = None if label == UNLABELLED else self.shown.names[label]
             change = Edit.of(word, name, None if whole_word else region)
@@ -145,8 +155,11 @@ class Scenes:
     def __len__(self) -> int:
         return len(self._scenes)
 
-    def add(self, scene: Scene) -> str:
+    def add(self, scene: Scene, before: str = "") -> str:
         """Keep a scene, in place of those that were not used for the longest time if necessary; return its name.
+
+        Args:
+            before: name of the visitor's scene before, if there is one, which is forgotten first.
 
         Raises:
             Refused: 413, it alone takes more than the memory.
@@ -158,6 +171,7 @@ class Scenes:
             )
         name = secrets.token_urlsafe(16)
         with self._lock:
+            self._scenes.pop(before, None)
             scene.used = self._clock()
             self._scenes[name] = scene
             self._expire()

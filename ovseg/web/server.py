@@ -63,9 +63,10 @@ def run_server(service: Service, listening: socket.socket, host: str, names: Seq
     Args:
         listening: of :func:`open_socket`.
         host: for messages.
-        names: further names by which the server may be asked for, as behind a proxy.
+        names: further names by which the server may be asked for, as behind a proxy; without them, a host that other
+            machines reach may be asked for by any name.
     """
-    allowed = (*LOCAL_NAMES, host, *names) if is_local(host) else ("*",)
+    allowed = (*LOCAL_NAMES, host, *names) if names or is_local(host) else ("*",)
     app = create_app(service, allowed)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE

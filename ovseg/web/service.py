@@ -116,10 +116,19 @@ class Service:
         return replace(result, source=upload.name)
 
     def scene(
-        self, upload: Upload, vocabulary: Vocabulary, granularity: float | None, min_score: float | None, proposer: str
+        self,
+        upload: Upload,
+        vocabulary: Vocabulary,
+        granularity: float | None,
+        min_score: float | None,
+        proposer: str,
+        before: str = "",
     ) -> tuple[str, Scene]:
-        """Segment an image and keep its masks; return the name of the scene, too; in a thread of :attr:`model_line`."""
+        """Segment an image and keep its masks in place of the scene before; return the name of the scene, too.
+
+        It is called in a thread of :attr:`model_line`.
+        """
         segmenter = self.segmenter(proposer)
         keep = segmenter.adjustable if segmenter.keeps_masks else segmenter
         scene = Scene(keep(upload.pixels(), vocabulary), upload.name, granularity, min_score)
-        return self.scenes.add(scene), scene
+        return self.scenes.add(scene, before), scene

@@ -83,6 +83,18 @@ def test_one_is_the_class_winner_bit_by_bit(words, scene, segmenter):
         assert result.names == winner.names
 
 
+@pytest.mark.parametrize("granularity", [None, 0, 1])
+@pytest.mark.parametrize("add_others", [False, True])
+def test_adjusting_one_word_equals_calls(granularity, add_others, scene, segmenter, monkeypatch):
+    monkeypatch.setattr(segmenter.model, "add_others", add_others)
+    called = segmenter(scene, ["star"], granularity=granularity)
+    for kept in (whole := segmenter.adjustable(scene, ["star"]), whole.compact()):
+        rendered = kept(granularity)
+        assert np.array_equal(called.label_map, rendered.label_map)
+        assert np.allclose(called.scores, rendered.scores, rtol=1e-3)
+    assert add_others or segmenter(scene, ["star"]).fractions[0] == 1  # a word without a rival gets all pixels
+
+
 def test_adjusting_equals_calls_and_configuration(scene, segmenter):
     render, maps = segmenter.adjustable(scene, WORDS), []
     for granularity in (0, 0.5, 0.9):

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from starlette import testclient
 
 from ovseg.web.app import create_app
+from ovseg.web.limits import Refused
 from ovseg.web.line import Line
 from ovseg.web.page import STATIC
 from tests.web.conftest import ROOT, WORDS, encoded
@@ -81,6 +82,10 @@ REFUSED = [
     ({"words": "", "label_set": "nothing"}, 400, "there is no label set 'nothing'"),
     ({"words": "cat, cat"}, 400, "'cat' comes twice"),
     ({"words": ", ".join(f"word {k}" for k in range(201))}, 400, "201 words and synonyms, and this server takes 200"),
+    ({"words": "x" * 100_001}, 400, "words is not valid: String should have at most 100000 characters"),
+    ({"label_set": "x" * 201}, 400, "label_set is not valid: String should have at most 200 characters"),
+    ({"words": "," * 99_999}, 400, "the words is empty"),
+    ({"words": "", "label_set": "ade20k_150", "background": "wood"}, 200, ""),  # more than 200 texts, not written ones
     ({"words": "/etc/hosts.txt"}, 200, ""),  # a word, not a file of the server
     ({"granularity": "2"}, 400, "granularity is not valid: Input should be less than or equal to 1"),
     ({"granularity": "much"}, 400, "granularity is not valid"),
@@ -170,6 +175,31 @@ def test_a_line_does_not_count_jobs_that_failed():
     assert asyncio.run(fail_often()) == 7 and not line.is_busy
 
 
+def test_a_job_that_nobody_waits_for_is_left_out(monkeypatch):
+    monkeypatch.setattr("ovseg.web.line.POLL", 0.01)
+    line, go_on, done = Line(waiting=2), threading.Event(), []
+
+    async def left():
+        return True
+
+    async def ask():
+        first = asyncio.create_task(line.run(lambda: go_on.wait(60)))
+        await asyncio.sleep(0)
+        with pytest.raises(Refused, match="closed the connection"):
+            await line.run(lambda: done.append("left"), left)
+        cancelled = asyncio.create_task(line.run(lambda: done.append("cancelled"), is_left=lambda: asyncio.sleep(9)))
+        await asyncio.sleep(0.05)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        last = asyncio.create_task(line.run(lambda: done.append("last")))
+        await asyncio.sleep(0)
+        assert line.waiting == 1
+        go_on.set()
+        return await asyncio.gather(first, last)
+
+    assert asyncio.run(ask()) == [True, None] and done == ["last"] and not line.is_busy
+
+
 def test_health_and_description(client):
     health = client.get("/health").json()
     assert (
@@ -213,4 +243,27 @@ def test_pages_of_other_hosts_cannot_ask_a_local_server(service):
     with testclient.TestClient(app, base_url="http://evil.example") as client:
         assert client.get("/health").status_code == 400
     with testclient.TestClient(app, base_url="http://localhost:7860") as client:
+        assert client.get("/health").status_code == 200
+
+
+BROWSERS = [
+    ({}, 200),
+    ({"Origin": "http://localhost:7860"}, 200),
+    ({"Origin": "https://public.example", "Sec-Fetch-Site": "same-origin"}, 200),  # a proxy that does not pass Host on
+    ({"Origin": "http://localhost:3000"}, 403),
+    ({"Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"}, 403),
+    ({"Origin": "http://evil.example"}, 403),
+    ({"Origin": "null"}, 403),
+    ({"Sec-Fetch-Site": "cross-site"}, 403),
+]
+
+
+@pytest.mark.parametrize(("headers", "status"), BROWSERS)
+def test_pages_of_other_sites_change_nothing(service, headers, status):
+    app = create_app(service, ("localhost",))
+    with testclient.TestClient(app, base_url="http://localhost:7860", headers=headers) as client:
+        answer = client.delete("/api/scenes/none")
+        assert answer.status_code == status
+        assert status == 200 or "a page of another site sent this request" in answer.json()["error"]
+        assert client.post("/segment").status_code == (403 if status == 403 else 400)
         assert client.get("/health").status_code == 200

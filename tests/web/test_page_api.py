@@ -13,9 +13,10 @@ from PIL import Image
 from starlette import testclient
 
 from ovseg import Segmenter
+from ovseg.errors import OvsegError
 from ovseg.result.drawing import word_color
 from ovseg.toy import make_scene
-from ovseg.web.answers import NO_WORD
+from ovseg.web.answers import LARGEST_SHOWN, NO_WORD, shown_image, shown_labels, shown_size
 from ovseg.web.app import create_app
 from ovseg.web.limits import Limits, Refused
 from ovseg.web.scenes import Scene, Scenes
@@ -120,7 +121,7 @@ def test_corrections_survive_the_slider_and_can_be_taken_back(client, content):
     assert back["edits"] == 3
     assert np.array_equal(labels_of(client.delete(f"{address}/edits").json()), labels_of(dropped))
     assert np.array_equal(labels_of(client.delete(f"{address}/edits", params={"all": True}).json()), labels)
-    for change in ({"name": " "}, {"name": "a\x07b"}, {"x": 7}, {"x": "left"}):
+    for change in ({"name": " "}, {"name": "a\x07b"}, {"name": "x" * 201}, {"x": 7}, {"x": "left"}):
         assert client.post(f"{address}/edits", json=place | change).status_code == 400
 
 
@@ -144,6 +145,15 @@ def test_downloads(client, content, scene_image):
     assert '4: "lawn"' in archive.read("data.yaml").decode()
     assert len(archive.read("labels/scene.txt").decode().splitlines()) == len(coco["annotations"])
     assert client.get(f"{address}/files/exe").status_code == 404
+
+
+def test_images_have_the_size_of_their_label_map():
+    image = np.zeros((1281, 1536, 3), np.uint8)
+    for side in (LARGEST_SHOWN, 320):
+        shown = Image.open(io.BytesIO(shown_image(image, side)))
+        assert shown.size == shown_size(1281, 1536, side) and max(shown.size) == side
+    assert shown_labels(image[..., 0].astype(np.int32)).shape[::-1] == (1280, 1068)
+    assert shown_size(30, 20) == (20, 30)
 
 
 def test_each_visitor_has_scenes_of_his_own(client, content):
@@ -185,12 +195,30 @@ def test_scenes_expire_and_memory_is_bounded(toy, scene_image):
     scenes.get(names[1])
     with pytest.raises(Refused):
         scenes.get(names[2])
+    names += [scenes.add(scene(), before=names[-1])]  # another visitor's is not in its way
+    scenes.get(names[1])
+    with pytest.raises(Refused):
+        scenes.get(names[3])
     now[0] = 500
     scenes.expire()
     assert len(scenes) == 0
     with pytest.raises(Refused, match="more than this server keeps") as refused:
         Scenes(Limits(memory=1000)).add(scene())
     assert refused.value.status == 413
+
+
+def test_edits_are_counted_and_limited(toy, scene_image, monkeypatch):
+    monkeypatch.setattr("ovseg.web.scenes.MOST_EDITS", 3)
+    scene = Scene(toy.adjustable(scene_image, WORDS), "a.png")
+    assert scene.nbytes > scene.found.nbytes + scene.found.mask_scores.own.nbytes + scene.shown.label_map.nbytes
+    for number in range(3):
+        size = scene.nbytes
+        scene.edit(0.5, 0.5, f"{number}" * 200, whole_word=True)
+        assert scene.nbytes >= size + 200
+    with pytest.raises(OvsegError, match="this result has 3 corrections, the most that are kept: take some back"):
+        scene.edit(0.5, 0.5, "a", whole_word=True)
+    scene.undo()
+    scene.edit(0.5, 0.5, "a", whole_word=True)
 
 
 def test_a_model_without_masks(scene_image, content):

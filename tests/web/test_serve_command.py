@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 import urllib.request
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 
+from ovseg import Segmenter
 from ovseg.cli import app, serve
+from ovseg.config import get_cfg
 from ovseg.errors import OvsegError
-from ovseg.web.server import is_local, open_socket
+from ovseg.io.photographs import WORDS
+from ovseg.web.limits import Limits
+from ovseg.web.server import LOCAL_NAMES, is_local, open_socket
+from ovseg.web.service import OWN
 from tests.web.running import running
 
 
@@ -34,6 +41,10 @@ WRONG = {
     "--proposer SAM": "--proposer 'SAM' is not a proposer",
     "--proposer BoundaryTree=x": "is not a proposer",
     "--set X": "'X' is not KEY=VALUE",
+    "--allow-host *.example.org": "--allow-host '*.example.org' is not a name: write each name in full, without *",
+    "--max-pixels inf": "--max-pixels is inf: give a finite number",
+    "--keep inf": "--keep is inf: give a finite number",
+    "--max-words 0": "'--max-words': it should be greater than or equal to 1",
     "--host 203.0.113.1 --port 0": "--host 203.0.113.1 is not an address of this machine",
 }
 
@@ -46,10 +57,48 @@ def test_wrong_arguments(line, capsys):
     assert message.startswith("error: ") and WRONG[line] in message
 
 
+def test_words_of_visitors_are_not_stored(here, monkeypatch):
+    monkeypatch.setenv("OVSEG_CACHE", str(here / "cache"))
+    service = serve._service("toy-ovseg", [], "cpu", [], "", Limits())
+    own = service.segmenters[OWN]
+    own.prepare(["visitor's own word"])
+    assert own.model.clip_adapter.text.cache is None and not list(here.rglob("*.safetensors"))
+    assert own.card.licence == Segmenter.from_pretrained("toy-ovseg", device="cpu").card.licence != ""
+    named = here / "named"
+    asked = serve._service("toy-ovseg", ["MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR", str(named)], "cpu", [], "", Limits())
+    asked.segmenters[OWN].prepare(["visitor's own word"])
+    assert len(list(named.rglob("*.safetensors"))) == 1
+
+
+def test_examples_are_those_of_the_world_of_a_model(toy):
+    assert [one.name for one in serve._examples(toy)] == ["scene-8", "scene-9", "scene-10"]
+    other = copy.copy(toy)
+    other.name, other.config = "toyota", get_cfg()
+    assert serve._examples(other)[0].name in WORDS
+
+
 def test_a_missing_package(monkeypatch):
     monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "uvicorn" else find_spec(name))
     with pytest.raises(OvsegError, match=r"uvicorn is not installed: run `pip install 'ovseg\[web\]'`"):
         serve.serve()
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, (*LOCAL_NAMES, "127.0.0.1")),
+        ({"allow_host": ["a.example"]}, (*LOCAL_NAMES, "127.0.0.1", "a.example")),
+        ({"host": "0.0.0.0"}, ("*",)),
+        ({"host": "0.0.0.0", "allow_host": ["a.example"]}, (*LOCAL_NAMES, "0.0.0.0", "a.example")),
+    ],
+)
+def test_names_by_which_it_may_be_asked_for(options, names, monkeypatch):
+    allowed, idle = [], SimpleNamespace(is_busy=False)
+    service = SimpleNamespace(model_name="a", model_line=idle, paint_line=idle)
+    monkeypatch.setattr(serve, "_service", lambda *args: service)
+    monkeypatch.setattr("ovseg.web.server.create_app", lambda service, hosts: allowed.append(hosts))
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: None)
+    assert serve.serve(port=0, **options) == 0 and allowed == [names]
 
 
 def test_a_taken_port():

@@ -11,8 +11,7 @@ async function ask(path, options = {}) {
   let answer;
   try {
     answer = await fetch(path, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
+  } catch {
     throw new Error("the server does not answer: is it still running?");
   }
   const content = await answer.json().catch(() => ({}));
@@ -31,7 +30,6 @@ function show(id, visible) {
 }
 
 function fail(error) {
-  if (error && error.name === "AbortError") return;
   $("error").textContent = error ? sentence(error.message) : "";
   show("error", Boolean(error));
 }
@@ -141,6 +139,7 @@ $("form").addEventListener("submit", async (event) => {
   try {
     const scene = await ask("api/scenes", { method: "POST", body: form });
     state.scene = scene;
+    state.asked++; // answers of the scene before are not shown
     show("empty", false);
     show("scene", true);
     show("results", true);
@@ -202,12 +201,14 @@ function showGranularity(value) {
 
 async function change(path, options) {
   const number = ++state.asked;
+  const { scene } = state;
   try {
-    const painting = await ask(`api/scenes/${state.scene.id}/${path}`, options);
-    if (number === state.asked) await showPainting(painting); // else a newer one is on its way
+    const painting = await ask(`api/scenes/${scene.id}/${path}`, options);
+    if (number !== state.asked) return; // a newer one is on its way
+    await showPainting(painting);
     fail(null);
   } catch (error) {
-    fail(error);
+    if (scene === state.scene) fail(error);
   }
 }
 
@@ -256,13 +257,15 @@ $("overlay").addEventListener("click", (event) => {
 });
 
 async function explain(query) {
+  const { scene } = state;
   try {
-    const region = await ask(`api/scenes/${state.scene.id}/region?${query}`);
+    const region = await ask(`api/scenes/${scene.id}/region?${query}`);
+    if (scene !== state.scene) return; // the image was replaced
     state.region = region;
     showRegion(region);
     fail(null);
   } catch (error) {
-    fail(error);
+    if (scene === state.scene) fail(error);
   }
 }
 
