@@ -1,8 +1,9 @@
 """Label formats read back as label maps by libraries made for them.
 
 ``python tests/result/format_readers.py FOLDER`` needs nothing of ovseg, so that it runs in an environment of its own
-(``.ci/wheel``). FOLDER is the output of ``ovseg label`` with all formats, ``--tolerance 0`` and ``--min-area 0``; it prints
-how far each format agrees with the PNG files, and ends with status 1 if one cannot be read or agrees less than :data:`LEAST`.
+(``.ci/wheel``). FOLDER is the output of ``ovseg label`` with all formats, ``--tolerance 0`` and ``--min-area 0``. It
+prints how far each format agrees with the PNG files, and ends with status 1 if one cannot be read or agrees less than
+:data:`LEAST`.
 """
 
 from __future__ import annotations
