@@ -2,6 +2,8 @@
 
 The workers are the actors of Ray Data's ``map_batches``. Each builds what it works with once, as a model, and writes
 its results to a folder that all machines share; what it returns is small.
+
+Pickles here are bytes that this run made and Ray carried between its own processes; no file is ever unpickled.
 """
 
 from __future__ import annotations
