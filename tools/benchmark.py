@@ -43,6 +43,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images at a time")
     parser.add_argument("--device", nargs="+", help="cpu, cuda; default: cpu, and cuda if there is a GPU")
     parser.add_argument("--compile", action="store_true", help="compile the networks (torch.compile)")
+    parser.add_argument("--cuda-graphs", action="store_true", help="record the networks as CUDA graphs, on a GPU")
     parser.add_argument("--warm-up", type=int, default=1, help="number of runs that are not measured")
     parser.add_argument("--repeat", type=int, default=3, help="number of measured runs")
     parser.add_argument("--threads", type=int, help="number of CPU threads")
@@ -73,16 +74,12 @@ from ovseg.engine.timing import REST, STAGES, Stages, clock_of, time_stages
 from ovseg.io.devices import find_device
 from ovseg.io.files import atomic_path
 from ovseg.io.images import read_image
+from ovseg.proposals.network import MaskNetwork
+from ovseg.proposals.views import Views
 from ovseg.vocabulary import Vocabulary
 
 ELLIPSE_AREAS = (0.005, 0.3)  # parts of the image
 ELLIPSE_ASPECTS = (1.0, 4.0)
-COMPILED = (
-    ("backbone", "forward"),
-    ("sem_seg_head.pixel_decoder", "forward"),
-    ("sem_seg_head.predictor", "forward"),
-    ("mask_namer", "encode"),
-)
 Figures = dict[str, Any]
 
 
@@ -98,23 +95,25 @@ def build(args: argparse.Namespace, config: str, device: str, precision: str, ba
     model = build_model(cfg).eval()
     if trained:
         load_weights(model, cfg.MODEL.WEIGHTS)
-    elif (head := getattr(model, "sem_seg_head", None)) is not None:  # a network proposes the masks
-        head.predictor.register_forward_hook(_with_ellipses)
-    if args.compile:
-        for path, method in COMPILED:
-            owner = functools.reduce(lambda part, step: getattr(part, step, None), path.split("."), model)
-            if hasattr(owner, method):
-                setattr(owner, method, torch.compile(getattr(owner, method)))
+    elif isinstance(getattr(model, "proposer", None), MaskNetwork):
+        model.proposer.predict = functools.partial(_with_ellipses, model.proposer.predict)
+    model.accelerate(args.compile, args.cuda_graphs)
     pixels = torch.from_numpy(transform.apply_image(image).copy()).permute(2, 0, 1)
     words = Vocabulary.from_words(args.class_names).class_names
     request = {"image": pixels, "height": image.shape[0], "width": image.shape[1], "outputs": ("label_map",)}
     return model, [request | {"class_names": words}] * batch
 
 
-def _with_ellipses(module: nn.Module, inputs: Any, predictions: list[tuple[Tensor, Tensor]]) -> list:
-    """Replace the masks of a predictor's output by ellipses; a forward hook."""
+def _with_ellipses(predict: Callable, views: Views) -> tuple[list[tuple[Tensor, Tensor]], torch.Size]:
+    """Return the result of :meth:`MaskNetwork.predict` with ellipses in place of the masks."""
+    predictions, size = predict(views)
     embeddings, masks = predictions[-1]
-    return [*predictions[:-1], (embeddings, ellipses(masks.shape[1], *masks.shape[-2:]).to(masks).expand_as(masks))]
+    return [*predictions[:-1], (embeddings, _cached_ellipses(*masks.shape[1:], masks.device).expand_as(masks))], size
+
+
+@functools.cache
+def _cached_ellipses(count: int, height: int, width: int, device: torch.device) -> Tensor:
+    return ellipses(count, height, width).to(device)
 
 
 def ellipses(count: int, height: int, width: int) -> Tensor:
@@ -154,6 +153,7 @@ def measure(args: argparse.Namespace, config: str, device: str, precision: str, 
         "machine": torch.cuda.get_device_name() if model.device.type == "cuda" else platform.machine(),
         "precision": precision,
         "compiled": args.compile,
+        "CUDA graphs": args.cuda_graphs,
         "batch": batch,
         "input": list(requests[0]["image"].shape[1:]),
         "threads": torch.get_num_threads(),

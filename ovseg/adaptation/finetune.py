@@ -33,7 +33,7 @@ from ovseg.adaptation.recipe import FIELDS, SHIFT, Recipe
 from ovseg.adaptation.tuned_clip import build_optimizer, clip_flags, load_for_tuning
 from ovseg.adaptation.validation import validation_set, zero_shot
 from ovseg.checkpoint import save_safetensors
-from ovseg.clip.adapter import DTYPES, image_size
+from ovseg.clip.adapter import image_size
 from ovseg.clip.model import CONFIG, find_clip
 from ovseg.clip.text import TextEmbedder
 from ovseg.data.sampler import StreamBatchSampler
@@ -44,6 +44,7 @@ from ovseg.engine.schedules import WarmupCosineLR
 from ovseg.engine.setup import log_to_terminal
 from ovseg.engine.trainer import Trainer, autocast
 from ovseg.errors import OvsegError
+from ovseg.io.devices import DTYPES
 from ovseg.io.files import atomic_path
 from ovseg.vocabulary.templates import get_templates
 

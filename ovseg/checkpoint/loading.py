@@ -127,11 +127,18 @@ def load_model(cfg: CfgNode, *, complete: bool = False) -> nn.Module:
         complete: raise an error for a checkpoint that lacks a part of the proposal network, and do not initialise
             tensors that the checkpoint overwrites. ``MODEL.WEIGHTS`` may be empty only for a model with no weights
             but CLIP's. False to train from a backbone alone or without ``MODEL.WEIGHTS``: the rest is initialised
-            randomly.
+            randomly. A complete model is compiled and recorded as ``MODEL.COMPILE`` and ``CUDA_GRAPHS`` say.
 
     Raises:
         OvsegError: see :func:`load_weights`; or CLIP's weights cannot be read or downloaded.
     """
+    model = _load_model(cfg, complete)
+    if complete and hasattr(model, "accelerate"):
+        model.accelerate(cfg.MODEL.COMPILE, cfg.MODEL.CUDA_GRAPHS)
+    return model
+
+
+def _load_model(cfg: CfgNode, complete: bool) -> nn.Module:
     with skip_initialisation() if complete and cfg.MODEL.WEIGHTS else contextlib.nullcontext():
         model = build_model(cfg)
     clip_adapter = _clip_adapter(model)

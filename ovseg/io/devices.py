@@ -10,6 +10,7 @@ import torch
 from ovseg.errors import OvsegError
 
 logger = logging.getLogger(__name__)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the names of configuration keys
 
 
 def find_device(name: str, source: str = "MODEL.DEVICE") -> torch.device:
@@ -32,6 +33,13 @@ def find_device(name: str, source: str = "MODEL.DEVICE") -> torch.device:
         found = f" ({torch.cuda.device_count()} CUDA devices are visible)" if device.type == "cuda" else ""
         raise OvsegError(f"{source}: device {name} is not available{found}: this machine has {', '.join(_here())}")
     return device
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device; copied to a GPU from page-locked memory, without waiting for its other work."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def configured_device(configured: str) -> torch.device:

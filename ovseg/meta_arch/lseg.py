@@ -21,12 +21,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ovseg.checkpoint.loading import clip_names_in
-from ovseg.clip.adapter import DTYPES, KEYS, load_clip
+from ovseg.clip.adapter import KEYS, load_clip
 from ovseg.clip.model import find_clip
 from ovseg.clip.text import TextEmbedder, embed_dim
 from ovseg.clip.tokenizer import build_tokenizer
 from ovseg.config import DEFAULTS
 from ovseg.errors import OvsegError, argument_names, shown
+from ovseg.io.devices import DTYPES
 from ovseg.io.files import cache_dir, expand_user
 from ovseg.meta_arch.per_pixel import PerPixel
 from ovseg.meta_arch.propose_and_name import check_model, request_arguments

@@ -15,6 +15,7 @@ from ovseg.clip.adapter import ClipAdapter
 from ovseg.config import refuse_keys_without_effect
 from ovseg.config.limits import check_config, check_kind
 from ovseg.errors import OvsegError, shown
+from ovseg.meta_arch.acceleration import accelerate
 from ovseg.meta_arch.pixel_scores import RENDERINGS, ClassWinner, resize
 from ovseg.meta_arch.word_model import WordModel, output_size, outputs_of
 from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, PooledMap, QueryEmbedding, Scores, SingleNamer
@@ -143,6 +144,10 @@ class ProposeAndName(WordModel):
     @property
     def mask_namer(self) -> MaskedCrops | PooledMap | None:
         return self._mask_namer[0] if self._mask_namer else None
+
+    def accelerate(self, compiled: bool = False, graphs: bool = False) -> None:
+        """Compile and record the networks, see :func:`ovseg.meta_arch.acceleration.accelerate`."""
+        accelerate(self, compiled, graphs)
 
     def with_proposer(self, proposer: Part) -> ProposeAndName:
         """Return a model of the masks of another proposer, with the namers of this one, whose modules both share.

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ovseg.checkpoint.state_dicts import constant_names
 from ovseg.data.requested_words import requested_words, seen_classes
 from ovseg.errors import OvsegError, shown
+from ovseg.io.devices import to_device
 from ovseg.proposals.views import Part, Views
 from ovseg.vocabulary import Vocabulary
 
@@ -84,7 +85,7 @@ class WordModel(nn.Module):
     def views(self, requests: Sequence[Mapping[str, Any]]) -> Views:
         """Return the images of requests on the device of the model, no larger than the first part takes them."""
         first = self.parts[0]
-        images = [request["image"].to(self.device).float() for request in requests]
+        images = [to_device(request["image"], self.device).float() for request in requests]
         if largest := getattr(first, "largest_side", None):
             images = [_at_most(image, largest) for image in images]
         return Views(requests, images, getattr(first, "size_divisibility", 32))
@@ -113,7 +114,7 @@ class WordModel(nn.Module):
 
     def seen_of(self, request: Mapping[str, Any], words: Vocabulary) -> Tensor:
         """Return which of the words of a request are words of the training, bool (K,)."""
-        return seen_classes(request, words, self.seen_by_default).to(self.device)
+        return to_device(seen_classes(request, words, self.seen_by_default), self.device)
 
     def bias_of(self, request: Mapping[str, Any], words: Vocabulary) -> Tensor | None:
         """Return what is subtracted from the scores of each word, float32 (K,); None for nothing."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from detectron2.config import CfgNode
 from open_clip.transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.clip.vit import Replacement, WholeImages, embed_patches, encode_patches, foreground_patches
@@ -80,11 +80,10 @@ class ContextCrops(MaskedCrops):
         for (crop, _), which in zip(crops, drawn.transpose(0, 1).split(self.chunk_size), strict=True):
             yield crop, which, tokens.expand(len(crop), -1, -1)
 
-    def encode(self, crops: Tensor, drawn: Tensor, class_tokens: Tensor) -> Tensor:
-        clip = self.clip_adapter
+    def run_tower(self, visual: nn.Module, crops: Tensor, drawn: Tensor, class_tokens: Tensor) -> Tensor:
         drawn, class_tokens = drawn.transpose(0, 1), class_tokens.transpose(0, 1)
-        with clip.autocast(crops.device.type):
-            features = encode_shifted(clip.clip_model.visual, crops, drawn, class_tokens, self.replace_blocks)
+        with self.clip_adapter.autocast(crops.device.type):
+            features = encode_shifted(visual, crops, drawn, class_tokens, self.replace_blocks)
         return features.float()
 
     def draw(self, probabilities: Tensor, generator: Generator) -> Tensor:

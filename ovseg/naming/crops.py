@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovseg.clip.adapter import KEYS, ClipAdapter
 from ovseg.clip.vit import embed_patches, encode_masked_image, encode_patches, is_plain_vit
 from ovseg.errors import OvsegError, argument_names
+from ovseg.io.devices import to_device
 from ovseg.naming.scores import NAMERS, Scores, best_synonym
 from ovseg.naming.selection import ALL_CROPS, CropSelection
 from ovseg.proposals.views import Masks, Part, Views
@@ -97,21 +98,20 @@ class MaskedCrops(Part):
     def forward(self, views: Views, masks: Sequence[Masks], words: Sequence[Vocabulary | None]) -> list[Scores | None]:
         """Return the scores of each image, see :mod:`ovseg.naming.scores`."""
         asked = [index for index, vocabulary in enumerate(words) if vocabulary is not None]
-        seen, shown, sources = {}, [], {}
-        for index in asked:
+        seen, rows = rows_with_pixel([masks[index].probabilities for index in asked], self.mask_threshold)
+        shown, sources = [], []
+        for index, kept in zip(asked, rows, strict=True):
             found = masks[index]
-            seen[index] = has_pixel(found.probabilities, self.mask_threshold)
-            probabilities = found.probabilities[seen[index]]
-            known = None if found.scores is None else found.scores[seen[index]]
-            sources[index] = self.selection(probabilities, self.mask_threshold, known)
-            shown.append((index, sources[index].select(probabilities)))
+            probabilities = found.probabilities if kept is None else found.probabilities[kept]
+            known = found.scores if found.scores is None or kept is None else found.scores[kept]
+            sources.append(self.selection(probabilities, self.mask_threshold, known))
+            shown.append((index, sources[-1].select(probabilities)))
         scores: list[Scores | None] = [None] * len(words)
-        for index, features in zip(asked, self.features(views, shown), strict=True):
+        for index, features, of_mask, source in zip(asked, self.features(views, shown), seen, sources, strict=True):
             vocabulary = words[index]
             text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
             logits = best_synonym(self.clip_adapter.similarity(features, text), vocabulary)
-            source = sources[index]
-            scores[index] = Scores(source.spread(logits[:, :-1].softmax(-1)), seen[index], source.estimated)
+            scores[index] = Scores(source.spread(logits[:, :-1].softmax(-1)), of_mask, source.estimated)
         return scores
 
     def features(self, views: Views, masks: Iterable[tuple[int, Tensor]]) -> list[Tensor]:
@@ -148,17 +148,23 @@ class MaskedCrops(Part):
         for masks, boxes in self.cuts(probabilities):
             yield crop_regions(image, masks, boxes, clip.image_size, mean, std, fill, clip.preprocessing.interpolation)
 
-    def encode(self, crops: Tensor, masks: Tensor) -> Tensor:
-        """Return CLIP's features of crops, float32 (v, D), not normalised."""
-        clip = self.clip_adapter
-        visual = clip.clip_model.visual
-        with clip.autocast(crops.device.type):
+    def encode(self, *inputs: Tensor) -> Tensor:
+        """Return CLIP's features of crops, float32 (v, D), not normalised.
+
+        Args:
+            inputs: of v crops, as :meth:`inputs` yields them.
+        """
+        return self.run_tower(self.clip_adapter.image_tower, *inputs)
+
+    def run_tower(self, visual: nn.Module, crops: Tensor, masks: Tensor) -> Tensor:
+        """Compute :meth:`encode` with an image tower."""
+        with self.clip_adapter.autocast(crops.device.type):
             if self.mask_prompts:
                 features = encode_masked_image(visual, crops, masks)
             elif is_plain_vit(visual):
                 features = encode_patches(visual, embed_patches(visual, crops))
             else:
-                features = clip.clip_model.encode_image(crops)
+                features = visual(crops)
         return features.float()
 
     def cuts(self, probabilities: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -179,6 +185,27 @@ class MaskedCrops(Part):
 def has_pixel(probabilities: Tensor, threshold: float) -> Tensor:
     """Return which masks (Q, H, W) have a pixel above the threshold, bool (Q,)."""
     return probabilities.flatten(1).amax(1) > threshold
+
+
+def rows_with_pixel(masks: Sequence[Tensor], threshold: float) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Return :func:`has_pixel` of the masks of several images, and which masks these are, by one transfer to the host.
+
+    Args:
+        masks: (Q, H, W) of each image.
+        threshold: see :func:`has_pixel`.
+
+    Returns:
+        for each image bool (Q,), and int64 (V,), None for all masks.
+    """
+    seen = [has_pixel(of_image, threshold) for of_image in masks]
+    if not seen:
+        return [], []
+    on_host = torch.cat(seen).cpu().split([len(of_image) for of_image in seen])
+    rows = [
+        None if kept.all() else to_device(kept.nonzero()[:, 0], of_image.device)
+        for kept, of_image in zip(on_host, seen, strict=True)
+    ]
+    return seen, rows
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
@@ -210,10 +237,13 @@ def expand_boxes(boxes: Tensor, ratio: float, height: int, width: int) -> Tensor
     """
     low, high = boxes[:, :2], boxes[:, 2:]
     centre, half = (low + high) / 2, (high - low) * ratio / 2
-    limit = torch.tensor((width, height), device=boxes.device)
-    low = (centre - half).trunc().long().clamp(min=0).minimum(limit - 1)
-    high = (centre + half).trunc().long().minimum(limit).maximum(low + 1)
-    return torch.cat((low, high), dim=1)
+    low, high = (centre - half).trunc().long().clamp(min=0), (centre + half).trunc().long()
+    sides = []
+    for axis, limit in enumerate((width, height)):  # no tensor of both, which would be a transfer to the device
+        start = low[:, axis].clamp(max=limit - 1)
+        sides.append((start, high[:, axis].clamp(max=limit).maximum(start + 1)))
+    (x0, x1), (y0, y1) = sides
+    return torch.stack((x0, y0, x1, y1), dim=1)
 
 
 def crop_regions(

@@ -46,7 +46,7 @@ class NativeCrops(MaskedCrops):
             rows = [clip.pixel_mean.new_zeros(0, clip.embed_dim)]
             for crop in self.crops(views, index, probabilities):
                 with clip.autocast(crop.device.type):
-                    rows.append(encode_any_size(clip.clip_model.visual, crop[None]).float())
+                    rows.append(encode_any_size(clip.image_tower, crop[None]).float())
             encoded.append(torch.cat(rows))
         return encoded
 

@@ -5,7 +5,7 @@ The image goes through CLIP's image tower once, however many masks there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -19,7 +19,7 @@ from ovseg.clip.dense import LAST, covered, resize_whole
 from ovseg.clip.dense_towers import dense_tower
 from ovseg.clip.dense_vit import VALUE
 from ovseg.errors import OvsegError, argument_names
-from ovseg.naming.crops import has_pixel
+from ovseg.naming.crops import rows_with_pixel
 from ovseg.naming.region_model import FAMILIAR, LAYERS, OTHERS, OTHERS_LOGIT, SIZE, RegionModel, describe, load_regions
 from ovseg.naming.scores import NAMERS, Scores, best_synonym
 from ovseg.naming.text_space import PixelMap, TextSpace
@@ -83,20 +83,30 @@ class PooledMap(TextSpace, Part):
     def forward(self, views: Views, masks: Sequence[Masks], words: Sequence[Vocabulary | None]) -> list[Scores | None]:
         """Return the scores of each image, see :mod:`ovseg.naming.scores`."""
         scores: list[Scores | None] = []
+        kept = iter(self._kept(masks[index] for index, vocabulary in enumerate(words) if vocabulary is not None))
         for index, (found, vocabulary) in enumerate(zip(masks, words, strict=True)):
             if vocabulary is None:
                 scores.append(None)
                 continue
-            seen = has_pixel(found.probabilities, self.mask_threshold)
+            seen, rows = next(kept)
             text = self.clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
             logits = [text.new_zeros(0, len(text))]
-            pieces = found.probabilities.split(MASKS_AT_A_TIME), seen.split(MASKS_AT_A_TIME)
-            for few, kept in zip(*pieces, strict=True):
-                if len(binary := (few > self.mask_threshold)[kept]):
-                    logits.append(self.logits(self.maps(views, index), binary, text))
+            for few in self._binary(found, rows):
+                logits.append(self.logits(self.maps(views, index), few, text))
             by_text = self.without_words(torch.cat(logits), vocabulary.texts)
             scores.append(Scores(best_synonym(by_text, vocabulary)[:, :-1].softmax(-1), seen))
         return scores
+
+    def _kept(self, masks: Iterable[Masks]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Return the masks of images that have a pixel, see :func:`ovseg.naming.crops.rows_with_pixel`."""
+        return zip(*rows_with_pixel([found.probabilities for found in masks], self.mask_threshold), strict=True)
+
+    def _binary(self, masks: Masks, rows: Tensor | None) -> Iterator[Tensor]:
+        """Yield the binary masks of an image, bool (v, H, W), a few at a time; of some rows, or of all."""
+        count = len(masks.probabilities if rows is None else rows)
+        for start in range(0, count, MASKS_AT_A_TIME):
+            few = slice(start, start + MASKS_AT_A_TIME)
+            yield masks.probabilities[few if rows is None else rows[few]] > self.mask_threshold
 
     def maps(self, views: Views, index: int) -> dict[str, Tensor]:
         """Return the maps (C, h, w), float32, of an image by layer; computed once for all namers of equal settings."""
@@ -106,11 +116,15 @@ class PooledMap(TextSpace, Part):
         def compute() -> dict[str, Tensor]:
             stride = self.tower.stride
             pixels = resize_whole(views.images[index], self.size, clip.pixel_mean, clip.pixel_std, stride)
-            with clip.autocast(pixels.device.type):
-                maps = self.tower.maps(pixels, self.layers)
-            return {layer: features[0].float() for layer, features in maps.items()}
+            return {layer: features[0] for layer, features in self.run_map(pixels).items()}
 
         return views.once(key, compute)
+
+    def run_map(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return the maps (1, C, h, w), float32, by layer, of an image of :func:`ovseg.clip.dense.resize_whole`."""
+        with self.clip_adapter.autocast(pixels.device.type):
+            maps = self.tower.maps(pixels, self.layers)
+        return {layer: features.float() for layer, features in maps.items()}
 
     def logits(self, maps: dict[str, Tensor], masks: Tensor, text: Tensor) -> Tensor:
         """Return the logits of texts.
@@ -134,9 +148,9 @@ class PooledMap(TextSpace, Part):
 
     @torch.no_grad()
     def region_embeddings(self, views: Views, masks: Masks, index: int) -> tuple[Tensor, Tensor | None]:
-        maps, seen = self.maps(views, index), has_pixel(masks.probabilities, self.mask_threshold)
-        pieces = (masks.probabilities[seen] > self.mask_threshold).split(MASKS_AT_A_TIME)
-        found = [self.tower.regions(maps, covered(few, maps[LAST].shape[1:])).float() for few in pieces if len(few)]
+        maps, ((seen, rows),) = self.maps(views, index), self._kept([masks])
+        pieces = self._binary(masks, rows)
+        found = [self.tower.regions(maps, covered(few, maps[LAST].shape[1:])).float() for few in pieces]
         return torch.cat([maps[LAST].new_zeros(0, self.clip_adapter.embed_dim), *found]), seen
 
     def without_words(self, logits: Tensor, texts: Sequence[str]) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.errors import OvsegError
+from ovseg.io.devices import to_device
 from ovseg.proposals.views import Masks, Part, Views
 from ovseg.vocabulary import Vocabulary
 
@@ -71,7 +72,7 @@ def best_synonym(logits: Tensor, vocabulary: Vocabulary) -> Tensor:
     """
     if len(vocabulary.texts) == len(vocabulary):
         return logits
-    index = torch.tensor((*vocabulary.classes, len(vocabulary)), device=logits.device).expand(logits.shape)
+    index = to_device(torch.tensor((*vocabulary.classes, len(vocabulary))), logits.device).expand(logits.shape)
     reduced = logits.new_full((*logits.shape[:-1], len(vocabulary) + 1), -torch.inf)
     return reduced.scatter_reduce(-1, index, logits, "amax")
 

@@ -105,8 +105,8 @@ class _Corners:
         flat = (batch, queries, heads * levels * points)  # one long inner axis: fewer, larger operations
 
         def per_sample(numbers: Sequence[int], dtype: torch.dtype) -> Tensor:
-            row = torch.tensor(numbers, device=x.device).to(dtype)
-            return row[:, None].expand(heads, levels, points).flatten()
+            rows = [torch.full((points,), number, dtype=dtype, device=x.device) for number in numbers]  # no transfer
+            return torch.stack(rows).expand(heads, levels, points).flatten()
 
         self.limit_x = per_sample([width + 1 for _, width in sizes], x.dtype)
         self.limit_y = per_sample([height + 1 for height, _ in sizes], x.dtype)

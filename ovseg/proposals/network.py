@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovseg.errors import OvsegError, shown
+from ovseg.io.devices import DTYPES
 from ovseg.proposals.criterion import MaskClassificationCriterion
 from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
-
 
 class PixelNormalizer(nn.Module):
     """Module that subtracts a mean and divides by a standard deviation, of RGB values 0 .. 255."""
@@ -40,6 +40,7 @@ class MaskNetwork(Part):
         deep_supervision: train with the losses of all predictions, not of the last one only.
         ignore_label: value of pixels without a class in requests' ``sem_seg``.
         refine: module that returns refined class embeddings, called with embeddings (B, N, D) and :class:`Views`.
+        precision: of the backbone and the head in evaluation mode, a key of :data:`ovseg.io.devices.DTYPES` (autocast).
     """
 
     @configurable
@@ -55,6 +56,7 @@ class MaskNetwork(Part):
         deep_supervision: bool,
         ignore_label: int = 255,
         refine: Part | None = None,
+        precision: str = "fp32",
     ):
         super().__init__()
         self.backbone = backbone
@@ -65,6 +67,7 @@ class MaskNetwork(Part):
         self.deep_supervision = deep_supervision
         self.ignore_label = ignore_label
         self.refine = refine
+        self.precision = precision
 
     @classmethod
     def from_config(cls, cfg: CfgNode, refine: Part | None = None) -> dict[str, Any]:
@@ -79,6 +82,7 @@ class MaskNetwork(Part):
             "deep_supervision": former.DEEP_SUPERVISION,
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "refine": refine,
+            "precision": cfg.MODEL.PROPOSER.PRECISION,
         }
 
     def forward(self, views: Views) -> list[Masks]:
@@ -99,14 +103,22 @@ class MaskNetwork(Part):
         training with deep supervision there is one for each layer of the decoder, in their order; else only the last.
         """
         batch = ImageList.from_tensors([self.normalize(image) for image in views.images], self.size_divisibility).tensor
-        predictions = self.sem_seg_head(self.backbone(batch))
-        if not (self.training and self.deep_supervision):
-            predictions = predictions[-1:]
+        if self.training and self.deep_supervision:
+            predictions = self.sem_seg_head(self.backbone(batch))
+        else:
+            predictions = [self.last_prediction(batch)]
         if self.refine is not None:
             embeddings, logits = zip(*predictions, strict=True)
             refined = self.refine(torch.cat(embeddings, dim=1), views).chunk(len(predictions), dim=1)  # all at once
             predictions = list(zip(refined, logits, strict=True))
         return predictions, batch.shape[-2:]
+
+    def last_prediction(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the last prediction, see :meth:`predict`, before it is refined, float32; batch (B, 3, H, W)."""
+        lower = self.precision != "fp32" and not self.training
+        with torch.autocast(batch.device.type, DTYPES[self.precision], enabled=lower):
+            embeddings, logits = self.sem_seg_head(self.backbone(batch))[-1]
+        return (embeddings.float(), logits.float()) if lower else (embeddings, logits)
 
     def losses(self, views: Views, class_logits: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Compute the losses of the criterion against the ground truth of the requests.
