@@ -90,7 +90,7 @@ def build(args: argparse.Namespace, config: str, device: str, precision: str, ba
     opts += ["MODEL.DEVICE", device, "MODEL.CLIP_ADAPTER.PRECISION", precision]
     cfg = load_cfg(config, [*opts, "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR", "none", *args.opts])
     torch.manual_seed(0)
-    image = read_image(args.input) if args.input else torch.randint(256, (427, 640, 3), dtype=torch.uint8).numpy()
+    image = read_image(args.input) if args.input else np.random.default_rng(0).integers(256, size=(427, 640, 3), dtype=np.uint8)
     transform = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST).get_transform(image)
     model = build_model(cfg).eval()
     if trained:

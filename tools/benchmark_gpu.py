@@ -100,9 +100,9 @@ def counted_synchronisations(count: list[str]) -> Iterator[None]:
             yield
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    count += [
-        f"{Path(each.filename).name}:{each.lineno}" for each in caught if "synchroniz" in str(each.message).lower()
-    ]
+    for each in caught:
+        if "called a synchronizing" in str(each.message):
+            count.append(f"{Path(each.filename).name}:{each.lineno}")
 
 
 @torch.inference_mode()

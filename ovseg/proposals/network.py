@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import Backbone, build_backbone, build_sem_seg_head
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -102,7 +102,7 @@ class MaskNetwork(Part):
         A prediction is a pair of refined class embeddings (B, Q, D) and mask logits (B, Q, h, w) at stride 4. In
         training with deep supervision there is one for each layer of the decoder, in their order; else only the last.
         """
-        batch = ImageList.from_tensors([self.normalize(image) for image in views.images], self.size_divisibility).tensor
+        batch = views.batch([self.normalize(image) for image in views.images])
         if self.training and self.deep_supervision:
             predictions = self.sem_seg_head(self.backbone(batch))
         else:

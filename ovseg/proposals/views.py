@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 PROPOSERS = Registry("PROPOSER")
 PROPOSERS.__doc__ = """
@@ -50,6 +52,11 @@ class Views:
         multiple = max(self.divisibility, 1)
         height, width = (max(image.shape[axis] for image in self.images) for axis in (1, 2))
         return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+    def batch(self, images: Sequence[Tensor]) -> Tensor:
+        """Return images of the sizes of :attr:`images` on the canvas, with zeros around them; (B, 3, height, width)."""
+        height, width = self.canvas
+        return torch.stack([F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images])
 
     def once(self, key: Any, compute: Callable[[], Result]) -> Result:
         """Return the result of ``compute``, which is called only for the first use of ``key``."""
