@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ovseg.clip.adapter import ClipAdapter
 from ovseg.clip.vit import Replacement, WholeImages, embed_patches, encode_patches, foreground_patches
 from ovseg.errors import OvsegError, argument
+from ovseg.io.devices import to_device
 from ovseg.naming.crops import MaskedCrops, crop_masks
 from ovseg.naming.scores import NAMERS
 from ovseg.proposals.views import Views
@@ -154,7 +155,7 @@ def drawn_patches(foreground: Tensor, picks: Sequence[Sequence[Sequence[int]]]) 
             row[numbers] = True
     background = ~foreground
     number = (background.cumsum(1) - 1).clamp(min=0)
-    return drawn.to(foreground.device).gather(2, number.expand(drawn.shape)) & background
+    return to_device(drawn, foreground.device).gather(2, number.expand(drawn.shape)) & background
 
 
 def draw_patches(visual: VisionTransformer, masks: Tensor, ratio: float, layers: int, generator: Generator) -> Tensor:
