@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from ovseg.checkpoint import load_model
 from ovseg.config import joined_options, load_cfg
-from ovseg.config.limits import needs_checkpoint
+from ovseg.config.limits import check_inference
 from ovseg.errors import OvsegError, shown
 from ovseg.evaluation.tta import augmented_model
 from ovseg.hub.card import ModelCard
@@ -29,10 +27,11 @@ from ovseg.io.devices import configured_device, find_device
 from ovseg.io.images import ImageLike, as_rgb, resize_transform
 from ovseg.meta_arch.embeddings import embeddings_of, text_space_of
 from ovseg.meta_arch.pixel_scores import resize
+from ovseg.meta_arch.word_encoding import UnfamiliarWarnings, encode_words, unfamiliar_words
 from ovseg.proposals.views import PROPOSERS
 from ovseg.result.explanation import MaskScores
 from ovseg.result.features import ImageFeatures
-from ovseg.result.kept_masks import KeptMasks
+from ovseg.result.kept_masks import KeptMasks, keep_masks
 from ovseg.result.of_model import explained_memory, map_size, segmentation_of
 from ovseg.result.segmentation import Segmentation
 from ovseg.vocabulary import Vocabulary
@@ -44,9 +43,6 @@ logger = logging.getLogger(__name__)
 COPIES_OF_VIEWS = 3
 LARGEST_SUM = 2**28  # numbers (1 GiB)
 UNTRAINED_PROPOSERS = ("BoundaryTree", "SAM")  # without weights in MODEL.WEIGHTS
-NAMED = 10  # unfamiliar words that a warning names
-REMEMBERED = 10_000  # unfamiliar words that no warning names again
-OF_THE_MACHINE = ("MODEL.DEVICE", "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR")  # they do not change the model
 
 
 class Segmenter:
@@ -86,12 +82,11 @@ class Segmenter:
         self.many_views = many_views
         self.image_format = image_format
         self.name, self.min_score = name, min_score
-        self.min_size = min_size
-        self.max_size = max_size
+        self.min_size, self.max_size = min_size, max_size
         self.antialias = antialias
         self.class_chunk_size = class_chunk_size
         self._last: tuple[tuple[str, ...] | None, Vocabulary | None] = None, None
-        self._warned: set[str] = set()
+        self._warnings = UnfamiliarWarnings()
 
     @classmethod
     def from_config(
@@ -116,24 +111,8 @@ class Segmenter:
         """
         cfg = load_cfg(str(config_file), opts)
         configured = cfg.clone()
-        weights = str(weights or cfg.MODEL.WEIGHTS)
-        if not weights and needs_checkpoint(cfg):
-            raise OvsegError(
-                f"{config_file} names no weights, and without trained weights every result would be random: give a "
-                "checkpoint (MODEL.WEIGHTS, or weights=... in Python)"
-            )
-        if weights and "://" not in weights and not os.path.exists(weights):  # before a large model is built
-            raise OvsegError(
-                f"the weight file {weights} does not exist: give a trained checkpoint (MODEL.WEIGHTS, or weights=... "
-                "in Python)"
-            )
-        architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-        if not getattr(architecture, "takes_words", not architecture.__module__.startswith("detectron2.")):
-            raise OvsegError(
-                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has classes of its own and takes no "
-                "words: give a configuration of OVSeg or SCAN, or evaluate it with train_net.py --eval-only"
-            )
-        cfg.MODEL.WEIGHTS = weights
+        cfg.MODEL.WEIGHTS = str(weights or cfg.MODEL.WEIGHTS)
+        check_inference(cfg, str(config_file))
         cfg.MODEL.DEVICE = str(
             configured_device(cfg.MODEL.DEVICE) if device is None else find_device(str(device), "--device")
         )
@@ -193,15 +172,11 @@ class Segmenter:
         Raises:
             OvsegError: there is no such model; it cannot be downloaded, or is damaged; or see :meth:`from_config`.
         """
-        found = open_model(source, revision=revision, network=not local_files_only, device=device)
-        own = joined_options((), opts)
-        changed = [key for key in own[::2] if key.startswith("MODEL.") and key not in OF_THE_MACHINE]
-        if local_files_only and (urls := [value for value in own[1::2] if "://" in str(value)]):
-            raise OvsegError(f"{urls[0]} would be downloaded, and local_files_only is set: name your copy of it")
+        network = not local_files_only
+        found = open_model(source, revision=revision, network=network, device=device).with_options(opts, network)
         with offline(local_files_only):
-            segmenter = cls.from_config(found.config, opts=joined_options(found.opts, opts), device=device)
-        segmenter.name, segmenter.vocabulary = found.name, found.vocabulary
-        segmenter.card = ModelCard(name=found.name) if changed else found.card  # licence and figures are of its weights
+            segmenter = cls.from_config(found.config, opts=found.opts, device=device)
+        segmenter.name, segmenter.vocabulary, segmenter.card = found.name, found.vocabulary, found.card
         return segmenter
 
     def save_pretrained(
@@ -269,27 +244,13 @@ class Segmenter:
             OvsegError: words are not valid, or one is too long for CLIP.
         """
         vocabulary = Vocabulary.of(words)
-        if (clip_adapter := getattr(self.model, "clip_adapter", None)) is not None:  # a namer need not use CLIP
-            clip_adapter.text_matrix(vocabulary.texts, vocabulary.templates)
-        scorer: Any = getattr(self.model, "scorer", None)
-        if hasattr(scorer, "encode_words"):  # OVSegmentor's text encoder
-            scorer.encode_words(vocabulary)
-        if unknown := [name for name in self.unfamiliar(vocabulary) if name not in self._warned]:
-            if len(self._warned) + len(unknown) > REMEMBERED:  # of a server, whose visitors write ever new words
-                self._warned.clear()
-            self._warned.update(unknown[:REMEMBERED])
-            logger.warning(
-                "not among the names this model was trained on, so its masks are less certain: %s%s",
-                ", ".join(unknown[:NAMED]),
-                f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else "",
-            )
+        encode_words(self.model, vocabulary)
+        self._warnings.warn(self.unfamiliar(vocabulary))
         return vocabulary
 
     def unfamiliar(self, words: str | Sequence[str | Sequence[str]] | Vocabulary) -> list[str]:
         """Return the words that are far from all names that the model was trained on, if it knows these names."""
-        vocabulary = Vocabulary.of(words)
-        namers = [namer for namer in getattr(self.model, "namers", ()) if hasattr(namer, "unfamiliar")]
-        return [name for namer in namers for name in namer.unfamiliar(vocabulary)]
+        return unfamiliar_words(self.model, Vocabulary.of(words))
 
     @torch.inference_mode()
     def __call__(
@@ -346,14 +307,12 @@ class Segmenter:
         those of single calls.
         """
         if explain:
-            self.refuse_to_explain_views()
+            self.require_one_view()
         vocabulary = self._vocabulary(words)
         inputs = [as_rgb(image) for image in images]
-        requests = [self._request(pixels, source, vocabulary) for pixels, source in inputs]
-        for request in requests:
-            request["outputs"] = ("label_map", "explanations") if explain else ("label_map",)
-            if granularity is not None:
-                request["granularity"] = granularity
+        asked: dict[str, Any] = {"outputs": ("label_map", "explanations") if explain else ("label_map",)}
+        asked |= {} if granularity is None else {"granularity": granularity}
+        requests = [self._request(pixels, source, vocabulary) | asked for pixels, source in inputs]
         limit = self.min_score if min_score is None else min_score
         found = []
         with explained_memory(next((source for _, source in inputs if source), "the image")):
@@ -379,39 +338,12 @@ class Segmenter:
         Raises:
             OvsegError: as a call; or the results are averages over several views.
         """
-        if self.many_views is not None:
-            raise OvsegError(
-                "with TEST.SLIDING_WINDOW or TEST.AUG.ENABLED scores are averages over views with different masks, "
-                "which cannot be kept: set both to False, or give granularity to each call"
-            )
+        self.require_one_view()
         if not self.keeps_masks:
             raise OvsegError("granularity selects masks, and this model has none: use a system with a proposer")
         vocabulary = self._vocabulary(words)
         pixels, source = as_rgb(image)
-        request = self._request(pixels, source, vocabulary)
-        competing = request | {"outputs": ("scored_masks", "explanations"), "granularity": 1.0}
-        with explained_memory(source or "the image"):
-            result = self.model([competing])[0]
-            scores, masks, *of_words = result["scored_masks"]
-            own = scores, of_words
-            if len(self.model.words_of(request)) < len(of_words[0]):  # the model's own rendering has no "others"
-                alone, _, *of_word = self.model([request | {"outputs": ("scored_masks",)}])[0]["scored_masks"]
-                own = alone, of_word
-        size = request["height"], request["width"]
-
-        @torch.inference_mode()
-        def render(masks: torch.Tensor, granularity: float | None, min_score: float | None) -> Segmentation:
-            asked = {} if granularity is None else {"granularity": granularity}
-            checked = self.model.granularity_of(asked)
-            limit = self.min_score if min_score is None else min_score
-            with explained_memory(source or "the image"):
-                masks = masks.to(self.model.device)
-                rated, words = own if checked is None else (scores, of_words)
-                maps = self.model.render_scored(rated, masks, *words, size, ("label_map",), checked)
-                return segmentation_of(maps, vocabulary, pixels, source, min_score=limit)
-
-        of_masks = MaskScores.from_model(result["explanations"], vocabulary.names)
-        return KeptMasks.of(masks, self.model.mask_threshold, of_masks, render)
+        return keep_masks(self.model, self._request(pixels, source, vocabulary), pixels, self.min_score)
 
     @property
     def keeps_masks(self) -> bool:
@@ -432,12 +364,13 @@ class Segmenter:
             "file_name": source,
         }
 
-    def refuse_to_explain_views(self) -> None:
-        """Raise OvsegError if results are averages over views, which have different masks."""
+    def require_one_view(self) -> None:
+        """Raise OvsegError if results are averages over views, whose masks can be neither explained nor kept."""
         if self.many_views is not None:
             raise OvsegError(
                 "with TEST.SLIDING_WINDOW, TEST.AUG.ENABLED or TEST.MULTI_SCALE.ENABLED scores are averages over views "
-                "with different masks, and there are no masks to explain: set them to False, or do not explain"
+                "with different masks, which can be neither explained nor kept: set them to False, or do not explain, "
+                "and give granularity to each call"
             )
 
     @torch.inference_mode()

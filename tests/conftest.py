@@ -49,6 +49,19 @@ def _cache_folder(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch and the processes that a test starts compute with one thread: the last bits of a sum depend on it."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty working folder."""

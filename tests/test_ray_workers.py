@@ -18,8 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from ovseg.adaptation import mining_run, pseudo_masks
 from ovseg.adaptation.mining_options import MiningOptions
@@ -30,6 +28,7 @@ from ovseg.io.ray_options import RayOptions, ray_options
 from ovseg.labelling.settings import SETTINGS
 from ovseg.result.formats import FORMATS
 from tests import ray_builds
+from tests.photos import write_photos
 from tests.tiny_model import make_tiny_model
 
 if importlib.util.find_spec("ray") is None:
@@ -41,17 +40,7 @@ BROKEN = "IMG 06.png"
 LABEL = ["label", "photos", "--words", "sky, cat", "--model", "toy", "--device", "cpu", "--format"]
 ALL = [*LABEL, ",".join(FORMATS), "--min-area", "0", "--output"]
 ONE = RayOptions("local", 1)  # each worker with a model imports for many seconds
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """The last bits of a sum depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +54,8 @@ def folder(tmp_path_factory) -> Path:
     """Has photos/, images of several sizes of which one is broken, captions, and a tiny model."""
     folder = tmp_path_factory.mktemp("ray")
     (folder / "photos").mkdir()
-    rng = np.random.default_rng(0)
-    lines = ["filepath,caption"]
-    for number in range(IMAGES):
-        size = (int(rng.integers(40, 90)), int(rng.integers(40, 90)), 3)
-        file = folder / "photos" / f"IMG {number:02d}.png"
-        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(file)
-        lines.append(f'{file.name},"A photo of dogs, and a red car."')
+    names = write_photos(folder / "photos", IMAGES)
+    lines = ["filepath,caption", *(f'{name},"A photo of dogs, and a red car."' for name in names)]
     broken = folder / "photos" / BROKEN
     broken.write_bytes(broken.read_bytes()[:500])
     (folder / "photos" / "captions.csv").write_text("\n".join(lines) + "\n")

@@ -74,10 +74,10 @@ def test_proposals_are_those_of_the_whole_image_and_views_are_not_explained(tiny
     segment = Segmenter.from_config(*tiny, SLIDING)
     assert torch.equal(segment.propose(image_file), plain.propose(image_file))
     with pytest.raises(
-        OvsegError, match=r"TEST\.SLIDING_WINDOW, TEST\.AUG\.ENABLED or .* no masks to explain: set them to"
+        OvsegError, match=r"TEST\.SLIDING_WINDOW, TEST\.AUG\.ENABLED or .* neither explained nor kept: set them to"
     ):
         segment(image_file, WORDS, explain=True)
-    with pytest.raises(OvsegError, match=r"TEST\.SLIDING_WINDOW .* give granularity to each call"):
+    with pytest.raises(OvsegError, match=r"TEST\.SLIDING_WINDOW, .* give granularity to each call"):
         segment.adjustable(image_file, WORDS)
     coarse, precise = (segment(image_file, WORDS, granularity=value) for value in (0, 1))
     assert not np.array_equal(coarse.scores, precise.scores)
@@ -118,4 +118,4 @@ def test_demo_follows_the_keys(tiny, image_file, tmp_path, capfd):
     assert (tmp_path / "plain.json").read_text() != (tmp_path / "window.json").read_text()
     with pytest.raises(SystemExit) as stop:
         demo.main([*command, "--explain", *end, *SLIDING])
-    assert stop.value.code == 2 and "no masks to explain" in capfd.readouterr().err
+    assert stop.value.code == 2 and "neither explained nor kept" in capfd.readouterr().err

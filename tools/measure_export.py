@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Export models and measure the graphs: differences, speeds, and how many pixels of label maps are equal.
+r"""Export models and measure the graphs: differences, speeds, and how many pixels of label maps are equal.
 
 python tools/measure_export.py configs/toy/ovseg_toy.yaml configs/toy/scan_toy.yaml photo --images 10
-python tools/measure_export.py configs/ovseg_swinB_vitL_demo.yaml --size 640x640 --images 0
+python tools/measure_export.py configs/ovseg_swinB_vitL_demo.yaml --size 640x640 --images 0 \
+    --opts MODEL.WEIGHTS "" MODEL.CLIP_ADAPTER.CLIP_WEIGHTS none
 
-Weights are random where a configuration names none. Images are toy scenes, or those of --input. Models whose proposer
-is not exported get its masks. The tables are Markdown (docs/export.md); what cannot be exported has its reason
-there. Times are of the processor, one thread.
+Weights are random where a configuration names none, or where --opts empties MODEL.WEIGHTS. Images are toy scenes, or
+those of --input. Models whose proposer is not exported get its masks. The tables are Markdown (docs/export.md); what
+cannot be exported has its reason there. Times are of the processor, one thread.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 import ovseg
 from ovseg.cli.export import FORMATS, read_size
+from ovseg.cli.options import parse_with_options
 from ovseg.errors import OvsegError, user_errors
 
 if TYPE_CHECKING:
@@ -41,12 +43,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--input", nargs="+", default=[], metavar="FILE", help="images; default: toy scenes")
     parser.add_argument("--words", help="words, separated by commas; default: those of the toy world")
     parser.add_argument("--opset", type=int, default=18, help="version of ONNX's operators")
+    parser.add_argument("--opts", nargs="*", metavar="KEY VALUE", help="configuration keys and values")
     parser.add_argument("--output", type=Path, help="folder to keep the exports in; default: none")
-    return parser.parse_args(argv)
+    return parse_with_options(parser, argv)
 
 
-def segmenter_of(name: str) -> Segmenter:
-    """Return the model of a configuration, with random weights if it names none."""
+def segmenter_of(name: str, opts: Sequence[str]) -> Segmenter:
+    """Return the model of a configuration and options, with random weights if they name none."""
     import torch
     from detectron2.modeling import build_model
 
@@ -54,9 +57,9 @@ def segmenter_of(name: str) -> Segmenter:
     from ovseg.config.limits import needs_checkpoint
     from ovseg.segmenter import Segmenter
 
-    cfg = load_cfg(name, [])
+    cfg = load_cfg(name, opts)
     if cfg.MODEL.WEIGHTS or not needs_checkpoint(cfg):
-        return Segmenter.from_config(name, device="cpu")
+        return Segmenter.from_config(name, opts=opts, device="cpu")
     cfg.MODEL.DEVICE = "cpu"
     size = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
     torch.manual_seed(0)
@@ -102,7 +105,7 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> tuple[list[str
     from ovseg.vocabulary import Vocabulary
 
     rows: list[str] = []
-    segmenter = segmenter_of(name)
+    segmenter = segmenter_of(name, args.opts)
     words = [word.strip() for word in args.words.split(",")] if args.words else list(CLASS_NAMES)
     plan = export(
         segmenter,

@@ -132,7 +132,7 @@ def _load(
 
     segmenter = Segmenter.from_name(config_file, opts, device)
     if explain:
-        segmenter.refuse_to_explain_views()
+        segmenter.require_one_view()
     segmenter.prepare(vocabulary)
     return segmenter
 

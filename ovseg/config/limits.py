@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -268,6 +269,31 @@ def check_config(cfg: CfgNode) -> None:
     for key, registry in _REGISTERED.items():
         _check_registered(key, lookup(cfg, key), [name for name, _ in registry])
     _check_together(cfg)
+
+
+def check_inference(cfg: CfgNode, source: str) -> None:
+    """Check that a model which is about to be built takes words and has trained weights.
+
+    Args:
+        cfg: its configuration, with the checkpoint in ``MODEL.WEIGHTS``.
+        source: name of the configuration, for messages.
+
+    Raises:
+        OvsegError: the weights are not named or do not exist, or the model has classes of its own.
+    """
+    weights, remedy = cfg.MODEL.WEIGHTS, "give a trained checkpoint (MODEL.WEIGHTS, or weights=... in Python)"
+    if not weights and needs_checkpoint(cfg):
+        raise OvsegError(
+            f"{source} names no weights, and without trained weights every result would be random: {remedy}"
+        )
+    if weights and "://" not in weights and not os.path.exists(weights):
+        raise OvsegError(f"the weight file {weights} does not exist: {remedy}")
+    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    if not getattr(architecture, "takes_words", not architecture.__module__.startswith("detectron2.")):
+        raise OvsegError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which has classes of its own and takes no "
+            "words: give a configuration of OVSeg or SCAN, or evaluate it with train_net.py --eval-only"
+        )
 
 
 def check_kind(cfg: CfgNode, key: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.export.graph_signature import InputKind
 
 from ovseg.errors import OvsegError, reason_of
 from ovseg.export.graphs import Graph
@@ -24,10 +25,11 @@ Run = Callable[[Sequence[Tensor]], Sequence[np.ndarray]]
 def write_onnx(graph: Graph, folder: Path, opset: int) -> Run:
     """Write a graph as ONNX and return a function that runs it in ONNX Runtime, with one thread."""
     path = folder / f"{graph.name}.onnx"
-    size = sum(parameter.nbytes for parameter in graph.module.parameters())
     with explained(graph), _quiet():
+        traced = _program(graph)
+        size = sum(weight.nbytes for weight in traced.state_dict.values())
         program = torch.onnx.export(
-            _program(graph),
+            traced,
             dynamo=True,
             opset_version=opset,
             input_names=list(graph.inputs),
@@ -35,7 +37,7 @@ def write_onnx(graph: Graph, folder: Path, opset: int) -> Run:
             verbose=False,
         )
         program.save(path, external_data=size > LARGEST_FILE)
-        del program
+        del program, traced
     return _session(graph, path)
 
 
@@ -63,6 +65,7 @@ def quantise(graph: Graph, folder: Path) -> Run:
     with explained(graph), _quiet():
         quantize_dynamic(path, fewer, weight_type=QuantType.QInt8)
     os.replace(fewer, path)
+    path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # the weights of a large graph
     return _session(graph, path)
 
 
@@ -76,7 +79,18 @@ def write_program(graph: Graph, folder: Path, opset: int) -> Run:
 
 
 def _program(graph: Graph) -> torch.export.ExportedProgram:
-    return torch.export.export(graph.module, graph.examples(0), dynamic_shapes=graph.dynamic_shapes(), strict=False)
+    """Trace a graph, without the weights that it does not use, such as those of a text tower, and the examples."""
+    shapes = graph.dynamic_shapes()
+    program = torch.export.export(graph.module, graph.examples(0), dynamic_shapes=shapes, strict=False)
+    program.example_inputs = None
+    inputs, nodes = program.graph_signature.input_specs, {node.name: node for node in program.graph.nodes}
+    for given in [given for given in inputs if given.kind != InputKind.USER_INPUT and not nodes[given.arg.name].users]:
+        program.graph.erase_node(nodes[given.arg.name])
+        inputs.remove(given)
+        for weights in (program.state_dict, program.constants):
+            weights.pop(given.target, None)
+    program.graph_module.recompile()
+    return program
 
 
 def outputs_of(module: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -87,7 +101,7 @@ def outputs_of(module: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Te
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporters' progress and warnings from the terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in (None, "torch", "onnxscript", "onnx_ir")]  # None: the root
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(None):
         warnings.simplefilter("ignore")

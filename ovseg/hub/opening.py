@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ovseg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
+OF_THE_MACHINE = ("MODEL.DEVICE", "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR")  # they do not change the model
 _TRANSFORMERS = {"photo": (4, 45), "bert": (4, 45), "sam": (5, 0)}  # oldest version of each extra
 
 
@@ -41,16 +42,29 @@ class Found:
     Attributes:
         name: for people.
         config: configuration file.
-        opts: keys over it.
+        opts: keys over it, in any form of :func:`ovseg.config.load_cfg`.
         vocabulary: words that the model is asked for if a call names none; None if it has none.
         card: what is known of it.
     """
 
     name: str
     config: str
-    opts: Mapping[str, Any] = field(default_factory=dict)
+    opts: Sequence[Any] | Mapping[str, Any] = ()
     vocabulary: Vocabulary | None = None
     card: ModelCard = field(default_factory=ModelCard)
+
+    def with_options(self, opts: Sequence[Any] | Mapping[str, Any], network: bool = True) -> Found:
+        """Return the model with keys over its own. Licence and figures are lost with keys that change the model.
+
+        Raises:
+            OvsegError: a value is an address, and downloads are not permitted.
+        """
+        own = joined_options((), opts)
+        if not network and (urls := [value for value in own[1::2] if "://" in str(value)]):
+            raise OvsegError(f"{urls[0]} would be downloaded, and local_files_only is set: name your copy of it")
+        changed = any(key.startswith("MODEL.") and key not in OF_THE_MACHINE for key in own[::2])
+        card = ModelCard(name=self.name) if changed else self.card
+        return replace(self, opts=joined_options(self.opts, own), card=card)
 
 
 def open_model(source: str | Path, *, revision: str = "", network: bool = True, device: str | None = None) -> Found:
@@ -88,8 +102,8 @@ def open_model(source: str | Path, *, revision: str = "", network: bool = True, 
 
 def located(name: str, opts: Sequence[Any] = (), device: str | None = None) -> tuple[str, list[Any]]:
     """Return configuration file and options of a model by its name, for ``from_config``; see :func:`open_model`."""
-    found = open_model(name, device=device)
-    return found.config, joined_options(found.opts, opts)
+    found = open_model(name, device=device).with_options(opts)
+    return found.config, list(found.opts)
 
 
 def open_row(row: Model, network: bool = True, update: bool = False) -> Found:

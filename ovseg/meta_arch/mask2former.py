@@ -47,7 +47,7 @@ def Mask2Former(cfg: CfgNode) -> ProposeAndName:
     )
 
 
-Mask2Former.takes_words = False  # read by Segmenter before it builds the model
+Mask2Former.takes_words = False  # read by ovseg.config.limits.check_inference before it is built
 
 
 class ClassLogits(Part):

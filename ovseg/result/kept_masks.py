@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ovseg.result.explanation import MaskScores
+from ovseg.result.of_model import explained_memory, segmentation_of
 from ovseg.result.segmentation import Segmentation
 
 
@@ -112,3 +114,40 @@ class KeptMasks:
             bits = np.unpackbits(masks.numpy(), axis=1, count=height * width)
             masks = torch.from_numpy(bits).reshape(-1, height, width)
         return masks.float()
+
+
+def keep_masks(model: Any, request: Mapping[str, Any], pixels: np.ndarray, min_score: float | None) -> KeptMasks:
+    """Find and score the masks of one image by the networks of a model, and return them with their rendering.
+
+    Where "others" competes with a single word only with a granularity, the networks run twice: the scores of the
+    model's own rendering are those of the word alone.
+
+    Args:
+        model: has ``render_scored``, see :class:`ovseg.meta_arch.propose_and_name.ProposeAndName`.
+        request: its input for the image, with ``class_names``, ``height``, ``width`` and ``file_name``.
+        pixels: (H, W, 3) uint8 RGB, the image.
+        min_score: limit of renderings that give none; see :meth:`Segmentation.from_maps`.
+
+    Raises:
+        OvsegError: the memory is not sufficient.
+    """
+    vocabulary, source, size = request["class_names"], request["file_name"], (request["height"], request["width"])
+    with explained_memory(source or "the image"):
+        competing = {"outputs": ("scored_masks", "explanations"), "granularity": 1.0}
+        result = model([request | competing])[0]
+        scores, masks, *of_words = result["scored_masks"]
+        own_scores, of_own_words = scores, of_words
+        if len(model.words_of(request)) < len(of_words[0]):
+            own_scores, _, *of_own_words = model([request | {"outputs": ("scored_masks",)}])[0]["scored_masks"]
+
+    @torch.inference_mode()
+    def render(masks: Tensor, granularity: float | None, lowest: float | None) -> Segmentation:
+        checked = model.granularity_of({} if granularity is None else {"granularity": granularity})
+        rated, words = (own_scores, of_own_words) if checked is None else (scores, of_words)
+        with explained_memory(source or "the image"):
+            maps = model.render_scored(rated, masks.to(model.device), *words, size, ("label_map",), checked)
+            return segmentation_of(maps, vocabulary, pixels, source, min_score=min_score if lowest is None else lowest)
+
+    return KeptMasks.of(
+        masks, model.mask_threshold, MaskScores.from_model(result["explanations"], vocabulary.names), render
+    )

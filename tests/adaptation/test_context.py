@@ -29,14 +29,7 @@ from tools import finetune_clip
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "adaptation"
 WRAPPED, OF_ORIGINAL = "module.clip_model.", f"module.{ORIGINAL}"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def load(inputs, **options):

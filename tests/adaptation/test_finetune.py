@@ -36,14 +36,7 @@ from tests.processes import CONTEXT, run_processes
 from tools import finetune_clip
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "adaptation"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_full_trains_the_image_tower_and_the_scale_alone(inputs, finished):

@@ -24,21 +24,12 @@ from ovseg.errors import OvsegError
 from ovseg.naming.crops import has_pixel
 from ovseg.proposals.views import Views
 from tests.adaptation.interruption import continued_by_two, killed_at
+from tests.photos import write_photos
 from tests.tiny_model import make_tiny_model
 
 PHOTOS = 20
 THINGS = ("dogs", "green grass", "a red car", "a wooden table", "people", "the sky")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """The last bits of a sum depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +38,10 @@ def photos(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     lines = ["filepath,caption"]
-    for number in range(PHOTOS):
-        size = (int(rng.integers(40, 90)), int(rng.integers(40, 90)), 3)
-        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / f"IMG {number:02d}.png")
+    for name in write_photos(folder, PHOTOS):
         for _ in range(2):
             some = [THINGS[i] for i in rng.permutation(len(THINGS))[:2]]
-            lines.append(f'IMG {number:02d}.png,"A photo of {some[0]}, and {some[1]}."')
+            lines.append(f'{name},"A photo of {some[0]}, and {some[1]}."')
     (folder / "captions.csv").write_text("\n".join(lines) + "\n")
     return folder
 

@@ -18,29 +18,17 @@ from ovseg.errors import OvsegError
 from ovseg.proposals.pseudo_labels import pseudo_masks
 from ovseg.segmenter import Segmenter
 from tests.adaptation.interruption import continued_by_two, killed_at
+from tests.photos import write_photos
 from tests.tiny_model import make_tiny_model
 
 PHOTOS, PER_SHARD = 14, 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """The last bits of a sum depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for number in range(PHOTOS):
-        size = (int(rng.integers(40, 90)), int(rng.integers(40, 90)), 3)
-        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / f"IMG {number:02d}.png")
+    write_photos(folder, PHOTOS)
     return folder
 
 

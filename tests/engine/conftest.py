@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from tests.engine import toy
 
@@ -19,11 +18,3 @@ def dataset(dataset_folder):
     records = toy.write_dataset_once(dataset_folder)
     toy.register(records)
     return records
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

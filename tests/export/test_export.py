@@ -114,6 +114,27 @@ def test_large_weights_get_a_file_of_their_own(tmp_path, monkeypatch):
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert checked.difference <= writing.TOLERANCE
     assert sizes.pop("layer.onnx") < 64 * 512 < sum(sizes.values()) and all(name.startswith("layer.") for name in sizes)
+    with torch.no_grad():
+        writing.check(graph, formats.quantise(graph, tmp_path), 0, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["layer.onnx"]
+
+
+class Unused(torch.nn.Linear):
+    """Has weights and a buffer that it does not call."""
+
+    def __init__(self):
+        super().__init__(64, 512)
+        self.other = torch.nn.Linear(512, 512)
+        self.register_buffer("mask", torch.ones(512, 512), persistent=False)
+
+
+def test_weights_that_are_not_used_are_left_out(tmp_path):
+    graph = layer(module=Unused())
+    with torch.no_grad():
+        checked = writing.check(graph, formats.write_program(graph, tmp_path, 18), 0)
+    assert checked.difference == 0
+    assert torch.export.load(tmp_path / "layer.pt2").state_dict.keys() == {"weight", "bias"}
+    assert (tmp_path / "layer.pt2").stat().st_size < 2 * 4 * 64 * 512
 
 
 class Unit(torch.nn.Linear):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
-from tests.hub.stand_in import Hub, serving
+from tests.hub.stand_in import COMMIT, Hub, serving
 
 SIZE = 3_000_000
 
@@ -25,3 +27,15 @@ def hub(tmp_path, monkeypatch) -> Hub:
     with serving({"org/model": {"config.json": b"{}", "model.safetensors": weights, "other.bin": b"x"}}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         yield hub
+
+
+def write_library_cache(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files of ``org/model`` as huggingface_hub caches them, for the fixture ``hub``; return their snapshot."""
+    repository = folder / "library" / "models--org--model"
+    snapshot = repository / "snapshots" / COMMIT
+    for place in (snapshot, repository / "refs"):
+        place.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    for name, content in files.items():
+        (snapshot / name).write_bytes(content)
+    return snapshot

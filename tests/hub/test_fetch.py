@@ -16,7 +16,7 @@ import pytest
 from ovseg.errors import CannotWrite, OvsegError
 from ovseg.hub.fetch import checksums, fetch
 from ovseg.io.files import cache_dir
-from tests.hub.conftest import SIZE
+from tests.hub.conftest import SIZE, write_library_cache
 from tests.hub.stand_in import COMMIT
 
 REPO = Path(__file__).parents[2]
@@ -128,21 +128,14 @@ def test_nobody_answers(hub, monkeypatch):
 
 
 def test_the_cache_of_the_library_serves_without_network(hub, tmp_path):
-    snapshot = tmp_path / "library" / "models--org--model" / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_bytes(b"{}")
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
+    snapshot = write_library_cache(tmp_path, {"config.json": b"{}"})
     assert fetch("org/model", ["config.json"], network=False) == snapshot
     with pytest.raises(OvsegError, match="is not on this machine"):
         fetch("org/model", ["config.json", "model.safetensors"], network=False)
 
 
 def test_files_in_the_cache_of_the_library_are_not_fetched_again(hub, tmp_path):
-    snapshot = tmp_path / "library" / "models--org--model" / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    (snapshot / "model.safetensors").write_bytes(content(hub))
-    (snapshot / "config.json").write_bytes(b"[]")  # another content
+    write_library_cache(tmp_path, {"model.safetensors": content(hub), "config.json": b"[]"})  # another configuration
     folder = fetch("org/model", FILES)
     assert [name for name, _ in hub.requests] == ["config.json"] and (folder / "config.json").read_bytes() == b"{}"
     assert (folder / "model.safetensors").read_bytes() == content(hub)

@@ -22,7 +22,7 @@ from ovseg.hub.opening import open_folder
 from ovseg.hub.saving import save
 from ovseg.hub.table import find, models
 from ovseg.toy import make_scene
-from tests.hub.stand_in import COMMIT
+from tests.hub.conftest import write_library_cache
 
 NAME = "MODEL.CLIP_ADAPTER.CLIP_MODEL_NAME"
 
@@ -129,11 +129,7 @@ def test_nothing_is_downloaded_offline(hub):
 
 
 def test_the_cache_of_the_library_is_verified(hub, tmp_path):
-    snapshot = tmp_path / "library" / "models--org--model" / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_bytes(b"{}")
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
+    snapshot = write_library_cache(tmp_path, {"config.json": b"{}"})
     known = {"config.json": hashlib.sha256(b"{}").hexdigest()}
     assert fetch("org/model", ["config.json"], network=False, sha256=known) == snapshot
     with pytest.raises(OvsegError, match=r"config.json of org/model has the sha256 .* 1111111111111111"):

@@ -246,6 +246,30 @@ def test_two_visitors_never_see_each_other(visit, files, toy, scene_image):
     assert legend(two) == theirs
 
 
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize(("request_of", "change"), [("/paint", "#granularity-auto"), ("/region?", "#legend button")])
+def test_answers_for_an_image_before_are_not_shown(visit, files, request_of, change, lost):
+    page, held = visit(), []
+    segment(page, files / "scene.png")
+    page.locator("#granularity").fill("0.9")
+    page.wait_for_function("!document.getElementById('granularity-auto').disabled")
+    page.wait_for_timeout(300)  # its own rendering
+    page.route(lambda url: request_of in url, lambda route: held.append((route, route.fetch())))
+    page.locator(change).first.click()
+    while not held:
+        page.wait_for_timeout(50)
+    segment(page, files / "other.png", "brick, cyan star, grass")
+    expected, size = legend(page), page.locator("#size").inner_text()
+    (route, answer), *_ = held
+    if lost:
+        route.abort()
+    else:
+        route.fulfill(response=answer)
+    page.wait_for_timeout(500)
+    assert legend(page) == expected and page.locator("#size").inner_text() == size == "192 × 160"
+    assert page.locator("#error").is_hidden() and page.locator("#region").is_hidden()
+
+
 @pytest.mark.parametrize(
     ("file", "message"),
     [
