@@ -1,4 +1,4 @@
-"""On a GPU models give what they give on a CPU, and the host seldom waits for it. Without a GPU nothing is tested here."""
+"""Models on a GPU give what they give on a CPU, and the host seldom waits for it; nothing is tested without a GPU."""
 
 from __future__ import annotations
 

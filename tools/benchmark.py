@@ -90,14 +90,23 @@ def build(args: argparse.Namespace, config: str, device: str, precision: str, ba
     opts += ["MODEL.DEVICE", device, "MODEL.CLIP_ADAPTER.PRECISION", precision]
     cfg = load_cfg(config, [*opts, "MODEL.CLIP_ADAPTER.TEXT_CACHE_DIR", "none", *args.opts])
     torch.manual_seed(0)
-    image = read_image(args.input) if args.input else np.random.default_rng(0).integers(256, size=(427, 640, 3), dtype=np.uint8)
+    image = (
+        read_image(args.input)
+        if args.input
+        else np.random.default_rng(0).integers(256, size=(427, 640, 3), dtype=np.uint8)
+    )
     transform = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST).get_transform(image)
     model = build_model(cfg).eval()
     if trained:
         load_weights(model, cfg.MODEL.WEIGHTS)
     elif isinstance(getattr(model, "proposer", None), MaskNetwork):
         model.proposer.predict = functools.partial(_with_ellipses, model.proposer.predict)
-    model.accelerate(args.compile, args.cuda_graphs)
+    if args.compile or args.cuda_graphs:
+        if not hasattr(model, "accelerate"):
+            raise OvsegError(
+                f"{type(model).__name__} has no networks to compile or record: leave out --compile and --cuda-graphs"
+            )
+        model.accelerate(args.compile, args.cuda_graphs)
     pixels = torch.from_numpy(transform.apply_image(image).copy()).permute(2, 0, 1)
     words = Vocabulary.from_words(args.class_names).class_names
     request = {"image": pixels, "height": image.shape[0], "width": image.shape[1], "outputs": ("label_map",)}

@@ -106,9 +106,7 @@ def counted_synchronisations(count: list[str]) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def measure(
-    model: nn.Module, requests: list, setting: str, repeat: int, flops: int, peaks: dict[str, float]
-) -> Row:
+def measure(model: nn.Module, requests: list, setting: str, repeat: int, flops: int, peaks: dict[str, float]) -> Row:
     """Return the figures of a setting; ``flops`` are those of an image, ``peaks`` of :func:`peak_rates`."""
     on_gpu = model.device.type == "cuda"
     use(model, setting)
@@ -141,7 +139,11 @@ def measure(
 def peak_rates() -> dict[str, float]:
     """Return the rate of a product of two large matrices, FLOP/s, by type."""
     rates = {}
-    for name, dtype, tf32 in (("fp32", torch.float32, False), ("tf32", torch.float32, True), ("bf16", torch.bfloat16, False)):
+    for name, dtype, tf32 in (
+        ("fp32", torch.float32, False),
+        ("tf32", torch.float32, True),
+        ("bf16", torch.bfloat16, False),
+    ):
         torch.backends.cuda.matmul.allow_tf32 = tf32
         left, right = (torch.randn(MATRIX, MATRIX, device="cuda", dtype=dtype) for _ in range(2))
         times = []
@@ -168,7 +170,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows: list[Row] = []
     for chosen in args.models:
         config, opts = MODELS[chosen]
-        wanted = argparse.Namespace(**vars(args) | {"opts": [*opts, *args.opts], "compile": False, "cuda_graphs": False})
+        wanted = argparse.Namespace(
+            **vars(args) | {"opts": [*opts, *args.opts], "compile": False, "cuda_graphs": False}
+        )
         with torch.device(device):
             model, requests = build(wanted, config, args.device, "fp32", 1)
         use(model.requires_grad_(False), "fp32")  # the counter needs it

@@ -16,10 +16,10 @@ QUICK_GELU = 1.702  # QuickGELU(x) = x * sigmoid(1.702 x)
 class LowPrecisionCopy:
     """Copy of a vision transformer, made for its first use and again when the tower's weights have changed.
 
-    Autocast stores the result of a cast only for parameters that are trained: those of a frozen tower are cast again for
-    each chunk of crops. Here the matrices of the blocks and of the patch embedding are cast once. The other tensors are
-    those of the tower; sums, norms and softmax have the precision that they have under autocast, in which the copy must
-    run. QuickGELU becomes SiLU between two layers scaled by 1.702 and its inverse.
+    Autocast stores the result of a cast only for parameters that are trained: those of a frozen tower are cast again
+    for each chunk of crops. Here the matrices of the blocks and of the patch embedding are cast once. The other tensors
+    are those of the tower; sums, norms and softmax have the precision that they have under autocast, in which the copy
+    must run. QuickGELU becomes SiLU between two layers scaled by 1.702 and its inverse.
     """
 
     def __init__(self) -> None:
@@ -52,9 +52,13 @@ def low_precision(visual: nn.Module, dtype: torch.dtype) -> nn.Module:
     for block in tower.transformer.resblocks:
         if not isinstance(block, ResidualAttentionBlock):
             continue
-        for owner, names in ((block.attn, ("in_proj_weight", "in_proj_bias")), (block.attn.out_proj, ("weight", "bias"))):
-            for name in names:
-                cast(owner, name)
+        for owner, name in (
+            (block.attn, "in_proj_weight"),
+            (block.attn, "in_proj_bias"),
+            (block.attn.out_proj, "weight"),
+            (block.attn.out_proj, "bias"),
+        ):
+            cast(owner, name)
         hidden, out = block.mlp.c_fc, block.mlp.c_proj
         factor = QUICK_GELU if isinstance(block.mlp.gelu, QuickGELU) else 1.0
         for owner, name, scale in ((hidden, "weight", factor), (hidden, "bias", factor), (out, "weight", 1 / factor)):

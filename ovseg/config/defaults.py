@@ -42,7 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,  # sampling points per head and level
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 8,  # attention heads
     # --- speed ---------------------------------------------------------------------------------------------
-    # ours: compile the proposal network and CLIP's image tower in evaluation (torch.compile); minutes at the first image
+    # ours: compile the proposal network and CLIP's image tower in evaluation, which takes minutes at the first image
     "MODEL.COMPILE": False,
     # ours: record and replay them as CUDA graphs in evaluation; on other devices than NVIDIA GPUs without effect
     "MODEL.CUDA_GRAPHS": False,

@@ -17,6 +17,7 @@ from ovseg.io.devices import DTYPES
 from ovseg.proposals.criterion import MaskClassificationCriterion
 from ovseg.proposals.views import PROPOSERS, Masks, Part, Views
 
+
 class PixelNormalizer(nn.Module):
     """Module that subtracts a mean and divides by a standard deviation, of RGB values 0 .. 255."""
 
