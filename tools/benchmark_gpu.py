@@ -4,10 +4,10 @@
 python tools/benchmark_gpu.py
 python tools/benchmark_gpu.py --models ovseg scan --settings fp32 bf16 bf16+graphs --json gpu.json
 
-Weights are random, and ellipses replace the masks (see tools/benchmark.py). Each setting gives the same image to the same
-model; the time of an image is the median over --repeat images given one after the other. The share of the peak rate is
-that of a product of two 8192 x 8192 matrices of the same type, measured first. "Synchronisations" are the times that the
-host waits for the GPU during an image, without the copies of the result.
+Weights are random, and ellipses replace the masks (see tools/benchmark.py). Each setting gives the same image to the
+same model; the time of an image is the median over --repeat images given one after the other, with the copy of the
+label map to the host. The share of the peak rate is that of a product of two 8192 x 8192 matrices of the same type,
+measured first. "Synchronisations" are the times that the host waits for the GPU within the model.
 """
 
 from __future__ import annotations
