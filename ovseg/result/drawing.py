@@ -59,9 +59,12 @@ def draw_regions(
     runs = LabelRuns.of(label_map)
     found = [k for k in runs.found if k < len(names)]
     colors = colors_of(found) if colors is None else colors
-    scene = _blend(image, label_map, found, colors)
+    table = np.zeros((max(found, default=0) + 1, 3), np.uint8)
+    for k in found:
+        table[k] = colors[k].as_rgb()
+    scene = _blend(image, label_map, table)
     if outlined:
-        _draw_outlines(scene, label_map, runs, found, colors)
+        _draw_outlines(scene, label_map, runs, found, table)
     tags, others = [], []
     parts = parts_of(label_map) if named else []
     for k, of_word in itertools.groupby(parts, key=lambda part: part.label):
@@ -199,22 +202,17 @@ def _places(parts: Sequence[Part], image_size: int, largest_first: bool) -> list
     return places
 
 
-def _blend(
-    image: np.ndarray, label_map: np.ndarray, found: Sequence[int], colors: Mapping[int, sv.Color]
-) -> np.ndarray:
-    """Return the image with the pixels of the labels in ``found`` half in their colours, new."""
-    table = np.zeros((max(found, default=0) + 1, 3), np.uint8)
-    for k in found:
-        table[k] = colors[k].as_rgb()
-    shown = np.isin(label_map, found) if label_map.max(initial=-1) >= len(table) else label_map >= 0
+def _blend(image: np.ndarray, label_map: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Return the image half in the colours (n,3) of the labels below n, new."""
+    shown = (label_map >= 0) & (label_map < len(table))
     colored = np.where(shown[:, :, None], np.take(table, label_map, axis=0, mode="clip"), image)
     return cv2.addWeighted(colored, _OPACITY, np.ascontiguousarray(image), 1 - _OPACITY, 0)
 
 
 def _draw_outlines(
-    scene: np.ndarray, label_map: np.ndarray, runs: LabelRuns, found: Sequence[int], colors: Mapping[int, sv.Color]
+    scene: np.ndarray, label_map: np.ndarray, runs: LabelRuns, found: Sequence[int], table: np.ndarray
 ) -> None:
-    """Draw the outline of each word over those of the words before it; inside of a later word, half in its colour."""
+    """Draw the outline of each word over those of earlier words, which are half in its colour inside of its region."""
     thickness = max(1, round(max(scene.shape[:2]) / 500))
     outlines = np.full(label_map.shape, -1, np.int32)
     for k in found:
@@ -223,14 +221,12 @@ def _draw_outlines(
         for polygon in sv.mask_to_polygons(label_map[window] == k):
             cv2.polylines(outlines, [polygon + offset], isClosed=True, color=k, thickness=thickness)
     drawn = np.nonzero(outlines >= 0)
-    if len(drawn[0]):
-        outline, label = outlines[drawn], label_map[drawn]
-        table = np.zeros((max(found) + 1, 3), np.uint8)
-        for k in found:
-            table[k] = colors[k].as_rgb()
-        over = table[outline]
-        mixed = cv2.addWeighted(np.take(table, label, axis=0, mode="clip"), _OPACITY, over, 1 - _OPACITY, 0)
-        scene[drawn] = np.where((label > outline)[:, None], mixed, over)
+    if not len(drawn[0]):
+        return
+    words, regions = outlines[drawn], label_map[drawn]
+    colors = table[words]
+    mixed = cv2.addWeighted(np.take(table, regions, axis=0, mode="clip"), _OPACITY, colors, 1 - _OPACITY, 0)
+    scene[drawn] = np.where(((regions > words) & (regions < len(table)))[:, None], mixed, colors)
 
 
 def _write_names(image: Image.Image, tags: Sequence[tuple[tuple[int, int], str, sv.Color]], moved: int = 0) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path, is_dir, shorten, write_text
-from ovseg.io.images import label_areas, save_image
+from ovseg.io.images import label_areas, png_options, save_image
 from ovseg.io.inputs import OUTPUT_SUFFIXES, output_files
 from ovseg.result.explanation import Explanation, MaskScores
 from ovseg.result.formats.png import save_label_map
@@ -374,11 +374,11 @@ class Segmentation:
         """
         drawing_file, labels_file, json_file = output_files(self._drawing_file(where))
         is_png = drawing_file.suffix.lower() == ".png"
-        options = {"compress_level": png_level} if is_png else {"quality": jpeg_quality}
+        options = png_options(png_level) if is_png else {"quality": jpeg_quality}
         drawing = Image.fromarray(self.picture())
         with atomic_path(drawing_file) as temporary:
             save_image(drawing, temporary, **options)
-        save_label_map(self.label_map, len(self.names), labels_file, compress_level=png_level)
+        save_label_map(self.label_map, len(self.names), labels_file, **png_options(png_level))
         write_text(json_file, json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
         return drawing_file, labels_file, json_file
 
