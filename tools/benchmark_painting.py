@@ -118,7 +118,7 @@ def saving(args: argparse.Namespace) -> Iterator[Row]:
 
         with tempfile.TemporaryDirectory() as folder:
             steps: dict[str, Callable[[], object]] = {
-                "picture": lambda: fresh().picture(),
+                "drawing": lambda: fresh().picture(),
                 "JSON with run lengths": lambda: json.dumps(fresh().to_json()),
                 "all files, PNG": lambda: fresh().save(Path(folder) / "result.png"),
                 "all files, JPEG": lambda: fresh().save(Path(folder) / "result.jpg"),

@@ -108,13 +108,13 @@ def parts_of(label_map: np.ndarray) -> list[Part]:
 
     height, width = label_map.shape
     labels, starts, ends = _runs(label_map, split=True)
-    # a run touches the runs of the next column from that beside its first pixel to that beside its last one
+    # a run touches the runs of the next column from that opposite its first pixel to that opposite its last one
     touched = np.searchsorted(starts, np.stack([starts, ends - 1]) + height, side="right") - 1
     count = np.where(starts < height * (width - 1), touched[1] - touched[0] + 1, 0)
     run = np.repeat(np.arange(len(starts)), count)
-    beside = touched[0][run] + np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)
-    same = labels[run] == labels[beside]
-    edges = np.ones(np.count_nonzero(same), np.int8), (run[same], beside[same])
+    opposite = touched[0][run] + np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)
+    same = labels[run] == labels[opposite]
+    edges = np.ones(np.count_nonzero(same), np.int8), (run[same], opposite[same])
     _, part = connected_components(coo_array(edges, shape=(len(starts), len(starts))), directed=False)
     parts = cv2.transpose(np.repeat(part.astype(np.int32), ends - starts).reshape(width, height))
     order = np.argsort(part, kind="stable")
