@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovseg.meta_arch.pixel_labels import best_classes, by_blocks, enlarged_labels, is_enlarged, summed_labels
+from ovseg.meta_arch.pixel_labels import best_classes, best_of, by_blocks, enlarged_labels, is_enlarged, summed_labels
 
 FEW = 16  # classes, below which blocks of pixels are not faster
 
@@ -64,11 +64,11 @@ def render_labels(
         return best_classes(chunks, size, maps.device)
     if is_enlarged(small, size, classes):
 
-        def sums(first: int, last: int) -> Tensor:
-            few = (weights.T @ maps[:, first:last].flatten(1)).view(classes, last - first, -1)
-            return few if bias is None else few.sub_(bias[:, None, None])
+        def scores_at(places: Tensor) -> Tensor:
+            sums = maps.flatten(1)[:, places].T @ weights
+            return sums if bias is None else sums.sub_(bias)
 
-        return enlarged_labels(sums, classes, small, size)
+        return enlarged_labels(*summed_labels(weights, maps, bias), scores_at, size)
     if classes < FEW or (size != small and not _resizes_first(masks, classes, small, size)):
         return best_classes(chunks, size, maps.device)
     return summed_labels(weights, resize(maps, size, mode), bias)
@@ -82,7 +82,9 @@ def resized_labels(scores: Tensor, size: tuple[int, int], class_chunk: int) -> t
     """
     classes, height, width = scores.shape
     if by_blocks(scores) and classes and is_enlarged((height, width), size, classes):
-        return enlarged_labels(lambda first, last: scores[:, first:last], classes, (height, width), size)
+        flat = scores.flatten(1)
+        best, labels = (one.view(height, width) for one in best_of(flat))
+        return enlarged_labels(labels, best, lambda places: flat[:, places].T.contiguous(), size)
     starts = range(0, classes, class_chunk)
     chunks = ((start, resize(scores[start : start + class_chunk], size)) for start in starts)
     return best_classes(chunks, size, scores.device)

@@ -35,7 +35,7 @@ def best_classes(
     best = torch.full(size, -torch.inf, device=device)
     labels = torch.zeros(size, dtype=torch.int64, device=device)
     for start, scores in chunks:
-        chunk_best, chunk_labels = (one.view(size) for one in _best_of(scores.flatten(1)))
+        chunk_best, chunk_labels = (one.view(size) for one in best_of(scores.flatten(1)))
         better = chunk_best > best
         best = torch.where(better, chunk_best, best)
         labels = torch.where(better, chunk_labels + start, labels)
@@ -78,7 +78,7 @@ def summed_labels(weights: Tensor, maps: Tensor, bias: Tensor | None) -> tuple[T
             scores = of_classes @ flat[:, window]
             if bias is not None:
                 scores -= bias[first : first + MOST_CLASSES, None]
-            highest, index = _best_of(scores)
+            highest, index = best_of(scores)
             better = highest > best[window]
             labels[window] = torch.where(better, index + first, labels[window])
             best[window] = torch.where(better, highest, best[window])
@@ -86,55 +86,56 @@ def summed_labels(weights: Tensor, maps: Tensor, bias: Tensor | None) -> tuple[T
 
 
 def enlarged_labels(
-    scores_of: Callable[[int, int], Tensor],
-    classes: int,
-    shape: tuple[int, int],
-    size: tuple[int, int],
+    labels: Tensor, best: Tensor, scores_at: Callable[[Tensor], Tensor], size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Return the argmax over the classes of scores (K, h, w) on a CPU that are enlarged, and its score.
+    """Return the argmax over the classes of scores that are enlarged by bilinear interpolation, and its score.
 
     All classes are interpolated only at pixels whose four neighbours have not the same best class. Labels are those
     of interpolating every class, except where the scores of two words differ by less than 1e-6 of the scores of the
     neighbours; scores differ by less than that.
 
     Args:
-        scores_of: first and last row, exclusive -> float32 (K, rows, w), the scores of the places of these rows.
-        classes: K.
-        shape: h and w of the scores.
+        labels: int64 (h, w), the argmax before enlarging, on a CPU as all others.
+        best: float32 (h, w), its scores.
+        scores_at: places int64 (n,), counted by rows -> scores float32 (n, K) of all classes.
         size: height and width of the result.
 
     Returns:
         labels int64 (height, width), the lowest index among equals, and their scores float32 (height, width).
     """
-    (h, w), width = shape, size[1]
+    (h, w), width = labels.shape, size[1]
     down, across = _neighbours(h, size[0]), _neighbours(w, width)
-    low = down.both[:, 0]
-    labels, best = np.empty(size, np.int64), torch.empty(shape)
-    places, scores = [], []  # of pixels that need all classes
-    step = max(8, STRIP // (w * classes))
+    low, common = down.both[:, 0], _common(labels.numpy())
+    enlarged = np.take(common[low], across.both[:, 0], axis=1)
+    score_map = F.interpolate(best[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    classes = scores_at(torch.zeros(1, dtype=torch.int64)).shape[1]
+    step = max(4, STRIP // (w * classes))
     for first in range(0, h, step):
-        rows = scores_of(first, min(first + step + 1, h))  # the last row belongs to the next strip, too
-        highest, top = (one.view(-1, w) for one in _best_of(rows.flatten(1)))
-        best[first : first + len(top)] = highest
+        needed = _corners(common[first : first + step] < 0, h - first).ravel()
+        table = scores_at(torch.from_numpy(np.flatnonzero(needed) + first * w))
+        row_of = np.cumsum(needed) - 1  # of a place in the table
         begin, end = np.searchsorted(low, [first, first + step])
-        window = labels[begin:end]
-        np.take(_common(top.numpy())[low[begin:end] - first], across.both[:, 0], axis=1, out=window, mode="clip")
+        window, their_scores = enlarged[begin:end].reshape(-1), score_map[begin:end].view(-1)
         mixed = np.flatnonzero(window < 0)
-        places.append(begin * width + mixed)
-        table = rows.flatten(1).T.contiguous() if len(mixed) else rows
         for start in range(0, len(mixed), _block(classes)):
             some = mixed[start : start + _block(classes)]
             y, x = down.at(begin + some // width), across.at(some % width)
             index = ((y.both - first)[:, :, None] * w + x.both[:, None, :]).reshape(-1, 4)
             shares = (y.weights[:, :, None] * x.weights[:, None, :]).reshape(-1, 4)
-            means = _weighted_sums(table, index, shares)
-            winners = means.numpy().argmax(1)  # vector instructions, see _best_of
-            window.reshape(-1)[some] = winners
-            scores.append(means.gather(1, torch.from_numpy(winners)[:, None])[:, 0])
-    score_map = F.interpolate(best[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-    if scores:
-        score_map.view(-1)[torch.from_numpy(np.concatenate(places))] = torch.cat(scores)
-    return torch.from_numpy(labels), score_map
+            means = _weighted_sums(table, row_of[index], shares)
+            winners = means.numpy().argmax(1)  # vector instructions, see best_of
+            window[some] = winners
+            their_scores[torch.from_numpy(some)] = means.gather(1, torch.from_numpy(winners)[:, None])[:, 0]
+    return torch.from_numpy(enlarged), score_map
+
+
+def _corners(cells: np.ndarray, rows: int) -> np.ndarray:
+    """Return the places around cells (n, w) bool, those to the right, below and both: (min(n + 1, rows), w) bool."""
+    places = np.zeros((min(len(cells) + 1, rows), cells.shape[1]), bool)
+    places[: len(cells)] = cells
+    places[:, 1:] |= places[:, :-1].copy()
+    places[1:] |= places[:-1].copy()
+    return places
 
 
 class _Axis(NamedTuple):
@@ -177,7 +178,7 @@ def _common(top: np.ndarray) -> np.ndarray:
     return np.where(same, top, -1)
 
 
-def _best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
+def best_of(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Return the maximum over the classes of scores (K, P), and its index int64, the lowest among equals."""
     if not by_blocks(scores):
         return scores.max(0)
