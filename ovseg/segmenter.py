@@ -26,7 +26,7 @@ from ovseg.hub.table import is_model
 from ovseg.io.devices import configured_device, find_device
 from ovseg.io.images import ImageLike, as_rgb, resize_transform
 from ovseg.meta_arch.embeddings import embeddings_of, text_space_of
-from ovseg.meta_arch.pixel_scores import resize
+from ovseg.meta_arch.mask_sums import resize
 from ovseg.meta_arch.word_encoding import UnfamiliarWarnings, encode_words, unfamiliar_words
 from ovseg.proposals.views import PROPOSERS
 from ovseg.result.explanation import MaskScores

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -217,6 +218,15 @@ def _grey_to_8_bit(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
         return np.rint(values).astype(np.uint8)[:, :, None]
 
     return scaled
+
+
+def png_options(level: int) -> dict[str, int]:
+    """Return Pillow's options for a PNG file of a drawing or a label map, from 0 (not compressed) to 9 (smallest).
+
+    Up to 5, only repeated bytes are sought, which takes about half the time of zlib's default strategy at level 4:
+    label maps are smaller, and drawings of colour photographs are of about the same size.
+    """
+    return {"compress_level": level} | ({"compress_type": zlib.Z_RLE} if 0 < level <= 5 else {})
 
 
 def save_image(image: Image.Image, path: Path, **options: Any) -> None:

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from ovseg.checkpoint.first_weights import POOLER, TEACHER, FirstWeights, check_stage, freeze_vit, load_vit
 from ovseg.errors import OvsegError
 from ovseg.meta_arch.image_text_losses import LossSettings, image_text_losses
+from ovseg.meta_arch.mask_sums import resize
 from ovseg.meta_arch.per_pixel import PerPixel
-from ovseg.meta_arch.pixel_scores import resize
 from ovseg.meta_arch.propose_and_name import check_model, request_arguments
 from ovseg.meta_arch.word_model import output_size
 from ovseg.naming.entity_decoder import EntityDecoder

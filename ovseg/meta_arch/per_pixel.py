@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ovseg.errors import OvsegError
-from ovseg.meta_arch.pixel_scores import best_classes, resize
+from ovseg.meta_arch.mask_sums import resize, resized_labels
 from ovseg.meta_arch.word_model import WordModel, output_size, outputs_of
 from ovseg.proposals.views import Part
 
@@ -77,7 +77,5 @@ class PerPixel(WordModel):
         if "sem_seg" in outputs:
             result["sem_seg"] = resize(scores, size)
         if "label_map" in outputs:
-            starts = range(0, len(scores), self.class_chunk_size)
-            chunks = ((start, resize(scores[start : start + self.class_chunk_size], size)) for start in starts)
-            result["label_map"], result["score_map"] = best_classes(chunks, size, scores.device)
+            result["label_map"], result["score_map"] = resized_labels(scores, size, self.class_chunk_size)
         return result

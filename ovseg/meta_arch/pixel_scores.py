@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
-from torch.nn import functional as F
 
 from ovseg.grounding import best_word
+from ovseg.meta_arch.mask_sums import render_labels, render_scores, scores_in_chunks
+from ovseg.meta_arch.pixel_labels import best_classes
 from ovseg.naming.crops import has_pixel
 from ovseg.vocabulary import Vocabulary
 
@@ -20,7 +21,7 @@ class MaskSum:
 
     Args:
         class_chunk_size: number of classes rendered at a time, which limits memory and does not change results.
-        resize_mode: of scores to the size of the result, see :func:`resize`.
+        resize_mode: of scores to the size of the result, see :func:`ovseg.meta_arch.mask_sums.resize`.
     """
 
     adds_others = False
@@ -99,7 +100,7 @@ class TextMaximum(MaskSum):
         result: dict[str, Any] = {}
         if "sem_seg" in outputs:
             best = torch.full((len(words), *size), -torch.inf, device=masks.device)
-            for start, of_texts in _chunks(*rest):
+            for start, of_texts in scores_in_chunks(*rest):
                 index = word[start : start + len(of_texts), None, None].expand_as(of_texts)
                 best.scatter_reduce_(0, index, of_texts, "amax")
             result["sem_seg"] = best
@@ -198,7 +199,7 @@ class AreaWeightedSum(MaskSum):
         """Render the sums, divided by ``total`` (height, width) before the bias is subtracted."""
 
         def chunks() -> Iterator[tuple[int, Tensor]]:
-            for start, sums in _chunks(scores, masks, size, self.class_chunk_size, None, self.resize_mode):
+            for start, sums in scores_in_chunks(scores, masks, size, self.class_chunk_size, None, self.resize_mode):
                 yield start, sums / total - bias[start : start + len(sums), None, None]
 
         result: dict[str, Any] = {}
@@ -234,92 +235,3 @@ def class_winner_weights(probabilities: Tensor, drop_last: bool, granularity: fl
             kept = selecting.argmax(dim=0)
         weights[kept] = probabilities[kept]
     return weights
-
-
-def render_scores(
-    weights: Tensor,
-    maps: Tensor,
-    size: tuple[int, int],
-    class_chunk: int,
-    bias: Tensor | None = None,
-    mode: str = "bilinear",
-) -> Tensor:
-    """Return the scores of all classes, sum_n weights[n, k] * maps[n], resized.
-
-    Args:
-        weights: (n, K).
-        maps: (n, H, W).
-        size: output height and width.
-        class_chunk: classes computed at a time; the same value gives the same bits in :func:`render_labels`.
-        bias: (K,), subtracted from the resized scores.
-        mode: see :func:`resize`.
-
-    Returns:
-        float32 (K, height, width).
-    """
-    return torch.cat([scores for _, scores in _chunks(weights, maps, size, class_chunk, bias, mode)])
-
-
-def render_labels(
-    weights: Tensor,
-    maps: Tensor,
-    size: tuple[int, int],
-    class_chunk: int,
-    bias: Tensor | None = None,
-    mode: str = "bilinear",
-) -> tuple[Tensor, Tensor]:
-    """Return the exact argmax over the classes of :func:`render_scores` without storing the scores of all classes.
-
-    Returns:
-        labels int64 (height, width), the lowest index among equals, and their scores float32 (height, width).
-    """
-    return best_classes(_chunks(weights, maps, size, class_chunk, bias, mode), size, maps.device)
-
-
-def best_classes(
-    chunks: Iterable[tuple[int, Tensor]], size: tuple[int, int], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return the argmax over classes whose scores are computed a few at a time, and its score.
-
-    Args:
-        chunks: the index of the first class of a chunk, and the scores (k, height, width) of its classes.
-        size: height and width.
-
-    Returns:
-        labels int64 (height, width), the lowest index among equals, and their scores float32 (height, width).
-    """
-    best = torch.full(size, -torch.inf, device=device)
-    labels = torch.zeros(size, dtype=torch.int64, device=device)
-    for start, scores in chunks:
-        chunk_best, chunk_labels = scores.max(dim=0)
-        better = chunk_best > best
-        best = torch.where(better, chunk_best, best)
-        labels = torch.where(better, chunk_labels + start, labels)
-    return labels, best
-
-
-def resize(maps: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
-    """Resize (n, H, W) to (n, height, width); maps of that size are not copied.
-
-    Args:
-        mode: "bilinear", with ``align_corners=False``; or "nearest", the value of the pixel at the centre.
-    """
-    if maps.shape[1:] == size:
-        return maps
-    if not len(maps):  # which interpolate refuses
-        return maps.new_zeros(0, *size)
-    if mode == "nearest":
-        return F.interpolate(maps[None], size, mode="nearest-exact")[0]
-    return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
-
-
-def _chunks(
-    weights: Tensor, maps: Tensor, size: tuple[int, int], class_chunk: int, bias: Tensor | None, mode: str
-) -> Iterator[tuple[int, Tensor]]:
-    # resizing is linear: it commutes with the sums and is done where it costs less
-    if size[0] * size[1] <= maps.shape[1] * maps.shape[2] and 0 < len(maps) <= weights.shape[1]:
-        maps = resize(maps, size, mode)
-    for start in range(0, weights.shape[1], class_chunk):
-        scores = torch.einsum("nk,nhw->khw", weights[:, start : start + class_chunk], maps)
-        scores = resize(scores, size, mode)
-        yield start, scores if bias is None else scores - bias[start : start + class_chunk, None, None]

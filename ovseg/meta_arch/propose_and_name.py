@@ -16,7 +16,8 @@ from ovseg.config import refuse_keys_without_effect
 from ovseg.config.limits import check_config, check_kind
 from ovseg.errors import OvsegError, shown
 from ovseg.meta_arch.acceleration import accelerate
-from ovseg.meta_arch.pixel_scores import RENDERINGS, ClassWinner, resize
+from ovseg.meta_arch.mask_sums import resize
+from ovseg.meta_arch.pixel_scores import RENDERINGS, ClassWinner
 from ovseg.meta_arch.word_model import WordModel, output_size, outputs_of
 from ovseg.naming import FUSIONS, NAMERS, MaskedCrops, PooledMap, QueryEmbedding, Scores, SingleNamer
 from ovseg.naming.crops import has_pixel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ import supervision as sv
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from ovseg.io.images import label_areas
+from ovseg.result.label_runs import LabelRuns, Part, parts_of
 
 logger = logging.getLogger(__name__)
 _load_font = functools.lru_cache(maxsize=64)(ImageFont.truetype)
@@ -55,23 +56,24 @@ def draw_regions(
     Returns:
         (H,W,3) uint8 RGB, new.
     """
-    found = np.flatnonzero(label_areas(label_map, len(names))).tolist()
+    runs = LabelRuns.of(label_map)
+    found = [k for k in runs.found if k < len(names)]
     colors = colors_of(found) if colors is None else colors
-    scene = np.ascontiguousarray(image[:, :, ::-1])  # supervision draws in OpenCV's BGR
-    thickness = max(1, round(max(image.shape[:2]) / 500))
-    tags, others = [], []
-    # one word at a time: masks do not overlap, and K full-size masks could exceed the memory
+    table = np.zeros((max(found, default=0) + 1, 3), np.uint8)
     for k in found:
-        mask, color = label_map == k, colors[k]
-        region = sv.Detections(xyxy=sv.mask_to_xyxy(mask[None]), mask=mask[None], class_id=np.array([k]))
-        scene = sv.MaskAnnotator(color=color, opacity=_OPACITY).annotate(scene, region)
-        if outlined:
-            scene = sv.PolygonAnnotator(color=color, thickness=thickness).annotate(scene, region)
-        if named:
-            first, *rest = [(point, names[k], color) for point in name_places(mask, every_name)] or [None]
+        table[k] = colors[k].as_rgb()
+    scene = _blend(image, label_map, table)
+    if outlined:
+        _draw_outlines(scene, label_map, runs, found, table)
+    tags, others = [], []
+    parts = parts_of(label_map) if named else []
+    for k, of_word in itertools.groupby(parts, key=lambda part: part.label):
+        if k < len(names):
+            places = _places(list(of_word), label_map.size, every_name)
+            first, *rest = [(point, names[k], colors[k]) for point in places] or [None]
             tags += [first] if first else []
             (others if every_name else tags).extend(rest)
-    drawn = Image.fromarray(np.ascontiguousarray(scene[:, :, ::-1]))
+    drawn = Image.fromarray(scene)
     _write_names(drawn, tags + others, len(tags) if every_name else 0)
     return np.array(drawn)
 
@@ -98,7 +100,7 @@ def draw_result(
     )
     scale = min(max(smallest, 1), largest)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    shares = _shares(label_areas(label_map, len(names)) / label_map.size)
+    shares = _shares(LabelRuns.of(label_map).areas(len(names)) / label_map.size)
     # of the full-size map: small regions may vanish when reduced
     colors = colors_of(k for k, _ in shares if k >= 0) if colors is None else colors
     image, label_map = resize_labelled(image, label_map, size)
@@ -185,19 +187,46 @@ def name_places(mask: np.ndarray, largest_first: bool = False) -> list[tuple[int
 
     With ``largest_first`` the first is that of the largest part, of any size.
     """
-    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    order = np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable") + 1 if largest_first else np.arange(1, count)
+    return _places(parts_of(mask.astype(np.int32) - 1), mask.size, largest_first)
+
+
+def _places(parts: Sequence[Part], image_size: int, largest_first: bool) -> list[tuple[int, int]]:
     places = []
-    for part in order.tolist():
-        x, y, w, h, area = stats[part].tolist()
-        if area < _SMALLEST_NAMED * mask.size and (places or not largest_first):
+    for part in sorted(parts, key=lambda part: -part.area) if largest_first else parts:
+        if part.area < _SMALLEST_NAMED * image_size and (places or not largest_first):
             continue
         # a frame of zeros, so that the border of the image counts as an edge
-        inside = np.pad((parts[y : y + h, x : x + w] == part).astype(np.uint8), 1)
-        inner = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
+        inner = cv2.distanceTransform(np.pad(part.mask.astype(np.uint8), 1), cv2.DIST_L2, 3)
         row, column = np.unravel_index(int(inner.argmax()), inner.shape)
-        places.append((x + int(column) - 1, y + int(row) - 1))
+        places.append((part.left + int(column) - 1, part.top + int(row) - 1))
     return places
+
+
+def _blend(image: np.ndarray, label_map: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Return the image half in the colours (n,3) of the labels below n, new."""
+    shown = (label_map >= 0) & (label_map < len(table))
+    colored = np.where(shown[:, :, None], np.take(table, label_map, axis=0, mode="clip"), image)
+    return cv2.addWeighted(colored, _OPACITY, np.ascontiguousarray(image), 1 - _OPACITY, 0)
+
+
+def _draw_outlines(
+    scene: np.ndarray, label_map: np.ndarray, runs: LabelRuns, found: Sequence[int], table: np.ndarray
+) -> None:
+    """Draw the outline of each word over those of earlier words, which are half in its colour inside of its region."""
+    thickness = max(1, round(max(scene.shape[:2]) / 500))
+    outlines = np.full(label_map.shape, -1, np.int32)
+    for k in found:
+        window = runs.window(k)
+        offset = np.array([window[1].start, window[0].start])
+        for polygon in sv.mask_to_polygons(label_map[window] == k):
+            cv2.polylines(outlines, [polygon + offset], isClosed=True, color=k, thickness=thickness)
+    drawn = np.nonzero(outlines >= 0)
+    if not len(drawn[0]):
+        return
+    words, regions = outlines[drawn], label_map[drawn]
+    colors = table[words]
+    mixed = cv2.addWeighted(np.take(table, regions, axis=0, mode="clip"), _OPACITY, colors, 1 - _OPACITY, 0)
+    scene[drawn] = np.where(((regions > words) & (regions < len(table)))[:, None], mixed, colors)
 
 
 def _write_names(image: Image.Image, tags: Sequence[tuple[tuple[int, int], str, sv.Color]], moved: int = 0) -> None:

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from ovseg.errors import OvsegError, argument
 from ovseg.io.run_lengths import decode_mask
+from ovseg.result.label_runs import LabelRuns, parts_of
 from ovseg.result.polygons import Outline, outline_of
 
 
@@ -62,14 +61,12 @@ class Region:
 
     def run_lengths(self, size: tuple[int, int]) -> dict[str, Any]:
         """Return COCO's run lengths in an image of (height,width): ``size``, and ``counts`` as compressed str."""
-        rle = coco_mask.encode(np.asfortranarray(self.full_mask(size), dtype=np.uint8))
-        return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+        return LabelRuns.of(self.mask).encode(1, size, self.top, self.left)
 
     def to_json(self) -> dict[str, Any]:
         """Return the region as a dict for :meth:`from_json`, with the run lengths of its box."""
-        rle = coco_mask.encode(np.asfortranarray(self.mask, dtype=np.uint8))
-        score = float(np.float32(self.score))
-        return {"label": self.label, "score": score, "box": self.box, "counts": rle["counts"].decode("ascii")}
+        score, counts = float(np.float32(self.score)), LabelRuns.of(self.mask).encode(1)["counts"]
+        return {"label": self.label, "score": score, "box": self.box, "counts": counts}
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Region:
@@ -143,14 +140,10 @@ def find_regions(label_map: np.ndarray, score_map: np.ndarray | None, scores: Se
         scores: (K,) of the words.
     """
     found = []
-    for label in np.unique(label_map[label_map >= 0]).tolist():
-        count, parts, stats, _ = cv2.connectedComponentsWithStats((label_map == label).astype(np.uint8), connectivity=4)
-        for part in range(1, count):
-            left, top, width, height, area = stats[part].tolist()
-            window = slice(top, top + height), slice(left, left + width)
-            mask = parts[window] == part
-            score = scores[label] if score_map is None else score_map[window][mask].mean(dtype=np.float64)
-            found.append((-area, Region(label, float(score), left, top, mask)))
+    for part in parts_of(label_map):
+        region = Region(part.label, 0.0, part.left, part.top, part.mask)
+        score = scores[part.label] if score_map is None else score_map[region.window][part.mask].mean(dtype=np.float64)
+        found.append((-part.area, replace(region, score=float(score))))
     return tuple(region for _, region in sorted(found, key=lambda pair: pair[0]))
 
 

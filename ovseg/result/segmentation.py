@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import supervision as sv
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path, is_dir, shorten, write_text
-from ovseg.io.images import label_areas, save_image
+from ovseg.io.images import label_areas, png_options, save_image
 from ovseg.io.inputs import OUTPUT_SUFFIXES, output_files
 from ovseg.result.explanation import Explanation, MaskScores
 from ovseg.result.formats.png import save_label_map
+from ovseg.result.label_runs import LabelRuns
 from ovseg.result.regions import LabelledImage, checked_tolerance, find_regions
 from ovseg.vocabulary.reading import fold_text
 
@@ -116,7 +116,7 @@ class Segmentation:
     @cached_property
     def areas(self) -> np.ndarray:
         """Number of pixels of each word, (K,) int64."""
-        return label_areas(self.label_map, len(self.names))
+        return LabelRuns.of(self.label_map).areas(len(self.names))
 
     @property
     def fractions(self) -> np.ndarray:
@@ -204,12 +204,12 @@ class Segmentation:
         ``counts``, COCO's compressed run lengths as str), ``bbox`` [x,y,width,height] and ``area`` in pixels,
         ``score``.
         """
-        results = []
+        results, runs = [], LabelRuns.of(self.label_map)
         for k in self.found:
-            rle: Any = coco_mask.encode(np.asfortranarray(self.label_map == k, dtype=np.uint8))
-            mask = {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
+            rows, columns = runs.window(k)
+            box = [float(n) for n in (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)]
             category = {"category_id": k, "category_name": self.names[k]}
-            place = {"segmentation": mask, "bbox": coco_mask.toBbox(rle).tolist(), "area": int(self.areas[k])}
+            place = {"segmentation": runs.encode(k), "bbox": box, "area": int(self.areas[k])}
             results.append({**category, **place, "score": float(self.scores[k])})
         return results
 
@@ -374,11 +374,11 @@ class Segmentation:
         """
         drawing_file, labels_file, json_file = output_files(self._drawing_file(where))
         is_png = drawing_file.suffix.lower() == ".png"
-        options = {"compress_level": png_level} if is_png else {"quality": jpeg_quality}
+        options = png_options(png_level) if is_png else {"quality": jpeg_quality}
         drawing = Image.fromarray(self.picture())
         with atomic_path(drawing_file) as temporary:
             save_image(drawing, temporary, **options)
-        save_label_map(self.label_map, len(self.names), labels_file, compress_level=png_level)
+        save_label_map(self.label_map, len(self.names), labels_file, **png_options(png_level))
         write_text(json_file, json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
         return drawing_file, labels_file, json_file
 

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ovseg.io.images import png_options
 from ovseg.result.drawing import draw_result, name_places, word_color
 from ovseg.result.formats.png import label_image
 from ovseg.result.formats.yolo import yolo_description
@@ -56,7 +57,7 @@ def label_data(values: np.ndarray) -> str:
     """Return the label map of the page as a PNG file in a data URL; red and green are low and high byte."""
     rgb = np.stack([values & 255, values >> 8, np.zeros_like(values)], axis=-1).astype(np.uint8)
     stream = io.BytesIO()
-    Image.fromarray(rgb).save(stream, "PNG", compress_level=3)
+    Image.fromarray(rgb).save(stream, "PNG", **png_options(3))
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
@@ -126,14 +127,14 @@ def _drawing(scene: Scene) -> bytes:
     colors = {k: word_color(k) for k in result.found}
     stream = io.BytesIO()
     drawn = draw_result(result.image, result.label_map, result.names, colors)
-    Image.fromarray(drawn).save(stream, "PNG", compress_level=4)
+    Image.fromarray(drawn).save(stream, "PNG", **png_options(4))
     return stream.getvalue()
 
 
 def _label_map(scene: Scene) -> bytes:
     shown = scene.shown
     stream = io.BytesIO()
-    label_image(shown.label_map, len(shown.names)).save(stream, "PNG", compress_level=4)
+    label_image(shown.label_map, len(shown.names)).save(stream, "PNG", **png_options(4))
     return stream.getvalue()
 
 

@@ -122,19 +122,6 @@ def test_scores_are_the_resized_sums(size, classes):
     torch.testing.assert_close(render_scores(weights, maps, size, 64), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
-def test_labels_are_exactly_the_argmax_for_any_chunk(chunk, size):
-    torch.manual_seed(0)
-    weights, maps = torch.rand(20, 150).softmax(1), torch.rand(20, 30, 40)
-    weights[:, 77] = weights[:, 12]  # a tie: the lower index wins
-    scores = render_scores(weights, maps, size, chunk)
-    labels, best = render_labels(weights, maps, size, chunk)
-    assert torch.equal(best, scores.max(0).values)
-    assert torch.equal(labels, scores.max(0).indices)
-    torch.testing.assert_close(scores, render_scores(weights, maps, size, 10_000))
-
-
 @pytest.mark.parametrize("size", [(8, 8), (4, 4), (3, 2)])
 def test_rendering_nothing_is_zero_everywhere(size):
     labels, best = render_labels(torch.zeros(0, 5), torch.zeros(0, 4, 4), size, 2)

@@ -11,8 +11,8 @@ from torch import Tensor
 from ovseg.checkpoint import load_weights, save_torch
 from ovseg.clip.dense_vit import KEY_PART, QUERY, as_maps, self_projection, value_path
 from ovseg.errors import OvsegError
+from ovseg.meta_arch.mask_sums import resize
 from ovseg.meta_arch.maskclip import build_maskclip
-from ovseg.meta_arch.pixel_scores import resize
 from ovseg.naming.dense import cosine_map
 
 REFINED = 1e-3  # tolerance where thresholds of a softmax of 100 x cosine decide (README of the recording)

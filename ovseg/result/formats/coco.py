@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ovseg.io.files import atomic_path
+from ovseg.io.images import png_options
 from ovseg.result.formats.labelled_set import LabelledSet, json_list, rounded
 from ovseg.result.regions import LabelledImage, Region, score_of
 
@@ -72,7 +73,7 @@ def write_panoptic(labelled: LabelledSet) -> None:
             ids, infos = segments(image)
             path = labelled.path(image, "panoptic", ".png")
             with atomic_path(path) as temporary:
-                Image.fromarray(segment_colors(ids)).save(temporary, compress_level=4)
+                Image.fromarray(segment_colors(ids)).save(temporary, **png_options(4))
             name = path.relative_to(labelled.folder / "panoptic").as_posix()
             annotations.append({"image_id": number, "file_name": name, "segments_info": infos})
             images.append(_image(image, number))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ovseg.errors import OvsegError
 from ovseg.io.files import atomic_path, write_text
-from ovseg.io.images import save_image
+from ovseg.io.images import png_options, save_image
 from ovseg.result.formats.labelled_set import LabelledSet
 
 LARGEST = 65535  # words
@@ -51,7 +51,7 @@ def write_png(labelled: LabelledSet) -> None:
     """Write the label map of each image to ``masks/``, and ``dataset.yaml``, for ``ovseg check`` and training."""
     for image in labelled.images:
         path = labelled.path(image, "masks", ".png")
-        save_label_map(image.label_map(), len(labelled.names), path, compress_level=4)
+        save_label_map(image.label_map(), len(labelled.names), path, **png_options(4))
     description = {
         "images": os.path.abspath(labelled.root),
         "masks": "masks",
