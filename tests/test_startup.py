@@ -62,6 +62,22 @@ def test_import_ovseg_registers_in_programs_of_others(tmp_path, place):
     subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT)
 
 
+# what import ovseg adds to the packages that it stands on
+ADDED = """
+import sys
+import torch, torchvision, open_clip, detectron2.data, detectron2.modeling, detectron2.engine
+before = set(sys.modules)
+import ovseg
+added = {name.partition(".")[0] for name in sys.modules.keys() - before}
+slow = {"matplotlib", "pandas", "rich", "scipy", "sklearn", "skimage", "supervision", "transformers", "typer"} & added
+assert not slow, slow
+"""
+
+
+def test_import_ovseg_imports_nothing_slow_but_what_it_stands_on():
+    subprocess.run([sys.executable, "-c", ADDED], check=True, cwd=ROOT)
+
+
 def test_the_form_of_keys():
     cfg = get_cfg()
     assert {key for key, value in cfg.items() if isinstance(value, dict)} == set(SECTIONS)
