@@ -121,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 if an input failed. Errors that prevent a run exit with status 2.
     """
-    args = parse_with_options(build_parser(), argv)
+    with user_errors():
+        args = parse_with_options(build_parser(), argv)
     if args.granularity is not None:
         args.opts = ["MODEL.RENDERING.GRANULARITY", args.granularity, *args.opts]
     if args.min_score is not None:

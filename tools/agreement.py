@@ -45,7 +45,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse()  # before slow imports, for --help and errors
+    with user_errors():
+        parse()  # before slow imports, for --help and errors
 ovseg.register()
 
 import numpy as np

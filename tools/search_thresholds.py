@@ -40,7 +40,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse()  # --help and mistakes are answered before what takes seconds is imported
+    with user_errors():
+        parse()  # --help and mistakes are answered before what takes seconds is imported
 ovseg.register()
 
 from rich.console import Console

@@ -53,6 +53,8 @@ class MiningOptions:
 
 def check_options(options: MiningOptions) -> None:
     """Refuse options that cannot work together."""
+    if not is_split(options.data) and not Path(options.data).exists():
+        raise OvsegError(f"there is no captions file {options.data}")
     if options.masks is None and not options.config_file:
         raise OvsegError("name where masks come from: --config-file CONFIG --weights FILE, or --masks")
     if options.masks is not None and options.config_file:
