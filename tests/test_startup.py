@@ -52,6 +52,9 @@ WRONG_FILES = (
     "tools/tune_text_prompts.py --config-file missing.yaml",
     "tools/mine_mask_text_pairs.py --config-file missing.yaml --data toy:train --output x",
     "tools/mine_mask_text_pairs.py --config-file photo --data missing.csv --output x",
+    "tools/make_pseudo_masks.py --config-file missing.yaml --data photos --output x",
+    "tools/extract_features.py --config-file missing.yaml --input a.jpg --output x",
+    "tools/extract_caption_words.py --config-file missing.yaml --output x.jsonl",
     "tools/convert_checkpoint.py missing.pth out.safetensors",
 )
 

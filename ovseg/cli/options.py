@@ -8,8 +8,6 @@ import re
 import sys
 from collections.abc import Sequence
 
-from ovseg.config.files import check_file
-
 # What keys look like; which of them there are is known only when Detectron2 is imported, which takes seconds.
 SECTIONS = ("MODEL", "DATASETS", "DATALOADER", "INPUT", "SOLVER", "TEST", "GLOBAL", "WANDB")
 ALONE = (
@@ -36,9 +34,6 @@ def parse_with_options(
 
     Returns:
         what ``parser`` gives, and ``opts``. A word such as TEST.JPG, or one that names a file, is no key.
-
-    Raises:
-        OvsegError: ``config_file`` or ``config`` of ``parser`` is not a configuration file that can be read.
     """
     rest: list[str] = []
     pairs: list[str] = []
@@ -62,8 +57,6 @@ def parse_with_options(
     if unrecognised := [word for word in unknown if word.startswith("--") or not bare]:
         parser.error(f"unrecognized arguments: {' '.join(unrecognised)}")
     args.opts = [*pairs, *(getattr(args, "opts", None) or []), *unknown]
-    for name in filter(None, (getattr(args, "config_file", None), getattr(args, "config", None))):
-        check_file(name)
     return args
 
 
