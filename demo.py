@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from ovseg.cli.options import parse_with_options
 from ovseg.cli.words import words_of_demo
+from ovseg.config.files import check_file
 from ovseg.errors import user_errors
 from ovseg.io.cpus import let_idle_threads_sleep
 from ovseg.vocabulary import label_set_names
@@ -129,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with user_errors():
         vocabulary = words_of_demo(args)
+        check_file(args.config_file)
         let_idle_threads_sleep()
         from ovseg.cli.segment_inputs import segment_inputs  # imports slowly: after the arguments are checked
 

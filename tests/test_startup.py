@@ -38,6 +38,34 @@ def test_help_and_mistakes_of_the_ovseg_command(line):
     assert not imported_by("-m", "ovseg", *line.split()).intersection(HEAVY)
 
 
+WRONG_FILES = (
+    "-m ovseg segment a --words cat --model missing.yaml",
+    "-m ovseg serve --model missing.yaml",
+    "-m ovseg label a --words cat --model missing.yaml",
+    "-m ovseg export --words cat --model missing.yaml",
+    "-m ovseg evaluate --config-file missing.yaml",
+    "train_net.py --config-file missing.yaml",
+    "demo.py --config-file missing.yaml --class-names cat --input a",
+    "tools/agreement.py --config missing.yaml --change A=1 --input a --words cat",
+    "tools/benchmark.py --config missing.yaml",
+    "tools/search_thresholds.py --config-file missing.yaml",
+    "tools/tune_text_prompts.py --config-file missing.yaml",
+    "tools/mine_mask_text_pairs.py --config-file missing.yaml --data toy:train --output x",
+    "tools/mine_mask_text_pairs.py --config-file photo --data missing.csv --output x",
+    "tools/make_pseudo_masks.py --config-file missing.yaml --data photos --output x",
+    "tools/extract_features.py --config-file missing.yaml --input a.jpg --output x",
+    "tools/extract_caption_words.py --config-file missing.yaml --output x.jsonl",
+    "tools/convert_checkpoint.py missing.pth out.safetensors",
+)
+
+
+@pytest.mark.parametrize("line", WRONG_FILES)
+def test_missing_files_are_named_before_anything_slow_is_imported(line):
+    run = subprocess.run([sys.executable, *line.split()], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2 and "error: " in run.stderr and "missing." in run.stderr
+    assert not imported_by(*line.split()).intersection(HEAVY)
+
+
 def test_help_and_mistakes_of_the_toy_world():
     assert not imported_by("-m", "ovseg.toy", "--help").intersection(HEAVY)
     assert not imported_by("-m", "ovseg.toy", "--output", "x", "--first", "999").intersection(HEAVY)
@@ -60,6 +88,22 @@ def test_import_ovseg_registers_in_programs_of_others(tmp_path, place):
     script.write_text(REGISTERED)
     arguments = ["-c", REGISTERED] if place == "-c" else [str(script)]
     subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT)
+
+
+# what import ovseg adds to the packages that it stands on
+ADDED = """
+import sys
+import torch, torchvision, open_clip, detectron2.data, detectron2.modeling, detectron2.engine
+before = set(sys.modules)
+import ovseg
+added = {name.partition(".")[0] for name in sys.modules.keys() - before}
+slow = {"matplotlib", "pandas", "rich", "scipy", "sklearn", "skimage", "supervision", "transformers", "typer"} & added
+assert not slow, slow
+"""
+
+
+def test_import_ovseg_imports_nothing_slow_but_what_it_stands_on():
+    subprocess.run([sys.executable, "-c", ADDED], check=True, cwd=ROOT)
 
 
 def test_the_form_of_keys():

@@ -21,6 +21,7 @@ from pathlib import Path
 import ovseg
 from ovseg.cli.options import parse_with_options
 from ovseg.cli.words import read_words
+from ovseg.config.files import check_file
 from ovseg.errors import OvsegError, user_errors
 
 
@@ -37,6 +38,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", help="default: a GPU if any")
     parser.add_argument("--opts", nargs="*", metavar="KEY VALUE", help="configuration keys and values of all models")
     args = parse_with_options(parser, argv)
+    check_file(args.config)
     if args.images is not None and args.images < 1:
         parser.error(f"--images is {args.images}: give at least 1")
     if args.data and (args.words or args.label_set):
@@ -45,7 +47,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    parse()  # before slow imports, for --help and errors
+    with user_errors():
+        parse()  # before slow imports, for --help and errors
 ovseg.register()
 
 import numpy as np

@@ -28,6 +28,7 @@ from typing import Any
 
 import ovseg
 from ovseg.cli.options import parse_with_options
+from ovseg.config.files import check_file
 from ovseg.errors import OvsegError, user_errors
 
 
@@ -51,13 +52,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file, too")
     parser.add_argument("--opts", nargs="*", metavar="KEY VALUE", help="configuration keys and values")
     args = parse_with_options(parser, argv)
+    check_file(args.config)
     if min(*args.batch, args.repeat) < 1 or args.warm_up < 0:
         parser.error("--batch and --repeat must be at least 1, --warm-up at least 0")
     return args
 
 
 if __name__ == "__main__":
-    parse()  # before slow imports, for --help and errors
+    with user_errors():
+        parse()  # before slow imports, for --help and errors
 ovseg.register()
 
 import numpy as np

@@ -50,11 +50,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
                 "--drop", metavar="PREFIX", action="append", default=[], help="leave out keys with this prefix"
             )
         sub.add_argument("--trust", action="store_true", help="allow the input to run code while it is read")
-    return parser.parse_args(argv if argv and argv[0] in (*COMMANDS, *HELP) else ["safetensors", *argv])
+    args = parser.parse_args(argv if argv and argv[0] in (*COMMANDS, *HELP) else ["safetensors", *argv])
+    for path in (args.input, *([args.clip] if args.command == "compare" else [])):
+        if not path.exists():
+            raise OvsegError(f"the weight file {path} does not exist: check the path")
+    return args
 
 
 if __name__ == "__main__":
-    parse()  # --help and mistakes are answered before what takes seconds is imported
+    with user_errors():
+        parse()  # --help and mistakes are answered before what takes seconds is imported
 
 import torch
 from rich.console import Console

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import ovseg
 from ovseg.cli.options import parse_with_options
+from ovseg.config.files import check_file
 from ovseg.errors import OvsegError, user_errors
 
 
@@ -29,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="the word file, .jsonl")
     parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
     parser.add_argument("--opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
-    args = parse_with_options(parser, argv, bare=True)
     with user_errors():
+        args = parse_with_options(parser, argv, bare=True)
+        check_file(args.config_file)
         if args.workers < 1:
             raise OvsegError(f"--workers is {args.workers}: give 1 or more")
         ovseg.register()

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ovseg.cli.options import parse_with_options
+from ovseg.config.files import check_file
 from ovseg.errors import CannotWrite, OvsegError, user_errors
 from ovseg.io.files import check_writable, locked_folder
 from ovseg.io.inputs import find_inputs, is_video
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 1 if an image failed."""
     args = parse_with_options(build_parser(), argv)
+    check_file(args.config_file)
     files, failures = find_inputs(args.input)
     failures += [(str(file), "it is a video: give images") for file in files if is_video(file)]
     jobs = [(file, args.output / f"{file.stem}.{args.format}") for file in files if not is_video(file)]

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import ovseg
 from ovseg.cli.options import parse_with_options
+from ovseg.config.files import check_file
 from ovseg.errors import OvsegError, user_errors
 
 THRESHOLDS = (0.35, 0.4, 0.45)  # the original's
@@ -36,11 +37,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder, with a subfolder per split (default: OUTPUT_DIR/search)")
     parser.add_argument("--limit", type=int, metavar="N", help="use N images, evenly spread over the split")
     parser.add_argument("--num-gpus", type=int, default=1, help="0 for the CPU (default: a GPU where there is one)")
-    return parse_with_options(parser, argv, bare=True)
+    args = parse_with_options(parser, argv, bare=True)
+    check_file(args.config_file)
+    return args
 
 
 if __name__ == "__main__":
-    parse()  # --help and mistakes are answered before what takes seconds is imported
+    with user_errors():
+        parse()  # --help and mistakes are answered before what takes seconds is imported
 ovseg.register()
 
 from rich.console import Console

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import ovseg
 from ovseg.cli.options import parse_with_options
+from ovseg.config.files import check_file
 from ovseg.errors import user_errors
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_with_options(build_parser(), bare=True)
+    check_file(args.config_file)
     ovseg.register()
     from ovseg.config import load_cfg
     from ovseg.engine.launch import World, choose_device, launch

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ovseg.config.files import check_file
 from ovseg.data.worlds import is_split
 from ovseg.errors import OvsegError
 from ovseg.io.ray_options import RayOptions
@@ -53,6 +54,8 @@ class MiningOptions:
 
 def check_options(options: MiningOptions) -> None:
     """Refuse options that cannot work together."""
+    if not is_split(options.data) and not Path(options.data).exists():
+        raise OvsegError(f"there is no captions file {options.data}")
     if options.masks is None and not options.config_file:
         raise OvsegError("name where masks come from: --config-file CONFIG --weights FILE, or --masks")
     if options.masks is not None and options.config_file:
@@ -72,3 +75,5 @@ def check_options(options: MiningOptions) -> None:
         raise OvsegError("--shard-size must be at least 1")
     if options.max_size < 16:
         raise OvsegError("--max-size must be at least 16 pixels")
+    if options.config_file:
+        check_file(options.config_file)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ovseg.config.files import check_file
 from ovseg.errors import OvsegError
 from ovseg.io.ray_options import RayOptions
 
@@ -48,6 +49,7 @@ def check_options(options: PseudoOptions) -> None:
     for name, least in (("max_masks", 1), ("max_size", 16), ("shard_size", 1), ("max_images", 1)):
         if (value := getattr(options, name)) is not None and value < least:
             raise OvsegError(f"{_flag(name)} is {value}: give a number of at least {least}")
+    check_file(options.config_file)
 
 
 def _flag(name: str) -> str:

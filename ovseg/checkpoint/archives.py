@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import mmap
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -19,9 +22,11 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MOST_COMPRESSED = 100  # times; torch.save does not compress, and weights cannot be compressed far
 _MOST_MODULES, _LONGEST_NAME = 100_000, 1000
 _CHUNK = 1 << 22  # bytes
+_ALIGNMENT = 64  # bytes, of the tensors of PyTorch and of the members that torch.save writes
+_HEADER = struct.Struct("<4s22xHH")  # of a member: its mark, and the lengths of the name and of what follows it
 
 
-def read_archive(file: BinaryIO, size: int, data: bool = True) -> Any:
+def read_archive(file: BinaryIO, size: int, data: bool = True, mapped: bool = False) -> Any:
     """Return the content of a zip archive of ``torch.save``, or the tensors of a TorchScript one by their names.
 
     The code in a TorchScript archive is not read.
@@ -29,6 +34,8 @@ def read_archive(file: BinaryIO, size: int, data: bool = True) -> Any:
     Args:
         size: of the file, in bytes.
         data: read the tensors' data. Without them, tensors are on the meta device.
+        mapped: map the data into memory instead of copying them, where the archive permits it. Changes of such tensors
+            do not reach the file.
 
     Raises:
         Damaged, NeedsCode: see :func:`ovseg.checkpoint.pickles.read_pickle`.
@@ -46,6 +53,10 @@ def read_archive(file: BinaryIO, size: int, data: bool = True) -> Any:
     if sum(info.file_size for info in infos) > _MOST_COMPRESSED * size:
         raise Damaged("its members expand further than weights can be compressed")
     members = {info.filename.removeprefix(roots[0]): info for info in infos if info.filename.startswith(roots[0])}
+    memory = None
+    if data and mapped:
+        with contextlib.suppress(OSError):  # a file system without maps, or not enough address space: read it
+            memory = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
 
     def record(name: str, read: bool = True) -> Tensor:
         """Return the bytes of a member, uint8, after comparing them with its checksum; on the meta device if unread."""
@@ -61,7 +72,8 @@ def read_archive(file: BinaryIO, size: int, data: bool = True) -> Any:
     def storage(identifier: Any) -> Tensor:
         _, kind, key, _, count = _checked(identifier, 5)
         if key not in storages:
-            storages[key] = record(f"data/{key}", data)
+            view = None if memory is None else _mapped(memory, members[f"data/{key}"])
+            storages[key] = record(f"data/{key}", data) if view is None else view
         values = storages[key].view(kind.dtype)
         if len(values) != count:
             raise Damaged("a storage does not have the declared size")
@@ -76,6 +88,31 @@ def read_archive(file: BinaryIO, size: int, data: bool = True) -> Any:
             BoundedFile(io.BytesIO(content), len(content)), _script_stand_in if script else stand_in, storage
         )
         return _flattened(content) if script else content
+
+
+def _mapped(memory: mmap.mmap, info: zipfile.ZipInfo) -> Tensor | None:
+    """Return the bytes of a member, uint8, in a private map of its file, after comparing them with its checksum.
+
+    Returns:
+        None for a member that is compressed, empty, or not aligned as the tensors of PyTorch.
+
+    Raises:
+        Damaged: the member is not complete, or does not have the declared bytes.
+    """
+    head = memory[info.header_offset : info.header_offset + 30]
+    if len(head) < 30 or (parts := _HEADER.unpack(head))[0] != b"PK\3\4":
+        raise Damaged("a member does not begin where it should")
+    start, count = info.header_offset + 30 + parts[1] + parts[2], info.file_size
+    if info.compress_type != zipfile.ZIP_STORED or count != info.compress_size or info.flag_bits & 1:
+        return None
+    if not count or start % _ALIGNMENT:
+        return None
+    if start + count > len(memory):
+        raise Damaged("it ends too early")
+    result = torch.frombuffer(memory, dtype=torch.uint8, count=count, offset=start)
+    if zlib.crc32(memoryview(result.numpy())) != info.CRC:
+        raise Damaged("a checksum does not match")
+    return result
 
 
 def read_legacy(file: BinaryIO, size: int) -> Any:

@@ -85,7 +85,7 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
         OvsegError: the file cannot be read, a tensor has another shape, or most of the model is missing.
     """
     file = _local_path(path)
-    content = read_checkpoint(file)
+    content = read_checkpoint(file, mapped=True)  # only the copies in the model last
     state = rename_keys(tensors_of(content, file))
     own = model.state_dict()
     state = _complete_backbone_names(_complete_names(state, own, path), own)

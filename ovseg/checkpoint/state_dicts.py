@@ -187,11 +187,13 @@ def read_settings(path: str | Path, content: Mapping[str, Any]) -> dict[str, Any
     return dict(settings) if isinstance(settings, Mapping) else {}
 
 
-def read_checkpoint(path: str | Path, *, data: bool = True) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, data: bool = True, mapped: bool = False) -> dict[str, Any]:
     """Read a complete checkpoint on the CPU, including the optimizer's state and other entries.
 
     Args:
         data: read the tensors' data. Without them, tensors are on the meta device where the format permits it.
+        mapped: map the data of zip archives into memory instead of copying them. While such tensors exist, the file
+            may be removed or replaced by another one, but must not be written to. Safetensors are always mapped.
 
     Raises:
         OvsegError: see :func:`read_state_dict`.
@@ -216,7 +218,7 @@ def read_checkpoint(path: str | Path, *, data: bool = True) -> dict[str, Any]:
                 return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         with path.open("rb") as file:
             if kind == "zip":
-                return _as_dict(read_archive(file, size, data), path)
+                return _as_dict(read_archive(file, size, data, mapped), path)
             return _as_dict((read_legacy if kind == "legacy" else read_plain)(file, size), path)
     except OvsegError:
         raise

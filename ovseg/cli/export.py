@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 import ovseg
-from ovseg.cli.segment import DEFAULT_MODEL, key_values
+from ovseg.cli.segment import DEFAULT_MODEL, check_model, key_values
 from ovseg.cli.words import Background, LabelSetName, Words, read_words
 from ovseg.errors import OvsegError
 
@@ -58,6 +58,7 @@ def export(
     does.
     """
     vocabulary = read_words(words, label_set, background, model)
+    check_model(model)
     if size is not None and dynamic:
         raise OvsegError("--size and --dynamic exclude each other: give one of them")
     if int8 and format != "onnx":

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import ovseg
-from ovseg.cli.segment import DEFAULT_MODEL, key_values
+from ovseg.cli.segment import DEFAULT_MODEL, check_model, key_values
 from ovseg.cli.words import Background, LabelSetName, Words, read_words
 from ovseg.errors import OvsegError, argument_names
 from ovseg.hub.table import is_model
@@ -86,6 +86,7 @@ def label(
     --min-region-score or --tolerance, which takes seconds.
     """
     vocabulary = read_words(words, label_set, background, model)
+    check_model(model)
     opts = key_values(set_ or [])
     if granularity is not None:
         opts = ["MODEL.RENDERING.GRANULARITY", granularity, *opts]

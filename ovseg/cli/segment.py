@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 import typer
 
 from ovseg.cli.words import Background, LabelSetName, Words, read_words
+from ovseg.config.files import check_file
 from ovseg.errors import OvsegError
+from ovseg.hub.table import is_model
 from ovseg.io.cpus import let_idle_threads_sleep
 from ovseg.io.inputs import find_inputs, live_source
 
@@ -73,6 +75,7 @@ def segment(
 ) -> int:
     """Segment images, videos, a camera or a stream into words: a drawing, a label map and JSON for each."""
     vocabulary = read_words(words, label_set, background, model)
+    check_model(model)
     if not any(live_source(given) is not None for given in inputs):
         files, missing = find_inputs(inputs)
         if not files:
@@ -102,6 +105,16 @@ def segment(
         png_level=png_level,
         seconds=seconds,
     )
+
+
+def check_model(model: str) -> None:
+    """Check ``--model`` where it names a configuration file, before what imports slowly is imported.
+
+    Raises:
+        OvsegError: the file is missing or cannot be read.
+    """
+    if not is_model(model):
+        check_file(model)
 
 
 def key_values(pairs: list[str]) -> list[str | float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import ovseg
-from ovseg.cli.segment import DEFAULT_MODEL, key_values
+from ovseg.cli.segment import DEFAULT_MODEL, check_model, key_values
 from ovseg.errors import OvsegError
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def serve(
     """
     if missing := [package for module, package in PACKAGES.items() if find_spec(module) is None]:
         raise OvsegError(f"{', '.join(missing)} is not installed: run `pip install 'ovseg[web]'`")
+    check_model(model)
     opts = key_values(set_ or [])
     proposers = [_proposer(value) for value in proposer or []]
     if pattern := next((name for name in allow_host or [] if "*" in name), None):

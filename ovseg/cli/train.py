@@ -10,6 +10,7 @@ import typer
 
 import ovseg
 from ovseg.cli.options import parse_with_options
+from ovseg.config.files import check_file
 from ovseg.errors import OvsegError
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> N
     args = parse_with_options(parser, argv, bare=True)
     if not args.config_file:
         raise OvsegError("--config-file is missing: give one of configs/*.yaml")
+    check_file(args.config_file)
     launch_all(read_cfg(args, args.opts), args)
 
 

@@ -77,6 +77,18 @@ def find_config(name: str | Path) -> str:
     )
 
 
+def check_file(name: str | Path) -> None:
+    """Check that a configuration file and its bases can be read, before what imports slowly is imported.
+
+    Args:
+        name: see :func:`find_config`.
+
+    Raises:
+        OvsegError: see :func:`find_config` and :func:`load_layers`.
+    """
+    load_layers(find_config(name))
+
+
 def load_layers(path: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the contents of a YAML file over those of its ``_BASE_`` files; later ones win over earlier ones.
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from typing import TYPE_CHECKING, Any
 
 from ovseg.config.values import fit
 from ovseg.errors import OvsegError, shown
 from ovseg.io.plain_yaml import load_plain
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 KEY = "TEST.PER_DATASET"
 LIMITS = {
@@ -65,6 +65,8 @@ def prepare_for_merge(cfg: CfgNode, options: Sequence[Any] = ()) -> list[Any]:
     Raises:
         yaml.YAMLError: it is none.
     """
+    from detectron2.config import CfgNode  # imports slowly, and the files of a configuration are read without it
+
     options, entries = list(options), part_of(cfg, "TEST", "PER_DATASET")
     if not isinstance(entries, CfgNode):
         return options
@@ -101,6 +103,8 @@ def settings_of(cfg: CfgNode, dataset_name: str) -> dict[str, float]:
     An alias that has no entry of its own has that of the benchmark that it stands for (``benchmark`` in its metadata);
     of paths, whatever leads to the same file is the same name.
     """
+    from detectron2.data import MetadataCatalog
+
     entries = cfg.TEST.PER_DATASET
     if dataset_name not in entries and dataset_name in MetadataCatalog:
         dataset_name = MetadataCatalog.get(dataset_name).get("benchmark", dataset_name)

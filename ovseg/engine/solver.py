@@ -21,6 +21,7 @@ NORM_TYPES = (
     nn.LayerNorm,
     nn.LocalResponseNorm,
 )
+FUSED = {"cpu", "cuda"}  # devices with a fused AdamW since PyTorch 2.4
 BACKBONE = re.compile(r"backbone|^pretrained\b")  # in names of modules; the second is the image network of LSeg
 UNDECAYED = ("relative_position_bias_table", "absolute_pos_embed", "log_scale")  # parts of names: tables, temperatures
 
@@ -74,7 +75,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         raise OvsegError("the model has no trainable parameter")
     if solver.OPTIMIZER == "ADAMW":
         options = {"betas": tuple(solver.BETAS), "eps": solver.EPS}
-        optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **options)
+        optimizer = fused_adamw(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **options)
     elif solver.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     else:
@@ -164,4 +165,17 @@ def build_adamw(
     for name, parameter in parameters.items():
         groups[group_of(name, parameter)].append(parameter)
     options = [{"params": ps, "weight_decay": d} for ps, d in zip(groups, weight_decays, strict=True) if ps]
-    return torch.optim.AdamW(options, lr=lr, betas=betas, eps=eps)
+    return fused_adamw(options, lr=lr, betas=betas, eps=eps)
+
+
+def fused_adamw(groups: Sequence[Mapping[str, Any]], **options: Any) -> torch.optim.AdamW:
+    """Return AdamW that updates a tensor by one kernel, where its device has one: equal up to rounding.
+
+    Most tensors have a group of their own, and AdamW's kernels for several tensors (``foreach``) work within groups.
+
+    Args:
+        groups: parameter groups.
+        options: AdamW's.
+    """
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return torch.optim.AdamW(groups, fused=devices <= FUSED or None, **options)

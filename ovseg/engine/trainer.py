@@ -112,6 +112,7 @@ class Trainer(TrainerBase):
             return
         if not isinstance(self.step, DistributedDataParallel):
             average_gradients(p for group in self.optimizer.param_groups for p in group["params"])
+        self.scaler.unscale_(self.optimizer)  # a fused optimiser would do it after the clipping
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

@@ -6,9 +6,11 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 SLOW = 10.0  # seconds
 
@@ -22,6 +24,10 @@ def progress_bar(*fields: str, console: Console | None = None, show: bool = True
         show: whether to draw the bar.
         transient: remove the bar at the end.
     """
+    # imports slowly, and most uses of the package show no bar
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

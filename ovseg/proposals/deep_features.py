@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ovseg.checkpoint.packaged import packaged_state
+from ovseg.checkpoint.skip_init import skip_initialisation
 
 PACKAGE = "efficientnet-lite0"
 BLOCKS = (2, 4, 6)  # stages whose outputs are taken, at strides 8, 16 and 32
@@ -19,7 +20,8 @@ class DeepFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+        with skip_initialisation():
+            network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
         network.load_state_dict(packaged_state(PACKAGE, list(network.state_dict())))
         self.network = network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovseg.checkpoint.skip_init import skip_initialisation
 from ovseg.errors import OvsegError, reason_of
 
 WIDTHS = (64, 128, 256, 512, 512)  # of VGG-16
@@ -72,7 +73,9 @@ def load_hed(path: str | Path) -> HED:
             weights = {name: _tensors(file[place]) for name, place in _places().items()}
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise OvsegError(f"{path} cannot be read as the weights of HED: {reason_of(error)}") from None
-    model = HED().requires_grad_(False).eval()
+    with skip_initialisation():
+        model = HED()
+    model = model.requires_grad_(False).eval()
     state = {f"{name}.{part}": tensor for name, both in weights.items() for part, tensor in both.items()}
     state["blocks.0.0.weight"] = state["blocks.0.0.weight"].flip(1)  # the file is for BGR
     try:

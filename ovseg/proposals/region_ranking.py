@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 
 from ovseg.proposals.regions import MergeTree, Pieces
 
@@ -204,6 +203,8 @@ def _seams(pieces: Pieces, members: np.ndarray) -> tuple[np.ndarray, ...]:
 
 def _ring(pieces: Pieces, members: np.ndarray) -> np.ndarray:
     """Return weights (c, n) of the pieces around each region, by the length of the contact; sums are 1, or 0."""
+    from scipy import sparse  # imports slowly, and other proposers do not need it
+
     one, other = pieces.pairs.T
     places, shape = np.arange(len(one)), (len(one), len(pieces))
     lengths = pieces.lengths.astype(np.float32)

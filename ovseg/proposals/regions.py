@@ -9,7 +9,6 @@ from functools import cached_property
 
 import cv2
 import numpy as np
-from scipy import ndimage, sparse
 
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
@@ -123,6 +122,8 @@ def describe(labels: np.ndarray, boundary: np.ndarray, lab: np.ndarray) -> Piece
         boundary: float32 (h, w), 0 .. 1.
         lab: float32 (h, w, 3), Lab colours, L 0 .. 1.
     """
+    from scipy import ndimage  # imports slowly, and other proposers do not need it
+
     (height, width), flat, count = labels.shape, labels.ravel(), int(labels.max()) + 1
     areas = np.bincount(flat, minlength=count).astype(np.float64)
 
@@ -164,6 +165,8 @@ def pooled(labels: np.ndarray, maps: Sequence[np.ndarray]) -> np.ndarray:
         labels: int64 (h, w), 0 .. n - 1.
         maps: float32 (C, y, x) each, of the same image on grids of any size; a pixel has the feature of its cell.
     """
+    from scipy import sparse
+
     count, found = int(labels.max()) + 1, []
     for features in maps:
         channels, rows, columns = features.shape

@@ -57,6 +57,17 @@ def test_no_random_number_is_drawn(init):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_no_random_number_is_drawn_for_a_model_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 32, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(**sizes, intermediate_size=16)
+    transformers.AutoModel.from_config(config)  # imports, which may draw
+    before = torch.get_rng_state()
+    with skip_initialisation():
+        transformers.AutoModel.from_config(config)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_constants_integers_and_dropout_are_as_usual():
     with skip_initialisation():
         layer = nn.Sequential(nn.Dropout(0.5), nn.LayerNorm(4))

@@ -141,6 +141,44 @@ def _same(ours, theirs):
     return type(ours) is type(theirs) and ours == theirs
 
 
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_map_is_equal_private_and_outlives_the_file(tmp_path, mapped):
+    path = tmp_path / "weights.pth"
+    torch.save(TENSORS, path)
+    written = path.read_bytes()
+    found = read_checkpoint(path, mapped=mapped)
+    found["float"].zero_()
+    assert path.read_bytes() == written
+    other = tmp_path / "other.pth"
+    torch.save({}, other)
+    other.replace(path)  # as files are written here: what was read stays
+    assert not found.pop("float").any()
+    for name, tensor in found.items():
+        assert _same(tensor, TENSORS[name]), name
+        assert tensor.data_ptr() % tensor.element_size() == 0
+
+
+@pytest.mark.parametrize("place", ["data", "name", "beyond"])
+def test_a_map_of_a_damaged_archive(tmp_path, place):
+    path = tmp_path / "weights.pth"
+    torch.save({"weight": torch.arange(1000.0)}, path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        info = next(info for info in archive.infolist() if info.filename.endswith("data/0"))
+        central = content.index(b"PK\1\2", archive.start_dir)
+    while content[central + 46 : central + 46 + len(info.filename)] != info.filename.encode():
+        central = content.index(b"PK\1\2", central + 1)
+    if place == "data":
+        content[content.index(torch.arange(1000.0).numpy().tobytes()) + 7] ^= 1
+    elif place == "name":
+        content[info.header_offset] ^= 1
+    else:
+        content[central + 42 : central + 46] = (len(content) - 8).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(OvsegError, match="damaged"):
+        read_checkpoint(path, mapped=True)
+
+
 @pytest.mark.parametrize("kind", ["archive", "compressed", "legacy"])
 @pytest.mark.parametrize("content", CONTENTS)
 def test_what_training_programs_save(tmp_path, content, kind):

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from itertools import repeat
+
 import pytest
 import torch
 from torch import nn
 
 from ovseg.config import get_cfg
-from ovseg.engine.solver import build_lr_scheduler, build_optimizer
+from ovseg.engine.solver import GradientClip, build_lr_scheduler, build_optimizer, fused_adamw
+from ovseg.engine.trainer import Trainer
 from ovseg.errors import OvsegError
 
 
@@ -44,6 +47,43 @@ def test_one_group_per_tensor_with_the_published_rules():
         "query_embed.weight": (0.1, 0.003),
     }
     assert all(len(group["params"]) == 1 for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_one_kernel_is_equal_to_plain_adamw(layout):
+    weights = []
+    for make in (fused_adamw, torch.optim.AdamW):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(16, 2))
+        model = model.to(memory_format=layout)
+        optimizer = make([{"params": [p], "weight_decay": 0.1} for p in model.parameters()], lr=0.01)
+        for _ in range(5):
+            optimizer.zero_grad()
+            (model(torch.randn(2, 3, 4, 4)) ** 2).sum().backward()
+            optimizer.step()
+        weights.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_are_clipped_after_the_loss_scale_is_taken_off():
+    found = []
+    for scaled in (True, False):
+        parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+        optimizer = fused_adamw([{"params": [parameter]}], lr=0.1, eps=1.0)  # whose steps follow the gradients' size
+        optimizer.register_step_pre_hook(GradientClip("value", 0.5, 2.0))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+        trainer = Trainer(
+            lambda batch, p=parameter: {"loss": (p * batch).sum()},
+            repeat(torch.tensor([0.1, 3.0])),
+            optimizer,
+            scheduler,
+            seed=0,
+            scale_losses=scaled,
+        )
+        trainer.train(0, 2)
+        assert parameter.grad.tolist() == pytest.approx([0.1, 0.5])
+        found.append(parameter.detach())
+    torch.testing.assert_close(*found)
 
 
 def test_full_model_clip_scales_all_gradients_together():
