@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovseg.errors import OvsegError
 from ovseg.naming import MaskedCrops
 
 # Networks by the path of their owner in a model and the method that runs them; a model may lack some.
 NETWORKS = (("proposer", "last_prediction"), ("mask_namer", "run_tower"), ("mask_namer", "run_map"))
+COMPILERS = ("g++", "clang++", "cl")
 LEAST_ROWS = 8  # of the crops of CLIP's image tower
 RECORDINGS = 8  # CUDA graphs of a network in memory, each of one size of its inputs
 WARM_UP = 3  # runs before a recording, in which kernels are chosen and compiled
@@ -30,7 +34,12 @@ def accelerate(model: nn.Module, compiled: bool = False, graphs: bool = False) -
         model: in evaluation mode, on its device.
         compiled: compile them (torch.compile), which takes minutes at their first use. Results are rounded differently.
         graphs: record them as CUDA graphs, for each size of their inputs; without effect on other devices.
+
+    Raises:
+        OvsegError: to compile for a CPU, there is no C++ compiler.
     """
+    if compiled and model.device.type == "cpu":
+        _require_compiler()
     graphs = graphs and model.device.type == "cuda"
     for path, method in NETWORKS:
         owner = getattr(model, path, None)
@@ -43,6 +52,14 @@ def accelerate(model: nn.Module, compiled: bool = False, graphs: bool = False) -
         if graphs:
             function = CudaGraphs(function)
         setattr(owner, method, functools.partial(in_groups, function) if crops else function)
+
+
+def _require_compiler() -> None:
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), *COMPILERS)):
+        raise OvsegError(
+            "MODEL.COMPILE is True, but there is no C++ compiler, with which PyTorch compiles for a CPU: install g++, or "
+            "set the key to False"
+        )
 
 
 def in_groups(function: Callable[..., Tensor], tower: nn.Module, *rows: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovseg.config import load_cfg
+from ovseg.errors import OvsegError
 from ovseg.meta_arch import acceleration, word_model
 from ovseg.meta_arch.acceleration import accelerate, in_groups
 from ovseg.naming import crops as crops_module
@@ -46,6 +47,7 @@ def test_accelerated_networks_give_equal_results(monkeypatch: pytest.MonkeyPatch
         return function
 
     monkeypatch.setattr(torch, "compile", compile_it)
+    monkeypatch.setattr(acceleration, "_require_compiler", lambda: None)
     model = toy_model("ovseg")
     image = torch.randint(256, (3, 96, 128), generator=torch.Generator().manual_seed(1))
     request = [{"image": image, "class_names": ["grass", "sand"], "outputs": ("sem_seg",)}]
@@ -54,6 +56,14 @@ def test_accelerated_networks_give_equal_results(monkeypatch: pytest.MonkeyPatch
         model.accelerate(compiled=True, graphs=True)
         assert compiled == ["last_prediction", "run_tower"]
         torch.testing.assert_close(model(request)[0]["sem_seg"], expected)
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy_model("ovseg")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(OvsegError, match=r"no C\+\+ compiler.*install g\+\+, or set the key to False"):
+        model.accelerate(compiled=True)
 
 
 def test_graphs_are_left_out_on_other_devices() -> None:
