@@ -57,8 +57,8 @@ def accelerate(model: nn.Module, compiled: bool = False, graphs: bool = False) -
 def _require_compiler() -> None:
     if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), *COMPILERS)):
         raise OvsegError(
-            "MODEL.COMPILE is True, but there is no C++ compiler, with which PyTorch compiles for a CPU: install g++, or "
-            "set the key to False"
+            "MODEL.COMPILE is True, but there is no C++ compiler, with which PyTorch compiles for a CPU: install g++ "
+            "or set the key to False"
         )
 
 

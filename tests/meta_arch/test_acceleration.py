@@ -62,7 +62,7 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy_model("ovseg")
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(OvsegError, match=r"no C\+\+ compiler.*install g\+\+, or set the key to False"):
+    with pytest.raises(OvsegError, match=r"no C\+\+ compiler.*install g\+\+ or set the key to False"):
         model.accelerate(compiled=True)
 
 
