@@ -143,10 +143,12 @@ def measure(segmenter: Segmenter, image: np.ndarray, count: int, batch: int, rep
         with outside.stage("explained segmentation"):
             for explained in segmenter.batch([image] * batch, vocabulary, explain=True):
                 explained.explain()
-        for name, method in (("drawing", "picture"), ("COCO annotations", "to_coco")):
-            with outside.stage(name):
-                for result in found:
-                    getattr(result, method)()
+        with outside.stage("drawing"):
+            for result in found:
+                result.picture()
+        with outside.stage("COCO annotations"):
+            for result in found:
+                result.to_coco()
         whole = stages.seconds | {TOTAL: sum(stages.seconds.values())} | outside.seconds
         runs.append({name: seconds / (1 if name in ONCE else batch) for name, seconds in whole.items()})
     return {name: min(run.get(name, 0.0) for run in runs) for name in ROWS}
