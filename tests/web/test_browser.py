@@ -270,6 +270,29 @@ def test_answers_for_an_image_before_are_not_shown(visit, files, request_of, cha
     assert page.locator("#error").is_hidden() and page.locator("#region").is_hidden()
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_region_shown_is_that_of_the_last_click(visit, files, lost):
+    page, held = visit(), []
+    segment(page, files / "scene.png")
+    words = list(legend(page))
+    page.route(lambda url: "/region?" in url, lambda route: held.append((route, route.fetch())), times=1)
+    page.locator("#legend button").nth(0).click()
+    while not held:
+        page.wait_for_timeout(50)
+    page.locator("#legend button").nth(1).click()
+    page.wait_for_selector("#region:not([hidden])")
+    assert page.locator("#region-word").inner_text() == words[1]
+    (route, answer), *_ = held
+    if lost:
+        route.abort()
+    else:
+        route.fulfill(response=answer)
+    page.wait_for_timeout(500)
+    assert page.locator("#region-word").inner_text() == words[1]
+    assert page.locator("#legend .chosen .word").all_inner_texts() == [words[1]]
+    assert page.locator("#error").is_hidden()
+
+
 @pytest.mark.parametrize(
     ("file", "message"),
     [

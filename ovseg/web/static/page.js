@@ -5,7 +5,7 @@ import { legendEntry, maskTable, moreMasks, percent, sentence, unlabelledEntry }
 
 const $ = (id) => document.getElementById(id);
 const painter = new Painter($("view"));
-const state = { about: null, file: null, example: "", scene: null, region: null, granularity: null, asked: 0 };
+const state = { about: null, file: null, example: "", scene: null, region: null, granularity: null, asked: 0, clicked: 0 };
 
 async function ask(path, options = {}) {
   let answer;
@@ -140,6 +140,7 @@ $("form").addEventListener("submit", async (event) => {
     const scene = await ask("api/scenes", { method: "POST", body: form });
     state.scene = scene;
     state.asked++; // answers of the scene before are not shown
+    state.clicked++;
     show("empty", false);
     show("scene", true);
     show("results", true);
@@ -176,6 +177,7 @@ function showProgress() {
 async function showPainting(painting) {
   if (!(await painter.showLabels(painting.labels, painting.words))) return; // a newer one is shown
   state.region = null;
+  state.clicked++; // regions of the labels before are not shown
   show("region", false);
   show("region-empty", true);
   painter.fit();
@@ -257,15 +259,15 @@ $("overlay").addEventListener("click", (event) => {
 });
 
 async function explain(query) {
-  const { scene } = state;
+  const number = ++state.clicked;
   try {
-    const region = await ask(`api/scenes/${scene.id}/region?${query}`);
-    if (scene !== state.scene) return; // the image was replaced
+    const region = await ask(`api/scenes/${state.scene.id}/region?${query}`);
+    if (number !== state.clicked) return; // another region was clicked, or the labels were replaced
     state.region = region;
     showRegion(region);
     fail(null);
   } catch (error) {
-    if (scene === state.scene) fail(error);
+    if (number === state.clicked) fail(error);
   }
 }
 
