@@ -236,7 +236,7 @@ def test_the_tool(segmenters, tmp_path, monkeypatch, capsys):
     (tmp_path / "in").mkdir()
     Image.fromarray(make_image()).save(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.png").write_bytes(b"damaged")
-    arguments = ["--config-file", "openseg", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    arguments = ["--config-file", "openseg_R101", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
     assert tool.main([*arguments, "--stride", "8", "--dtype", "float16", "--format", "npz", "--without-masks"]) == 1
     with np.load(tmp_path / "out" / "a.npz") as file:
         assert sorted(file.files) == ["metadata", "pixels"] and file["pixels"].shape[1:] == (9, 13)
