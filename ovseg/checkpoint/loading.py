@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,31 @@ def load_weights(model: nn.Module, path: str | Path, *, complete: bool = False) 
             backbone alone; an evaluation with random tensors would be meaningless.
 
     Raises:
-        OvsegError: the file cannot be read, a tensor has another shape, or most of the model is missing.
+        OvsegError: the file cannot be read or is written to meanwhile, a tensor has another shape, or most of the model
+            is missing.
     """
     file = _local_path(path)
+    with unchanged(file):
+        return _load_weights(model, file, path, complete)
+
+
+@contextlib.contextmanager
+def unchanged(file: str | Path) -> Iterator[None]:
+    """Raise OvsegError if a file was written to in the block; not if another took its place."""
+    try:
+        handle = open(file, "rb")  # noqa: SIM115, closed below
+    except OSError:  # which the block names
+        yield
+        return
+    with handle:
+        before = os.fstat(handle.fileno())
+        yield
+        after = os.fstat(handle.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise OvsegError(f"{file} was written to while it was loaded: load it again when it is complete")
+
+
+def _load_weights(model: nn.Module, file: str | Path, path: str | Path, complete: bool) -> LoadReport:
     content = read_checkpoint(file, mapped=True)  # only the copies in the model last
     state = rename_keys(tensors_of(content, file))
     own = model.state_dict()

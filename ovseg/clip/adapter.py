@@ -192,13 +192,17 @@ class ClipAdapter(nn.Module):
         It must run within :meth:`autocast`.
         """
         visual = self.clip_model.visual
-        if self.precision == "fp32" or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            self._low_precision.drop()  # the weights may be about to change
+            return visual
+        if self.precision == "fp32":
             return visual
         return self._low_precision.of(visual, DTYPES[self.precision])
 
     def train(self, mode: bool = True) -> ClipAdapter:
         """Set the mode; the frozen towers stay in evaluation mode."""
         super().train(mode)
+        self._low_precision.drop()
         for tower in (self.clip_model, getattr(self, "original_clip", None)):
             if tower is not None:
                 tower.eval()

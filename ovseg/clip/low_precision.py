@@ -14,7 +14,7 @@ QUICK_GELU = 1.702  # QuickGELU(x) = x * sigmoid(1.702 x)
 
 
 class LowPrecisionCopy:
-    """Copy of a vision transformer, made for its first use and again when the tower's weights have changed.
+    """Copy of a vision transformer, made for its first use, and again after :meth:`drop` or a change of the weights.
 
     Autocast stores the result of a cast only for parameters that are trained: those of a frozen tower are cast again
     for each chunk of crops. Here the matrices of the blocks and of the patch embedding are cast once. The other tensors
@@ -29,11 +29,22 @@ class LowPrecisionCopy:
         """Return the copy; the tower itself if it is no plain vision transformer."""
         if not is_plain_vit(visual):
             return visual
-        state = (dtype, *((tensor.data_ptr(), tensor._version) for tensor in visual.parameters()))
+        state = (dtype, *((tensor.data_ptr(), _version(tensor)) for tensor in visual.parameters()))
         made = self._made
         if made is None or made[0] != state:
             made = self._made = (state, low_precision(visual, dtype))
         return made[1]
+
+    def drop(self) -> None:
+        """Make the copy again at its next use; fused optimisers change weights without a trace."""
+        self._made = None
+
+    def __reduce__(self) -> tuple:
+        return LowPrecisionCopy, ()  # copies and pickles of a model make their own
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @torch.inference_mode(False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shutil
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,8 @@ from torch.nn import functional as F
 
 from ovseg.errors import OvsegError
 from ovseg.naming import MaskedCrops
+
+logger = logging.getLogger(__name__)
 
 # Networks by the path of their owner in a model and the method that runs them; a model may lack some.
 NETWORKS = (("proposer", "last_prediction"), ("mask_namer", "run_tower"), ("mask_namer", "run_map"))
@@ -28,7 +32,8 @@ Result = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 def accelerate(model: nn.Module, compiled: bool = False, graphs: bool = False) -> None:
     """Replace the networks of a model by faster ones: the proposal network and CLIP's image tower.
 
-    Crops are filled up to groups of 8, 16, 32, ..., so that there are few sizes to compile and record.
+    Crops are filled up to groups of 8, 16, 32, ..., so that there are few sizes to compile and record. A copy or a pickle
+    of the model has the networks as they were, see :class:`ovseg.proposals.views.Part`.
 
     Args:
         model: in evaluation mode, on its device.
@@ -41,6 +46,7 @@ def accelerate(model: nn.Module, compiled: bool = False, graphs: bool = False) -
     if compiled and model.device.type == "cpu":
         _require_compiler()
     graphs = graphs and model.device.type == "cuda"
+    replaced = 0
     for path, method in NETWORKS:
         owner = getattr(model, path, None)
         function = getattr(owner, method, None)
@@ -52,6 +58,9 @@ def accelerate(model: nn.Module, compiled: bool = False, graphs: bool = False) -
         if graphs:
             function = CudaGraphs(function)
         setattr(owner, method, functools.partial(in_groups, function) if crops else function)
+        replaced += 1
+    if (compiled or graphs) and not replaced:
+        logger.warning("MODEL.COMPILE and MODEL.CUDA_GRAPHS have no effect: this model has no network to make faster")
 
 
 def _require_compiler() -> None:
@@ -79,9 +88,14 @@ class CudaGraphs:
 
     def __init__(self, function: Callable[..., Result]):
         self.function = function
+        self._lock = threading.Lock()  # all calls share the recorded inputs and results
         self._recorded: OrderedDict[tuple, tuple[torch.cuda.CUDAGraph, tuple, Result]] = OrderedDict()
 
     def __call__(self, *inputs: Any) -> Result:
+        with self._lock:
+            return self._call(inputs)
+
+    def _call(self, inputs: tuple) -> Result:
         key = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else id(x) for x in inputs)
         if key not in self._recorded:
             while len(self._recorded) >= RECORDINGS:
@@ -95,6 +109,8 @@ class CudaGraphs:
         graph.replay()
         return _each(result, Tensor.clone)  # the next replay overwrites the recorded ones
 
+    @torch.inference_mode(False)  # tensors of inference mode could not be written to outside of it
+    @torch.no_grad()
     def _record(self, inputs: tuple) -> tuple[torch.cuda.CUDAGraph, tuple, Result]:
         own = tuple(x.contiguous().clone() if isinstance(x, Tensor) else x for x in inputs)
         stream = torch.cuda.Stream()

@@ -91,8 +91,8 @@ def enlarged_labels(
     """Return the argmax over the classes of scores that are enlarged by bilinear interpolation, and its score.
 
     All classes are interpolated only at pixels whose four neighbours have not the same best class. Labels are those
-    of interpolating every class, except where the scores of two words differ by less than 1e-6 of the scores of the
-    neighbours; scores differ by less than that.
+    of interpolating every class, except where the scores of two words differ by less than a few 1e-6 of the scores of
+    the neighbours; scores differ by less than that.
 
     Args:
         labels: int64 (h, w), the argmax before enlarging, on a CPU as all others.

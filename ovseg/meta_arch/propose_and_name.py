@@ -88,6 +88,11 @@ class ProposeAndName(WordModel):
         kinds = [_entry(NAMERS, name, "MODEL.NAMER.NAME") for name in names]
         if isinstance(proposer, type) and issubclass(proposer, MaskNetwork):
             check_head(cfg)
+        elif cfg.MODEL.PROPOSER.PRECISION != "fp32":
+            raise OvsegError(
+                f"MODEL.PROPOSER.PRECISION is {cfg.MODEL.PROPOSER.PRECISION}, but {cfg.MODEL.PROPOSER.NAME} does not "
+                "read it: set it to fp32"
+            )
         if not 1 <= len(set(names)) == len(names) <= 2 or (len(names) == 2 and names[0] != "QueryEmbedding"):
             raise OvsegError(
                 f"MODEL.NAMER.NAME is {names}: give one namer, or QueryEmbedding and another, such as "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import isfunction
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +26,14 @@ class Part(nn.Module):
     Parts are composed by :class:`ovseg.meta_arch.propose_and_name.ProposeAndName`, which registers the sub-modules and
     parameters of a part under the names that they have in the part. These are the names in published checkpoints; a
     module that several parts share, such as CLIP, is registered once. A part has no buffers, only its sub-modules may.
+
+    A method that was replaced on a part (:mod:`ovseg.meta_arch.acceleration`) belongs to that part: copies and pickles
+    have the method of the class.
     """
+
+    def __getstate__(self) -> dict[str, Any]:
+        kind = type(self)
+        return {name: value for name, value in self.__dict__.items() if not isfunction(getattr(kind, name, None))}
 
 
 @dataclass

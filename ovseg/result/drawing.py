@@ -17,6 +17,7 @@ import supervision as sv
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
+from ovseg.io.images import label_areas
 from ovseg.result.label_runs import LabelRuns, Part, parts_of
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def draw_result(
     )
     scale = min(max(smallest, 1), largest)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    shares = _shares(LabelRuns.of(label_map).areas(len(names)) / label_map.size)
+    shares = _shares(label_areas(label_map, len(names)) / label_map.size)
     # of the full-size map: small regions may vanish when reduced
     colors = colors_of(k for k, _ in shares if k >= 0) if colors is None else colors
     image, label_map = resize_labelled(image, label_map, size)

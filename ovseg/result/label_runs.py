@@ -1,4 +1,4 @@
-"""The runs of a label map down its columns: areas, boxes, run lengths and connected parts of all words in one pass."""
+"""The runs of a label map down its columns: boxes, run lengths and connected parts of all words in one pass."""
 
 from __future__ import annotations
 
@@ -40,12 +40,6 @@ class LabelRuns:
     def found(self) -> tuple[int, ...]:
         """The labels from 0 that have pixels, ascending."""
         return tuple(np.unique(self.labels[self.labels >= 0]).tolist())
-
-    def areas(self, count: int) -> np.ndarray:
-        """Return the number of pixels of each label 0..count-1, int64 (count,)."""
-        shown = (self.labels >= 0) & (self.labels < count)
-        lengths = self.ends - self.starts
-        return np.bincount(self.labels[shown], weights=lengths[shown], minlength=count).astype(np.int64)
 
     def window(self, label: int, margin: int = 0) -> Window:
         """Return the box around the pixels of a label that was found, with a margin inside of the image."""

@@ -103,7 +103,8 @@ class Segmentation:
         if not np.isfinite(score_map).all():
             raise OvsegError(
                 f"the scores of {source or 'the image'} are not all numbers (NaN or infinite): the weights are "
-                "damaged, or MODEL.CLIP_ADAPTER.PRECISION has too small a range (choose fp32 or bf16)"
+                "damaged, or MODEL.CLIP_ADAPTER.PRECISION or MODEL.PROPOSER.PRECISION has too small a range (choose "
+                "fp32 or bf16)"
             )
         labels = np.where((score_map == 0) | (label_map >= len(names)), np.int32(UNLABELLED), label_map)
         if min_score is not None:
@@ -116,7 +117,7 @@ class Segmentation:
     @cached_property
     def areas(self) -> np.ndarray:
         """Number of pixels of each word, (K,) int64."""
-        return LabelRuns.of(self.label_map).areas(len(self.names))
+        return label_areas(self.label_map, len(self.names))
 
     @property
     def fractions(self) -> np.ndarray:

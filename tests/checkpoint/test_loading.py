@@ -249,3 +249,17 @@ def test_a_complete_model_needs_a_checkpoint():
     first, second = state(), state()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     assert first["backbone.stem.conv1.weight"].std() > 0
+
+
+def test_a_file_that_is_written_to_while_it_is_loaded(tmp_path):
+    from ovseg.checkpoint.loading import unchanged
+
+    file = tmp_path / "model.pth"
+    file.write_bytes(b"1")
+    with unchanged(file):
+        (tmp_path / "new.pth").write_bytes(b"22")
+        (tmp_path / "new.pth").replace(file)  # another file: the one that is read is complete
+    with pytest.raises(OvsegError, match="was written to while it was loaded"), unchanged(file):
+        file.write_bytes(b"333")
+    with unchanged(tmp_path / "missing.pth"):
+        pass

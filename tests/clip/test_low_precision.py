@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from open_clip.transformer import QuickGELU, VisionTransformer
@@ -57,6 +60,31 @@ def test_the_copy_follows_the_weights(visual: VisionTransformer) -> None:
     assert second is not first
     torch.testing.assert_close(encode(second), encode(visual), rtol=0.1, atol=0.05)
     assert copies.of(visual, torch.float16).conv1.weight.dtype == torch.float16
+
+
+def test_fused_optimisers_leave_no_trace_but_a_dropped_copy_is_made_again(visual: VisionTransformer) -> None:
+    copies = LowPrecisionCopy()
+    first = copies.of(visual, torch.bfloat16)
+    weight = visual.transformer.resblocks[1].mlp.c_fc.weight
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], lr=1.0, fused=True).step()
+    copies.drop()
+    assert not torch.equal(
+        copies.of(visual, torch.bfloat16).transformer.resblocks[1].mlp.c_fc.weight,
+        first.transformer.resblocks[1].mlp.c_fc.weight,
+    )
+
+
+def test_a_tower_of_inference_mode() -> None:
+    with torch.inference_mode():
+        tower = VisionTransformer(32, 8, 64, 1, 2, 4.0, output_dim=32).eval()
+        assert LowPrecisionCopy().of(tower, torch.bfloat16).conv1.weight.dtype == torch.bfloat16
+
+
+def test_copies_and_pickles_make_their_own(visual: VisionTransformer) -> None:
+    copies = LowPrecisionCopy()
+    copies.of(visual, torch.bfloat16)
+    assert copy.deepcopy(copies)._made is None and len(pickle.dumps(copies)) < 200
 
 
 def test_other_towers_are_not_copied() -> None:

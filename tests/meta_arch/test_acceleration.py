@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -56,6 +60,50 @@ def test_accelerated_networks_give_equal_results(monkeypatch: pytest.MonkeyPatch
         model.accelerate(compiled=True, graphs=True)
         assert compiled == ["last_prediction", "run_tower"]
         torch.testing.assert_close(model(request)[0]["sem_seg"], expected)
+
+
+def test_a_copy_has_networks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceleration, "_require_compiler", lambda: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    model = toy_model("ovseg")
+    model.accelerate(compiled=True)
+    other = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    assert "last_prediction" in vars(model.proposer) and "last_prediction" not in vars(other.proposer)
+    with torch.no_grad():
+        for tensor in other.proposer.sem_seg_head.parameters():
+            tensor.mul_(0.9)
+        batch = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        assert not torch.equal(model.proposer.last_prediction(batch)[1], other.proposer.last_prediction(batch)[1])
+
+
+def test_recordings_are_of_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Graph:
+        def replay(self) -> None:
+            time.sleep(0.002)
+            self.result.copy_(2 * self.own)
+
+    def record(self, inputs):
+        graph = Graph()
+        graph.own, graph.result = inputs[0].clone(), inputs[0].clone()
+        return graph, (graph.own,), graph.result
+
+    monkeypatch.setattr(acceleration.CudaGraphs, "_record", record)
+    double = acceleration.CudaGraphs(SimpleNamespace())
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda value: double(torch.full((2,), float(value))), range(40)))
+    assert [result[0].item() for result in results] == [2.0 * value for value in range(40)]
+
+
+def test_a_model_without_networks_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceleration, "_require_compiler", lambda: None)
+    model = SimpleNamespace(device=torch.device("cpu"), proposer=nn.Identity(), mask_namer=None)
+    accelerate(model, compiled=True)
+    assert "have no effect" in caplog.text
+
+
+def test_the_precision_of_a_proposer_that_is_no_network() -> None:
+    with pytest.raises(OvsegError, match=r"PROPOSER\.PRECISION is bf16, but BoundaryTree does not read it"):
+        build_model(load_cfg("photo", ["MODEL.DEVICE", "cpu", "MODEL.PROPOSER.PRECISION", "bf16"]))
 
 
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
