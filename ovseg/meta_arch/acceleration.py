@@ -32,8 +32,8 @@ Result = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 def accelerate(model: nn.Module, compiled: bool = False, graphs: bool = False) -> None:
     """Replace the networks of a model by faster ones: the proposal network and CLIP's image tower.
 
-    Crops are filled up to groups of 8, 16, 32, ..., so that there are few sizes to compile and record. A copy or a pickle
-    of the model has the networks as they were, see :class:`ovseg.proposals.views.Part`.
+    Crops are filled up to groups of 8, 16, 32, ..., so that there are few sizes to compile and record. A copy or a
+    pickle of the model has the networks as they were, see :class:`ovseg.proposals.views.Part`.
 
     Args:
         model: in evaluation mode, on its device.
