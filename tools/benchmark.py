@@ -3,25 +3,32 @@
 
 python tools/benchmark.py --config configs/ovseg_swinB_vitL_bs32_120k.yaml --input photo.jpg --json before.json
 python tools/benchmark.py --config configs/scan_vitL.yaml --compare configs/ovseg_swinB_vitL_bs32_120k.yaml before.json
+python tools/benchmark.py --config configs/toy/ovseg_toy.yaml --compare HEAD~10 --precision fp32
 python tools/benchmark.py --config configs/scan_vitL.yaml --batch 1 4 --precision bf16 --compile --device cuda
 
 Weights are random unless --opts sets MODEL.WEIGHTS; with random weights, ellipses replace the masks.
 Each line of the table is the median over the runs after warm-up. Each combination of configuration, device, precision
-and batch runs in a process of its own, so that peaks of memory are measured separately.
+and batch runs in a process of its own, so that peaks of memory are measured separately. A commit of --compare is
+checked out in a temporary folder; its tools/benchmark.py measures --config there, between the runs of this version.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
 import math
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -36,7 +43,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", "--config-file", required=True, help="configuration of the model")
     parser.add_argument(
-        "--compare", nargs="+", default=[], metavar="FILE", help="other configurations, or --json files"
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="FILE|COMMIT",
+        help="other configurations, --json files, or commits of this repository",
     )
     parser.add_argument("--input", help="an image; default: random pixels, 640 x 427")
     parser.add_argument("--class-names", nargs="+", default=["person", "sky", "building", "tree", "water"])
@@ -227,6 +238,58 @@ def read_figures(path: str) -> list[Figures]:
         raise OvsegError(f"{path} is not a file of --json: give a configuration (.yaml) or such a file") from error
 
 
+def is_commit(name: str) -> bool:
+    """Return whether an argument of ``--compare`` is a commit of this repository, not a file or a configuration."""
+    return not name.endswith((".json", ".yaml")) and _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+
+
+@contextlib.contextmanager
+def checked_out(commits: Sequence[str]) -> Iterator[dict[str, Path]]:
+    """Give a temporary folder with the files of each commit."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = {commit: Path(temporary) / str(number) for number, commit in enumerate(commits)}
+        try:
+            for commit, folder in folders.items():
+                if not _git("worktree", "add", "--quiet", "--detach", str(folder), commit):
+                    raise OvsegError(f"cannot check out {commit} in {folder}: is there enough space?")
+            yield folders
+        finally:
+            for folder in folders.values():
+                _git("worktree", "remove", "--force", str(folder))
+
+
+def of_commit(args: argparse.Namespace, folder: Path, commit: str, device: str, precision: str, batch: int) -> Figures:
+    """Run the benchmark of a commit that is checked out in a folder.
+
+    Raises:
+        OvsegError: it failed, for example because it lacks an option.
+    """
+    options = ["--config", args.config, "--device", device, "--precision", precision, "--batch", str(batch)]
+    options += ["--class-names", *args.class_names, "--warm-up", str(args.warm_up), "--repeat", str(args.repeat)]
+    options += ["--input", args.input] if args.input else []
+    options += ["--threads", str(args.threads)] if args.threads else []
+    for flag in ("compile", "cuda_graphs", "processor_time"):
+        options += [f"--{flag.replace('_', '-')}"] * getattr(args, flag)
+    file = folder / "benchmark.json"
+    options += ["--json", str(file)] + (["--opts", *map(str, args.opts)] if args.opts else [])
+    command = [sys.executable, str(folder / "tools" / "benchmark.py"), *options]
+    found = subprocess.run(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True, check=False
+    )
+    if found.returncode:
+        reason = (found.stderr.strip().splitlines() or ["no message"])[-1]
+        raise OvsegError(f"the benchmark of {commit} failed ({reason}): leave out options that it lacks")
+    (figures,) = json.loads(file.read_text(encoding="utf-8"))
+    return figures | {"config": f"{figures['config']} ({commit})"}
+
+
+def _git(*arguments: str) -> bool:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    with contextlib.suppress(FileNotFoundError):  # git is not installed
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return False
+
+
 def main(argv: Sequence[str] | None = None, run: Callable[..., Figures] = in_child) -> None:
     """Run the benchmark; ``run`` has the signature of :func:`measure`."""
     args = parse(argv)
@@ -234,13 +297,16 @@ def main(argv: Sequence[str] | None = None, run: Callable[..., Figures] = in_chi
     for device in args.device:
         find_device(device, "--device")
     earlier = [figures for path in args.compare if path.endswith(".json") for figures in read_figures(path)]
-    configs = [args.config, *(path for path in args.compare if not path.endswith(".json"))]
+    commits = [name for name in args.compare if is_commit(name)]
+    configs = [args.config, *(name for name in args.compare if not name.endswith(".json") and name not in commits)]
     results = []
-    for device, precision, batch in itertools.product(args.device, args.precision, args.batch):
-        group = [run(args, config, device, precision, batch) for config in configs]
-        results += group
-        same = ("device", "precision", "batch")
-        show(group + [figures for figures in earlier if all(figures[key] == group[0][key] for key in same)])
+    with checked_out(commits) as folders:
+        for device, precision, batch in itertools.product(args.device, args.precision, args.batch):
+            group = [run(args, config, device, precision, batch) for config in configs]
+            group += [of_commit(args, folders[commit], commit, device, precision, batch) for commit in commits]
+            results += group
+            same = ("device", "precision", "batch")
+            show(group + [figures for figures in earlier if all(figures[key] == group[0][key] for key in same)])
     if args.json:
         with atomic_path(Path(args.json)) as temporary:
             temporary.write_text(json.dumps(results, indent=1) + "\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,7 +71,7 @@ def test_weights_of_ones_own_keep_their_masks(config, tmp_path):
     weights = config.replace("tiny.yaml", "tiny.safetensors")
     args = tool.parse(["--config", config, "--device", "cpu", "--opts", "MODEL.WEIGHTS", weights])
     trained, requests = tool.build(args, config, "cpu", "fp32", 2)
-    assert not trained.sem_seg_head.predictor._forward_hooks
+    assert "predict" not in vars(trained.proposer)
     assert len(requests) == 2 and requests[0]["image"].shape == (3, 64, 96)
     random, _ = tool.build(tool.parse(["--config", config, "--device", "cpu"]), config, "cpu", "fp32", 1)
     with torch.no_grad():
@@ -106,3 +108,32 @@ def test_a_model_without_masks(tmp_path):
     tool.main([*argv, "--repeat", "1", "--json", str(tmp_path / "dense.json")], run=tool.measure)
     (figures,) = json.loads((tmp_path / "dense.json").read_text())
     assert list(figures["seconds"]) == ["rest"] and figures["text"] > 0
+
+
+def test_commits_are_measured_by_their_own_benchmark(config, monkeypatch, capsys):
+    calls = []
+
+    def run(command, **options):
+        calls.append(command)
+        if "--json" in command:  # the benchmark of the commit
+            figures = {**own, "config": "tiny"}
+            Path(command[command.index("--json") + 1]).write_text(json.dumps([figures]))
+        if "worktree" in command and "add" in command:
+            Path(command[-2]).mkdir(parents=True)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    once = ["--precision", "fp32", "--device", "cpu", "--warm-up", "0", "--repeat", "1"]
+    own = tool.measure(tool.parse(["--config", config, *once]), config, "cpu", "fp32", 1)
+    monkeypatch.setattr(tool.subprocess, "run", run)
+    tool.main(["--config", config, "--compare", "abc123", *once], run=lambda *_: own)
+    assert "tiny (abc123)" in " ".join(capsys.readouterr().out.split()) and calls[-1][3:5] == ["worktree", "remove"]
+    (benchmark,) = (command for command in calls if "--json" in command)
+    assert benchmark[1].endswith("tools/benchmark.py") and benchmark[benchmark.index("--config") + 1] == config
+
+
+def test_the_benchmark_of_a_commit_that_fails(config, tmp_path):
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "benchmark.py").write_text("import sys; sys.exit('unrecognized arguments')")
+    args = tool.parse(["--config", config, "--device", "cpu"])
+    with pytest.raises(OvsegError, match=r"benchmark of abc123 failed \(unrecognized arguments\): leave out options"):
+        tool.of_commit(args, tmp_path, "abc123", "cpu", "fp32", 1)
