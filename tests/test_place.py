@@ -432,7 +432,7 @@ def test_no_home_and_no_user(tmp_path, monkeypatch):
     [
         ("demo.py --class-names a --input b", signal.SIGINT, "interrupted"),
         ("demo.py --class-names a --input b", signal.SIGTERM, "terminated"),
-        ("train_net.py --config-file c", signal.SIGINT, "interrupted"),
+        ("train_net.py --config-file ovseg_swinB_vitL_demo", signal.SIGINT, "interrupted"),
         ("tools/check_dataset.py d", signal.SIGTERM, "terminated"),
     ],
 )
