@@ -74,7 +74,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ovseg.io.devices import find_device
 from ovseg.io.files import atomic_path
-from ovseg.meta_arch.acceleration import NETWORKS
 
 Row = dict[str, object]
 
@@ -84,9 +83,6 @@ def use(model: nn.Module, setting: str) -> None:
     precision, tf32, compiled, graphs = SETTINGS[setting]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     model.clip_adapter.precision = model.proposer.precision = precision
-    for path, method in NETWORKS:
-        if owner := getattr(model, path, None):
-            owner.__dict__.pop(method, None)
     model.accelerate(compiled, graphs)
 
 

@@ -30,7 +30,7 @@ Result = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 
 def accelerate(model: nn.Module, compiled: bool = False, graphs: bool = False) -> None:
-    """Replace the networks of a model by faster ones: the proposal network and CLIP's image tower.
+    """Replace the networks of a model by faster ones: the proposal network and CLIP's image tower; or put them back.
 
     Crops are filled up to groups of 8, 16, 32, ..., so that there are few sizes to compile and record. A copy or a
     pickle of the model has the networks as they were, see :class:`ovseg.proposals.views.Part`.
@@ -49,9 +49,12 @@ def accelerate(model: nn.Module, compiled: bool = False, graphs: bool = False) -
     replaced = 0
     for path, method in NETWORKS:
         owner = getattr(model, path, None)
-        function = getattr(owner, method, None)
-        if function is None or not (compiled or graphs):
+        if not hasattr(owner, method):
             continue
+        vars(owner).pop(method, None)  # of an earlier call
+        if not (compiled or graphs):
+            continue
+        function = getattr(owner, method)
         crops = isinstance(owner, MaskedCrops)
         if compiled:
             function = torch.compile(function, dynamic=False if crops or graphs else None)

@@ -106,6 +106,19 @@ def test_the_precision_of_a_proposer_that_is_no_network() -> None:
         build_model(load_cfg("photo", ["MODEL.DEVICE", "cpu", "MODEL.PROPOSER.PRECISION", "bf16"]))
 
 
+def test_a_second_call_replaces_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(acceleration, "_require_compiler", lambda: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: given.append(function) or (lambda *_: None))
+    model = toy_model("ovseg")
+    own = [model.proposer.last_prediction, model.mask_namer.run_tower]
+    for _ in range(2):
+        model.accelerate(compiled=True)
+    assert given == own * 2
+    model.accelerate()
+    assert [model.proposer.last_prediction, model.mask_namer.run_tower] == own
+
+
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy_model("ovseg")
     monkeypatch.setenv("PATH", "")
